@@ -1,0 +1,149 @@
+"""Open a model and its tokenizer, or refuse with the reason and the way out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from memedit.errors import ResourceError, UnsupportedModelError, UsageError
+from memedit.model.anatomy import Anatomy, find_anatomy, prove
+from memedit.recipe import ModelKnobs
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model in memory, its tokenizer, and the way around it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def weight(self, layer: int) -> Tensor:
+        """The down-projection's weight as it lies in memory, seen as (D, F)."""
+        weight: Any = self.model.get_submodule(self.anatomy.down_projections[layer]).weight
+        return weight.detach().T if self.anatomy.layout == "conv1d" else weight.detach()
+
+
+def locate(knobs: ModelKnobs) -> Path:
+    """The folder of a model: a local one as it is, or a snapshot of a Hub repository (cached, or downloaded)."""
+    folder = Path(knobs.path).expanduser()
+    if folder.is_dir():
+        return folder
+    if not knobs.path or knobs.path.startswith((".", "/", "~")) or knobs.path.count("/") > 1:
+        raise UsageError(f"there is no model folder {knobs.path!r}", "give a folder, or a Hub name such as gpt2")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
+    try:
+        return Path(snapshot_download(knobs.path, revision=knobs.revision, allow_patterns=patterns))
+    except LocalEntryNotFoundError as error:
+        hint = "go online once, unset HF_HUB_OFFLINE, or give a local folder"
+        raise ResourceError(f"{knobs.path} is not in the local cache and the Hub cannot be reached", hint) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UsageError(f"the model {knobs.path!r} cannot be fetched: {said}", "check its name and access") from error
+
+
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """config.json, after the refusals that need no more than it."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UsageError(f"{folder} holds no config.json, so it is no model folder", "give a Hugging Face model folder")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{file} is not valid JSON: {error}", "fetch the model again") from error
+    if config.get("quantization_config"):
+        how = config["quantization_config"].get("quant_method", "an unnamed method")
+        hint = "edit the unquantized checkpoint, then quantize the result"
+        raise UnsupportedModelError(f"{folder} is quantized ({how}): its weights cannot be changed by a little", hint)
+    if config.get("is_encoder_decoder"):
+        hint = "memedit edits causal (decoder-only) language models"
+        raise UnsupportedModelError(f"{folder} is an encoder-decoder model", hint)
+    if "auto_map" in config and not trust_remote_code:
+        hint = "read that code; if you trust it, say --set model.trust_remote_code=true"
+        raise UnsupportedModelError(f"{folder} needs Python code that comes with it (auto_map)", hint)
+    return config
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer; one without character offsets is refused, since a subject could not be located."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UsageError(f"{folder} has no tokenizer that can be read: {said}", "copy the tokenizer's files") from error
+    if not tokenizer.is_fast:
+        kind = type(tokenizer).__name__
+        hint = "save a fast one beside it: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)"
+        raise UnsupportedModelError(f"the tokenizer of {folder} ({kind}) gives no character offsets", hint)
+    return tokenizer
+
+
+def pick_device(asked: str) -> torch.device:
+    """auto: the GPU where there is one. Raises ResourceError for a device that is not there."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UsageError(f"there is no kind of device {asked!r}", "use auto, cpu, cuda, cuda:N or mps") from error
+    missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ResourceError(f"this machine has no {asked} device that torch can use", "use --device cpu")
+    return device
+
+
+def load(folder: Path, knobs: ModelKnobs) -> LanguageModel:
+    """Open the model of a folder for inference, find its anatomy and prove it.
+
+    On a CPU the forward runs in float32 whatever the checkpoint's dtype: half precision is slow there, and float32
+    holds every float16 and bfloat16 value exactly. Raises UnsupportedModelError, UsageError or ResourceError.
+    """
+    config = read_config(folder, trust_remote_code=knobs.trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
+    device = pick_device(knobs.device)
+    dtype: Any = knobs.dtype
+    if dtype == "auto" and device.type == "cpu":
+        dtype = "float32"
+    try:
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=knobs.trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        said = str(error).strip().splitlines()[0]
+        kind = config.get("model_type")
+        raise UsageError(
+            f"{folder} ({kind}) cannot be opened: {said}", "it must be a causal LM in safetensors"
+        ) from error
+    model, info = opened
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        hint = "fetch the checkpoint again: a weight that is missing would be random"
+        raise UsageError(f"{folder} lacks weights that its config asks for: {names}", hint)
+    model = model.to(device).eval().requires_grad_(False)
+    anatomy = find_anatomy(model)
+    prove(model, anatomy)
+    return LanguageModel(model, tokenizer, anatomy)

@@ -1,0 +1,37 @@
+"""The target's loss, per edit, and the ball its change stays in. Everything float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def likelihood_loss(log_probs: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """-log p of the object, mean over its tokens, weighted over contexts.
+
+    log_probs (E, X, M) of the object's tokens, mask (E, X, M) 1 where a token is, weights (X,) summing to 1 -> (E,).
+    """
+    per_context = -(log_probs * mask).sum(-1) / mask.sum(-1)
+    return (per_context * weights).sum(-1)
+
+
+def essence_loss(log_probs: Tensor, original: Tensor) -> Tensor:
+    """KL(edited || original) of the next token at the bare subject's last token; (E, V), (E, V) -> (E,).
+
+    The direction of the published code (kmeng01/memit, compute_z.py).
+    """
+    return functional.kl_div(original, log_probs, log_target=True, reduction="none").sum(-1)
+
+
+def decay_loss(change: Tensor, start: Tensor) -> Tensor:
+    """|change| / |start|^2, as published; (E, D), (E, D) -> (E,)."""
+    # The gradient of a norm at zero is not a number; a change of zero has none to pull on.
+    length = torch.sqrt(change.square().sum(-1) + torch.finfo(change.dtype).tiny)
+    return length / start.square().sum(-1)
+
+
+def into_ball(change: Tensor, radius: Tensor) -> Tensor:
+    """Each row of `change` (E, D) scaled down to the length `radius` (E,) where it is longer."""
+    length = change.norm(dim=-1)
+    return change * torch.where(length > radius, radius / length.clamp_min(1e-30), 1.0)[:, None]

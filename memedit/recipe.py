@@ -1,0 +1,202 @@
+"""Every knob, documented where it stands, and where each value came from.
+
+Precedence: flags > environment > recipe file > preset > default. A recipe is frozen and digestible: two runs
+with equal recipes and inputs write the same bytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from memedit.errors import RecipeError
+
+Source = Literal["flag", "environment", "file", "preset", "default"]
+
+
+class _Knobs(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelKnobs(_Knobs):
+    """Which model, and how it is opened."""
+
+    path: str = ""
+    """A folder, or the name of a Hub repository."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub repository."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the forward; auto: the checkpoint's on a GPU, float32 on a CPU."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off: such a model is refused."""
+
+
+class MethodKnobs(_Knobs):
+    """The solve: which layers, how strongly old knowledge holds."""
+
+    name: Literal["memit"] = "memit"
+    layers: str = "auto"
+    """`3-8`, `5`, or auto: from relative depth. Layers count from 0, both ends included."""
+    ridge: float = Field(default=1.0, gt=0)
+    """lambda / d_mlp: the weight of what the model knew against the edits; k C^-1 k averages d_mlp."""
+    semantics: Literal["memedit", "reference"] = "memedit"
+    """memedit: contexts weigh alike, n steps. reference: the published code's 1/2 and 1/10, n - 1 steps."""
+
+
+class TargetKnobs(_Knobs):
+    """The search for the state that makes the model say the new object."""
+
+    steps: int = Field(default=40, ge=1)
+    """Steps of Adam at most; an edit stops on its own when its loss is under `stop`."""
+    step: float = Field(default=0.05, gt=0)
+    """Adam's step, in units of the root mean square of the edit's own state: one default for every scale."""
+    step_absolute: float | None = Field(default=None, gt=0)
+    """Adam's step in the model's own units, as published; set, it is used instead of `step`."""
+    ball: float = Field(default=1.0, gt=0)
+    """Largest length of the change, in units of the length of the state it starts from."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight of |delta| / |state|^2, the published decay."""
+    kl: float = Field(default=0.0625, ge=0)
+    """Weight of KL(edited || original) at the subject's last token of the bare subject."""
+    stop: float = Field(default=0.05, ge=0)
+    """An edit whose loss is under this is found."""
+
+
+class ContextKnobs(_Knobs):
+    """The prefixes under which an edit must hold, sampled from the model itself."""
+
+    openings: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")
+    """One context is written from each, beside the bare prompt."""
+    tokens: int = Field(default=10, ge=1)
+    """Length of a context in tokens, its opening included."""
+    top_k: int = Field(default=5, ge=1)
+    """Each token is drawn from the so many likeliest."""
+
+
+class MomentKnobs(_Knobs):
+    """The second moments that stand for what the model knew."""
+
+    corpus: str | None = None
+    """A .txt or .jsonl file (.gz too) or hf:repo[:config]; None: the model's own memedit/corpus.jsonl.gz."""
+    tokens: int | None = Field(default=None, ge=1)
+    """How many tokens to read; None: ten times the MLP's width."""
+    row: int = Field(default=512, ge=8)
+    """Tokens in a packed row at most."""
+
+
+class OutputKnobs(_Knobs):
+    """What is written, and how."""
+
+    dir: str | None = None
+    link: Literal["auto", "hard", "copy"] = "auto"
+    """How untouched files get into the output: auto clones where the file system can, else copies."""
+    overwrite: bool = False
+
+
+class Recipe(_Knobs):
+    """Everything that decides what a run does, but for the edits themselves."""
+
+    model: ModelKnobs = ModelKnobs()
+    method: MethodKnobs = MethodKnobs()
+    target: TargetKnobs = TargetKnobs()
+    contexts: ContextKnobs = ContextKnobs()
+    moments: MomentKnobs = MomentKnobs()
+    output: OutputKnobs = OutputKnobs()
+    chat: bool = False
+    """Prompts are put into the model's chat template as a user turn."""
+    chunk: int = Field(default=64, ge=1)
+    """Edits whose targets are found together: the unit of resume."""
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the values; where output goes does not count."""
+        record = self.model_dump(mode="json", exclude={"output"})
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def known_keys(kind: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a recipe: `method.ridge`, `seed`, ..."""
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def resolve(layers: list[tuple[Source, Mapping[str, Any]]]) -> tuple[Recipe, dict[str, Source]]:
+    """Join flat `{dotted key: value}` maps, weakest first, into a recipe; says where each value came from.
+
+    Raises RecipeError: an unknown key (with the nearest known one), or a value its knob cannot have.
+    """
+    known = list(known_keys())
+    values: dict[str, Any] = {}
+    sources: dict[str, Source] = dict.fromkeys(known, "default")
+    for source, layer in layers:
+        for key, value in layer.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {near[0]}?" if near else "memedit apply --show-config lists every knob"
+                raise RecipeError(f"the recipe has no knob {key!r} (from {source})", hint)
+            values[key], sources[key] = value, source
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    try:
+        return Recipe.model_validate(tree), sources
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        said = f"{key} = {first['input']!r} (from {sources.get(key, 'file')}): {first['msg'].lower()}"
+        raise RecipeError(said, "memedit apply --show-config lists every knob and its default") from error
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested recipe file as `{dotted key: value}`."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")  # type: ignore[reportUnknownArgumentType]
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def layer_range(text: str, n_layers: int) -> list[int]:
+    """`3-8`, `5` or `3,5` -> layer indices, ascending; counted from 0, both ends included.
+
+    Raises RecipeError when it is none of these, empty, or beyond the model.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match:
+            raise RecipeError(f"method.layers = {text!r} is no range of layers", "write 3-8, or 5, or 3,5, or auto")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= n_layers:
+            hint = f"layers count from 0: 0 to {n_layers - 1}"
+            raise RecipeError(f"method.layers = {text!r} does not fit a model of {n_layers} layers", hint)
+        found |= set(range(first, last + 1))
+    return sorted(found)
+
+
+def default_layers(n_layers: int) -> list[int]:
+    """The early site by relative depth: MEMIT's 3-8 of GPT-J's 28 and 13-17 of GPT-2 XL's 48 lie around it.
+
+    A fifth of the depth, ending a third of the way up.
+    """
+    count = max(1, round(n_layers / 5))
+    last = max(count - 1, round(n_layers / 3) - 1 + (n_layers < 12))
+    return list(range(last - count + 1, last + 1))

@@ -1,0 +1,47 @@
+"""A recipe says where each value came from, and refuses what it does not know."""
+
+import pytest
+from memedit.errors import RecipeError
+from memedit.recipe import Recipe, default_layers, flatten, layer_range, resolve
+
+
+def test_the_stronger_source_wins_and_is_named() -> None:
+    recipe, sources = resolve([("file", {"method.ridge": 2.0, "seed": 3}), ("flag", {"method.ridge": 5.0})])
+    assert recipe.method.ridge == 5.0
+    assert (sources["method.ridge"], sources["seed"], sources["chunk"]) == ("flag", "file", "default")
+
+
+def test_an_unknown_knob_is_refused_with_the_nearest() -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolve([("flag", {"method.rigde": 1.0})])
+    assert "method.rigde" in caught.value.message
+    assert "method.ridge" in caught.value.hint
+
+
+def test_a_value_that_cannot_be_names_its_key_and_source() -> None:
+    with pytest.raises(RecipeError, match=r"method\.ridge = -1\.0 \(from flag\)"):
+        resolve([("flag", {"method.ridge": -1.0})])
+
+
+def test_layers_count_from_zero_and_include_both_ends() -> None:
+    assert layer_range("1-3", 6) == [1, 2, 3]
+    assert layer_range("5", 6) == [5]
+    for wrong in ("6", "3-1", "a", "", "1-6"):
+        with pytest.raises(RecipeError):
+            layer_range(wrong, 6)
+
+
+def test_default_layers_stay_in_the_model() -> None:
+    for n_layers in range(1, 100):
+        layers = default_layers(n_layers)
+        assert layers and layers[0] >= 0 and layers[-1] < n_layers
+
+
+def test_where_output_goes_is_no_part_of_the_digest() -> None:
+    recipe, _ = resolve([("flag", {"output.dir": "a"})])
+    assert recipe.digest == Recipe().digest
+    assert resolve([("flag", {"seed": 1})])[0].digest != Recipe().digest
+
+
+def test_a_nested_file_flattens_to_dotted_keys() -> None:
+    assert flatten({"method": {"ridge": 2}, "seed": 1}) == {"method.ridge": 2, "seed": 1}
