@@ -1,0 +1,170 @@
+"""Running rows through a model: rows of equal length share a launch, so that nothing is ever padded.
+
+A site is a place a state can be read: `mlp.in` is the input of a block's down-projection (a key), `block.out` the
+block's output (the residual stream after it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from memedit.model.load import LanguageModel
+
+TOKENS_PER_LAUNCH = 4096
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a state is read: a layer and a part of it."""
+
+    layer: int
+    part: Literal["mlp.in", "block.out"]
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: the last state asked for has been seen
+    """Stops a forward: nothing above is needed."""
+
+
+def output_of(output: Any) -> Tensor:
+    """A block's hidden states; some families return them alone, others first in a tuple."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@contextmanager
+def capture(
+    lm: LanguageModel, sites: Sequence[Site], see: Callable[[Site, Tensor], None], *, stop: bool = False
+) -> Generator[None]:
+    """Call `see(site, states)` for each site in every forward inside; with `stop`, end the forward at the last one.
+
+    States are what the module saw, (B, T, width), not copied. With `stop`, run the forward through `run`.
+    """
+    last = max(sites, key=lambda site: (site.layer, site.part == "block.out"))
+
+    def before(site: Site) -> Callable[[nn.Module, Any], None]:
+        def hook(_module: nn.Module, args: Any) -> None:
+            see(site, args[0])
+            if stop and site == last:
+                raise _Reached
+
+        return hook
+
+    def after(site: Site) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            see(site, output_of(output))
+            if stop and site == last:
+                raise _Reached
+
+        return hook
+
+    with ExitStack() as stack:
+        for site in sites:
+            if site.part == "mlp.in":
+                module = lm.model.get_submodule(lm.anatomy.down_projections[site.layer])
+                handle = module.register_forward_pre_hook(before(site))
+            else:
+                module = lm.model.get_submodule(f"{lm.anatomy.blocks}.{site.layer}")
+                handle = module.register_forward_hook(after(site))
+            stack.callback(handle.remove)
+        yield
+
+
+def run(lm: LanguageModel, ids: Tensor, **options: Any) -> Any:
+    """One forward over ids (B, T) of equal length; None where `capture` stopped it."""
+    try:
+        return lm.model(input_ids=ids.to(lm.device), use_cache=False, **options)
+    except _Reached:
+        return None
+
+
+def launches(lengths: Sequence[int], tokens: int = TOKENS_PER_LAUNCH) -> Generator[list[int]]:
+    """Indices of rows that share a launch: of equal length, shortest first, at most `tokens` tokens together."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    batch: list[int] = []
+    for index in order:
+        length = lengths[index]
+        if batch and (lengths[batch[0]] != length or (len(batch) + 1) * length > tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def last_states(lm: LanguageModel, rows: Sequence[tuple[int, ...]], site: Site) -> Tensor:
+    """The state of a site at each row's last token, (rows, width) float32 on the CPU; equal rows run once.
+
+    Causal models need nothing to the right of a token: cut a row where its state is wanted.
+    """
+    unique = list(dict.fromkeys(rows))
+    found: list[Tensor] = [torch.empty(0)] * len(unique)
+    for batch in launches([len(row) for row in unique]):
+        ids = torch.tensor([unique[index] for index in batch])
+        kept: list[Tensor] = []
+
+        def see(_site: Site, states: Tensor, kept: list[Tensor] = kept, shape: torch.Size = ids.shape) -> None:
+            kept.append(states.reshape(*shape, -1)[:, -1].float().cpu())
+
+        with capture(lm, [site], see, stop=True):
+            run(lm, ids)
+        for index, state in zip(batch, kept[0], strict=True):
+            found[index] = state
+    place = {row: index for index, row in enumerate(unique)}
+    return torch.stack([found[place[row]] for row in rows])
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How a model takes one continuation of a prompt: log-probability of each token, and whether it was likeliest."""
+
+    log_probs: Tensor
+    """(tokens,) float32."""
+    likeliest: Tensor
+    """(tokens,) bool: greedy decoding, given the tokens before, would say it."""
+
+
+@torch.no_grad()
+def continuations(
+    lm: LanguageModel,
+    rows: Iterable[tuple[tuple[int, ...], tuple[int, ...]]],
+    seen: Callable[[int], None] | None = None,
+) -> list[Continuation]:
+    """Score continuations: rows of (prompt ids, continuation ids); the head runs only where it is read."""
+    pairs = list(dict.fromkeys(rows_list := list(rows)))
+    scored: dict[tuple[tuple[int, ...], tuple[int, ...]], Continuation] = {}
+    for batch in launches([len(prompt) + len(target) - 1 for prompt, target in pairs]):
+        chosen = [pairs[index] for index in batch]
+        ids = torch.tensor([(prompt + target)[:-1] for prompt, target in chosen])
+        keep = max(len(target) for _, target in chosen)
+        logits = run(lm, ids, logits_to_keep=keep).logits[:, -keep:].float()
+        log_probs = torch.log_softmax(logits, -1).cpu()
+        for row, (prompt, target) in zip(log_probs, chosen, strict=True):
+            wanted, read = torch.tensor(target), row[-len(target) :]
+            picked = read.gather(1, wanted[:, None])[:, 0]
+            scored[prompt, target] = Continuation(picked, read.argmax(-1) == wanted)
+        if seen:
+            seen(len(batch))
+    return [scored[row] for row in rows_list]
+
+
+@torch.no_grad()
+def sample(
+    lm: LanguageModel, openings: Sequence[tuple[int, ...]], *, length: int, top_k: int, seed: int
+) -> list[tuple[int, ...]]:
+    """Each opening continued to `length` tokens, every token drawn from the `top_k` likeliest; seeded, on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    written: list[tuple[int, ...]] = []
+    for opening in openings:
+        ids = opening
+        while len(ids) < length:
+            logits = run(lm, torch.tensor([ids]), logits_to_keep=1).logits[0, -1].float().cpu()
+            values, tokens = logits.topk(min(top_k, len(logits)))
+            ids += (int(tokens[torch.multinomial(values.softmax(-1), 1, generator=generator)]),)
+        written.append(ids)
+    return written
