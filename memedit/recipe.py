@@ -195,8 +195,8 @@ def layer_range(text: str, n_layers: int) -> list[int]:
 def default_layers(n_layers: int) -> list[int]:
     """The early site by relative depth: MEMIT's 3-8 of GPT-J's 28 and 13-17 of GPT-2 XL's 48 lie around it.
 
-    A fifth of the depth, ending a third of the way up.
+    A fifth of the depth, three layers at least so that the change is spread, ending a third of the way up.
     """
-    count = max(1, round(n_layers / 5))
-    last = max(count - 1, round(n_layers / 3) - 1 + (n_layers < 12))
+    count = min(n_layers, max(3, round(n_layers / 5)))
+    last = max(count - 1, round(n_layers / 3) - 1)
     return list(range(last - count + 1, last + 1))

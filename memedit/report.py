@@ -87,6 +87,8 @@ class Report(_Value):
     versions: dict[str, str] = Field(default_factory=dict)
     arguments: list[str] = Field(default_factory=list)
     model: str = ""
+    base: str | None = None
+    """The model that `before` was measured on, where that was another folder."""
     output: str | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
     device: str = ""
@@ -96,10 +98,61 @@ class Report(_Value):
     layers: tuple[LayerReport, ...] = ()
     before: Scores | None = None
     after: Scores | None = None
-    chance: float | None = None
-    """Efficacy of a coin, or None: said beside every table."""
+    kept: dict[str, Figure | None] = Field(default_factory=dict)
+    """Of known facts right before, the share right after: of `others`, and of `siblings` (edited subjects)."""
     digests: dict[str, Any] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds by phase."""
     notes: tuple[str, ...] = ()
     per_edit: tuple[EditResult, ...] = ()
+
+
+class Preview(_Value):
+    """What a run would do and cost, before it is done."""
+
+    edits: int
+    skipped: int
+    warnings: int
+    layers: tuple[int, ...]
+    parameters: tuple[str, ...]
+    corpus: str | None
+    tokens: int
+    moments_cached: tuple[int, ...]
+    moments_missing: tuple[int, ...]
+    bytes_output: int
+    bytes_cache: int
+    """What the missing moments will take in the cache."""
+    bytes_memory: int
+    """Model, moments and target search at their largest, about."""
+    resumes: bool
+    """A run of the same edits, model and recipe was begun, and will be gone on with."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        layers = ", ".join(str(layer) for layer in self.layers)
+        missing = ", ".join(str(layer) for layer in self.moments_missing) or "none"
+        return [
+            f"edits     {self.edits:,} ({self.skipped:,} skipped, {self.warnings:,} warnings)",
+            f"layers    {layers}",
+            *(f"          {name}" for name in self.parameters),
+            f"moments   {len(self.moments_cached)} cached; to measure: {missing} ({self.tokens:,} tokens)",
+            f"writes    {self.bytes_output / 1e6:,.1f} MB of output, {self.bytes_cache / 1e6:,.1f} MB of cache",
+            f"memory    about {self.bytes_memory / 1e9:,.2f} GB",
+            f"resumes   {'an unfinished run' if self.resumes else 'nothing'}",
+        ]
+
+
+class MomentRow(_Value):
+    """One layer's second moment in the cache."""
+
+    layer: int
+    width: int
+    tokens: int
+    bytes: int
+    state: Literal["cached", "measured", "imported", "missing"]
+    file: str
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        return f"layer {self.layer:>3}  {self.width:,} units  {self.tokens:,} tokens  {self.state:<8}  {self.file}"

@@ -37,6 +37,10 @@ class Anatomy:
     def n_layers(self) -> int:
         return len(self.down_projections)
 
+    def turned(self, weight: Tensor) -> Tensor:
+        """A stored weight as (D, F), or one of (D, F) as it is stored: a view."""
+        return weight.T if self.layout == "conv1d" else weight
+
     def parameter(self, layer: int) -> str:
         """Name of the weight that an edit of this layer changes."""
         return f"{self.down_projections[layer]}.weight"

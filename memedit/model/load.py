@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from memedit.errors import ResourceError, UnsupportedModelError, UsageError
 from memedit.model.anatomy import Anatomy, find_anatomy, prove
@@ -93,6 +93,14 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         hint = "save a fast one beside it: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)"
         raise UnsupportedModelError(f"the tokenizer of {folder} ({kind}) gives no character offsets", hint)
     return tokenizer
+
+
+def open_tokenizer(folder: Path, knobs: ModelKnobs) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """The tokenizer and the longest row the model takes, without its weights."""
+    read_config(folder, trust_remote_code=knobs.trust_remote_code)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=knobs.trust_remote_code, local_files_only=True)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code), positions
 
 
 def pick_device(asked: str) -> torch.device:

@@ -14,8 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from memedit.numerics.moments import Moment
 from torch import Tensor
+
+from memedit.numerics.moments import Moment
 
 SMALLEST_PIVOT = 1e-10  # of the mean diagonal: under it the factor is noise in float64
 SHIFTS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)  # of the mean diagonal, tried in turn

@@ -1,0 +1,84 @@
+"""memedit from Python: what the command line does, as functions of plain values. No state outlives a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memedit import pipeline
+from memedit.errors import EditListError
+from memedit.lint import lint
+from memedit.recipe import Recipe, resolve
+from memedit.report import Report
+from memedit.request import EditRequest
+from memedit.storage.requests import read
+from memedit.tell import Tell
+
+Edits = str | Path | Sequence[EditRequest]
+
+
+def load_edits(source: str | Path, *, relations: str | Path | None = None) -> list[EditRequest]:
+    """Read an edit list in any of memedit's formats. Raises EditListError with every error it has, or UsageError.
+
+    >>> edits = load_edits("requests/world.jsonl")
+    >>> len(edits), edits[0].relation
+    (1000, 'language')
+    """
+    requests, findings = read(str(source), relations=None if relations is None else str(relations))
+    found = [one for one in (*findings, *lint(requests)) if one.severity == "error"]
+    if found:
+        raise EditListError(f"the edit list {source} has errors", "see .findings", tuple(found))
+    return requests
+
+
+def apply(
+    edits: Edits,
+    model: str | Path,
+    output: str | Path,
+    *,
+    facts: Edits = (),
+    settings: Mapping[str, Any] | None = None,
+    tell: Tell | None = None,
+) -> Report:
+    """Write facts into a model: the edited checkpoint is in `output` when this returns.
+
+    `settings` are knobs of the recipe by their dotted names. `facts` are known facts; the report says how many stay.
+    Raises children of MemeditError, before any heavy work where the input is at fault.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     edits = load_edits("requests/world.jsonl")[:2]
+    ...     report = apply(edits, "examples/models/made-gpt2", folder + "/edited", settings={"target.steps": 20})
+    >>> report.edits, [one.layer for one in report.layers]
+    (2, [0, 1, 2])
+    """
+    recipe = _recipe(model, {**(settings or {}), "output.dir": str(output)})
+    return pipeline.apply(_edits(edits), recipe, facts=_edits(facts), tell=tell)
+
+
+def evaluate(
+    edits: Edits,
+    model: str | Path,
+    *,
+    base: str | Path | None = None,
+    facts: Edits = (),
+    settings: Mapping[str, Any] | None = None,
+    tell: Tell | None = None,
+) -> Report:
+    """Judge a model on an edit list, beside the model it was made from where `base` names it.
+
+    >>> report = evaluate(load_edits("requests/world.jsonl")[:20], "examples/models/made-gpt2")
+    >>> report.after.efficacy.mean < 0.5
+    True
+    """
+    where = None if base is None else str(base)
+    return pipeline.evaluate(_edits(edits), _recipe(model, settings), base=where, facts=_edits(facts), tell=tell)
+
+
+def _edits(edits: Edits) -> list[EditRequest]:
+    return load_edits(edits) if isinstance(edits, str | Path) else list(edits)
+
+
+def _recipe(model: str | Path, settings: Mapping[str, Any] | None) -> Recipe:
+    return resolve([("flag", {**(settings or {}), "model.path": str(model)})])[0]

@@ -1,0 +1,112 @@
+"""The program: its commands, and how every error ends in one line, a hint and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated, NoReturn
+
+import click
+import typer
+
+from memedit import __version__
+from memedit.cli.apply import apply
+from memedit.cli.check import check
+from memedit.cli.evaluate import evaluate
+from memedit.cli.schema import schema
+from memedit.cli.stats import stats
+from memedit.errors import EditListError, MemeditError
+
+app = typer.Typer(
+    name="memedit",
+    help="Batch mass-editing of a language model's factual memories.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("apply")(apply)
+app.command("eval")(evaluate)
+app.command("check")(check)
+app.command("stats")(stats)
+app.command("schema")(schema)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Run the program; exits with the code that the outcome has."""
+    debug = bool(os.environ.get("MEMEDIT_DEBUG"))
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except MemeditError as error:
+        if debug:
+            raise
+        if isinstance(error, EditListError):
+            for finding in error.findings:
+                _say(getattr(finding, "line", str(finding)))
+        _say(f"error: {_one_line(error.message)}")
+        if error.hint:
+            _say(f"hint: {_one_line(error.hint)}")
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted; what was finished is kept: the same command goes on from there")
+        sys.exit(130)
+    except _Terminated:
+        _say("terminated; what was finished is kept: the same command goes on from there")
+        sys.exit(143)
+    except BrokenPipeError:
+        # Nobody reads any more: not an error. Closing stdout at exit must not raise it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        _say("error: the machine's memory is full")
+        _say("hint: lower --set chunk=16, or use a machine with more memory")
+        sys.exit(5)
+    except Exception as error:
+        if debug:
+            raise
+        if type(error).__name__ == "OutOfMemoryError":
+            _say("error: the GPU's memory is full")
+            _say("hint: lower --set chunk=16, or use --device cpu; what was finished is kept")
+            sys.exit(5)
+        _say(f"error: unexpected {type(error).__name__}: {_one_line(str(error))}")
+        _say("hint: this is a defect of memedit; MEMEDIT_DEBUG=1 shows where")
+        sys.exit(1)
+
+
+class _Terminated(BaseException):
+    pass
+
+
+def _terminated(_signal: int, _frame: object) -> NoReturn:
+    raise _Terminated
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,177 @@
+"""Options that several commands share, and how they become a recipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from memedit.errors import GateError, RecipeError, UsageError
+from memedit.recipe import Recipe, Source, flatten, resolve
+from memedit.report import Report
+from memedit.request import EditRequest, Finding
+
+Edits = Annotated[str, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.")]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="A model folder or Hub name.")]
+RelationsOption = Annotated[str | None, typer.Option("--relations", metavar="FILE", help="A table of relations.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--input-format", metavar="FORMAT", help="yaml, json, jsonl, csv or tsv; else by the name."),
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Take the first N edits only.")]
+ConfigOption = Annotated[str | None, typer.Option("--config", "-c", metavar="FILE", help="A recipe (YAML).")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one knob of the recipe.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, mps.")]
+LayersOption = Annotated[str | None, typer.Option("--layers", metavar="RANGE", help="Layers to edit: 3-8, 5, auto.")]
+CorpusOption = Annotated[
+    str | None, typer.Option("--corpus", metavar="FILE|hf:repo", help="Text for the second moments.")
+]
+FactsOption = Annotated[
+    str | None, typer.Option("--facts", metavar="FILE", help="Known facts (an edit list): how many stay is reported.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")]
+PerEditOption = Annotated[bool, typer.Option("--per-edit", help="Print JSON Lines, one record per edit.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result's path or nothing else.")]
+FailUnderOption = Annotated[
+    str | None, typer.Option("--fail-under", metavar="NAME=X,...", help="Exit 3 where a score is under its bar.")
+]
+ShowConfigOption = Annotated[bool, typer.Option("--show-config", help="Print every knob, and where it is from; exit.")]
+
+ENVIRONMENT = {"MEMEDIT_DEVICE": "model.device", "MEMEDIT_DTYPE": "model.dtype", "MEMEDIT_SEED": "seed"}
+"""Environment variables that set a knob."""
+
+
+def read_recipe(
+    config: str | None, sets: list[str] | None, flags: Mapping[str, Any]
+) -> tuple[Recipe, dict[str, Source]]:
+    """The recipe of a command: flags over --set over environment over file over defaults."""
+    named = {name: value for name, value in flags.items() if value is not None}
+    environment = {key: os.environ[name] for name, key in ENVIRONMENT.items() if os.environ.get(name)}
+    layers: list[tuple[Source, Mapping[str, Any]]] = [
+        ("file", _file(config) if config else {}),
+        ("environment", environment),
+        ("flag", dict(_assignment(text) for text in sets or [])),
+        ("flag", named),
+    ]
+    return resolve(layers)
+
+
+def read_edits(
+    source: str, relations: str | None, input_format: str | None, limit: int | None
+) -> tuple[list[EditRequest], list[Finding]]:
+    """An edit list and the reader's findings; with `limit`, its first edits only."""
+    from memedit.storage.requests import read
+
+    requests, findings = read(source, relations=relations, input_format=input_format)
+    return (requests if limit is None else requests[:limit]), findings
+
+
+def read_facts(source: str | None) -> list[EditRequest]:
+    """A list of known facts; it may be long, and must be sound."""
+    if source is None:
+        return []
+    from memedit.errors import EditListError
+
+    requests, findings = read_edits(source, None, None, None)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        raise EditListError(f"the facts of {source} cannot be read", "mend the lines above", tuple(errors))
+    return requests
+
+
+def need_model(recipe: Recipe) -> None:
+    """Raises UsageError where no model is named."""
+    if not recipe.model.path:
+        raise UsageError("no model was given", "say which: -m MODEL")
+
+
+def one_output(json: bool, per_edit: bool, quiet: bool) -> None:
+    """Raises UsageError where two forms of output are asked for."""
+    if json + per_edit + quiet > 1:
+        raise UsageError("--json, --per-edit and -q are three forms of one output", "choose one of them")
+
+
+def error_console() -> Console:
+    """Where people are told things while results go to stdout."""
+    return Console(stderr=True)
+
+
+def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
+    """The machine's forms of a report, on stdout."""
+    if per_edit:
+        for one in report.per_edit:
+            record = {**one.edit, **one.model_dump(mode="json", exclude={"edit"}, exclude_none=True)}
+            sys.stdout.write(_json(record) + "\n")
+    elif json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+
+
+def gate(report: Report, fail_under: Mapping[str, float]) -> None:
+    """Raises GateError naming every score under its bar."""
+    low: list[str] = []
+    for name, bar in fail_under.items():
+        found: Any = getattr(report.after, name)
+        value = found if isinstance(found, float) or found is None else found.mean
+        if value is None or value < bar:
+            low.append(f"{name} is {'not measured' if value is None else f'{value:.4f}'}, under {bar:g}")
+    if low:
+        raise GateError("; ".join(low), "look at --per-edit for the edits that failed")
+
+
+def bars(text: str | None) -> dict[str, float]:
+    """`efficacy=0.95,paraphrase=0.8` as a mapping. Raises UsageError for anything else."""
+    from memedit.report import Scores
+
+    found: dict[str, float] = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, _, value = part.partition("=")
+        name = {"specificity": "neighborhood"}.get(name.strip(), name.strip())
+        if name not in Scores.model_fields:
+            raise UsageError(f"--fail-under knows no score {name!r}", f"it knows {', '.join(Scores.model_fields)}")
+        try:
+            found[name] = float(value)
+        except ValueError as error:
+            raise UsageError(f"--fail-under {part!r} has no number", "write efficacy=0.95") from error
+    return found
+
+
+def _file(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        tree: Any = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}: {(error.strerror or '').lower()}", "check -c") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}", "mend it") from error
+    if not isinstance(tree or {}, dict):
+        raise RecipeError(f"the recipe {path} is no mapping of knobs", "see --show-config for its form")
+    tree = dict(tree or {})
+    if str(tree.pop("version", 1)) != "1":
+        raise RecipeError(f"the recipe {path} has a version that this memedit does not read", "write version: 1")
+    return flatten(tree)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise UsageError(f"--set {text!r} is no KEY=VALUE", "write --set method.ridge=2")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {text!r}: the value is not valid YAML", "put quotes around it") from error
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(record, ensure_ascii=False)

@@ -1,0 +1,25 @@
+"""memedit schema."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import typer
+
+
+def schema(
+    what: Annotated[Literal["edits", "recipe", "report"], typer.Argument(help="Of what.")],
+) -> None:
+    """Print the JSON schema of an edit, a recipe or a report."""
+    from memedit.recipe import Recipe
+    from memedit.report import Report
+    from memedit.request import EditRequest
+
+    kinds: dict[str, Any] = {"edits": EditRequest, "recipe": Recipe, "report": Report}
+    found = kinds[what].model_json_schema()
+    if what == "edits":
+        # The reader makes these two: an id from the line, and the line itself.
+        found["properties"].pop("origin")
+        found["required"].remove("id")
+    print(json.dumps(found, indent=2))

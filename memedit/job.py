@@ -1,0 +1,242 @@
+"""The steps of one run, each recalled from the run folder or made and kept there."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memedit.errors import UsageError
+from memedit.measure import moments_for, plan_moments
+from memedit.model.load import LanguageModel, load, locate
+from memedit.model.suffix import choose
+from memedit.numerics.delta import Delta, rounded
+from memedit.numerics.moments import Moment
+from memedit.numerics.solvers import Factor, prepare_memit
+from memedit.recipe import Recipe
+from memedit.report import EditResult, Report
+from memedit.request import EditRequest, Finding
+from memedit.stages.contexts import sample_contexts
+from memedit.stages.evaluation import Judgment, exact, judge, kept, score
+from memedit.stages.plan import Plan, make_plan, under
+from memedit.stages.statistics import Moments
+from memedit.stages.targets import Targets, find_targets, rows_of
+from memedit.stages.update import Update, solve
+from memedit.storage import card
+from memedit.storage.artifacts import Store, cache_dir, digest_of
+from memedit.storage.checkpoint import Checkpoint, check_output, verify, write
+from memedit.storage.deltas import delta_bytes
+from memedit.storage.requests import write_lines
+from memedit.tell import Tell
+
+
+class Job:
+    """One run: what it was asked, the open model, and the steps of `apply` in their order."""
+
+    def __init__(
+        self,
+        requests: Sequence[EditRequest],
+        recipe: Recipe,
+        findings: Sequence[Finding],
+        facts: Sequence[EditRequest],
+        tell: Tell,
+    ) -> None:
+        self.recipe, self.facts, self.tell = recipe, list(facts), tell
+        self.timings: dict[str, float] = {}
+        self.folder = locate(recipe.model)
+        self.out = Path(recipe.output.dir).expanduser() if recipe.output.dir else None
+        if self.out is not None:
+            check_output(self.folder, self.out, overwrite=recipe.output.overwrite)
+        with self.timed("load", None):
+            self.base = Checkpoint.open(self.folder)
+            self.lm: LanguageModel = load(self.folder, recipe.model)
+            self.plan: Plan = make_plan(requests, self.lm.tokenizer, self.lm.anatomy, recipe, findings)
+        self.requests = [edit.request for edit in self.plan.edits]
+        anatomy = self.lm.anatomy
+        self.names = {layer: self.base.resolve(anatomy.parameter(layer)) for layer in self.plan.layers}
+        self.stored = {layer: anatomy.turned(self.base.tensor(name)) for layer, name in self.names.items()}
+        """The weights to edit, (D, F), in the checkpoint's own dtype."""
+
+    @contextmanager
+    def timed(self, name: str, total: int | None, unit: str = "") -> Any:
+        """A phase: told, and its seconds kept for the report."""
+        start = time.monotonic()
+        with self.tell.phase(name, total, unit) as advance:
+            yield advance
+        self.timings[name] = time.monotonic() - start
+
+    @contextmanager
+    def run_folder(self) -> Any:
+        """The run's own store, under a lock; it stays where the run does not come to its end."""
+        if self.out is None:
+            raise UsageError("no output folder was given", "say where to: -o OUT")
+        store = self.store()
+        with store.locked(self.tell.note):
+            yield store
+
+    def store(self) -> Store:
+        """Where an unfinished run lives: by the digest of its edits, model and recipe."""
+        record = [request.public() for request in (*self.requests, *self.facts)]
+        inputs = {"edits": digest_of(record), "model": self.base.digest, "recipe": self.recipe.digest}
+        return Store(cache_dir() / "runs" / digest_of(inputs)[:16])
+
+    def contexts(self, run: Store) -> list[str]:
+        """The prefixes, the empty one first."""
+        knobs, seed = self.recipe.contexts, self.recipe.seed
+        with self.timed("contexts", None):
+            on = {"model": self.base.digest, "knobs": knobs.model_dump(mode="json"), "seed": seed}
+            return run.recall_json("contexts", on, lambda: list(sample_contexts(self.lm, knobs, seed)))
+
+    def moments(self) -> Moments:
+        """The second moments of the layers, from the cache or measured now."""
+        plan = plan_moments(self.lm, self.folder, self.plan.layers, self.recipe)
+        with self.timed("moments", plan.tokens if plan.missing else None, "tokens") as advance:
+            return moments_for(self.lm, plan, self.tell, advance)
+
+    def judged(self, run: Store | None, name: str) -> tuple[list[Judgment], list[bool]]:
+        """Every edit's judgment and every fact's by the model as it is now; recalled where a store is given."""
+        chat = self.recipe.chat
+
+        def measure() -> dict[str, Any]:
+            judgments = judge(self.lm, self.requests, chat=chat, advance=advance)
+            return {"edits": [asdict(one) for one in judgments], "facts": exact(self.lm, self.facts, chat=chat)}
+
+        with self.timed(name, None, "answers") as advance:
+            found = run.recall_json(name, {"model": self.base.digest}, measure) if run else measure()
+        return [Judgment(**one) for one in found["edits"]], found["facts"]
+
+    def targets(self, run: Store, contexts: Sequence[str]) -> tuple[Targets, str]:
+        """Targets chunk by chunk (each chunk is kept), and which engine found them."""
+        recipe, layer = self.recipe, self.plan.layers[-1]
+        edits, size = self.plan.edits, self.recipe.chunk
+        prompts = [under(edit, contexts, self.lm.tokenizer, chat=recipe.chat) for edit in edits]
+        probe = [row for edit, of_one in list(zip(edits, prompts, strict=True))[:8] for row in rows_of(edit, of_one)]
+        engine, told = choose(self.lm, layer, probe)
+        # Suffixes of one length share a launch, so a chunk holds edits that are alike.
+        order = sorted(range(len(edits)), key=lambda n: (_suffix(edits[n]), n))
+        chunks = [order[at : at + size] for at in range(0, len(order), size)]
+        parts: list[Targets] = []
+        with self.timed("targets", len(edits), "edits") as advance:
+            for number, chunk in enumerate(chunks):
+
+                def find(chunk: Sequence[int] = chunk) -> dict[str, torch.Tensor]:
+                    mine = [edits[n] for n in chunk], [prompts[n] for n in chunk]
+                    found = find_targets(self.lm, *mine, layer, recipe, engine=engine, advance=advance)
+                    return dict(vars(found))
+
+                on = {"contexts": list(contexts), "chunk": chunk, "layer": layer, "engine": engine.__name__}
+                parts.append(Targets(**run.recall(f"targets-{number:04d}", on, find)))
+        joined = Targets.join(parts)
+        back = torch.tensor([n for chunk in chunks for n in chunk]).argsort()
+        return Targets(**{name: rows[back] for name, rows in vars(joined).items()}), told
+
+    def update(self, contexts: Sequence[str], moments: Moments, targets: Targets) -> Update:
+        """The change of every layer."""
+        method = self.recipe.method
+        prompts = [under(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
+
+        def factor_of(layer: int) -> Factor:
+            return prepared(moments[layer], method.ridge, layer)
+
+        with self.timed("solve", len(self.plan.layers), "layers") as advance:
+            return solve(self.lm, prompts, targets.wanted, factor_of, self.stored, method, advance=advance)
+
+    def weights(self, update: Update) -> dict[int, torch.Tensor]:
+        """The edited weights as the model holds them: rounded to the checkpoint's dtype first."""
+        lm = self.lm
+        return {n: rounded(self.stored[n], delta).to(lm.device, lm.dtype) for n, delta in update.deltas.items()}
+
+    def report(
+        self,
+        arguments: Sequence[str],
+        engine: str,
+        before: tuple[list[Judgment], list[bool]],
+        after: tuple[list[Judgment], list[bool]],
+        targets: Targets,
+        update: Update,
+    ) -> Report:
+        """Everything that is known of the run."""
+        results = [
+            EditResult(
+                id=request.id,
+                status="ok" if now.accuracy == 1 else "failed",
+                reason=None if now.accuracy == 1 else "the model does not say the object",
+                edit=request.public(),
+                before=was.record(),
+                after=now.record(),
+                loss=float(loss),
+                steps=int(steps),
+            )
+            for request, was, now, loss, steps in zip(
+                self.requests, before[0], after[0], targets.loss, targets.steps, strict=True
+            )
+        ]
+        results += [
+            EditResult(id=request.id, status="skipped", reason="an exact duplicate", edit=request.public())
+            for request in self.plan.skipped
+        ]
+        return Report(
+            command="apply",
+            versions=versions(),
+            arguments=list(arguments),
+            model=self.recipe.model.path,
+            output=self.recipe.output.dir,
+            recipe=self.recipe.model_dump(mode="json"),
+            device=str(self.lm.device),
+            engine=engine,
+            edits=len(self.requests),
+            layers=update.layers,
+            before=score(before[0]),
+            after=score(after[0]),
+            kept=kept(self.facts, before[1], after[1], self.requests),
+            digests={"model": self.base.digest, "edits": digest_of([r.public() for r in self.requests])},
+            timings=self.timings,
+            per_edit=tuple(results),
+        )
+
+    def write(self, report: Report, update: Update) -> None:
+        """The output folder, verified."""
+        assert self.out is not None
+        deltas: dict[str, Delta] = {self.names[layer]: delta for layer, delta in update.deltas.items()}
+        anatomy = self.lm.anatomy
+        weights = {
+            self.names[layer]: anatomy.turned(rounded(self.stored[layer], delta)).contiguous()
+            for layer, delta in update.deltas.items()
+        }
+        extra = {
+            "README.md": card.write(report, self.base.folder).encode(),
+            "memedit/run.json": report.model_dump_json(indent=2, exclude={"per_edit"}).encode(),
+            "memedit/edits.jsonl": write_lines(self.requests).encode(),
+            "memedit/results.jsonl": "".join(f"{one.model_dump_json()}\n" for one in report.per_edit).encode(),
+            "memedit/delta.safetensors": delta_bytes(deltas, self.base.digest, {"method": self.recipe.method.name}),
+        }
+        knobs = self.recipe.output
+        with self.tell.phase("write"):
+            write(self.base, self.out, weights, extra, link=knobs.link, overwrite=knobs.overwrite)
+            verify(self.out, weights, self.base)
+
+
+def prepared(moment: Moment, ridge: float, layer: int) -> Factor:
+    """The factor of one layer; `ridge` is in units of the MLP's width."""
+    try:
+        return prepare_memit(moment, ridge * len(moment.total))
+    except ValueError as error:
+        hint = "read more text: --set moments.tokens=..."
+        raise UsageError(f"layer {layer}: {error}", hint) from error
+
+
+def _suffix(edit: Any) -> int:
+    return len(edit.prompt.ids) - edit.prompt.subject_at + len(edit.target)
+
+
+def versions() -> dict[str, str]:
+    """What was run with what."""
+    names = ("memedit", "torch", "transformers", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,55 @@
+"""What a model's states depend on, as digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from memedit.model.load import LanguageModel
+
+
+def feeding(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
+    """For each layer, sha256 of what decides its key: dtype, config, and all weights below its down-projection.
+
+    Weights are hashed as they lie in memory, so the dtype of the forward counts, and where they came from does not.
+    """
+    blocks, state = lm.anatomy.blocks, lm.model.state_dict()
+    inside: dict[int, list[str]] = {}
+    outside: list[str] = []
+    for name in sorted(state):
+        if name.startswith(f"{blocks}."):
+            inside.setdefault(int(name[len(blocks) + 1 :].split(".")[0]), []).append(name)
+        elif not name.startswith("lm_head"):
+            outside.append(name)
+    config = lm.model.config.to_diff_dict()
+    for run_dependent in ("transformers_version", "_name_or_path", "dtype"):
+        config.pop(run_dependent, None)
+    running = hashlib.sha256(repr((str(lm.dtype), sorted(config.items(), key=str))).encode())
+    for name in outside:
+        _add(running, name, state[name])
+    found: dict[int, str] = {}
+    for layer in range(max(layers) + 1):
+        last = lm.anatomy.parameter(layer)
+        for name in inside.get(layer, []):
+            if not name.startswith(last.removesuffix("weight")):
+                _add(running, name, state[name])
+        if layer in layers:
+            found[layer] = running.hexdigest()
+        for name in inside.get(layer, []):
+            if name.startswith(last.removesuffix("weight")):
+                _add(running, name, state[name])
+    return found
+
+
+def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of what turns text into ids."""
+    backend: str = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
+    return hashlib.sha256(repr((backend, tokenizer.eos_token_id)).encode()).hexdigest()
+
+
+def _add(running: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:  # type: ignore[name-defined]
+    running.update(f"{name} {tuple(tensor.shape)}".encode())
+    running.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)

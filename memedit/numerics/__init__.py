@@ -1,0 +1,1 @@
+"""All tensor algebra, pure: no files, no models, no prints."""

@@ -1,0 +1,55 @@
+"""Means with 95 % intervals, and the score that joins three of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+RESAMPLES = 2000
+
+
+class Interval(NamedTuple):
+    """A mean, the ends of its 95 % interval, and over how many it was taken."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def share_interval(hits: int, n: int) -> Interval:
+    """A share of independent records, with Wilson's interval (Wilson 1927): right at 0, at 1 and for small n."""
+    share = hits / n
+    center = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * (share * (1 - share) / n + Z95**2 / (4 * n**2)) ** 0.5
+    # At the ends the exact bound is the share itself; rounding must not leave it outside.
+    return Interval(share, min(max(0.0, center - half), share), max(min(1.0, center + half), share), n)
+
+
+def mean_interval(values: Tensor) -> Interval:
+    """The mean of one value per edit (n,) float64, with a bootstrap interval over edits (Efron 1979), seeded.
+
+    Paraphrases and neighbors of one edit move together; one value per edit, resampled whole, keeps the interval
+    honest, and its ends inside what the values can be. Where all values agree nothing can be resampled, and the
+    interval is Wilson's if they are all 0 or 1.
+    """
+    n = len(values)
+    mean = float(values.mean())
+    if bool((values == values[0]).all()):
+        return share_interval(round(mean * n), n) if mean in (0.0, 1.0) else Interval(mean, mean, mean, n)
+    generator = torch.Generator().manual_seed(0)
+    # Counts of each value in a resample, drawn as indices in slices that bound the memory.
+    means = torch.cat(
+        [values[torch.randint(n, (100, n), generator=generator)].mean(1) for _ in range(RESAMPLES // 100)]
+    )
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return Interval(mean, low, high, n)
+
+
+def harmonic(values: Sequence[float]) -> float:
+    """The harmonic mean of shares; 0 where one of them is."""
+    return len(values) / sum(1 / value for value in values) if min(values) > 0 else 0.0

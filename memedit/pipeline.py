@@ -1,0 +1,127 @@
+"""From an edit list to an edited checkpoint: the page to read first.
+
+Every step that takes time is recalled: kept in the run folder under a digest of all it depends on, and found there by
+a second run of the same command. So a run that was killed goes on where it was, and writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from memedit.job import Job, versions
+from memedit.measure import plan_moments
+from memedit.model.hooks import applied
+from memedit.model.load import load, locate
+from memedit.recipe import Recipe
+from memedit.report import EditResult, Preview, Report
+from memedit.request import EditRequest, Finding
+from memedit.stages.evaluation import Judgment, exact, judge, kept, score
+from memedit.tell import Silence, Tell
+
+
+def apply(
+    requests: Sequence[EditRequest],
+    recipe: Recipe,
+    *,
+    findings: Sequence[Finding] = (),
+    facts: Sequence[EditRequest] = (),
+    arguments: Sequence[str] = (),
+    tell: Tell | None = None,
+) -> Report:
+    """Edit a model and write the result to `recipe.output.dir`; `facts` are known facts that must stay.
+
+    Raises EditListError with every finding before any heavy work, and the other children of MemeditError.
+    """
+    job = Job(requests, recipe, findings, facts, tell or Silence())
+    with job.run_folder() as run:
+        contexts = job.contexts(run)
+        moments = job.moments()
+        before = job.judged(run, "before")
+        targets, engine = job.targets(run, contexts)
+        update = job.update(contexts, moments, targets)
+        with applied(job.lm, job.weights(update)):
+            after = job.judged(None, "after")
+        report = job.report(arguments, engine, before, after, targets, update)
+        job.write(report, update)
+        run.remove()
+    return report
+
+
+def preview(
+    requests: Sequence[EditRequest], recipe: Recipe, *, findings: Sequence[Finding] = (), tell: Tell | None = None
+) -> Preview:
+    """What `apply` would do and cost; nothing is written. Raises what `apply` would raise before its heavy work."""
+    job = Job(requests, recipe, findings, (), tell or Silence())
+    lm, layers = job.lm, job.plan.layers
+    moments = plan_moments(lm, job.folder, layers, recipe)
+    square = 8 * lm.anatomy.mlp_width**2
+    rows = min(recipe.chunk, len(job.requests)) * (len(recipe.contexts.openings) + 2)
+    longest = max(len(edit.prompt.ids) + len(edit.target) + recipe.contexts.tokens for edit in job.plan.edits)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
+    # Per token of the search: a state and a key or value per block, some ten MLP-wide rows kept for the gradient.
+    search = rows * longest * lm.anatomy.n_layers * (12 * lm.anatomy.width + 4 * lm.anatomy.mlp_width) * 4
+    return Preview(
+        edits=len(job.requests),
+        skipped=len(job.plan.skipped),
+        warnings=len(job.plan.warnings),
+        layers=layers,
+        parameters=tuple(job.names.values()),
+        corpus=moments.corpus,
+        tokens=moments.tokens,
+        moments_cached=moments.cached,
+        moments_missing=tuple(moments.missing),
+        bytes_output=job.base.size,
+        bytes_cache=square * len(moments.missing),
+        bytes_memory=weights + 3 * square * len(layers) + search,
+        resumes=job.store().folder.is_dir(),
+    )
+
+
+def evaluate(
+    requests: Sequence[EditRequest],
+    recipe: Recipe,
+    *,
+    base: str | None = None,
+    facts: Sequence[EditRequest] = (),
+    arguments: Sequence[str] = (),
+    tell: Tell | None = None,
+) -> Report:
+    """Judge a model on an edit list, beside the model it was made from where `base` names one."""
+    tell = tell or Silence()
+    judged: dict[str, tuple[list[Judgment], list[bool]]] = {}
+    timings: dict[str, float] = {}
+    for name, path in (("before", base), ("after", recipe.model.path)):
+        if path is None:
+            continue
+        start = time.monotonic()
+        knobs = recipe.model.model_copy(update={"path": path})
+        lm = load(locate(knobs), knobs)
+        with tell.phase(name, None, "answers") as advance:
+            judgments = judge(lm, requests, chat=recipe.chat, advance=advance)
+            judged[name] = judgments, exact(lm, facts, chat=recipe.chat)
+        timings[name] = time.monotonic() - start
+    after, before = judged["after"], judged.get("before")
+    return Report(
+        command="eval",
+        versions=versions(),
+        arguments=list(arguments),
+        model=recipe.model.path,
+        base=base,
+        recipe=recipe.model_dump(mode="json"),
+        edits=len(requests),
+        before=score(before[0]) if before else None,
+        after=score(after[0]),
+        kept=kept(facts, before[1] if before else [True] * len(facts), after[1], requests),
+        timings=timings,
+        per_edit=tuple(
+            EditResult(
+                id=request.id,
+                status="ok" if now.accuracy == 1 else "failed",
+                edit=request.public(),
+                before=before[0][n].record() if before else {},
+                after=now.record(),
+            )
+            for n, (request, now) in enumerate(zip(requests, after[0], strict=True))
+        ),
+    )

@@ -1,0 +1,69 @@
+"""Progress on stderr: a bar where somebody looks, a plain line every half minute where nobody does."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from memedit.tell import Advance
+
+LINE_EVERY = 30.0
+"""Seconds between two lines where stderr is no terminal."""
+
+
+class Shown:
+    """A listener that shows what it is told on stderr; with `quiet`, notes only."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self.bars = console.is_terminal and not quiet and not os.environ.get("MEMEDIT_NO_PROGRESS")
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:
+        if self.quiet:
+            yield lambda _done: None
+        elif self.bars:
+            with self._bar() as bar:
+                task = bar.add_task(name, total=total, unit=unit, rate="")
+                start, done = time.monotonic(), 0
+
+                def advance(count: int) -> None:
+                    nonlocal done
+                    done += count
+                    spent = max(time.monotonic() - start, 1e-9)
+                    bar.update(task, advance=count, rate=f"{done / spent:,.0f} {unit}/s" if unit else "")
+
+                yield advance
+        else:
+            yield self._lines(name, total, unit)
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True,
+        )  # fmt: skip
+
+    def _lines(self, name: str, total: int | None, unit: str) -> Advance:
+        start = last = time.monotonic()
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, last
+            done += count
+            now = time.monotonic()
+            if now - last >= LINE_EVERY:
+                last = now
+                rate = done / (now - start)
+                left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
+                of = f" of {total:,}" if total else ""
+                self.note(f"{name}: {done:,}{of} {unit}, {rate:,.0f} {unit}/s{left}")
+
+        return advance

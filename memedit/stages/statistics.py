@@ -1,0 +1,106 @@
+"""Documents -> second moments of the down-projections' inputs: one pass for all layers, packed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from memedit.model.load import LanguageModel
+from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, run
+from memedit.numerics.moments import Moment
+from memedit.tell import Advance
+
+TOGETHER = 256  # documents tokenized at a time
+KEEP_EVERY = 64  # launches between two calls of `keep`
+
+Moments = dict[int, Moment]
+
+
+def packed(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Generator[tuple[int, ...]]:
+    """Documents one after another in rows of `length` tokens, each begun as the family begins a text.
+
+    A tokenizer that puts nothing before a text gets its separator (EOS) between documents, as in training. What is
+    left over at the end makes a shorter row.
+    """
+    opening = list(tokenizer("")["input_ids"])  # type: ignore[arg-type]
+    separator = opening or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+    held: list[int] = []
+    for text in _together(documents):
+        for ids in tokenizer(text, add_special_tokens=False)["input_ids"]:  # type: ignore[union-attr]
+            held += [*separator, *ids]  # type: ignore[list-item]
+        while len(held) >= length:
+            yield tuple(held[:length])
+            held = held[length:]
+    if held:
+        yield tuple(held)
+
+
+def measure(
+    lm: LanguageModel,
+    rows: Iterable[tuple[int, ...]],
+    layers: Sequence[int],
+    tokens: int,
+    *,
+    begun: Mapping[int, Moment] | None = None,
+    keep: Callable[[Moments], None] | None = None,
+    advance: Advance | None = None,
+) -> Moments:
+    """The moments of `layers` over the first `tokens` tokens of `rows`, which all begin as the first row does.
+
+    One forward serves all layers and ends at the highest. With `begun` (what `keep` was handed by an earlier call
+    with the same arguments) the rows it covers are passed over. The last row is cut where the count is reached.
+    """
+    moments: Moments = dict(begun or {layer: Moment.empty(lm.anatomy.mlp_width) for layer in layers})
+    sites = [Site(layer, "mlp.in") for layer in layers]
+    done = moments[layers[0]].count
+    if done and advance:
+        advance(done)
+    for number, ids in enumerate(_launches(rows, tokens, skip=done), 1):
+        found: Moments = {}
+
+        def see(site: Site, states: Tensor, found: Moments = found) -> None:
+            found[site.layer] = Moment.of(states.reshape(-1, states.shape[-1]))
+
+        with torch.no_grad(), capture(lm, sites, see, stop=True):
+            run(lm, ids)
+        moments = {layer: moments[layer] + found[layer] for layer in layers}
+        if advance:
+            advance(ids.numel())
+        if keep and number % KEEP_EVERY == 0:
+            keep(moments)
+    return moments
+
+
+def _launches(rows: Iterable[tuple[int, ...]], tokens: int, skip: int) -> Generator[Tensor]:
+    """Rows of equal length together, up to `tokens` in all, without the first `skip`.
+
+    What is skipped was summed in whole launches, so the launches after it are those of an undisturbed run.
+    """
+    batch: list[tuple[int, ...]] = []
+    seen = 0
+    for row in rows:
+        if seen >= tokens:
+            break
+        row = row[: tokens - seen]
+        if batch and (len(batch[0]) != len(row) or (len(batch) + 1) * len(row) > TOKENS_PER_LAUNCH):
+            yield torch.tensor(batch)
+            batch = []
+        seen += len(row)
+        if seen > skip:
+            batch.append(row)
+    if batch:
+        yield torch.tensor(batch)
+
+
+def _together(documents: Iterable[str]) -> Generator[list[str]]:
+    batch: list[str] = []
+    for document in documents:
+        batch.append(document)
+        if len(batch) == TOGETHER:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,49 @@
+"""The delta file: an edit's change of each tensor, as float32 factors, bound to the base model by its digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from memedit.errors import StorageError
+from memedit.numerics.delta import Delta
+
+FORMAT, VERSION = "memedit-delta", "1"
+
+
+def delta_bytes(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]) -> bytes:
+    """The file's bytes: `<tensor>.left` and `<tensor>.right`, or `<tensor>.dense`, oriented (D, F)."""
+    tensors: dict[str, Tensor] = {}
+    for name, delta in deltas.items():
+        if delta.right is None:
+            tensors[f"{name}.dense"] = delta.left
+        else:
+            tensors |= {f"{name}.left": delta.left, f"{name}.right": delta.right}
+    return save(tensors, {"format": FORMAT, "version": VERSION, "base": base, "about": json.dumps(dict(about))})
+
+
+def read_delta(file: Path) -> tuple[dict[str, Delta], str]:
+    """The deltas of a file and the digest of the model they belong to. Raises StorageError for any other file."""
+    hint = "give the memedit/delta.safetensors of an edited model"
+    try:
+        with safe_open(file, "pt") as kept:
+            metadata = kept.metadata() or {}
+            tensors = {key: kept.get_tensor(key) for key in kept.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{file} cannot be read as a delta file: {error}", hint) from error
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise StorageError(f"{file} is no delta file of version {VERSION}", hint)
+    deltas: dict[str, Delta] = {}
+    for key in tensors:
+        name, _, part = key.rpartition(".")
+        if part == "dense":
+            deltas[name] = Delta(tensors[key])
+        elif part == "left":
+            deltas[name] = Delta(tensors[key], tensors[f"{name}.right"])
+    return deltas, metadata["base"]
