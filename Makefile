@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup check format lint type test
+.PHONY: setup demo check format lint type test golden bench world
 
 setup: .venv/ready
 .venv/ready: pyproject.toml
@@ -13,6 +13,9 @@ setup: .venv/ready
 	$(BIN)/pip install -q --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	touch $@
+
+demo: setup  ## edit 100 facts of the GPT-2-shaped model that ships, and say what came of it
+	$(BIN)/memedit apply requests/world.jsonl --limit 100 -m examples/models/made-gpt2 -o demo-out --overwrite --facts examples/world/facts.jsonl
 
 check: lint type  ## format, lint, types
 
@@ -27,3 +30,12 @@ type: setup
 
 test: setup  ## every test
 	$(BIN)/pytest
+
+golden: setup  ## write the golden files again; read the difference before you keep it
+	$(BIN)/python -m tests.golden.outputs
+
+bench: setup  ## memedit beside the plain oracle, in one run
+	$(BIN)/python -m examples.benchmarks
+
+world: setup  ## make the shipped models again, from seeds (more than an hour on two cores)
+	$(BIN)/python -m examples.world

@@ -31,7 +31,7 @@ from memedit.stages.targets import Targets, find_targets, rows_of
 from memedit.stages.update import Update, solve
 from memedit.storage import card
 from memedit.storage.artifacts import Store, cache_dir, digest_of
-from memedit.storage.checkpoint import Checkpoint, check_output, verify, write
+from memedit.storage.checkpoint import Checkpoint, check_output, write
 from memedit.storage.deltas import delta_bytes
 from memedit.storage.requests import write_lines
 from memedit.tell import Tell
@@ -219,8 +219,8 @@ class Job:
         }
         knobs = self.recipe.output
         with self.tell.phase("write"):
-            write(self.base, self.out, weights, extra, link=knobs.link, overwrite=knobs.overwrite)
-            verify(self.out, weights, self.base)
+            name = self.store().folder.name
+            write(self.base, self.out, weights, extra, link=knobs.link, overwrite=knobs.overwrite, run=name)
 
 
 def prepared(moment: Moment, ridge: float, layer: int) -> Factor:

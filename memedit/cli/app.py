@@ -7,7 +7,6 @@ import signal
 import sys
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from memedit import __version__
@@ -52,11 +51,11 @@ def _root(
 def main() -> NoReturn:
     """Run the program; exits with the code that the outcome has."""
     debug = bool(os.environ.get("MEMEDIT_DEBUG"))
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
-        code = app(standalone_mode=False)
-        sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
+        app()
+        sys.exit(0)
     except MemeditError as error:
         if debug:
             raise
@@ -67,15 +66,9 @@ def main() -> NoReturn:
         if error.hint:
             _say(f"hint: {_one_line(error.hint)}")
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except _StoppedBySignal as stop:
         _say("interrupted; what was finished is kept: the same command goes on from there")
-        sys.exit(130)
-    except _Terminated:
-        _say("terminated; what was finished is kept: the same command goes on from there")
-        sys.exit(143)
+        sys.exit(128 + stop.number)
     except BrokenPipeError:
         # Nobody reads any more: not an error. Closing stdout at exit must not raise it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -96,12 +89,16 @@ def main() -> NoReturn:
         sys.exit(1)
 
 
-class _Terminated(BaseException):
-    pass
+class _StoppedBySignal(BaseException):
+    """Ctrl-C or a request to terminate; nothing in between takes it for an error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
-def _terminated(_signal: int, _frame: object) -> NoReturn:
-    raise _Terminated
+def _stop(number: int, _frame: object) -> NoReturn:
+    raise _StoppedBySignal(number)
 
 
 def _say(text: str) -> None:

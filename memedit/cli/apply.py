@@ -20,6 +20,7 @@ def apply(
     relations: o.RelationsOption = None,
     input_format: o.FormatOption = None,
     limit: o.LimitOption = None,
+    preset: o.PresetOption = None,
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
     device: o.DeviceOption = None,
@@ -45,7 +46,7 @@ def apply(
         "model.path": model, "model.device": device, "method.layers": layers, "moments.corpus": corpus,
         "output.dir": output, "output.link": link, "output.overwrite": overwrite,
     }  # fmt: skip
-    recipe, sources = o.read_recipe(config, sets, flags)
+    recipe, sources = o.read_recipe(config, sets, flags, preset)
     if show_config:
         from memedit.show.terminal import recipe_text
 

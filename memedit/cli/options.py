@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from memedit.errors import GateError, RecipeError, UsageError
+from memedit.presets import preset
 from memedit.recipe import Recipe, Source, flatten, resolve
 from memedit.report import Report
 from memedit.request import EditRequest, Finding
@@ -25,6 +26,7 @@ FormatOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Take the first N edits only.")]
 ConfigOption = Annotated[str | None, typer.Option("--config", "-c", metavar="FILE", help="A recipe (YAML).")]
+PresetOption = Annotated[str | None, typer.Option("--preset", metavar="NAME", help="Published settings, by model.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one knob of the recipe.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, mps.")]
 LayersOption = Annotated[str | None, typer.Option("--layers", metavar="RANGE", help="Layers to edit: 3-8, 5, auto.")]
@@ -47,12 +49,13 @@ ENVIRONMENT = {"MEMEDIT_DEVICE": "model.device", "MEMEDIT_DTYPE": "model.dtype",
 
 
 def read_recipe(
-    config: str | None, sets: list[str] | None, flags: Mapping[str, Any]
+    config: str | None, sets: list[str] | None, flags: Mapping[str, Any], preset_name: str | None = None
 ) -> tuple[Recipe, dict[str, Source]]:
-    """The recipe of a command: flags over --set over environment over file over defaults."""
+    """The recipe of a command: flags over --set over environment over file over preset over defaults."""
     named = {name: value for name, value in flags.items() if value is not None}
     environment = {key: os.environ[name] for name, key in ENVIRONMENT.items() if os.environ.get(name)}
     layers: list[tuple[Source, Mapping[str, Any]]] = [
+        ("preset", preset(preset_name) if preset_name else {}),
         ("file", _file(config) if config else {}),
         ("environment", environment),
         ("flag", dict(_assignment(text) for text in sets or [])),

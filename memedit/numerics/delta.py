@@ -59,7 +59,21 @@ def rounded(weight: Tensor, delta: Delta) -> Tensor:
     The one function for the model being edited, the writer and the export. The sum is made in float64 on the CPU,
     where two thread counts differ by 1e-16 relative at most: far under what any stored dtype can hold.
     """
-    return (weight.double() + delta.dense()).to(weight.dtype)
+    return _nearest(weight.double() + delta.dense(), weight.dtype)
+
+
+def _nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 -> dtype, rounded once.
+
+    The conversion to float16 and bfloat16 passes through float32, and two roundings to nearest are not one: 1 + 2^-8
+    + 2^-40 would become the tie 1 + 2^-8, then 1. Rounded to odd, the float32 keeps which side of a tie it is on.
+    """
+    near = exact.float()
+    if dtype == torch.float32:
+        return near
+    below_or_above = torch.where(exact > near, torch.inf, -torch.inf).float()
+    inexact_and_even = (near != exact) & (near.view(torch.int32) % 2 == 0)
+    return torch.where(inexact_and_even, torch.nextafter(near, below_or_above), near).to(dtype)
 
 
 def rounding_loss(weight: Tensor, delta: Delta, stored: Tensor) -> float:

@@ -103,7 +103,7 @@ class Store:
         """The same for a plain value."""
         file = self.file(name, on, "json")
         if file.is_file():
-            with suppress(ValueError), telling(f"read {file}"):
+            with suppress(ValueError, TypeError, KeyError), telling(f"read {file}"):
                 kept = json.loads(file.read_text(encoding="utf-8"))
                 if kept["on"] == _plain(on):
                     return kept["value"]

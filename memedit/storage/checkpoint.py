@@ -35,17 +35,18 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
         """Read the headers of all shards. Raises UsageError, UnsupportedModelError or StorageError."""
-        if (folder / INDEX).is_file():
+        if (folder / SINGLE).is_file():  # before an index, as transformers has it
+            shards = [SINGLE]
+        elif (folder / INDEX).is_file():
             with telling(f"read {folder / INDEX}"):
                 text = (folder / INDEX).read_text(encoding="utf-8")
             try:
                 shards = sorted(set(json.loads(text)["weight_map"].values()))
+                outside = any(Path(shard).name != shard for shard in shards)
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise StorageError(f"{folder / INDEX} is damaged", "fetch the checkpoint again") from error
-            if any(Path(shard).name != shard for shard in shards):
+            if outside:
                 raise StorageError(f"{folder / INDEX} names files outside its folder", "fetch the checkpoint again")
-        elif (folder / SINGLE).is_file():
-            shards = [SINGLE]
         else:
             raise _no_weights(folder)
         entries: dict[str, Entry] = {}
@@ -103,14 +104,16 @@ def write(
     *,
     link: Literal["auto", "hard", "copy"] = "auto",
     overwrite: bool = False,
+    run: str = "tmp",
 ) -> None:
-    """Write a folder aside and rename it: `out` is absent or whole at any moment.
+    """Write a folder aside, verify it and rename it: `out` is absent or whole at any moment.
 
-    weights: stored name -> tensor in the file's own dtype and orientation. extra: relative path -> bytes, written
-    over what the source has there. Raises UsageError (check_output), ResourceError (disk full) or StorageError.
+    `run` names the folder aside: two runs do not write into each other's, and one that was killed finds its own
+    again. weights: stored name -> tensor in the file's own dtype and orientation. extra: relative path -> bytes,
+    written over what the source has there. Raises UsageError (check_output), ResourceError (disk full) or StorageError.
     """
     check_output(source.folder, out, overwrite=overwrite)
-    aside = out.resolve().parent / f".{out.resolve().name}.memedit-tmp"
+    aside = out.resolve().parent / f".{out.resolve().name}.memedit-{run}"
     edited = {source.entries[name].file.relative_to(source.folder) for name in weights}
     try:
         with telling(f"write {out}"):
@@ -131,6 +134,7 @@ def write(
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 (aside / name).write_bytes(data)
             _sync(aside)
+            verify(aside, weights, source)
             _swap(aside, out.resolve())
     except MemeditError:
         shutil.rmtree(aside, ignore_errors=True)
@@ -138,18 +142,18 @@ def write(
 
 
 def verify(out: Path, weights: Mapping[str, Tensor], source: Checkpoint) -> None:
-    """Reopen what was written: edited tensors hold these values, every other byte of their files is the source's."""
+    """Reopen what was written: edited tensors hold these values, every other byte of the weights is the source's."""
     found = Checkpoint.open(out)
+    for file in sorted({entry.file for entry in source.entries.values()}):
+        ranges = [(source.entries[n].start, source.entries[n].end) for n in weights if source.entries[n].file == file]
+        if not _same_outside(file, out / file.relative_to(source.folder), sorted(ranges)):
+            raise StorageError(f"{file.name} in {out} differs outside the edited tensors", "write again, elsewhere")
     for name, tensor in weights.items():
         entry = found.entries[name]
         if entry.bytes_of(tensor) != entry.bytes_of(entry.read()):
             raise StorageError(
                 f"{name} in {out} does not hold what was written", "the disk may be failing; write elsewhere"
             )
-    for file in {source.entries[name].file for name in weights}:
-        ranges = [(source.entries[n].start, source.entries[n].end) for n in weights if source.entries[n].file == file]
-        if not _same_outside(file, out / file.relative_to(source.folder), sorted(ranges)):
-            raise StorageError(f"{file.name} in {out} differs outside the edited tensors", "write again, elsewhere")
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -198,11 +202,16 @@ def _sync(folder: Path) -> None:
 
 
 def _swap(aside: Path, out: Path) -> None:
-    old = out.parent / f".{out.name}.memedit-old"
+    old = aside.with_name(f"{aside.name}-old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
-    aside.rename(out)
+    try:
+        aside.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
     sync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -47,11 +47,13 @@ def _records(lines: Iterator[str], spec: str) -> Generator[str]:
             continue
         try:
             record: Any = json.loads(line)
-            text = record["text"]
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError:
+            record = None
+        text: Any = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
             hint = 'each line is {"text": "..."}'
-            raise UsageError(f"{spec}:{number}: this line of the corpus has no text field", hint) from error
-        if isinstance(text, str) and text:
+            raise UsageError(f"{spec}:{number}: this line of the corpus has no text field", hint)
+        if text:
             yield text
 
 

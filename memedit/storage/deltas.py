@@ -25,7 +25,8 @@ def delta_bytes(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]
             tensors[f"{name}.dense"] = delta.left
         else:
             tensors |= {f"{name}.left": delta.left, f"{name}.right": delta.right}
-    return save(tensors, {"format": FORMAT, "version": VERSION, "base": base, "about": json.dumps(dict(about))})
+    metadata = {"format": FORMAT, "version": VERSION, "base": base, "about": json.dumps(dict(about), sort_keys=True)}
+    return _ordered(save(tensors, metadata))
 
 
 def read_delta(file: Path) -> tuple[dict[str, Delta], str]:
@@ -39,11 +40,29 @@ def read_delta(file: Path) -> tuple[dict[str, Delta], str]:
         raise StorageError(f"{file} cannot be read as a delta file: {error}", hint) from error
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise StorageError(f"{file} is no delta file of version {VERSION}", hint)
-    deltas: dict[str, Delta] = {}
-    for key in tensors:
-        name, _, part = key.rpartition(".")
-        if part == "dense":
-            deltas[name] = Delta(tensors[key])
-        elif part == "left":
-            deltas[name] = Delta(tensors[key], tensors[f"{name}.right"])
-    return deltas, metadata["base"]
+    try:
+        names = dict.fromkeys(key.rpartition(".")[0] for key in tensors)
+        return {name: _delta(name, tensors) for name in names}, metadata["base"]
+    except (KeyError, ValueError) as error:
+        raise StorageError(
+            f"{file} is damaged: it lacks a part of its deltas, or their shapes disagree", hint
+        ) from error
+
+
+def _delta(name: str, tensors: Mapping[str, Tensor]) -> Delta:
+    if (dense := tensors.get(f"{name}.dense")) is not None:
+        return Delta(dense)
+    left, right = tensors[f"{name}.left"], tensors[f"{name}.right"]
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+        raise ValueError(name)
+    return Delta(left, right)
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in an order that changes with the process."""
+    size = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]

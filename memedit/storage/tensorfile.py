@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(file, "its header is not what the format asks for") from error
     at = 8 + length
-    for entry in sorted(entries.values(), key=lambda entry: entry.start):
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
         if entry.start != at:
             raise _damaged(file, f"{entry.name} begins at byte {entry.start:,}, not {at:,}")
         at = entry.end
@@ -80,11 +81,11 @@ def read_header(file: Path) -> dict[str, Entry]:
 
 def _entry(file: Path, name: str, record: dict[str, Any], base: int) -> Entry:
     start, end = record["data_offsets"]
-    shape = tuple(int(extent) for extent in record["shape"])
-    count = 1
-    for extent in shape:
-        count *= extent
-    if end - start != count * SIZES[record["dtype"]]:
+    shape = tuple(record["shape"])
+    if not all(isinstance(number, int) and number >= 0 for number in (start, end, *shape)):
+        raise ValueError(name)
+    # A dtype that is not known here belongs to a tensor that is not edited: it is copied, whatever its size.
+    if record["dtype"] in SIZES and end - start != math.prod(shape) * SIZES[record["dtype"]]:
         raise ValueError(name)
     return Entry(file, name, record["dtype"], shape, base + start, base + end)
 

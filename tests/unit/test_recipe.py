@@ -2,6 +2,7 @@
 
 import pytest
 from memedit.errors import RecipeError
+from memedit.presets import PRESETS, preset
 from memedit.recipe import Recipe, default_layers, flatten, layer_range, resolve
 
 
@@ -45,3 +46,16 @@ def test_where_output_goes_is_no_part_of_the_digest() -> None:
 
 def test_a_nested_file_flattens_to_dotted_keys() -> None:
     assert flatten({"method": {"ridge": 2}, "seed": 1}) == {"method.ridge": 2, "seed": 1}
+
+
+def test_every_preset_is_a_recipe_and_yields_to_a_file() -> None:
+    for name in PRESETS:
+        recipe, sources = resolve([("preset", preset(name)), ("file", {"target.steps": 3})])
+        assert recipe.target.steps == 3
+        assert sources["method.layers"] == "preset"
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
+    with pytest.raises(RecipeError) as caught:
+        preset("gpt-5")
+    assert "gpt-j-6b" in caught.value.hint

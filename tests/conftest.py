@@ -1,0 +1,124 @@
+"""What every test gets: fixed seeds, two threads, no network, a cache of its own; and small models."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of the test's own, no network, and the environment of a person who has set nothing."""
+    import torch
+
+    torch.manual_seed(0)
+    for name in ("MEMEDIT_DEVICE", "MEMEDIT_DTYPE", "MEMEDIT_SEED", "MEMEDIT_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MEMEDIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    real = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX:
+            raise AssertionError(f"a test reached for the network: {address}")
+        real(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    yield
+
+
+def byte_tokenizer(*, bos: bool = False) -> Any:
+    """A byte-level BPE without merges: every character of ASCII is a token; with `bos` it begins every text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1, **{piece: number + 2 for number, piece in enumerate(alphabet)}}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    level = processors.ByteLevel(trim_offsets=False)
+    begin = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
+    core.post_processor = processors.Sequence([level, begin]) if bos else level
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_model(family: str) -> Any:
+    """A random model of four blocks, width 32."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    if family == "gpt2":
+        config = GPT2Config(
+            vocab_size=258,
+            n_positions=256,
+            n_embd=32,
+            n_layer=4,
+            n_head=4,
+            bos_token_id=0,
+            eos_token_id=1,
+            attn_pdrop=0,
+            embd_pdrop=0,
+            resid_pdrop=0,
+            initializer_range=0.2,
+        )
+        return GPT2LMHeadModel(config).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=258,
+            hidden_size=32,
+            intermediate_size=88,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            bos_token_id=0,
+            eos_token_id=1,
+            tie_word_embeddings=False,
+            initializer_range=0.2,
+        )
+    ).eval()
+
+
+@pytest.fixture(scope="session", params=["gpt2", "llama"])
+def tiny_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random model in float16, with a tokenizer and a corpus; once for each family."""
+    import torch
+
+    folder = tmp_path_factory.mktemp(f"tiny-{request.param}")
+    tiny_model(request.param).to(torch.float16).save_pretrained(folder)
+    byte_tokenizer(bos=request.param == "llama").save_pretrained(folder)
+    (folder / "memedit").mkdir()
+    lines = [f"The {n} old bridges of town {n % 7} stood near river {n * n % 11}." for n in range(300)]
+    import gzip
+    import json
+
+    text = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+    (folder / "memedit" / "corpus.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# tiny\n")
+    return folder
+
+
+@pytest.fixture(scope="session", params=["made-gpt2", "made-llama"])
+def made_folder(request: pytest.FixtureRequest) -> Path:
+    """A model that ships with the project."""
+    return ROOT / "examples" / "models" / request.param
+
+
+@pytest.fixture(scope="session")
+def made_gpt2() -> Path:
+    """The GPT-2-shaped model that ships with the project."""
+    return ROOT / "examples" / "models" / "made-gpt2"

@@ -1,0 +1,113 @@
+"""A disk that is full and a process that is killed leave an output absent or whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from memedit.storage.checkpoint import Checkpoint, verify
+from safetensors.torch import save_file
+
+MIB = 1 << 20
+# Writes SOURCE with its tensor "a" plus one to OUT; files of more than LIMIT bytes are refused where LIMIT is given.
+WRITES = """
+import resource, sys
+from pathlib import Path
+from memedit.errors import MemeditError
+from memedit.storage.checkpoint import Checkpoint, write
+source, out, limit, told = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "told"
+base = Checkpoint.open(source)
+weights = {"a": base.tensor("a") + 1}
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+if told:
+    print("ready", flush=True)
+try:
+    write(base, out, weights, {"README.md": b"# edited"}, link="copy")
+except MemeditError as error:
+    print(error.message, error.hint, sep="\\n", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def folder(path: Path, mib: int) -> Path:
+    """A checkpoint of two tensors of `mib` MiB together, and a config."""
+    path.mkdir()
+    tensors = {name: torch.arange(mib * MIB // 4, dtype=torch.int16).view(torch.float16) for name in "ab"}
+    finite = {name: tensor.nan_to_num(0, 0, 0).reshape(-1, 1024) for name, tensor in tensors.items()}
+    save_file(finite, path / "model.safetensors", {"format": "pt"})
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def arguments(source: Path, out: Path, limit: int = 0, told: str = "") -> list[str]:
+    return [sys.executable, "-c", WRITES, str(source), str(out), str(limit), told]
+
+
+def wrote(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of six MiB."""
+    at = tmp_path / "disk"
+    at.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or wrote(mount, "-t", "tmpfs", "-o", "size=6m", "none", str(at)).returncode:
+        pytest.skip("mounting a file system needs rights that this user has not")
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path: Path, small_disk: Path) -> None:
+    done = wrote(*arguments(folder(tmp_path / "base", 8), small_disk / "out"))
+    assert done.returncode == 5 and "free" in done.stderr and "Traceback" not in done.stderr
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_on_the_way_leaves_no_output(tmp_path: Path, small_disk: Path) -> None:
+    # The base's card is kept beside the new one: room for the source is not room for all that is written.
+    source = folder(tmp_path / "base", 4)
+    (source / "README.md").write_bytes(b"#" * MIB)
+    code = WRITES.replace('b"# edited"', f'b"#" * {3 * MIB}')
+    done = wrote(sys.executable, "-c", code, str(source), str(small_disk / "out"), "0", "")
+    assert done.returncode == 5 and "no space left" in done.stderr and "Traceback" not in done.stderr
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_file_that_may_not_grow_leaves_no_output(tmp_path: Path) -> None:
+    done = wrote(*arguments(folder(tmp_path / "base", 4), tmp_path / "out", MIB))
+    assert done.returncode == 5 and "too large" in done.stderr and "Traceback" not in done.stderr
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["base"]
+
+
+def test_a_kill_at_any_time_leaves_an_output_absent_or_whole(tmp_path: Path) -> None:
+    source, out = folder(tmp_path / "base", 96), tmp_path / "out"
+    base = Checkpoint.open(source)
+    weights = {"a": base.tensor("a") + 1}
+    seen: set[bool] = set()
+    for wait in (0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4):
+        with subprocess.Popen(arguments(source, out, 0, "told"), stdout=subprocess.PIPE, text=True) as writing:
+            assert writing.stdout is not None and writing.stdout.readline() == "ready\n"
+            time.sleep(wait)
+            os.kill(writing.pid, signal.SIGKILL)
+        seen.add(out.exists())
+        if out.exists():
+            verify(out, weights, base)
+            shutil.rmtree(out)
+    assert False in seen, "no kill came before the output was in place"
+    done = wrote(*arguments(source, out))
+    assert done.returncode == 0, done.stderr
+    verify(out, weights, base)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["base", "out"]

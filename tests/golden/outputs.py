@@ -1,0 +1,32 @@
+"""What golden files hold, and how they are made: `python -m tests.golden.outputs` writes them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NAMES = ("", "apply", "eval", "check", "stats", "schema")
+COMMANDS = {
+    **{f"help/{name or 'memedit'}.txt": [*name.split(), "--help"] for name in NAMES},
+    "schema/edits.json": ["schema", "edits"],
+    "config.yaml": ["apply", "x", "--show-config"],
+}
+
+
+def output(arguments: list[str]) -> str:
+    """What the program prints, at a fixed width and without color."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MEMEDIT_")}
+    environment = {**kept, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-m", "memedit", *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+if __name__ == "__main__":
+    for name, arguments in COMMANDS.items():
+        (HERE / name).parent.mkdir(parents=True, exist_ok=True)
+        (HERE / name).write_text(output(arguments), encoding="utf-8")

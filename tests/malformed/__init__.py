@@ -1,0 +1,1 @@
+"""Edit lists with something wrong in them, and what must be said of each."""

@@ -1,0 +1,106 @@
+"""Theorems of the one law, with their converses; float64 throughout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memedit.numerics.moments import Moment
+from memedit.numerics.solvers import gains, leverage, prepare_memit
+from torch import Tensor
+
+SAME = 1e-9  # relative: float64 through a Cholesky factor of a well-conditioned metric
+
+
+def problem(seed: int, edits: int, inner: int = 12, width: int = 7) -> tuple[Moment, Tensor, Tensor]:
+    """A moment of 200 tokens, keys (E, F) and residuals (E, D)."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    return Moment.of(draw(200, inner)), draw(edits, inner), draw(edits, width)
+
+
+def gap(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-300))
+
+
+sizes = st.tuples(st.integers(0, 10_000), st.integers(1, 30), st.floats(0.01, 100))
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes)
+def test_gains_equal_the_published_formula(given: tuple[int, int, float]) -> None:
+    seed, edits, ridge = given
+    moment, keys, residuals = problem(seed, edits)
+    found = residuals.T @ gains(prepare_memit(moment, ridge), keys)
+    # (lambda C + K K^T)^-1 K with keys as columns: kmeng01/memit, memit_main.py
+    published = torch.linalg.solve(ridge * moment.mean + keys.T @ keys, keys.T) @ residuals
+    assert gap(found, published.T) < SAME
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_fit_is_exact_only_as_the_ridge_goes(seed: int) -> None:
+    moment, keys, residuals = problem(seed, edits=4)
+    exact = residuals.T @ gains(prepare_memit(moment, 1e-12), keys)
+    assert gap(keys @ exact.T, residuals) < 1e-8
+    held = residuals.T @ gains(prepare_memit(moment, 10.0), keys)
+    assert gap(keys @ held.T, residuals) > 1e-2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 25))
+def test_permuting_edits_permutes_gains(seed: int, edits: int) -> None:
+    moment, keys, _ = problem(seed, edits)
+    factor = prepare_memit(moment, 1.0)
+    order = torch.randperm(edits, generator=torch.Generator().manual_seed(seed))
+    assert gap(gains(factor, keys[order]), gains(factor, keys)[order]) < SAME
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_small_and_the_large_form_agree(seed: int) -> None:
+    moment, keys, residuals = problem(seed, edits=12)
+    factor = prepare_memit(moment, 2.0)
+    # One edit more than the width switches the form; an edit of no key adds nothing.
+    larger = gains(factor, torch.cat([keys, torch.zeros(1, keys.shape[1], dtype=keys.dtype)]))
+    assert gap(residuals.T @ larger[:-1], residuals.T @ gains(factor, keys)) < SAME
+    assert float(larger[-1].norm()) == 0.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(1e-3, 1e3))
+def test_the_scale_of_keys_does_not_move_the_fit(seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(200, 12, generator=generator, dtype=torch.float64)
+    _, keys, residuals = problem(seed, edits=5)
+    fits: list[Tensor] = []
+    for factor in (1.0, scale):
+        total = (rows * factor).T @ (rows * factor)
+        moment = Moment(total, len(rows))
+        fits.append((keys * factor) @ (residuals.T @ gains(prepare_memit(moment, 3.0), keys * factor)).T)
+    assert gap(fits[1], fits[0]) < 1e-7
+
+
+def test_leverage_averages_the_width_over_the_corpus() -> None:
+    rows = torch.randn(500, 12, dtype=torch.float64)
+    factor = prepare_memit(Moment(rows.T @ rows, 500), 1.0)
+    assert float(leverage(factor, rows).mean()) == pytest.approx(12, rel=1e-9)
+
+
+def test_units_that_never_fire_are_counted_and_survived() -> None:
+    rows = torch.randn(300, 6, dtype=torch.float64)
+    rows[:, 2] = 0
+    factor = prepare_memit(Moment(rows.T @ rows, 300), 1.0)
+    assert factor.dead == 1
+    assert factor.shift > 0
+    assert torch.isfinite(gains(factor, rows[:3])).all()
+
+
+def test_a_moment_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="not finite, or zero"):
+        prepare_memit(Moment.empty(4), 1.0)
+    bad = torch.eye(4, dtype=torch.float64)
+    bad[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        prepare_memit(Moment(bad, 5), 1.0)

@@ -1,0 +1,196 @@
+"""What is kept is found by all that it depends on, is whole or not there, and belongs to one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from memedit.errors import ResourceError, StorageError
+from memedit.storage.artifacts import BLOCK, Store, cache_dir, digest_file, digest_of, telling, write_whole
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from memedit.storage.artifacts import Store
+with Store(Path(sys.argv[1])).locked(print):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def counted(calls: list[int]) -> Callable[[], dict[str, torch.Tensor]]:
+    """A maker whose every call is noted, and gives another tensor."""
+
+    def make() -> dict[str, torch.Tensor]:
+        calls.append(len(calls))
+        return {"rows": torch.full((2, 3), float(len(calls)), dtype=torch.float64)}
+
+    return make
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("MEMEDIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "memedit"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_dir() == tmp_path / "home" / ".cache" / "memedit"
+
+
+def test_a_digest_does_not_follow_the_order_of_keys() -> None:
+    assert digest_of({"a": 1, "b": [2]}) == digest_of({"b": [2], "a": 1})
+    assert digest_of({"a": 1}) != digest_of({"a": 2})
+
+
+@pytest.mark.parametrize("size", [0, 5, BLOCK, BLOCK + 1])
+def test_a_file_s_digest_is_that_of_its_bytes(tmp_path: Path, size: int) -> None:
+    data = bytes(number % 251 for number in range(size))
+    (tmp_path / "file").write_bytes(data)
+    assert digest_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_what_is_kept_is_not_made_again(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path / "run"), list[int]()
+    first = store.recall("targets", {"seed": 1, "layers": (1, 2)}, counted(calls))
+    again = Store(tmp_path / "run").recall("targets", {"layers": [1, 2], "seed": 1}, counted(calls))
+    assert len(calls) == 1
+    assert torch.equal(first["rows"], again["rows"]) and again["rows"].dtype == torch.float64
+
+
+def test_another_input_makes_another_artifact(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path / "run"), list[int]()
+    for seed in (1, 2, 1, 2):
+        store.recall("targets", {"seed": seed}, counted(calls))
+    assert len(calls) == 2
+    assert len(list(store.folder.iterdir())) == 2
+
+
+def test_a_name_that_collides_is_told_apart_by_its_inputs(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path / "run"), list[int]()
+    store.recall("targets", {"seed": 1}, counted(calls))
+    store.file("targets", {"seed": 1}).rename(store.file("targets", {"seed": 2}))
+    assert store.find("targets", {"seed": 2}) is None
+    assert not store.holds("targets", {"seed": 2})
+    store.recall("targets", {"seed": 2}, counted(calls))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kept", [0, 4, 30, -1])
+def test_a_damaged_artifact_is_made_again(tmp_path: Path, kept: int) -> None:
+    store, calls = Store(tmp_path / "run"), list[int]()
+    store.recall("targets", {"seed": 1}, counted(calls))
+    file = store.file("targets", {"seed": 1})
+    file.write_bytes(file.read_bytes()[:kept])
+    assert float(store.recall("targets", {"seed": 1}, counted(calls))["rows"][0, 0]) == 2
+    assert store.holds("targets", {"seed": 1})
+
+
+def test_a_plain_value_is_kept_like_a_tensor(tmp_path: Path) -> None:
+    store, values = Store(tmp_path / "run"), iter([["été", "雪"], ["other"], ["third"]])
+    assert store.recall_json("contexts", {"seed": 1}, lambda: next(values)) == ["été", "雪"]
+    assert store.recall_json("contexts", {"seed": 1}, lambda: next(values)) == ["été", "雪"]
+    assert store.recall_json("contexts", {"seed": 2}, lambda: next(values)) == ["other"]
+    file = store.file("contexts", {"seed": 1}, "json")
+    file.write_bytes(file.read_bytes()[:-3])
+    assert store.recall_json("contexts", {"seed": 1}, lambda: next(values)) == ["third"]
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path: Path) -> None:
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    on = {"model": "abc", "seed": 1}
+    for store in (one, two):
+        store.keep("targets", on, {"b": torch.ones(2), "a": torch.zeros(3)})
+    assert one.file("targets", on).read_bytes() == two.file("targets", on).read_bytes()
+
+
+def test_what_is_dropped_and_removed_is_gone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    store.keep("partial", {}, {"a": torch.ones(1)})
+    store.drop("partial", {})
+    store.drop("partial", {})
+    assert not store.holds("partial", {})
+    store.remove()
+    assert not store.folder.exists()
+
+
+def test_the_newest_artifact_that_agrees_is_found(tmp_path: Path) -> None:
+    store, tensors = Store(tmp_path / "moments"), {"a": torch.ones(1)}
+    for age, on in enumerate([{"model": "x", "tokens": 2}, {"model": "x", "tokens": 1}, {"model": "y", "imported": 1}]):
+        store.keep("moment", on, tensors)
+        os.utime(store.file("moment", on), (age, age))
+    assert store.like("moment", {"model": "x"}) == {"model": "x", "tokens": 1}
+    assert store.like("moment", {"model": "x"}, "imported") is None
+    assert store.like("moment", {"model": "y"}, "imported") == {"model": "y", "imported": 1}
+    assert store.like("moment", {"model": "z"}) is None
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run" / "kept"
+    write_whole(file, b"old")
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="no space left") as caught:
+        write_whole(file, b"new")
+    assert "free some space" in caught.value.hint
+    assert file.read_bytes() == b"old"
+    assert [entry.name for entry in file.parent.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [(errno.ENOSPC, ResourceError, 5), (errno.EDQUOT, ResourceError, 5), (errno.EACCES, StorageError, 1)],
+)
+def test_a_system_error_is_told_in_words(number: int, kind: type[Exception], code: int) -> None:
+    with pytest.raises(kind, match="cannot write there") as caught, telling("write there"):
+        raise OSError(number, os.strerror(number))
+    assert getattr(caught.value, "exit_code", None) == code
+    assert "Errno" not in str(caught.value)
+
+
+def test_a_second_process_says_who_holds_the_folder_and_waits(tmp_path: Path) -> None:
+    folder, notes = tmp_path / "run", list[str]()
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(folder), "1"], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        with Store(folder).locked(notes.append):
+            assert first.wait(timeout=30) == 0
+    assert len(notes) == 1 and f"process {first.pid} on " in notes[0]
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    folder, notes = tmp_path / "run", list[str]()
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(folder), "60"], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        first.kill()
+        first.wait(timeout=30)
+    with Store(folder).locked(notes.append):
+        pass
+    assert not notes
+
+
+def test_the_inputs_stand_in_the_header(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    store.keep("targets", {"seed": 1, "layers": (1, 2)}, {"a": torch.ones(1)})
+    file = store.file("targets", {"seed": 1, "layers": (1, 2)})
+    assert store.inputs(file) == {"seed": 1, "layers": [1, 2]}
+    header = json.loads(file.read_bytes()[8 : 8 + int.from_bytes(file.read_bytes()[:8], "little")])
+    assert json.loads(header["__metadata__"]["on"]) == {"layers": [1, 2], "seed": 1}
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '"on"', "{"])
+def test_a_file_that_holds_something_else_is_made_again(tmp_path: Path, text: str) -> None:
+    store, values = Store(tmp_path / "run"), iter([["first"], ["second"]])
+    store.recall_json("contexts", {}, lambda: next(values))
+    store.file("contexts", {}, "json").write_text(text)
+    assert store.recall_json("contexts", {}, lambda: next(values)) == ["second"]

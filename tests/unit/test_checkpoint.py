@@ -1,0 +1,221 @@
+"""The output is the input byte for byte, but for the byte ranges of the edited tensors."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
+from memedit.storage.checkpoint import Checkpoint, check_output, verify, write
+from memedit.storage.tensorfile import read_header
+from safetensors.torch import load_file, save_file
+
+CARD = {"README.md": b"# edited\n", "memedit/run.json": b"{}"}
+
+
+def folder(path: Path, *, sharded: bool = False, prefix: str = "transformer.") -> Path:
+    """A checkpoint of three tensors, with files beside it."""
+    path.mkdir(parents=True)
+    tensors = {
+        f"{prefix}h.{n}.mlp.c_proj.weight": torch.randn(6, 4, generator=torch.Generator().manual_seed(n)).half()
+        for n in range(3)
+    }
+    if sharded:
+        files = {name: f"model-0000{n + 1}-of-00003.safetensors" for n, name in enumerate(tensors)}
+        for name, file in files.items():
+            save_file({name: tensors[name]}, path / file, {"format": "pt"})
+        (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    else:
+        save_file(tensors, path / "model.safetensors", {"format": "pt", "note": "kept"})
+    (path / "config.json").write_text("{}")
+    (path / "chat_template.jinja").write_text("{{ x }}")
+    (path / "README.md").write_text("# base\n")
+    (path / "original").mkdir()
+    (path / "original" / "params.json").write_text("[]")
+    return path
+
+
+def edited(base: Checkpoint, number: int = 1) -> dict[str, torch.Tensor]:
+    name = base.resolve(f"transformer.h.{number}.mlp.c_proj.weight")
+    return {name: base.tensor(name) + 1}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_only_edited_bytes_differ(tmp_path: Path, sharded: bool) -> None:
+    source = folder(tmp_path / "base", sharded=sharded)
+    base, out = Checkpoint.open(source), tmp_path / "out"
+    weights = edited(base)
+    write(base, out, weights, CARD)
+    verify(out, weights, base)
+    names = {str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()}
+    differ = {name for name in names if not filecmp.cmp(source / name, out / name, shallow=False)}
+    assert differ == {"README.md", "model-00002-of-00003.safetensors" if sharded else "model.safetensors"}
+    assert (out / "memedit" / "base_README.md").read_text() == "# base\n"
+    found = {name: part for file in out.glob("*.safetensors") for name, part in load_file(file).items()}
+    for name in base.entries:
+        assert torch.equal(found[name], weights.get(name, base.tensor(name)))
+
+
+def test_a_byte_changed_elsewhere_is_found(tmp_path: Path) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
+    weights = edited(base)
+    write(base, out, weights, CARD)
+    untouched = next(entry for name, entry in base.entries.items() if name not in weights)
+    with (out / "model.safetensors").open("r+b") as stream:
+        stream.seek(untouched.start)
+        byte = stream.read(1)
+        stream.seek(untouched.start)
+        stream.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(StorageError, match="outside the edited"):
+        verify(out, weights, base)
+
+
+def test_a_checkpoint_without_the_prefix_is_resolved(tmp_path: Path) -> None:
+    base = Checkpoint.open(folder(tmp_path / "base", prefix=""))
+    assert base.resolve("transformer.h.1.mlp.c_proj.weight") == "h.1.mlp.c_proj.weight"
+    with pytest.raises(UnsupportedModelError):
+        base.resolve("transformer.h.9.mlp.c_proj.weight")
+
+
+def test_a_snapshot_of_links_is_copied_from_what_they_point_to(tmp_path: Path) -> None:
+    blobs = folder(tmp_path / "blobs")
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    before = (blobs / "model.safetensors").read_bytes()
+    base, out = Checkpoint.open(snapshot), tmp_path / "out"
+    write(base, out, edited(base), CARD, link="hard")
+    assert (blobs / "model.safetensors").read_bytes() == before
+    assert not any(file.is_symlink() for file in out.rglob("*"))
+    assert (out / "config.json").samefile(blobs / "config.json")
+    assert not (out / "model.safetensors").samefile(blobs / "model.safetensors")
+
+
+def test_an_output_that_is_not_empty_is_refused_and_replaced_when_asked(tmp_path: Path) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        write(base, out, edited(base), CARD)
+    assert (out / "mine.txt").read_text() == "mine"
+    write(base, out, edited(base), CARD, overwrite=True)
+    assert not (out / "mine.txt").exists()
+    assert (
+        sorted(file.name for file in tmp_path.iterdir()) == ["base", "cache", "out"]
+        or not (tmp_path / "cache").exists()
+    )
+
+
+@pytest.mark.parametrize("where", [".", "inside", ".."])
+def test_an_output_that_overlaps_the_source_is_refused(tmp_path: Path, where: str) -> None:
+    source = folder(tmp_path / "base")
+    with pytest.raises(UsageError, match="overlap"):
+        check_output(source, source / where, overwrite=True)
+
+
+@pytest.mark.parametrize("cut", [4, 60, -5])
+def test_a_damaged_file_is_refused(tmp_path: Path, cut: int) -> None:
+    source = folder(tmp_path / "base")
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(StorageError, match="damaged"):
+        Checkpoint.open(source)
+
+
+def test_a_pickle_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    source = folder(tmp_path / "base")
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with pytest.raises(MemeditError, match="pickle") as caught:
+        Checkpoint.open(source)
+    assert "save_pretrained" in caught.value.hint
+
+
+def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path) -> None:
+    source = folder(tmp_path / "base", sharded=True)
+    index = {"weight_map": {"a": "../secret.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(StorageError, match="outside its folder"):
+        Checkpoint.open(source)
+
+
+def test_integers_are_not_edited(tmp_path: Path) -> None:
+    source = tmp_path / "base"
+    source.mkdir()
+    save_file({"w": torch.zeros(2, 2, dtype=torch.int8)}, source / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match="I8"):
+        Checkpoint.open(source).tensor("w")
+
+
+def test_headers_tell_what_the_library_reads(tmp_path: Path) -> None:
+    source = folder(tmp_path / "base")
+    known = load_file(source / "model.safetensors")
+    for name, entry in read_header(source / "model.safetensors").items():
+        assert torch.equal(entry.read(), known[name])
+
+
+def test_the_digest_follows_weights_and_not_the_card(tmp_path: Path) -> None:
+    source = folder(tmp_path / "base")
+    first = Checkpoint.open(source).digest
+    (source / "README.md").write_text("# another\n")
+    assert Checkpoint.open(source).digest == first
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+    (copy / "config.json").write_text("[]")
+    assert Checkpoint.open(copy).digest != first
+
+
+def test_one_file_goes_before_an_index(tmp_path: Path) -> None:
+    source = folder(tmp_path / "base")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "stale.safetensors"}}))
+    assert {entry.file.name for entry in Checkpoint.open(source).entries.values()} == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("text", ['{"weight_map": {"a": 5}}', '{"weight_map": []}', "[]", "{"])
+def test_a_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
+    source = folder(tmp_path / "base", sharded=True)
+    (source / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(StorageError, match="damaged"):
+        Checkpoint.open(source)
+
+
+def test_a_byte_changed_in_a_shard_without_edits_is_found(tmp_path: Path) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base", sharded=True)), tmp_path / "out"
+    weights = edited(base)
+    write(base, out, weights, CARD)
+    file = out / "model-00003-of-00003.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(StorageError, match="outside the edited"):
+        verify(out, weights, base)
+
+
+def raw(path: Path, header: dict[str, object], size: int) -> Path:
+    """A folder whose one weight file has this header and `size` bytes of zeros."""
+    path.mkdir()
+    text = json.dumps(header).encode()
+    (path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"), [([-2, -4], [0, 16]), ([2, 4], [0.0, 16.0]), (["2", 4], [0, 16]), ([2, 3], [0, 16])]
+)
+def test_a_header_of_odd_numbers_is_refused(tmp_path: Path, shape: list[int], offsets: list[int]) -> None:
+    with pytest.raises(StorageError, match="damaged"):
+        Checkpoint.open(raw(tmp_path / "base", {"a": {"dtype": "F16", "shape": shape, "data_offsets": offsets}}, 16))
+
+
+def test_tensors_of_a_new_dtype_or_no_size_are_copied(tmp_path: Path) -> None:
+    header: dict[str, object] = {
+        "a": {"dtype": "F8_E8M0", "shape": [16], "data_offsets": [0, 16]},
+        "z": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]},
+    }
+    base = Checkpoint.open(raw(tmp_path / "base", header, 16))
+    assert set(base.entries) == {"a", "z"}
+    with pytest.raises(UnsupportedModelError, match="F8_E8M0"):
+        base.tensor("a")

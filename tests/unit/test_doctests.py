@@ -1,0 +1,16 @@
+"""The examples in the Python face's docstrings run as they stand."""
+
+from __future__ import annotations
+
+import doctest
+
+import memedit.api
+import pytest
+from tests.conftest import ROOT
+
+
+def test_the_examples_of_the_api_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    tried = doctest.testmod(memedit.api, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert tried.attempted >= 6
+    assert tried.failed == 0

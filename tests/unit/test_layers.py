@@ -1,0 +1,70 @@
+"""The house's one rule of structure: layers import downward only, siblings are blind to each other."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import memedit
+
+PACKAGE = Path(memedit.__file__).parent
+LEVELS = [
+    {"errors", "tell"},
+    {"request", "recipe", "report"},
+    {"lint", "numerics", "presets"},
+    {"model", "storage"},
+    {"stages"},
+    {"measure"},
+    {"job"},
+    {"pipeline"},
+    {"api", "show"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+
+def imports(source: str) -> set[str]:
+    """The parts of memedit that a source imports, function bodies included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "memedit":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("memedit."):
+            found.add((node.module or "").split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("memedit.")}
+    return found - {"__version__"}
+
+
+def violations(home: str, source: str) -> set[str]:
+    """Imports that go up, or sideways into another part of the same level."""
+    return {name for name in imports(source) if name != home and name in LEVEL and LEVEL[name] >= LEVEL[home]} | {
+        name for name in imports(source) if name not in LEVEL
+    }
+
+
+def test_layers_import_downward_only() -> None:
+    checked = 0
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] in ("__init__", "__main__"):
+            continue
+        assert not violations(parts[0], file.read_text()), file
+        checked += 1
+    assert checked > 30
+
+
+def test_an_import_that_goes_up_or_sideways_is_caught() -> None:
+    assert violations("model", "from memedit.storage.artifacts import Store") == {"storage"}
+    assert violations("numerics", "def f():\n    import memedit.stages.keys") == {"stages"}
+    assert not violations("stages", "from memedit.model.load import load")
+
+
+def test_numerics_imports_torch_alone() -> None:
+    allowed = {"__future__", "torch", "memedit", "dataclasses", "collections", "typing"}
+    for file in (PACKAGE / "numerics").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] in allowed, file
+            elif isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed, file

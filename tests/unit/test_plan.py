@@ -1,0 +1,66 @@
+"""What only a tokenizer can find wrong, and what becomes of duplicates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from memedit.errors import EditListError
+from memedit.model.anatomy import Anatomy
+from memedit.recipe import Recipe
+from memedit.request import EditRequest
+from memedit.stages.plan import check, make_plan
+from tests.conftest import byte_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+ANATOMY = Anatomy("h", tuple(f"h.{n}.mlp" for n in range(6)), "linear", 8, 16, 258, 64)
+
+
+def edit(number: int, **changes: Any) -> EditRequest:
+    given = {"subject": f"S{number}", "prompt": "{} is", "object": "o"}
+    return EditRequest(id=str(number), origin=f"a.jsonl:{number}", **{**given, **changes})
+
+
+def codes(
+    requests: list[EditRequest], tokenizer: Any = None, positions: int | None = 64
+) -> list[tuple[str, str | None]]:
+    findings = check(requests, tokenizer or byte_tokenizer(), Recipe(), positions)[1]
+    return [(finding.code, finding.edit) for finding in findings]
+
+
+def test_a_sound_list_has_no_findings() -> None:
+    assert codes([edit(1), edit(2)]) == []
+
+
+def test_a_row_too_long_for_the_model_is_an_error() -> None:
+    long = edit(1, subject="x" * 60)
+    assert codes([long]) == [("E121", "1")]
+    assert codes([long], positions=None) == []
+
+
+def test_a_subject_that_merges_is_a_warning() -> None:
+    core = Tokenizer(models.WordLevel({"ab": 0, "is": 1, "o": 2, "a": 4, "<unk>": 3}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    assert codes([edit(1, subject="a", prompt="{}b is")], tokenizer) == [("W220", "1")]
+
+
+def test_edits_that_share_a_key_are_told() -> None:
+    assert codes([edit(1), edit(2, subject="S1", prompt="{} was", object="p")]) == [("W221", "2")]
+    # With the relation before the subject the keys differ.
+    assert codes([edit(1), edit(2, subject="S1", prompt="The o of {} was", object="p")]) == []
+
+
+def test_duplicates_are_skipped_and_the_first_is_kept() -> None:
+    plan = make_plan([edit(1), edit(2, subject="S1"), edit(3)], byte_tokenizer(), ANATOMY, Recipe())
+    assert [one.request.id for one in plan.edits] == ["1", "3"]
+    assert [one.id for one in plan.skipped] == ["2"]
+    assert plan.layers == (0, 1, 2)
+
+
+def test_all_errors_are_told_at_once() -> None:
+    with pytest.raises(EditListError) as caught:
+        make_plan([edit(1, prompt="no slot"), edit(2), edit(3, object="")], byte_tokenizer(), ANATOMY, Recipe())
+    assert [finding.code for finding in caught.value.findings] == ["E101", "E104"]  # type: ignore[attr-defined]
+    assert caught.value.exit_code == 2

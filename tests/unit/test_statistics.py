@@ -1,0 +1,113 @@
+"""Moments: packed as the family packs, one pass for all layers, gone on with to the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from memedit.errors import UsageError
+from memedit.measure import moments_for, plan_moments, stats
+from memedit.model.load import LanguageModel, load
+from memedit.model.passes import Site, capture, run
+from memedit.numerics.moments import Moment
+from memedit.recipe import ModelKnobs, resolve
+from memedit.stages import statistics
+from memedit.stages.statistics import Moments, measure, packed
+from memedit.tell import Silence
+from tests.conftest import byte_tokenizer
+
+TEXTS = [f"Document {n} tells of {n * n} things." for n in range(80)]
+
+
+@pytest.fixture
+def lm(tiny_folder: Path) -> LanguageModel:
+    return load(tiny_folder, ModelKnobs(device="cpu"))
+
+
+@pytest.mark.parametrize(("bos", "opening"), [(True, [0]), (False, [1])])
+def test_documents_are_parted_as_the_family_parts_them(bos: bool, opening: list[int]) -> None:
+    tokenizer = byte_tokenizer(bos=bos)
+    rows = list(packed(["ab", "c"], tokenizer, 4))
+    a, b, c = (tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in "abc")
+    assert [list(row) for row in rows] == [[*opening, a, b, *opening], [c]]
+
+
+def test_the_moment_is_that_of_every_token(lm: LanguageModel) -> None:
+    rows = list(packed(TEXTS, lm.tokenizer, 32))
+    tokens = 1000
+    found = measure(lm, rows, [0, 2], tokens)
+    seen: dict[int, list[torch.Tensor]] = {0: [], 2: []}
+    left = tokens
+    for row in rows:
+        ids = torch.tensor([row[:left]])
+        left -= ids.numel()
+        with capture(lm, [Site(0, "mlp.in"), Site(2, "mlp.in")], lambda site, x: seen[site.layer].append(x.clone())):
+            run(lm, ids)
+        if not left:
+            break
+    for layer, parts in seen.items():
+        wanted = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts]).double()
+        assert found[layer].count == len(wanted) == tokens
+        exact = wanted.T @ wanted
+        assert float((found[layer].total - exact).norm() / exact.norm()) < 1e-5
+
+
+def test_a_measurement_gone_on_with_has_the_same_bits(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "TOKENS_PER_LAUNCH", 128)
+    monkeypatch.setattr(statistics, "KEEP_EVERY", 3)
+    kept: list[Moments] = []
+    rows = list(packed(TEXTS, lm.tokenizer, 32))
+    whole = measure(lm, rows, [1], 1500, keep=kept.append)
+    assert len(kept) > 2
+    for begun in kept:
+        again = measure(lm, rows, [1], 1500, begun=begun)
+        assert again[1].count == whole[1].count == 1500
+        assert torch.equal(again[1].total, whole[1].total)
+
+
+def test_the_cache_is_by_what_feeds_the_layer(lm: LanguageModel, tiny_folder: Path) -> None:
+    recipe = resolve([("flag", {"model.path": str(tiny_folder), "moments.tokens": 2000})])[0]
+    plan = plan_moments(lm, tiny_folder, [0, 2], recipe)
+    assert plan.missing == [0, 2]
+    first = moments_for(lm, plan, Silence(), lambda _n: None)
+    assert plan_moments(lm, tiny_folder, [0, 2], recipe).missing == []
+    assert torch.equal(moments_for(lm, plan, Silence(), lambda _n: None)[2].total, first[2].total)
+    # A change of layer 0's down-projection moves what layer 2 sees, and not what layer 0 does.
+    with torch.no_grad():
+        lm.weight(0).add_(1)
+    assert plan_moments(lm, tiny_folder, [0, 2], recipe).missing == [2]
+
+
+def test_without_a_corpus_the_ways_out_are_told(lm: LanguageModel, tmp_path: Path, tiny_folder: Path) -> None:
+    recipe = resolve([("flag", {"model.path": str(tmp_path)})])[0]
+    with pytest.raises(UsageError) as caught:
+        plan_moments(lm, tmp_path, [0], recipe)
+    assert "--corpus" in caught.value.hint
+    # What was measured once is found where no text is named.
+    named = resolve([("flag", {"moments.tokens": 500})])[0]
+    moments_for(lm, plan_moments(lm, tiny_folder, [0], named), Silence(), lambda _n: None)
+    assert plan_moments(lm, tmp_path, [0], recipe).missing == []
+
+
+def test_a_moment_of_another_tool_is_taken(tiny_folder: Path, tmp_path: Path, lm: LanguageModel) -> None:
+    import numpy as np
+
+    width = lm.anatomy.mlp_width
+    total = np.eye(width, dtype=np.float32) * 50
+    file = tmp_path / "mom2.npz"
+    np.savez(file, **{"mom2.mom2": total, "mom2.count": np.array(100), "sample_size": np.array(100)})
+    recipe = resolve([("flag", {"model.path": str(tiny_folder), "method.layers": "1", "model.device": "cpu"})])[0]
+    (row,) = stats(recipe, import_file=str(file))
+    assert (row.state, row.tokens) == ("imported", 100)
+    found = moments_for(lm, plan_moments(lm, tiny_folder, [1], recipe), Silence(), lambda _n: None)[1]
+    assert found.count == 100
+    assert torch.equal(found.mean, torch.eye(width, dtype=torch.float64) / 2)
+    with pytest.raises(UsageError, match="no file of second moments"):
+        np.savez(file, other=total)
+        stats(recipe, import_file=str(file))
+
+
+def test_moments_are_positive_semidefinite(lm: LanguageModel) -> None:
+    found: Moment = measure(lm, packed(TEXTS, lm.tokenizer, 32), [0], 1000)[0]
+    assert float(torch.linalg.eigvalsh(found.mean).min()) > -1e-9

@@ -1,0 +1,94 @@
+"""The made world: the same from its seed, large enough; the shipped models know it and recall it where they should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from examples.world import lists
+from examples.world.__main__ import HERE, MODELS, REQUESTS, SCORES
+from examples.world.facts import HELD_OUT, RELATIONS, make_world
+from examples.world.site import accuracy, trace
+from examples.world.text import Writer
+from memedit.model.load import LanguageModel, load
+from memedit.recipe import ModelKnobs
+from transformers import AutoTokenizer
+
+WORLD = make_world()
+
+
+def test_the_same_seed_makes_the_same_world() -> None:
+    assert make_world() == WORLD
+
+
+def test_the_world_is_large_enough() -> None:
+    assert len(WORLD.people) >= 250
+    assert len(RELATIONS) >= 6
+    assert all(len(set(relation.objects)) >= 15 and len(relation.wordings) >= 8 for relation in RELATIONS)
+    firsts = [person.name.split()[0] for person in WORLD.people]
+    lasts = [person.name.split()[1] for person in WORLD.people]
+    assert min(firsts.count(name) for name in firsts) >= 2
+    assert min(lasts.count(name) for name in lasts) >= 2
+
+
+def test_the_lists_on_disk_are_those_of_the_seeds() -> None:
+    for file, records in ((HERE / "facts.jsonl", lists.facts(WORLD)), (REQUESTS, lists.edits(WORLD))):
+        assert [json.loads(line) for line in file.read_text().splitlines()] == records
+
+
+def test_edits_leave_a_hundred_people_untouched() -> None:
+    edits = lists.edits(WORLD)
+    subjects = {edit["subject"] for edit in edits}
+    assert len(edits) == 1000
+    assert sum(person.name not in subjects for person in WORLD.people) >= 100
+    assert len({(edit["subject"], edit["relation"]) for edit in edits}) == 1000
+    assert all(edit["object"] != edit["object_old"] for edit in edits)
+    for edit in edits:
+        assert all(name not in neighbor["prompt"] for neighbor in edit["neighborhood"] for name in subjects)
+
+
+def test_what_is_held_out_is_never_written() -> None:
+    writer = Writer(WORLD, 5)
+    text = " ".join(writer.document().text for _ in range(3000))
+    withheld = [person for person in WORLD.people if person.withheld]
+    assert len(withheld) >= len(WORLD.people) // 3
+    told = 0
+    for person in withheld:
+        for relation in RELATIONS:
+            assert all(wording.replace("{}", person.name) not in text for wording in relation.wordings[-HELD_OUT:])
+            told += sum(wording.replace("{}", person.name) in text for wording in relation.wordings[:-HELD_OUT])
+    assert told > 100
+
+
+def test_the_models_are_small_enough_to_ship() -> None:
+    files = [file for file in MODELS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 40e6
+
+
+def test_tokenizers_give_ids_and_mask_alone(made_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(made_folder)
+    assert set(tokenizer("Some text.")) == {"input_ids", "attention_mask"}
+    assert len(tokenizer) == json.loads((made_folder / "config.json").read_text())["vocab_size"]
+
+
+@pytest.fixture(scope="module")
+def lm(made_folder: Path) -> LanguageModel:
+    return load(made_folder, ModelKnobs(device="cpu"))
+
+
+def test_facts_are_known(lm: LanguageModel) -> None:
+    assert accuracy(lm, WORLD, held_out=False) >= 0.96
+
+
+def test_facts_are_known_under_wordings_held_out(lm: LanguageModel) -> None:
+    assert accuracy(lm, WORLD, held_out=True) >= 0.95
+
+
+def test_facts_are_recalled_early_at_the_subject(lm: LanguageModel, made_folder: Path) -> None:
+    site = trace(lm, WORLD, n_facts=60)
+    control = json.loads(SCORES.read_text())[f"{made_folder.name}-plain"]["early_site"]
+    assert site.early >= 0.15
+    assert site.early >= 3 * site.late
+    assert site.early >= 3 * control
+    assert site.end < 0.05
