@@ -1,0 +1,1 @@
+"""The made world, the models trained on it, and the benchmarks."""

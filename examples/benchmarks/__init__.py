@@ -1,0 +1,1 @@
+"""memedit beside the plain oracle: same model, edits, contexts, moments and steps."""
