@@ -27,7 +27,7 @@ class Site:
     part: Literal["mlp.in", "block.out"]
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: the last state asked for has been seen
+class Reached(Exception):  # noqa: N818 - not an error: the last state asked for has been seen
     """Stops a forward: nothing above is needed."""
 
 
@@ -50,7 +50,7 @@ def capture(
         def hook(_module: nn.Module, args: Any) -> None:
             see(site, args[0])
             if stop and site == last:
-                raise _Reached
+                raise Reached
 
         return hook
 
@@ -58,7 +58,7 @@ def capture(
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             see(site, output_of(output))
             if stop and site == last:
-                raise _Reached
+                raise Reached
 
         return hook
 
@@ -78,7 +78,7 @@ def run(lm: LanguageModel, ids: Tensor, **options: Any) -> Any:
     """One forward over ids (B, T) of equal length; None where `capture` stopped it."""
     try:
         return lm.model(input_ids=ids.to(lm.device), use_cache=False, **options)
-    except _Reached:
+    except Reached:
         return None
 
 

@@ -1,33 +1,36 @@
 """The engine of the target search: only what depends on the change is computed again.
 
 1. A vector added to the output of block L at token p moves only tokens from p on, only in the blocks above L.
-2. So each row runs whole once: the states that leave block L are kept from p on, and above L the keys and values of
-   the tokens before p.
-3. A step runs the model's own forward over the row's suffix, blocks up to L replaced by what was kept plus the
-   change; attention finds the prefix in a read-only cache.
-4. Rows whose suffixes are equally long share a launch; prefixes are padded on the left, so that index distance is
-   position distance.
+2. So each row runs whole once (what rows share at their beginning runs once for all of them): the states that leave
+   block L are kept from p on, and above L the keys and values of the tokens before p.
+3. A step runs the model's own forward over the suffixes, blocks up to L replaced by what was kept plus the change;
+   the head runs where a token is read and nowhere else.
+4. Rows share a launch right-aligned: a shorter suffix begins some tokens before its p.
 
-Masks, rotary tables, soft caps, norms and the head stay the model's own. `WholeForward` does the same by whole
-forwards with a hook: slower, the yardstick of the probe, and the way out where a family does not splice.
+`WholeForward` does the same by whole forwards with a hook: slower, the yardstick of the probe, and the way out where
+a family does not splice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import Cache
 
 from memedit.model.load import LanguageModel
-from memedit.model.passes import launches, output_of
+from memedit.model.passes import TOKENS_PER_LAUNCH, launches, output_of
+from memedit.model.splice import Aligned, Entry, Kept, KeysValues, Shared, cut, run_part, spliced
 
-AGREEMENT = 1e-3  # relative, on logits: float32 rounding is 1e-6, half precision 1e-3 of the largest
+__all__ = ["Changed", "Launch", "Row", "Suffix", "WholeForward", "choose", "spliced"]
+
+AGREEMENT = {torch.float32: 1e-3, torch.float16: 1e-2}
+"""Relative, on logits: rounding is 1e-6 in float32 and a thousand times that in float16; a prefix lost is of order 1."""
+AGREEMENT_BFLOAT16 = 5e-2
+WORTH = {"cpu": 16, "cuda": 512}
+"""Tokens that run in the time a launch costs by itself: two cores on a model of width 256; a GPU on one of 4096."""
 
 
 @dataclass(frozen=True)
@@ -38,214 +41,263 @@ class Row:
     at: int
     reads: int
 
+    @property
+    def suffix(self) -> int:
+        """Tokens from the change on."""
+        return len(self.ids) - self.at
 
-class Changed(Protocol):
+
+class Launch(Protocol):
+    """Rows that run together."""
+
+    rows: list[int]
+
+    def logits(self, change: Tensor) -> Tensor:
+        """change (R, D) float32 -> logits (N, V) float32, N the rows' reads, row by row."""
+        ...
+
+    def keep(self, places: Sequence[int]) -> Launch:
+        """Some of its rows, by their places in it."""
+        ...
+
+
+class Changed:
     """Rows under a change: logits as a function of what is added at block L, token `at`."""
 
     start: Tensor
     """What leaves block L at token `at`, unchanged: (rows, D) float32."""
 
-    def logits(self, change: Tensor, which: Sequence[int]) -> list[Tensor]:
-        """change (len(which), D) float32, for the rows `which` -> each row's logits (reads, V) float32."""
-        ...
-
-
-@contextmanager
-def spliced(lm: LanguageModel, forwards: dict[int, Any]) -> Generator[None]:
-    """Replace the forward of some blocks; the blocks keep every attribute that the model reads off them."""
-    blocks: Any = lm.model.get_submodule(lm.anatomy.blocks)
-    try:
-        for index, forward in forwards.items():
-            blocks[index].forward = forward
-        yield
-    finally:
-        for index in forwards:
-            blocks[index].__dict__.pop("forward", None)
-
-
-class _Prefix(Cache):
-    """Kept keys and values, read only: `update` answers with them and the new ones, and stores nothing."""
-
-    def __init__(self, kept: dict[int, tuple[Tensor, Tensor]], length: int) -> None:
-        super().__init__(layers=[])
-        self.kept, self.length = kept, length
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        keys, values = self.kept[layer_idx]
-        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
-
-    def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
-        count = query_length if isinstance(query_length, int) else query_length.shape[0]
-        return self.length + count, 0
-
-    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        return -1
-
-    @property
-    def is_compileable(self) -> bool:
-        return False
-
-    @property
-    def is_sliding(self) -> list[bool]:
-        return [False] * len(self.kept)
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Rows that share a launch; R rows, P padded prefix tokens, S suffix tokens."""
-
-    rows: list[int]
-    ids: Tensor  # (R, S)
-    mask: Tensor  # (R, P + S)
-    positions: Tensor  # (R, S)
-    states: Tensor  # (R, S, D) what leaves block L
-    prefix: dict[int, tuple[Tensor, Tensor]]  # layer -> keys, values (R, heads, P, width)
-    reads: int
-    in_tuple: bool  # the family's blocks return their states first in a tuple
-
-
-class Suffix:
-    """Rows under a change, by suffixes. Built once; `logits` may be called with any of its rows."""
-
     def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[Row]) -> None:
         self.lm, self.layer, self.rows = lm, layer, list(rows)
         self.start = torch.empty(len(rows), lm.anatomy.width)
-        lengths = [len(row.ids) - row.at for row in rows]
-        self.groups = [self._group(batch) for batch in launches(lengths, tokens=1 << 30)]
+        self.launches: list[Launch] = []
 
-    @torch.no_grad()
-    def _group(self, batch: list[int]) -> _Group:
-        """Run the rows of one group whole, and keep what their steps need."""
+    def logits(self, change: Tensor, which: Sequence[int]) -> list[Tensor]:
+        """change (len(which), D) float32, for the rows `which` -> each row's logits (reads, V) float32."""
+        place = {row: number for number, row in enumerate(which)}
+        found: list[Tensor] = [torch.empty(0)] * len(which)
+        for launch in self.launches:
+            inside = [number for number, row in enumerate(launch.rows) if row in place]
+            if inside:
+                asked = [place[launch.rows[number]] for number in inside]
+                logits = launch.keep(inside).logits(change[torch.tensor(asked, device=change.device)])
+                parts = logits.split([self.rows[which[row]].reads for row in asked])
+                for row, part in zip(asked, parts, strict=True):
+                    found[row] = part
+        return found
+
+
+@dataclass(frozen=True)
+class _Spliced:
+    """R rows by their suffixes of S columns, P columns of kept keys and values before them."""
+
+    lm: LanguageModel
+    rows: list[int]
+    reads: list[int]
+    aligned: Aligned
+    at: Tensor  # (R,) the change's column in the suffix
+    entry: Entry  # (R, S, D) what leaves block L
+    kept: KeysValues  # (R, heads, P, width)
+    cells: Tensor  # where the head runs, among the last max(reads) columns
+
+    def logits(self, change: Tensor) -> Tensor:
+        states = self.entry.states
+        lines = torch.arange(len(states), device=states.device)
+        entered = states.index_put((lines, self.at), change.to(states.dtype), accumulate=True)
+        before = self.aligned.mask.shape[1] - self.aligned.ids.shape[1]
+        found = run_part(
+            self.lm, self.aligned, Kept(self.kept, before), entry=replace(self.entry, states=entered),
+            reads=(max(self.reads), self.cells),
+        )  # fmt: skip
+        assert found is not None
+        return found.float()
+
+    def keep(self, places: Sequence[int]) -> _Spliced:
+        if len(places) == len(self.rows):
+            return self
+        lines = torch.tensor(places, device=self.at.device)
+        reads = [self.reads[place] for place in places]
+        return _Spliced(
+            self.lm, [self.rows[place] for place in places], reads, self.aligned.pick(lines), self.at[lines],
+            replace(self.entry, states=self.entry.states[lines]),
+            {layer: (keys[lines], values[lines]) for layer, (keys, values) in self.kept.items()},
+            _cells(reads).to(self.at.device),
+        )  # fmt: skip
+
+
+class Suffix(Changed):
+    """Rows under a change, by suffixes.
+
+    Rows n, n + columns, ... (one context of many edits) share what they begin with; a launch has at most `tokens`
+    suffix tokens, and rows of other lengths join it where that saves more than `worth` tokens.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        layer: int,
+        rows: Sequence[Row],
+        *,
+        columns: int = 1,
+        tokens: int = TOKENS_PER_LAUNCH,
+        worth: int | None = None,
+    ) -> None:
+        super().__init__(lm, layer, rows)
+        self.in_tuple = False
+        self.above = range(layer + 1, lm.anatomy.n_layers)
+        worth = WORTH.get(lm.device.type, 0) if worth is None else worth
+        with torch.no_grad():
+            empty = [self._empty(batch) for batch in cut([row.suffix for row in rows], tokens, worth)]
+            self._fill(empty, columns)
+        self.launches = [replace(one, entry=replace(one.entry, in_tuple=self.in_tuple)) for one in empty]
+
+    def _empty(self, batch: list[int]) -> _Spliced:
+        """A launch whose states are still to be put in; its keys and values are made when their shape is known."""
         rows = [self.rows[index] for index in batch]
-        size, before = len(rows[0].ids) - rows[0].at, max(row.at for row in rows)
-        ids = torch.zeros(len(rows), before + size, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(rows):
-            ids[number, before - row.at :] = torch.tensor(row.ids)
-            mask[number, before - row.at :] = 1
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        ids, mask, positions = (x.to(self.lm.device) for x in (ids, mask, positions))
-        cache = DynamicCache()
+        size = max(row.suffix for row in rows)
+        width = max(size, *(len(row.ids) for row in rows))
+        device, lm = self.lm.device, self.lm
+        reads = [row.reads for row in rows]
+        return _Spliced(
+            lm, batch, reads, Aligned.of([row.ids for row in rows], size, [len(row.ids) for row in rows], width).to(device),
+            torch.tensor([size - row.suffix for row in rows], device=device),
+            Entry(self.layer, torch.zeros(len(rows), size, lm.anatomy.width, dtype=lm.dtype, device=device), False),
+            {}, _cells(reads).to(device),
+        )  # fmt: skip
+
+    def _fill(self, empty: Sequence[_Spliced], columns: int) -> None:
+        """Run every row whole once, and put what its steps need into its launch."""
+        shared = Shared.among([row.ids[: row.at] for row in self.rows], columns)
+        everywhere = range(self.lm.anatomy.n_layers)
+        prefix, prefix_states = Kept({}, 0, everywhere), torch.empty(len(shared.prefixes), 0, self.lm.anatomy.width)
+        if shared.width:
+            prefix_states = self._run(shared.aligned(self.lm.device), prefix)
+        prefix_states = prefix_states.to(self.lm.device, self.lm.dtype)
+        home = {row: (launch, place) for launch in empty for place, row in enumerate(launch.rows)}
+        tails = [len(row.ids) - len(shared.prefixes[shared.of[n]]) for n, row in enumerate(self.rows)]
+        for batch in launches(tails, TOKENS_PER_LAUNCH):
+            of = torch.tensor([shared.of[row] for row in batch], device=self.lm.device)
+            size, ids = tails[batch[0]], [self.rows[row].ids for row in batch]
+            aligned = Aligned.of(ids, size, [len(row) for row in ids], shared.width + size).to(self.lm.device)
+            kept = {layer: (keys[of], values[of]) for layer, (keys, values) in prefix.seen.items()}
+            cache = Kept(kept, shared.width, self.above)
+            states = torch.cat([prefix_states[of], self._run(aligned, cache)], 1)
+            lines = torch.arange(len(batch), device=states.device)
+            back = torch.tensor([self.rows[row].suffix for row in batch], device=states.device)
+            self.start[batch] = states[lines, states.shape[1] - back].float().cpu()
+            for launch in empty:
+                mine = [number for number, row in enumerate(batch) if home[row][0] is launch]
+                if mine:
+                    _put(launch, [home[batch[number]][1] for number in mine], mine, states, cache.seen)
+
+    def _run(self, aligned: Aligned, cache: Kept) -> Tensor:
+        """What leaves block L, (R, T, D); `cache` records."""
         seen: list[Any] = []
         block = self.lm.model.get_submodule(f"{self.lm.anatomy.blocks}.{self.layer}")
         handle = block.register_forward_hook(lambda _module, _args, output: seen.append(output))
         try:
-            self.lm.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
+            run_part(self.lm, aligned, cache)
         finally:
             handle.remove()
-        states = output_of(seen[0]).reshape(*ids.shape, -1)[:, before:].clone()
-        self.start[batch] = states[:, 0].float().cpu()
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
-        for index, entry in enumerate(cache.layers):
-            above: Any = entry
-            upto = before if index > self.layer else 0
-            kept[index] = (above.keys[:, :, :upto].clone(), above.values[:, :, :upto].clone())
-        reads = max(row.reads for row in rows)
-        in_tuple = not isinstance(seen[0], Tensor)
-        return _Group(batch, ids[:, before:], mask, positions[:, before:], states, kept, reads, in_tuple)
-
-    def logits(self, change: Tensor, which: Sequence[int]) -> list[Tensor]:
-        place = {row: number for number, row in enumerate(which)}
-        found: list[Tensor] = [torch.empty(0)] * len(which)
-        for group in self.groups:
-            inside = [number for number, row in enumerate(group.rows) if row in place]
-            if not inside:
-                continue
-            asked = [place[group.rows[number]] for number in inside]
-            logits = self._step(group, inside, change[torch.tensor(asked, device=change.device)])
-            for number, row in enumerate(asked):
-                found[row] = logits[number, -self.rows[which[row]].reads :]
-        return found
-
-    def _step(self, group: _Group, inside: list[int], change: Tensor) -> Tensor:
-        """The model's own forward over the suffixes of some rows of a group, (rows, reads, V) float32."""
-        pick = slice(None) if len(inside) == len(group.rows) else torch.tensor(inside, device=group.ids.device)
-        states = group.states[pick]
-        entered = states + torch.cat([change[:, None], torch.zeros_like(states[:, 1:], dtype=change.dtype)], 1).to(
-            states.dtype
-        )
-
-        def below(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-            return (hidden_states, None) if group.in_tuple else hidden_states
-
-        def at(*_: Any, **__: Any) -> Any:
-            return (entered, None) if group.in_tuple else entered
-
-        forwards: dict[int, Any] = dict.fromkeys(range(self.layer), below)
-        forwards[self.layer] = at
-        prefix = {layer: (keys[pick], values[pick]) for layer, (keys, values) in group.prefix.items()}
-        with spliced(self.lm, forwards):
-            output = self.lm.model(
-                input_ids=group.ids[pick], attention_mask=group.mask[pick], position_ids=group.positions[pick],
-                past_key_values=_Prefix(prefix, group.mask.shape[1] - group.ids.shape[1]), use_cache=True,
-                logits_to_keep=group.reads,
-            )  # fmt: skip
-        return output.logits.float()
+        self.in_tuple = not isinstance(seen[0], Tensor)
+        return output_of(seen[0]).reshape(*aligned.ids.shape, -1)
 
 
-class WholeForward:
+def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, seen: KeysValues) -> None:
+    """Put rows that ran whole, right-aligned, into a launch: suffix states, and keys and values before the suffix."""
+    kept, size = launch.entry.states, launch.aligned.ids.shape[1]
+    to, of = (torch.tensor(numbers, device=kept.device) for numbers in (places, lines))
+    columns = min(size, states.shape[1])
+    kept[to, size - columns :] = states[of, states.shape[1] - columns :]
+    before = launch.aligned.mask.shape[1] - size
+    for layer, pair in seen.items():
+        if layer not in launch.kept:
+            shape = (len(launch.rows), pair[0].shape[1], before)
+            launch.kept[layer] = (pair[0].new_zeros(*shape, pair[0].shape[3]), pair[1].new_zeros(*shape, pair[1].shape[3]))
+        ends = pair[0].shape[2] - size
+        columns = max(0, min(before, ends))
+        for there, here in zip(launch.kept[layer], pair, strict=True):
+            there[to, :, before - columns :] = here[of, :, ends - columns : max(ends, 0)]
+
+
+def _cells(reads: Sequence[int]) -> Tensor:
+    """Flat cells of the last `reads[n]` of max(reads) columns, row by row."""
+    most = max(reads)
+    return torch.tensor([row * most + column for row, n in enumerate(reads) for column in range(most - n, most)])
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Rows of equal length, whole."""
+
+    engine: WholeForward
+    rows: list[int]
+
+    def logits(self, change: Tensor) -> Tensor:
+        return self.engine.run(self.rows, change)
+
+    def keep(self, places: Sequence[int]) -> _Whole:
+        return _Whole(self.engine, [self.rows[place] for place in places])
+
+
+class WholeForward(Changed):
     """Rows under a change, by whole forwards with a hook at block L; rows of equal length share a launch."""
 
-    def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[Row]) -> None:
-        self.lm, self.layer, self.rows = lm, layer, list(rows)
-        self.start = torch.empty(len(rows), lm.anatomy.width)
-        with torch.no_grad():
-            self._run(torch.zeros(len(rows), lm.anatomy.width), range(len(rows)), keep_start=True)
+    def __init__(
+        self, lm: LanguageModel, layer: int, rows: Sequence[Row], *, columns: int = 1, tokens: int = TOKENS_PER_LAUNCH
+    ) -> None:
+        super().__init__(lm, layer, rows)
+        for batch in launches([len(row.ids) for row in rows], tokens):
+            self.launches.append(_Whole(self, batch))
+            with torch.no_grad():
+                self.run(batch, torch.zeros(len(batch), lm.anatomy.width, device=lm.device), keep_start=True)
 
-    def logits(self, change: Tensor, which: Sequence[int]) -> list[Tensor]:
-        return self._run(change, which)
+    def run(self, batch: list[int], change: Tensor, *, keep_start: bool = False) -> Tensor:
+        """The logits of rows of equal length, (reads, V)."""
+        rows = [self.rows[row] for row in batch]
+        ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
+        at, lines = torch.tensor([row.at for row in rows]), torch.arange(len(rows))
 
-    def _run(self, change: Tensor, which: Sequence[int], *, keep_start: bool = False) -> list[Tensor]:
-        found: list[Tensor] = [torch.empty(0)] * len(which)
+        def enter(_module: nn.Module, _args: Any, output: Any) -> Any:
+            states = output_of(output)
+            if keep_start:
+                self.start[batch] = states[lines, at].float().cpu()
+            changed = states.index_put((lines, at), change.to(states.dtype), accumulate=True)
+            return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
         block = self.lm.model.get_submodule(f"{self.lm.anatomy.blocks}.{self.layer}")
-        for batch in launches([len(self.rows[row].ids) for row in which]):
-            rows = [self.rows[which[number]] for number in batch]
-            ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
-            at = torch.tensor([row.at for row in rows])
-            added = change[torch.tensor(batch, device=change.device)]
-
-            def enter(_m: nn.Module, _a: Any, output: Any, batch: Any = batch, at: Any = at, added: Any = added) -> Any:
-                states = output_of(output)
-                lines = torch.arange(len(at))
-                if keep_start:
-                    self.start[batch] = states[lines, at].float().cpu()
-                changed = states.index_put((lines, at), added.to(states.dtype), accumulate=True)
-                return changed if isinstance(output, Tensor) else (changed, *output[1:])
-
-            handle = block.register_forward_hook(enter)
-            try:
-                reads = max(row.reads for row in rows)
-                logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=reads).logits.float()
-            finally:
-                handle.remove()
-            for number, row, line in zip(batch, rows, logits, strict=True):
-                found[number] = line[-row.reads :]
-        return found
+        handle = block.register_forward_hook(enter)
+        try:
+            most = max(row.reads for row in rows)
+            logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
+        finally:
+            handle.remove()
+        return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])
 
 
-def choose(lm: LanguageModel, layer: int, rows: Sequence[Row]) -> tuple[type[Suffix] | type[WholeForward], str]:
-    """Prove the suffix engine on a few rows against whole forwards; the engine to use, and why, in words."""
-    few = sorted(rows, key=lambda row: (len(row.ids) - row.at, row.at))[:: max(1, len(rows) // 4)][:5]
+def choose(
+    lm: LanguageModel, layer: int, rows: Sequence[Row], columns: int = 1
+) -> tuple[type[Suffix] | type[WholeForward], str]:
+    """Prove the suffix engine on a few rows against whole forwards; the engine to use, and why, in words.
+
+    Twice: every suffix length by itself, and all together, some suffixes reaching into what others keep.
+    """
     generator = torch.Generator().manual_seed(0)
+    limit = AGREEMENT.get(lm.dtype, AGREEMENT_BFLOAT16)
     try:
-        whole, suffix = WholeForward(lm, layer, few), Suffix(lm, layer, few)
+        whole = WholeForward(lm, layer, rows)
         change = (torch.randn(whole.start.shape, generator=generator) * whole.start.std()).to(lm.device)
+        which, gap = range(len(rows)), 0.0
         with torch.no_grad():
-            pairs = list(
-                zip(whole.logits(change, range(len(few))), suffix.logits(change, range(len(few))), strict=True)
-            )
-        gap = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+            wanted = whole.logits(change, which)
+            for worth in (0, 1 << 30):
+                found = Suffix(lm, layer, rows, columns=columns, worth=worth).logits(change, which)
+                gaps = [(float((a - b).abs().max()) / float(a.abs().max())) for a, b in zip(wanted, found, strict=True)]
+                gap = max(gap, *(one if one == one else float("inf") for one in gaps))
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         return WholeForward, f"whole forwards (suffixes do not run on this model: {type(error).__name__})"
-    if not gap < AGREEMENT:
+    if not gap < limit:
         return WholeForward, f"whole forwards (suffixes differ from them by {gap:.1e})"
     return Suffix, f"suffixes (proved: they differ from whole forwards by {gap:.1e})"

@@ -1,7 +1,8 @@
 """Edits -> targets: the state at the subject's last token that makes the model say the new object.
 
 Meng et al. 2023, eq. 13 (MEMIT), as published in kmeng01/memit, compute_z.py: Adam over one vector per edit, added
-to the output of the last edited layer. Here a chunk of edits is one batch, and every edit stops on its own.
+to the output of the last edited layer. Here a batch of edits goes through together, and every edit stops on its own:
+the ones that are found are taken out of the batch.
 """
 
 from __future__ import annotations
@@ -11,16 +12,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from memedit.model.load import LanguageModel
+from memedit.model.passes import TOKENS_PER_LAUNCH
 from memedit.model.subject import Prompt
 from memedit.model.suffix import Changed, Row, Suffix, WholeForward
 from memedit.numerics.objective import decay_loss, essence_loss, into_ball, likelihood_loss
 from memedit.recipe import Recipe, TargetKnobs
 from memedit.stages.plan import Edit
+from memedit.stages.reads import Reads
 from memedit.tell import Advance
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's Adam defaults, which the published code uses
+LOOK_EVERY = {"cuda": 4}
+"""Steps between two looks at who is found: a look makes the host wait for the GPU."""
+WORTH_PACKING = 7 / 8
+"""Launches are packed anew where so few of their edits, at most, are still searched: a copy costs a part of a step."""
 
 
 @dataclass(frozen=True)
@@ -55,30 +63,33 @@ def find_targets(
     recipe: Recipe,
     *,
     engine: type[Suffix] | type[WholeForward] = Suffix,
+    tokens: int = TOKENS_PER_LAUNCH,
     advance: Advance | None = None,
 ) -> Targets:
     """The targets of E edits (prompts: X per edit, the bare one first) at the output of block `layer`."""
-    search = _Search(lm, edits, prompts, layer, recipe.target, engine)
+    search = _Search(lm, edits, prompts, layer, recipe.target, engine, tokens)
     published = recipe.method.semantics == "reference"
     # The published loop leaves at its last forward without a step: n forwards, n - 1 steps.
     steps = recipe.target.steps - 1 if published else recipe.target.steps
-    open_ = list(range(len(edits)))
+    look_every = LOOK_EVERY.get(lm.device.type, 1)
     for step in range(steps + 1):
-        loss, gradient = search.measure(open_, with_gradient=step < steps)
-        search.loss[open_], search.steps[open_] = loss, step
-        going = [(edit, row) for row, edit in enumerate(open_) if step < steps and loss[row] >= recipe.target.stop]
-        if advance:
-            advance(len(open_) - len(going))
-        if not going:
-            break
-        open_ = [edit for edit, _ in going]
-        search.step(open_, gradient[[row for _, row in going]], step + 1)
-    start = search.start.cpu()
-    return Targets(start + search.change.cpu(), start, search.loss, search.steps)
+        gradient = search.measure(step, with_gradient=step < steps)
+        if step < steps:
+            search.step(gradient, step + 1)
+        if step % look_every == 0:
+            gone = search.pack()
+            if advance:
+                advance(gone)
+            if not search.edits:
+                return search.found
+    search.note()
+    if advance:
+        advance(len(search.edits))
+    return search.found
 
 
 class _Search:
-    """The state of a chunk's search: a vector per edit, and what Adam remembers of it."""
+    """A batch's search: what Adam holds of every edit still in it, and what was found of the others."""
 
     def __init__(
         self,
@@ -88,62 +99,110 @@ class _Search:
         layer: int,
         knobs: TargetKnobs,
         engine: type[Suffix] | type[WholeForward],
+        tokens: int,
     ) -> None:
         self.knobs, self.device = knobs, lm.device
-        self.n_contexts = len(prompts[0])
+        self.n_contexts, self.per_edit = len(prompts[0]), len(prompts[0]) + 1
         rows = [row for edit, of_one in zip(edits, prompts, strict=True) for row in rows_of(edit, of_one)]
-        self.changed: Changed = engine(lm, layer, rows)
-        per_edit = self.n_contexts + 1
-        self.start = self.changed.start[::per_edit].to(self.device)
-        self.targets = [torch.tensor(edit.target, device=self.device) for edit in edits]
-        self.change, self.mean, self.square = (torch.zeros_like(self.start) for _ in range(3))
-        self.loss, self.steps = torch.zeros(len(edits)), torch.zeros(len(edits), dtype=torch.long)
-        length = self.start.norm(dim=-1)
-        self.radius = knobs.ball * length
+        changed: Changed = engine(lm, layer, rows, columns=self.per_edit, tokens=tokens)
+        start = changed.start[:: self.per_edit]
+        self.targets = [edit.target for edit in edits]
+        self.longest = max(map(len, self.targets))
+        self.found = Targets(start.clone(), start, torch.zeros(len(edits)), torch.zeros(len(edits), dtype=torch.long))
+        self.edits = list(range(len(edits)))
+        self.launches = changed.launches
+        length = start.norm(dim=-1)
         # Adam moves every coordinate by about its step, so a step in units of the state's own rms fits every scale.
-        relative = knobs.step * length / self.start.shape[-1] ** 0.5
-        self.rate = torch.full_like(relative, knobs.step_absolute) if knobs.step_absolute else relative
-        with torch.no_grad():
-            last = [edit * per_edit + self.n_contexts for edit in range(len(edits))]
-            logits = self.changed.logits(torch.zeros_like(self.start), last)
-            self.original = torch.stack([row[-1] for row in logits]).log_softmax(-1)
+        rate = knobs.step * length / start.shape[-1] ** 0.5
+        if knobs.step_absolute:
+            rate = torch.full_like(rate, knobs.step_absolute)
+        self.start, self.radius, self.rate = (one.to(self.device) for one in (start, knobs.ball * length, rate))
+        self.change, self.mean, self.square = (torch.zeros_like(self.start) for _ in range(3))
+        self.loss, self.steps = (torch.zeros(len(edits), device=self.device) for _ in range(2))
+        self.open = torch.ones(len(edits), dtype=torch.bool, device=self.device)
+        self.original = torch.zeros(len(edits), lm.anatomy.vocabulary, device=self.device)
+        self._read()
 
-    def measure(self, which: Sequence[int], *, with_gradient: bool) -> tuple[Tensor, Tensor]:
-        """Loss (E',) on the CPU, and its gradient (E', D), of some edits."""
-        with torch.set_grad_enabled(with_gradient):
-            change = self.change[which].requires_grad_(with_gradient)
-            loss = self._loss(which, change)
-            gradient = torch.zeros_like(change)
-            if with_gradient:
-                # A row moves its own loss only, so the sum's gradient is every edit's own.
-                (gradient,) = torch.autograd.grad(loss.sum(), change)
-        return loss.detach().cpu(), gradient
+    def _read(self) -> None:
+        """Tables of who reads what, for the launches as they are packed now."""
+        counts = torch.tensor([len(self.targets[edit]) for edit in self.edits])
+        mask = torch.arange(self.longest)[None, None] < counts[:, None, None]
+        self.mask = mask.expand(-1, self.n_contexts, -1).to(self.device)
+        places = {edit: place for place, edit in enumerate(self.edits)}
+        self.reads = [
+            Reads.of(launch.rows, places, self.targets, self.n_contexts, self.longest, self.device)
+            for launch in self.launches
+        ]
+        # The likelihood is linear in log-probabilities: what each weighs in it is its gradient, taken once.
+        table = torch.zeros(self.mask.shape, device=self.device, requires_grad=True)
+        (self.share,) = torch.autograd.grad(self._likelihood(table).sum(), table)
 
-    def _loss(self, which: Sequence[int], change: Tensor) -> Tensor:
-        per_edit = self.n_contexts + 1
-        rows = [edit * per_edit + row for edit in which for row in range(per_edit)]
-        logits = self.changed.logits(change.repeat_interleave(per_edit, 0), rows)
-        said = [logits[n * per_edit + x] for n in range(len(which)) for x in range(self.n_contexts)]
-        targets = [self.targets[edit] for edit in which for _ in range(self.n_contexts)]
-        picked = torch.cat(said).log_softmax(-1).gather(1, torch.cat(targets)[:, None])[:, 0]
-        longest = max(map(len, targets))
-        shape = (len(which), self.n_contexts, longest)
-        mask = torch.stack([torch.arange(longest, device=self.device) < len(target) for target in targets])
-        log_probs = torch.zeros(mask.shape, device=self.device).masked_scatter(mask, picked)
+    def _likelihood(self, log_probs: Tensor) -> Tensor:
         weights = torch.full((self.n_contexts,), 1 / self.n_contexts, device=self.device)
-        loss = likelihood_loss(log_probs.view(shape), mask.view(shape), weights)
-        essence = torch.stack([row[-1] for row in logits[self.n_contexts :: per_edit]]).log_softmax(-1)
-        loss = loss + self.knobs.kl * essence_loss(essence, self.original[which])
-        if self.knobs.weight_decay:
-            loss = loss + self.knobs.weight_decay * decay_loss(change, self.start[which])
-        return loss
+        return likelihood_loss(log_probs, self.mask, weights)
 
-    def step(self, which: Sequence[int], gradient: Tensor, count: int) -> None:
-        """One step of Adam (Kingma and Ba 2015, alg. 1) for some edits, then back into the ball."""
+    def measure(self, step: int, *, with_gradient: bool) -> Tensor:
+        """The losses of a step, noted for every edit not yet found; their gradients (E, D)."""
+        n_edits, width = self.change.shape
+        log_probs = torch.zeros(self.mask.shape, device=self.device)
+        essence = torch.zeros(n_edits, device=self.device)
+        by_row = torch.zeros(n_edits * self.per_edit, width, device=self.device)
+        for launch, reads in zip(self.launches, self.reads, strict=True):
+            change = self.change[reads.edit].requires_grad_(with_gradient)
+            with torch.set_grad_enabled(with_gradient):
+                every = launch.logits(change).log_softmax(-1)
+                picked, bare = every[reads.said, reads.token], every[reads.bare]
+                if step == 0:
+                    self.original[reads.whose] = bare.detach()
+                drift = essence_loss(bare, self.original[reads.whose])
+                if with_gradient:
+                    # Rows do not meet, so the sum's gradient is every row's own; the launch's graph ends here.
+                    total = (picked * self.share.view(-1)[reads.cell]).sum() + self.knobs.kl * drift.sum()
+                    (by_row[reads.row],) = torch.autograd.grad(total, change)
+            log_probs.view(-1)[reads.cell] = picked.detach()
+            essence[reads.whose] = drift.detach()
+        loss = self._likelihood(log_probs) + self.knobs.kl * essence
+        gradient = by_row.view(n_edits, self.per_edit, width).sum(1)
+        if self.knobs.weight_decay:
+            change = self.change.clone().requires_grad_()
+            decay = self.knobs.weight_decay * decay_loss(change, self.start)
+            (pull,) = torch.autograd.grad(decay.sum(), change)
+            loss, gradient = loss + decay.detach(), gradient + pull
+        self.loss = torch.where(self.open, loss, self.loss)
+        self.steps = torch.where(self.open, float(step), self.steps)
+        self.open = self.open & (loss >= self.knobs.stop)
+        return gradient
+
+    def step(self, gradient: Tensor, count: int) -> None:
+        """One step of Adam (Kingma and Ba 2015, alg. 1) for every edit not yet found, then back into the ball."""
         first, second = BETAS
-        self.mean[which] = first * self.mean[which] + (1 - first) * gradient
-        self.square[which] = second * self.square[which] + (1 - second) * gradient.square()
-        direction = self.mean[which] / (1 - first**count)
-        scale = (self.square[which] / (1 - second**count)).sqrt() + EPSILON
-        moved = self.change[which] - self.rate[which][:, None] * direction / scale
-        self.change[which] = into_ball(moved, self.radius[which])
+        self.mean = first * self.mean + (1 - first) * gradient
+        self.square = second * self.square + (1 - second) * gradient.square()
+        direction = self.mean / (1 - first**count)
+        scale = (self.square / (1 - second**count)).sqrt() + EPSILON
+        moved = into_ball(self.change - self.rate[:, None] * direction / scale, self.radius)
+        self.change = torch.where(self.open[:, None], moved, self.change)
+
+    def pack(self) -> int:
+        """Take what is found out of the launches where that is worth it; how many edits left."""
+        left = [place for place, is_open in enumerate(self.open.tolist()) if is_open]
+        gone = len(self.edits) - len(left)
+        if left and len(left) > WORTH_PACKING * len(self.edits):
+            return 0
+        self.note()
+        index = torch.tensor(left, dtype=torch.long, device=self.device)
+        self.edits = [self.edits[place] for place in left]
+        held = set(self.edits)
+        inside = [[n for n, row in enumerate(launch.rows) if row // self.per_edit in held] for launch in self.launches]
+        self.launches = [launch.keep(mine) for launch, mine in zip(self.launches, inside, strict=True) if mine]
+        for name in ("start", "radius", "rate", "change", "mean", "square", "loss", "steps", "open", "original"):
+            setattr(self, name, getattr(self, name)[index])
+        if left:
+            self._read()
+        return gone
+
+    def note(self) -> None:
+        """Write down the edits held, as they are now."""
+        self.found.wanted[self.edits] = (self.start + self.change).cpu()
+        self.found.loss[self.edits] = self.loss.cpu()
+        self.found.steps[self.edits] = self.steps.long().cpu()

@@ -60,13 +60,15 @@ def test_the_probe_takes_suffixes_where_they_agree(lm: LanguageModel) -> None:
 
 
 def test_the_probe_refuses_a_model_that_forgets_its_prefix(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memedit.model import suffix
+    from memedit.model import splice
 
-    def forgetful(self: Any, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
-        keys, values = self.kept[layer_idx]
-        return torch.cat([keys * 0, key_states], 2), torch.cat([values * 0, value_states], 2)
+    real = splice.Kept.update
 
-    monkeypatch.setattr(suffix._Prefix, "update", forgetful)
+    def forgetful(self: Any, *given: Any, **more: Any) -> Any:
+        self.kept = {layer: (keys * 0, values * 0) for layer, (keys, values) in self.kept.items()}
+        return real(self, *given, **more)
+
+    monkeypatch.setattr(splice.Kept, "update", forgetful)
     engine, told = choose(lm, 1, rows())
     assert engine is WholeForward
     assert "differ" in told

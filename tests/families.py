@@ -1,0 +1,78 @@
+"""Tiny random models of many families, built from configs: what the engine must hold for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+GPT: dict[str, Any] = {
+    "vocab_size": 258, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "n_inner": 64,
+    "initializer_range": 0.2, "attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+NO_HEAD_DIM = {name: value for name, value in COMMON.items() if name != "head_dim"}
+WINDOW: dict[str, Any] = {"sliding_window": 4}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", GPT),
+    "gpt_neo": (
+        "gpt_neo",
+        {
+            "vocab_size": 258, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "intermediate_size": 64,
+            "attention_types": [[["global", "local"], 2]], "window_size": 4, "max_position_embeddings": 128,
+            "initializer_range": 0.2,
+        },
+    ),
+    "gptj": ("gptj", {**GPT, "rotary_dim": 4}),
+    "codegen": ("codegen", {**GPT, "rotary_dim": 4}),
+    "gpt_bigcode": ("gpt_bigcode", GPT),
+    "gpt_neox": ("gpt_neox", COMMON),
+    "opt": ("opt", {**COMMON, "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}),
+    "bloom": ("bloom", {"vocab_size": 258, "hidden_size": 32, "n_layer": 4, "n_head": 4, "initializer_range": 0.2}),
+    "mpt": ("mpt", {"vocab_size": 258, "d_model": 32, "n_layers": 4, "n_heads": 4, "expansion_ratio": 2,
+                    "max_seq_len": 128, "initializer_range": 0.2}),
+    "falcon": ("falcon", {**NO_HEAD_DIM, "alibi": False, "new_decoder_architecture": False, "multi_query": True}),
+    "falcon_alibi": ("falcon", {**NO_HEAD_DIM, "alibi": True, "parallel_attn": False, "multi_query": False}),
+    "phi": ("phi", COMMON),
+    "phi3": ("phi3", COMMON),
+    "llama": ("llama", COMMON),
+    "mistral": ("mistral", {**COMMON, **WINDOW}),
+    "qwen2": ("qwen2", COMMON),
+    "qwen2_window": ("qwen2", {**COMMON, **WINDOW, "use_sliding_window": True, "max_window_layers": 2}),
+    "qwen3": ("qwen3", COMMON),
+    "gemma": ("gemma", COMMON),
+    "gemma2": ("gemma2", {**COMMON, **WINDOW, "query_pre_attn_scalar": 8}),
+    "gemma3_text": ("gemma3_text", {**COMMON, **WINDOW, "query_pre_attn_scalar": 8}),
+    "olmo": ("olmo", COMMON),
+    "olmo2": ("olmo2", COMMON),
+    "stablelm": ("stablelm", COMMON),
+    "starcoder2": ("starcoder2", {**COMMON, **WINDOW}),
+    "smollm3": ("smollm3", COMMON),
+    "cohere": ("cohere", COMMON),
+    "granite": ("granite", COMMON),
+    "nemotron": ("nemotron", COMMON),
+    "glm4": ("glm4", COMMON),
+}  # fmt: skip
+
+
+def family_model(name: str) -> Any:
+    """A random model of four blocks, width 32, in float32."""
+    kind, knobs = FAMILIES[name]
+    torch.manual_seed(3)
+    config = CONFIG_MAPPING[kind](**knobs)
+    return AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
