@@ -76,3 +76,8 @@ def family_model(name: str) -> Any:
     torch.manual_seed(3)
     config = CONFIG_MAPPING[kind](**knobs)
     return AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
+
+
+NOT_ADDITIVE = ("gemma2", "gemma3_text", "olmo2", "glm4")
+"""A norm stands between the down-projection and the residual stream: refused for editing, run by the engine."""
+ADDITIVE = [name for name in FAMILIES if name not in NOT_ADDITIVE]

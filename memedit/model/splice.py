@@ -162,6 +162,23 @@ def run_part(
     return output.logits[0]
 
 
+def blocks_give_tuples(lm: LanguageModel) -> bool:
+    """Whether the family's blocks give their states first in a tuple; read off one token."""
+    seen: list[Any] = []
+
+    def stop(_module: Any, _args: Any, output: Any) -> None:
+        seen.append(output)
+        raise Reached
+
+    handle = lm.model.get_submodule(f"{lm.anatomy.blocks}.0").register_forward_hook(stop)
+    try:
+        with torch.no_grad():
+            run_part(lm, Aligned.of([(0,)], 1, [1], 1).to(lm.device), Kept({}, 0))
+    finally:
+        handle.remove()
+    return not isinstance(seen[0], Tensor)
+
+
 @functools.cache
 def _cache_name(family: Any) -> str:
     """What the family's forward calls its cache: transformers renamed it on the way from 5.17 to 5.24."""
@@ -170,7 +187,10 @@ def _cache_name(family: Any) -> str:
 
 @dataclass(frozen=True)
 class Shared:
-    """Beginnings that rows have in common, so that each is run once: row n begins with prefixes[of[n]]."""
+    """Beginnings that rows have in common, so that each is run once: row n begins with prefixes[of[n]].
+
+    Some may be empty; those are not run, and rows that have one attend to nothing before them.
+    """
 
     prefixes: list[tuple[int, ...]]
     of: list[int]
@@ -186,10 +206,16 @@ class Shared:
         """Columns that the longest takes."""
         return max(map(len, self.prefixes), default=0)
 
+    @property
+    def lines(self) -> list[int]:
+        """For each prefix, its row among those that are run; any row for an empty one, whose columns are masked."""
+        rows = [n for n, prefix in enumerate(self.prefixes) if prefix]
+        return [rows.index(n) if prefix else 0 for n, prefix in enumerate(self.prefixes)]
+
     def aligned(self, device: torch.device) -> Aligned:
-        """The prefixes as rows."""
-        lengths = [len(prefix) for prefix in self.prefixes]
-        return Aligned.of(self.prefixes, self.width, lengths, self.width).to(device)
+        """The prefixes that are run, as rows."""
+        run = [prefix for prefix in self.prefixes if prefix]
+        return Aligned.of(run, self.width, [len(prefix) for prefix in run], self.width).to(device)
 
 
 def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -7,84 +7,29 @@
    the head runs where a token is read and nowhere else.
 4. Rows share a launch right-aligned: a shorter suffix begins some tokens before its p.
 
-`WholeForward` does the same by whole forwards with a hook: slower, the yardstick of the probe, and the way out where
-a family does not splice.
+`WholeForward` does the same by whole forwards: the yardstick of the probe, and the way out where a family does not
+splice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from memedit.model.changed import Changed, Launch, Row, WholeForward
 from memedit.model.load import LanguageModel
-from memedit.model.passes import TOKENS_PER_LAUNCH, launches, output_of
-from memedit.model.splice import Aligned, Entry, Kept, KeysValues, Shared, cut, run_part, spliced
+from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, launches
+from memedit.model.splice import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, run_part, spliced
 
 __all__ = ["Changed", "Launch", "Row", "Suffix", "WholeForward", "choose", "spliced"]
 
-AGREEMENT = {torch.float32: 1e-3, torch.float16: 1e-2}
-"""Relative, on logits: rounding is 1e-6 in float32 and a thousand times that in float16; a prefix lost is of order 1."""
-AGREEMENT_BFLOAT16 = 5e-2
+AGREEMENT = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Relative, on logits: rounding is 1e-6 in float32, 1e-3 in float16, 1e-2 in bfloat16; a prefix lost is of order 1."""
 WORTH = {"cpu": 16, "cuda": 512}
 """Tokens that run in the time a launch costs by itself: two cores on a model of width 256; a GPU on one of 4096."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of ids; a change enters after token `at`; the next token is read after each of the last `reads` tokens."""
-
-    ids: tuple[int, ...]
-    at: int
-    reads: int
-
-    @property
-    def suffix(self) -> int:
-        """Tokens from the change on."""
-        return len(self.ids) - self.at
-
-
-class Launch(Protocol):
-    """Rows that run together."""
-
-    rows: list[int]
-
-    def logits(self, change: Tensor) -> Tensor:
-        """change (R, D) float32 -> logits (N, V) float32, N the rows' reads, row by row."""
-        ...
-
-    def keep(self, places: Sequence[int]) -> Launch:
-        """Some of its rows, by their places in it."""
-        ...
-
-
-class Changed:
-    """Rows under a change: logits as a function of what is added at block L, token `at`."""
-
-    start: Tensor
-    """What leaves block L at token `at`, unchanged: (rows, D) float32."""
-
-    def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[Row]) -> None:
-        self.lm, self.layer, self.rows = lm, layer, list(rows)
-        self.start = torch.empty(len(rows), lm.anatomy.width)
-        self.launches: list[Launch] = []
-
-    def logits(self, change: Tensor, which: Sequence[int]) -> list[Tensor]:
-        """change (len(which), D) float32, for the rows `which` -> each row's logits (reads, V) float32."""
-        place = {row: number for number, row in enumerate(which)}
-        found: list[Tensor] = [torch.empty(0)] * len(which)
-        for launch in self.launches:
-            inside = [number for number, row in enumerate(launch.rows) if row in place]
-            if inside:
-                asked = [place[launch.rows[number]] for number in inside]
-                logits = launch.keep(inside).logits(change[torch.tensor(asked, device=change.device)])
-                parts = logits.split([self.rows[which[row]].reads for row in asked])
-                for row, part in zip(asked, parts, strict=True):
-                    found[row] = part
-        return found
 
 
 @dataclass(frozen=True)
@@ -143,45 +88,50 @@ class Suffix(Changed):
         worth: int | None = None,
     ) -> None:
         super().__init__(lm, layer, rows)
-        self.in_tuple = False
+        self.in_tuple = blocks_give_tuples(lm)
         self.above = range(layer + 1, lm.anatomy.n_layers)
         worth = WORTH.get(lm.device.type, 0) if worth is None else worth
         with torch.no_grad():
-            empty = [self._empty(batch) for batch in cut([row.suffix for row in rows], tokens, worth)]
-            self._fill(empty, columns)
-        self.launches = [replace(one, entry=replace(one.entry, in_tuple=self.in_tuple)) for one in empty]
+            made = [self._empty(batch) for batch in cut([row.suffix for row in rows], tokens, worth)]
+            self._fill(made, columns)
+        self.launches = made
 
     def _empty(self, batch: list[int]) -> _Spliced:
         """A launch whose states are still to be put in; its keys and values are made when their shape is known."""
-        rows = [self.rows[index] for index in batch]
-        size = max(row.suffix for row in rows)
-        width = max(size, *(len(row.ids) for row in rows))
-        device, lm = self.lm.device, self.lm
-        reads = [row.reads for row in rows]
+        lm, device, ids = self.lm, self.lm.device, [self.rows[index].ids for index in batch]
+        suffixes, reads = [self.rows[n].suffix for n in batch], [self.rows[n].reads for n in batch]
+        lengths, size = [len(row) for row in ids], max(suffixes)
+        states = torch.zeros(len(batch), size, lm.anatomy.width, dtype=lm.dtype, device=device)
         return _Spliced(
-            lm, batch, reads, Aligned.of([row.ids for row in rows], size, [len(row.ids) for row in rows], width).to(device),
-            torch.tensor([size - row.suffix for row in rows], device=device),
-            Entry(self.layer, torch.zeros(len(rows), size, lm.anatomy.width, dtype=lm.dtype, device=device), False),
-            {}, _cells(reads).to(device),
-        )  # fmt: skip
+            lm=lm,
+            rows=batch,
+            reads=reads,
+            aligned=Aligned.of(ids, size, lengths, max(size, *lengths)).to(device),
+            at=torch.tensor([size - suffix for suffix in suffixes], device=device),
+            entry=Entry(self.layer, states, self.in_tuple),
+            kept={},
+            cells=_cells(reads).to(device),
+        )
 
     def _fill(self, empty: Sequence[_Spliced], columns: int) -> None:
         """Run every row whole once, and put what its steps need into its launch."""
         shared = Shared.among([row.ids[: row.at] for row in self.rows], columns)
         everywhere = range(self.lm.anatomy.n_layers)
-        prefix, prefix_states = Kept({}, 0, everywhere), torch.empty(len(shared.prefixes), 0, self.lm.anatomy.width)
+        prefix, prefix_states = Kept({}, 0, everywhere), torch.empty(1, 0, self.lm.anatomy.width)
         if shared.width:
             prefix_states = self._run(shared.aligned(self.lm.device), prefix)
         prefix_states = prefix_states.to(self.lm.device, self.lm.dtype)
         home = {row: (launch, place) for launch in empty for place, row in enumerate(launch.rows)}
+        lines_of = shared.lines
         tails = [len(row.ids) - len(shared.prefixes[shared.of[n]]) for n, row in enumerate(self.rows)]
         for batch in launches(tails, TOKENS_PER_LAUNCH):
-            of = torch.tensor([shared.of[row] for row in batch], device=self.lm.device)
+            of = torch.tensor([lines_of[shared.of[row]] for row in batch], device=self.lm.device)
             size, ids = tails[batch[0]], [self.rows[row].ids for row in batch]
             aligned = Aligned.of(ids, size, [len(row) for row in ids], shared.width + size).to(self.lm.device)
             kept = {layer: (keys[of], values[of]) for layer, (keys, values) in prefix.seen.items()}
             cache = Kept(kept, shared.width, self.above)
-            states = torch.cat([prefix_states[of], self._run(aligned, cache)], 1)
+            before = prefix_states[of] if shared.width else prefix_states.expand(len(batch), -1, -1)
+            states = torch.cat([before, self._run(aligned, cache)], 1)
             lines = torch.arange(len(batch), device=states.device)
             back = torch.tensor([self.rows[row].suffix for row in batch], device=states.device)
             self.start[batch] = states[lines, states.shape[1] - back].float().cpu()
@@ -192,15 +142,10 @@ class Suffix(Changed):
 
     def _run(self, aligned: Aligned, cache: Kept) -> Tensor:
         """What leaves block L, (R, T, D); `cache` records."""
-        seen: list[Any] = []
-        block = self.lm.model.get_submodule(f"{self.lm.anatomy.blocks}.{self.layer}")
-        handle = block.register_forward_hook(lambda _module, _args, output: seen.append(output))
-        try:
+        seen: list[Tensor] = []
+        with capture(self.lm, [Site(self.layer, "block.out")], lambda _site, states: seen.append(states)):
             run_part(self.lm, aligned, cache)
-        finally:
-            handle.remove()
-        self.in_tuple = not isinstance(seen[0], Tensor)
-        return output_of(seen[0]).reshape(*aligned.ids.shape, -1)
+        return seen[0].reshape(*aligned.ids.shape, -1)
 
 
 def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, seen: KeysValues) -> None:
@@ -213,7 +158,10 @@ def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, 
     for layer, pair in seen.items():
         if layer not in launch.kept:
             shape = (len(launch.rows), pair[0].shape[1], before)
-            launch.kept[layer] = (pair[0].new_zeros(*shape, pair[0].shape[3]), pair[1].new_zeros(*shape, pair[1].shape[3]))
+            launch.kept[layer] = (
+                pair[0].new_zeros(*shape, pair[0].shape[3]),
+                pair[1].new_zeros(*shape, pair[1].shape[3]),
+            )
         ends = pair[0].shape[2] - size
         columns = max(0, min(before, ends))
         for there, here in zip(launch.kept[layer], pair, strict=True):
@@ -226,55 +174,6 @@ def _cells(reads: Sequence[int]) -> Tensor:
     return torch.tensor([row * most + column for row, n in enumerate(reads) for column in range(most - n, most)])
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """Rows of equal length, whole."""
-
-    engine: WholeForward
-    rows: list[int]
-
-    def logits(self, change: Tensor) -> Tensor:
-        return self.engine.run(self.rows, change)
-
-    def keep(self, places: Sequence[int]) -> _Whole:
-        return _Whole(self.engine, [self.rows[place] for place in places])
-
-
-class WholeForward(Changed):
-    """Rows under a change, by whole forwards with a hook at block L; rows of equal length share a launch."""
-
-    def __init__(
-        self, lm: LanguageModel, layer: int, rows: Sequence[Row], *, columns: int = 1, tokens: int = TOKENS_PER_LAUNCH
-    ) -> None:
-        super().__init__(lm, layer, rows)
-        for batch in launches([len(row.ids) for row in rows], tokens):
-            self.launches.append(_Whole(self, batch))
-            with torch.no_grad():
-                self.run(batch, torch.zeros(len(batch), lm.anatomy.width, device=lm.device), keep_start=True)
-
-    def run(self, batch: list[int], change: Tensor, *, keep_start: bool = False) -> Tensor:
-        """The logits of rows of equal length, (reads, V)."""
-        rows = [self.rows[row] for row in batch]
-        ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
-        at, lines = torch.tensor([row.at for row in rows]), torch.arange(len(rows))
-
-        def enter(_module: nn.Module, _args: Any, output: Any) -> Any:
-            states = output_of(output)
-            if keep_start:
-                self.start[batch] = states[lines, at].float().cpu()
-            changed = states.index_put((lines, at), change.to(states.dtype), accumulate=True)
-            return changed if isinstance(output, Tensor) else (changed, *output[1:])
-
-        block = self.lm.model.get_submodule(f"{self.lm.anatomy.blocks}.{self.layer}")
-        handle = block.register_forward_hook(enter)
-        try:
-            most = max(row.reads for row in rows)
-            logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
-        finally:
-            handle.remove()
-        return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])
-
-
 def choose(
     lm: LanguageModel, layer: int, rows: Sequence[Row], columns: int = 1
 ) -> tuple[type[Suffix] | type[WholeForward], str]:
@@ -283,7 +182,7 @@ def choose(
     Twice: every suffix length by itself, and all together, some suffixes reaching into what others keep.
     """
     generator = torch.Generator().manual_seed(0)
-    limit = AGREEMENT.get(lm.dtype, AGREEMENT_BFLOAT16)
+    limit = AGREEMENT[lm.dtype]
     try:
         whole = WholeForward(lm, layer, rows)
         change = (torch.randn(whole.start.shape, generator=generator) * whole.start.std()).to(lm.device)

@@ -72,7 +72,7 @@ def gains(factor: Factor, keys: Tensor) -> Tensor:
         a = torch.cholesky_solve(k.T, torch.linalg.cholesky(normal)).T
     else:
         white = torch.linalg.solve_triangular(factor.lower, k.T, upper=False)  # (r, E)  L^-1 k^T
-        gram = white.T @ white + factor.ridge * torch.eye(len(k), dtype=k.dtype)
+        gram = white.T @ white + factor.ridge * torch.eye(len(k), dtype=k.dtype, device=k.device)
         dual = torch.linalg.solve_triangular(factor.lower.T, white, upper=True).T  # (E, r)  k M^-1
         a = torch.cholesky_solve(dual, torch.linalg.cholesky(gram))
     return a if factor.basis is None else a @ factor.basis.T

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from memedit.model.load import LanguageModel
-from memedit.model.passes import Site, last_states
 from memedit.model.subject import Prompt
+from memedit.model.sweep import Sweep, WholeSweep
 from memedit.recipe import MethodKnobs
 
 
@@ -25,8 +25,22 @@ def context_weights(method: MethodKnobs, n_contexts: int) -> Tensor:
     return torch.full((n_contexts,), 1 / n_contexts, dtype=torch.float64)
 
 
-def find_keys(lm: LanguageModel, prompts: Sequence[Sequence[Prompt]], layer: int, weights: Tensor) -> Tensor:
+def heads_of(prompts: Sequence[Sequence[Prompt]]) -> list[list[tuple[int, ...]]]:
+    """All that keys depend on: the ids up to the subject's last token, X rows for each of E edits."""
+    return [[prompt.head for prompt in of_one] for of_one in prompts]
+
+
+def averaged(states: Tensor, weights: Tensor) -> Tensor:
+    """states (e, X, F), weights (X,) float64 -> keys (e, F) float64, where the states are."""
+    return torch.einsum("exf,x->ef", states.double(), weights.to(states.device))
+
+
+def find_keys(
+    lm: LanguageModel, prompts: Sequence[Sequence[Prompt]], layer: int, weights: Tensor, *, whole: bool = False
+) -> Tensor:
     """prompts, one list of X for each of E edits, and weights (X,) -> keys (E, F) float64."""
-    heads = [prompt.head for of_one in prompts for prompt in of_one]
-    states = last_states(lm, heads, Site(layer, "mlp.in")).double()
-    return torch.einsum("exf,x->ef", states.view(len(prompts), len(weights), -1), weights)
+    keys = torch.empty(len(prompts), lm.anatomy.mlp_width, dtype=torch.float64)
+    sweep = (WholeSweep if whole else Sweep)(lm, heads_of(prompts))
+    for edits, states in sweep.keys(layer, last=True):
+        keys[edits] = averaged(states, weights).cpu()
+    return keys

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from memedit.model.load import LanguageModel
 from memedit.model.passes import TOKENS_PER_LAUNCH

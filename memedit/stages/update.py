@@ -1,22 +1,23 @@
-"""Layer by layer: keys, what is still missing, gains, the change; it enters the model before the next layer."""
+"""Layer by layer: keys, what is still missing, the change; it enters the model before the next layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from memedit.model.hooks import applied, put_
 from memedit.model.load import LanguageModel
-from memedit.model.passes import Site, last_states
 from memedit.model.subject import Prompt
+from memedit.model.sweep import Sweep, WholeSweep
 from memedit.numerics.delta import Delta, rounded, rounding_loss
+from memedit.numerics.normal import Sums, by_sums
 from memedit.numerics.solvers import Factor, gains, leverage
 from memedit.recipe import MethodKnobs
 from memedit.report import LayerReport
-from memedit.stages.keys import context_weights, find_keys
+from memedit.stages.keys import averaged, context_weights, heads_of
 from memedit.tell import Advance
 
 
@@ -36,40 +37,41 @@ def solve(
     stored: Mapping[int, Tensor],
     method: MethodKnobs,
     *,
+    whole: bool = False,
     advance: Advance | None = None,
 ) -> Update:
     """The change of the layers in `stored` (their weights (D, F) in the checkpoint's dtype), lowest first.
 
     MEMIT, algorithm 1 (Meng et al. 2023): prompts of E edits under X contexts, the bare one first; wanted (E, D)
     float32. Each layer takes an equal share of the residual that is left; its weight is rounded to the checkpoint's
-    dtype before the next residual is measured, so that what is measured is what will be written. The model is as it
-    was when this returns.
+    dtype before the next residual is measured, so that what is measured is what will be written. All layers' keys
+    come from one sweep up the model, or (`whole`) from whole forwards. The model is as it was when this returns.
     """
     layers = sorted(stored)
-    bare = [of_one[0].head for of_one in prompts]
-    site = Site(layers[-1], "block.out")
     weights = context_weights(method, len(prompts[0]))
+    sweep = (WholeSweep if whole else Sweep)(lm, heads_of(prompts))
     deltas: dict[int, Delta] = {}
     reports: list[LayerReport] = []
     with applied(lm) as kept:
-        missing = wanted.double() - last_states(lm, bare, site).double()
+        missing = wanted.double() - sweep.ends(layers[-1]).double()
         for done, layer in enumerate(layers):
-            keys = find_keys(lm, prompts, layer, weights)
-            residual = missing / (len(layers) - done)
-            factor = factor_of(layer)
-            a = gains(factor, keys)
-            deltas[layer] = delta = Delta.of(residual, a)
+            states = sweep.keys(layer, last=False)
+            keys = ((edits, averaged(part, weights)) for edits, part in states)
+            found = _solved(factor_of(layer), keys, missing / (len(layers) - done), lm)
+            deltas[layer] = delta = found.delta
             weight = rounded(stored[layer], delta)
+            before = lm.weight(layer).clone()
             put_(lm, layer, weight.to(lm.device, lm.dtype), kept)
-            before, missing = missing, wanted.double() - last_states(lm, bare, site).double()
+            sweep.enter(lm.weight(layer).float() - before.float())
+            was, missing = missing, wanted.double() - sweep.ends(layers[-1]).double()
             reports.append(
                 LayerReport(
                     layer=layer,
                     parameter=lm.anatomy.parameter(layer),
-                    residual_before=float(before.norm(dim=-1).mean()),
+                    residual_before=float(was.norm(dim=-1).mean()),
                     residual_after=float(missing.norm(dim=-1).mean()),
-                    leverage=float(leverage(factor, keys).median()) / keys.shape[1],
-                    fitted=_fitted(residual, a, keys),
+                    leverage=found.leverage / lm.anatomy.mlp_width,
+                    fitted=found.fitted,
                     delta_norm=delta.norm / float(stored[layer].double().norm()),
                     rounding_loss=rounding_loss(stored[layer], delta, weight),
                     rank=delta.rank,
@@ -78,6 +80,42 @@ def solve(
             if advance:
                 advance(1)
     return Update(deltas, tuple(reports))
+
+
+@dataclass(frozen=True)
+class _Solved:
+    delta: Delta
+    fitted: float
+    leverage: float  # median of k C^-1 k
+
+
+def _solved(factor: Factor, parts: Iterator[tuple[list[int], Tensor]], residual: Tensor, lm: LanguageModel) -> _Solved:
+    """One layer's change; `parts` are edits and their keys, some at a time, residual (E, D) float64.
+
+    Whichever of two systems costs less: edits by edits, or inner by inner from sums that grow with no edit.
+    """
+    home = lm.device if lm.device.type == "cuda" else torch.device("cpu")  # where float64 is at hand, and fast
+    factor = replace(factor, lower=factor.lower.to(home))
+    residual = residual.to(home)
+    n_edits, (width, inner) = len(residual), (lm.anatomy.width, lm.anatomy.mlp_width)
+    if not by_sums(n_edits, inner, width):
+        keys = torch.empty(n_edits, inner, dtype=torch.float64, device=home)
+        for edits, part in parts:
+            keys[edits] = part.to(home)
+        a = gains(factor, keys)
+        spread = leverage(factor, keys)
+        return _Solved(_on_cpu(Delta.of(residual, a)), _fitted(residual, a, keys), float(spread.median()))
+    sums, spreads = Sums.empty(inner, width, home), list[Tensor]()
+    for edits, part in parts:
+        keys = part.to(home)
+        sums.add_(keys, residual[edits])
+        spreads.append(leverage(factor, keys))
+    change = sums.delta(factor)
+    return _Solved(Delta(change.float().cpu()), sums.fitted(change), float(torch.cat(spreads).median()))
+
+
+def _on_cpu(delta: Delta) -> Delta:
+    return Delta(delta.left.cpu(), None if delta.right is None else delta.right.cpu())
 
 
 def _fitted(residual: Tensor, a: Tensor, keys: Tensor) -> float:

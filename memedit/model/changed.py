@@ -1,0 +1,120 @@
+"""Rows under a change at one block's output: what an engine gives, and the plain engine, by whole forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from memedit.model.load import LanguageModel
+from memedit.model.passes import TOKENS_PER_LAUNCH, launches, output_of
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of ids; a change enters after token `at`; the next token is read after each of the last `reads` tokens."""
+
+    ids: tuple[int, ...]
+    at: int
+    reads: int
+
+    @property
+    def suffix(self) -> int:
+        """Tokens from the change on."""
+        return len(self.ids) - self.at
+
+
+class Launch(Protocol):
+    """Rows that run together."""
+
+    @property
+    def rows(self) -> list[int]:
+        """Their numbers among all."""
+        ...
+
+    def logits(self, change: Tensor) -> Tensor:
+        """change (R, D) float32 -> logits (N, V) float32, N the rows' reads, row by row."""
+        ...
+
+    def keep(self, places: Sequence[int]) -> Launch:
+        """Some of its rows, by their places in it."""
+        ...
+
+
+class Changed:
+    """Rows under a change: logits as a function of what is added at block L, token `at`."""
+
+    start: Tensor
+    """What leaves block L at token `at`, unchanged: (rows, D) float32."""
+
+    def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[Row]) -> None:
+        self.lm, self.layer, self.rows = lm, layer, list(rows)
+        self.start = torch.empty(len(rows), lm.anatomy.width)
+        self.launches: Sequence[Launch] = ()
+
+    def logits(self, change: Tensor, which: Sequence[int]) -> list[Tensor]:
+        """change (len(which), D) float32, for the rows `which` -> each row's logits (reads, V) float32."""
+        place = {row: number for number, row in enumerate(which)}
+        found: list[Tensor] = [torch.empty(0)] * len(which)
+        for launch in self.launches:
+            inside = [number for number, row in enumerate(launch.rows) if row in place]
+            if inside:
+                asked = [place[launch.rows[number]] for number in inside]
+                logits = launch.keep(inside).logits(change[torch.tensor(asked, device=change.device)])
+                parts = logits.split([self.rows[which[row]].reads for row in asked])
+                for row, part in zip(asked, parts, strict=True):
+                    found[row] = part
+        return found
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Rows of equal length, whole."""
+
+    engine: WholeForward
+    rows: list[int]
+
+    def logits(self, change: Tensor) -> Tensor:
+        return self.engine.run(self.rows, change)
+
+    def keep(self, places: Sequence[int]) -> _Whole:
+        return _Whole(self.engine, [self.rows[place] for place in places])
+
+
+class WholeForward(Changed):
+    """Rows under a change, by whole forwards with a hook at block L; rows of equal length share a launch."""
+
+    def __init__(
+        self, lm: LanguageModel, layer: int, rows: Sequence[Row], *, columns: int = 1, tokens: int = TOKENS_PER_LAUNCH
+    ) -> None:
+        super().__init__(lm, layer, rows)
+        self.launches = [_Whole(self, batch) for batch in launches([len(row.ids) for row in rows], tokens)]
+        for launch in self.launches:
+            with torch.no_grad():
+                nothing = torch.zeros(len(launch.rows), lm.anatomy.width, device=lm.device)
+                self.run(launch.rows, nothing, keep_start=True)
+
+    def run(self, batch: list[int], change: Tensor, *, keep_start: bool = False) -> Tensor:
+        """The logits of rows of equal length, (reads, V)."""
+        rows = [self.rows[row] for row in batch]
+        ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
+        at, lines = torch.tensor([row.at for row in rows]), torch.arange(len(rows))
+
+        def enter(_module: nn.Module, _args: Any, output: Any) -> Any:
+            states = output_of(output)
+            if keep_start:
+                self.start[batch] = states[lines, at].float().cpu()
+            changed = states.index_put((lines, at), change.to(states.dtype), accumulate=True)
+            return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+        block = self.lm.model.get_submodule(f"{self.lm.anatomy.blocks}.{self.layer}")
+        handle = block.register_forward_hook(enter)
+        try:
+            most = max(row.reads for row in rows)
+            logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
+        finally:
+            handle.remove()
+        return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])

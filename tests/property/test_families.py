@@ -1,0 +1,83 @@
+"""The engine gives the logits of whole forwards on every family, whatever its positions, windows and padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from memedit.model.anatomy import find_anatomy
+from memedit.model.load import LanguageModel
+from memedit.model.suffix import Row, Suffix, WholeForward, choose
+from tests.conftest import byte_tokenizer
+from tests.families import FAMILIES, family_model
+from torch import Tensor
+
+SAME = 5e-6  # relative, on logits: float32 sums in another order (3e-7 to 6e-7 were seen)
+LAYER = 1
+
+
+def ids(count: int, seed: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(2, 258, (count,), generator=generator).tolist())
+
+
+def rows() -> list[Row]:
+    """Three contexts of two prompts and their bare subjects: beginnings in common, many lengths, windows overrun."""
+    contexts = [(), ids(9, 1), ids(6, 2)]
+    prompts = [(ids(3, 3), ids(4, 4)), (ids(5, 5), ids(2, 6))]
+    made: list[Row] = []
+    for head, tail in prompts:
+        made += [Row(context + head + tail, len(context + head) - 1, 2) for context in contexts]
+        made.append(Row(head, len(head) - 1, 1))
+    return made
+
+
+def open_family(name: str) -> LanguageModel:
+    model = family_model(name)
+    return LanguageModel(model, byte_tokenizer(), find_anatomy(model))
+
+
+def gap(found: list[Tensor], wanted: list[Tensor]) -> float:
+    pairs = zip(found, wanted, strict=True)
+    return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_engine_equals_whole_forwards(family: str) -> None:
+    lm, given = open_family(family), rows()
+    which = range(len(given))
+    whole = WholeForward(lm, LAYER, given)
+    change = torch.randn(whole.start.shape) * whole.start.std()
+    with torch.no_grad():
+        wanted = whole.logits(change, which)
+        assert gap(whole.logits(change * 0, which), wanted) > 1e-3
+        for worth in (0, 1 << 30):
+            engine = Suffix(lm, LAYER, given, columns=4, worth=worth)
+            assert torch.allclose(engine.start, whole.start, atol=1e-4 * float(whole.start.abs().max()))
+            assert gap(engine.logits(change, which), wanted) < SAME
+    assert choose(lm, LAYER, given, 4)[0] is Suffix
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_longer_neighbor_moves_nothing_beyond_rounding(family: str) -> None:
+    lm, given = open_family(family), rows()
+    alone = Suffix(lm, LAYER, given[:4], columns=4)
+    beside = Suffix(lm, LAYER, [*given[:4], *(Row(ids(40 + n, n), 5, 2) for n in range(4))], columns=4, worth=1 << 30)
+    assert len(beside.launches) == 1
+    change = torch.randn(4, lm.anatomy.width) * alone.start.std()
+    with torch.no_grad():
+        assert gap(beside.logits(change, range(4)), alone.logits(change, range(4))) < SAME
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mistral", "bloom", "gptj"])
+def test_rows_taken_out_leave_the_others_as_they_were(family: str) -> None:
+    lm, given = open_family(family), rows()
+    engine = Suffix(lm, LAYER, given, columns=4)
+    change = torch.randn(len(given), lm.anatomy.width)
+    with torch.no_grad():
+        all_of_them = engine.logits(change, range(len(given)))
+        for launch in engine.launches:
+            places = list(range(0, len(launch.rows), 2))
+            kept = launch.keep(places)
+            assert kept.rows == [launch.rows[place] for place in places]
+            found = kept.logits(change[kept.rows])
+            assert gap([found], [torch.cat([all_of_them[row] for row in kept.rows])]) < SAME
