@@ -16,18 +16,19 @@ import torch
 from memedit.errors import UsageError
 from memedit.measure import moments_for, plan_moments
 from memedit.model.load import LanguageModel, load, locate
-from memedit.model.suffix import choose
+from memedit.model.suffix import Suffix
 from memedit.numerics.delta import Delta, rounded
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare_memit
 from memedit.recipe import Recipe
 from memedit.report import EditResult, Report
 from memedit.request import EditRequest, Finding
+from memedit.search import Search
 from memedit.stages.contexts import sample_contexts
 from memedit.stages.evaluation import Judgment, exact, judge, kept, score
 from memedit.stages.plan import Plan, make_plan, under
 from memedit.stages.statistics import Moments
-from memedit.stages.targets import Targets, find_targets, rows_of
+from memedit.stages.targets import Targets
 from memedit.stages.update import Update, solve
 from memedit.storage import card
 from memedit.storage.artifacts import Store, cache_dir, digest_of
@@ -50,6 +51,7 @@ class Job:
     ) -> None:
         self.recipe, self.facts, self.tell = recipe, list(facts), tell
         self.timings: dict[str, float] = {}
+        self.splices = True
         self.folder = locate(recipe.model)
         self.out = Path(recipe.output.dir).expanduser() if recipe.output.dir else None
         if self.out is not None:
@@ -113,29 +115,14 @@ class Job:
         return [Judgment(**one) for one in found["edits"]], found["facts"]
 
     def targets(self, run: Store, contexts: Sequence[str]) -> tuple[Targets, str]:
-        """Targets chunk by chunk (each chunk is kept), and which engine found them."""
-        recipe, layer = self.recipe, self.plan.layers[-1]
-        edits, size = self.plan.edits, self.recipe.chunk
-        prompts = [under(edit, contexts, self.lm.tokenizer, chat=recipe.chat) for edit in edits]
-        probe = [row for edit, of_one in list(zip(edits, prompts, strict=True))[:8] for row in rows_of(edit, of_one)]
-        engine, told = choose(self.lm, layer, probe)
-        # Suffixes of one length share a launch, so a chunk holds edits that are alike.
-        order = sorted(range(len(edits)), key=lambda n: (_suffix(edits[n]), n))
-        chunks = [order[at : at + size] for at in range(0, len(order), size)]
-        parts: list[Targets] = []
-        with self.timed("targets", len(edits), "edits") as advance:
-            for number, chunk in enumerate(chunks):
-
-                def find(chunk: Sequence[int] = chunk) -> dict[str, torch.Tensor]:
-                    mine = [edits[n] for n in chunk], [prompts[n] for n in chunk]
-                    found = find_targets(self.lm, *mine, layer, recipe, engine=engine, advance=advance)
-                    return dict(vars(found))
-
-                on = {"contexts": list(contexts), "chunk": chunk, "layer": layer, "engine": engine.__name__}
-                parts.append(Targets(**run.recall(f"targets-{number:04d}", on, find)))
-        joined = Targets.join(parts)
-        back = torch.tensor([n for chunk in chunks for n in chunk]).argsort()
-        return Targets(**{name: rows[back] for name, rows in vars(joined).items()}), told
+        """Targets batch by batch (each is kept), and which engine found them."""
+        prompts = [under(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
+        search = Search(self.lm, self.plan.edits, prompts, self.plan.layers[-1], self.recipe)
+        with self.timed("targets", len(prompts), "edits") as advance:
+            engine, told = search.engine()
+            on = {"contexts": list(contexts), "layer": search.layer, "engine": engine.__name__}
+            self.splices = engine is Suffix
+            return search.run(run, on, engine, advance), told
 
     def update(self, contexts: Sequence[str], moments: Moments, targets: Targets) -> Update:
         """The change of every layer."""
@@ -146,7 +133,16 @@ class Job:
             return prepared(moments[layer], method.ridge, layer)
 
         with self.timed("solve", len(self.plan.layers), "layers") as advance:
-            return solve(self.lm, prompts, targets.wanted, factor_of, self.stored, method, advance=advance)
+            return solve(
+                self.lm,
+                prompts,
+                targets.wanted,
+                factor_of,
+                self.stored,
+                method,
+                whole=not self.splices,
+                advance=advance,
+            )
 
     def weights(self, update: Update) -> dict[int, torch.Tensor]:
         """The edited weights as the model holds them: rounded to the checkpoint's dtype first."""
@@ -230,10 +226,6 @@ def prepared(moment: Moment, ridge: float, layer: int) -> Factor:
     except ValueError as error:
         hint = "read more text: --set moments.tokens=..."
         raise UsageError(f"layer {layer}: {error}", hint) from error
-
-
-def _suffix(edit: Any) -> int:
-    return len(edit.prompt.ids) - edit.prompt.subject_at + len(edit.target)
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from memedit.model.load import load, locate
 from memedit.recipe import Recipe
 from memedit.report import EditResult, Preview, Report
 from memedit.request import EditRequest, Finding
+from memedit.search import memory_for
 from memedit.stages.evaluation import Judgment, exact, judge, kept, score
 from memedit.tell import Silence, Tell
 
@@ -61,6 +62,7 @@ def preview(
     weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
     # Per token of the search: a state and a key or value per block, some ten MLP-wide rows kept for the gradient.
     search = rows * longest * lm.anatomy.n_layers * (12 * lm.anatomy.width + 4 * lm.anatomy.mlp_width) * 4
+    search = min(search, memory_for(lm, recipe))
     return Preview(
         edits=len(job.requests),
         skipped=len(job.plan.skipped),

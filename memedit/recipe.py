@@ -112,15 +112,25 @@ class Recipe(_Knobs):
     output: OutputKnobs = OutputKnobs()
     chat: bool = False
     """Prompts are put into the model's chat template as a user turn."""
-    chunk: int = Field(default=64, ge=1)
-    """Edits whose targets are found together: the unit of resume."""
+    chunk: int = Field(default=256, ge=1)
+    """Edits whose targets are found together, at most: the unit of resume."""
+    memory: str | None = Field(default=None, pattern=r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$")
+    """What the target search may take, such as 20GB; None: most of what is free. It decides no result but rounding."""
     seed: int = Field(default=0, ge=0)
 
     @property
     def digest(self) -> str:
-        """sha256 of the values; where output goes does not count."""
-        record = self.model_dump(mode="json", exclude={"output"})
+        """sha256 of the values; where output goes and how much memory there is do not count."""
+        record = self.model_dump(mode="json", exclude={"output", "memory"})
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def bytes_of(text: str) -> int:
+    """`20GB`, `512 MiB` or `1000000` in bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    assert match, text  # the recipe was validated
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def known_keys(kind: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:

@@ -24,6 +24,9 @@ def apply(
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
     device: o.DeviceOption = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="What the target search may take, such as 20GB.")
+    ] = None,
     link: Annotated[
         Literal["auto", "hard", "copy"] | None, typer.Option("--link", help="How untouched files get into OUT.")
     ] = None,
@@ -44,7 +47,7 @@ def apply(
     bars = o.bars(fail_under)
     flags = {
         "model.path": model, "model.device": device, "method.layers": layers, "moments.corpus": corpus,
-        "output.dir": output, "output.link": link, "output.overwrite": overwrite,
+        "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags, preset)
     if show_config:

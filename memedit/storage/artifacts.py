@@ -101,15 +101,25 @@ class Store:
 
     def recall_json(self, name: str, on: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         """The same for a plain value."""
+        value = self.find_json(name, on)
+        if value is None:
+            value = make()
+            self.keep_json(name, on, value)
+        return value
+
+    def find_json(self, name: str, on: Mapping[str, Any]) -> Any:
+        """A plain value that is kept, or None as `find` gives it."""
         file = self.file(name, on, "json")
         if file.is_file():
             with suppress(ValueError, TypeError, KeyError), telling(f"read {file}"):
                 kept = json.loads(file.read_text(encoding="utf-8"))
                 if kept["on"] == _plain(on):
                     return kept["value"]
-        value = make()
-        write_whole(file, json.dumps({"on": _plain(on), "value": value}).encode())
-        return value
+        return None
+
+    def keep_json(self, name: str, on: Mapping[str, Any], value: Any) -> None:
+        """Keep a plain value under `name` for the inputs `on`."""
+        write_whole(self.file(name, on, "json"), json.dumps({"on": _plain(on), "value": value}).encode())
 
     def find(self, name: str, on: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """What is kept, or None where nothing is, where it is damaged, or was made from other inputs."""

@@ -33,7 +33,7 @@ PHASES = [
     ("memedit.job", "Job", "contexts"),
     ("memedit.job", "Job", "moments"),
     ("memedit.job", "Job", "judged"),
-    ("memedit.job", "", "find_targets"),
+    ("memedit.search", "", "find_targets"),
     ("memedit.job", "Job", "targets"),
     ("memedit.job", "Job", "update"),
     ("memedit.job", "Job", "report"),

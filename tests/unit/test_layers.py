@@ -14,7 +14,7 @@ LEVELS = [
     {"lint", "numerics", "presets"},
     {"model", "storage"},
     {"stages"},
-    {"measure"},
+    {"measure", "search"},
     {"job"},
     {"pipeline"},
     {"api", "show"},
