@@ -14,12 +14,10 @@ from typing import Any
 import torch
 
 from memedit.errors import UsageError
-from memedit.measure import moments_for, plan_moments
+from memedit.measure import MomentPlan, factor_of, measure_missing, plan_moments
 from memedit.model.load import LanguageModel, load, locate
 from memedit.model.suffix import Suffix
 from memedit.numerics.delta import Delta, rounded
-from memedit.numerics.moments import Moment
-from memedit.numerics.solvers import Factor, prepare_memit
 from memedit.recipe import Recipe
 from memedit.report import EditResult, Report
 from memedit.request import EditRequest, Finding
@@ -27,7 +25,6 @@ from memedit.search import Search
 from memedit.stages.contexts import sample_contexts
 from memedit.stages.evaluation import Judgment, exact, judge, kept, score
 from memedit.stages.plan import Plan, make_plan, under
-from memedit.stages.statistics import Moments
 from memedit.stages.targets import Targets
 from memedit.stages.update import Update, solve
 from memedit.storage import card
@@ -96,11 +93,12 @@ class Job:
             on = {"model": self.base.digest, "knobs": knobs.model_dump(mode="json"), "seed": seed}
             return run.recall_json("contexts", on, lambda: list(sample_contexts(self.lm, knobs, seed)))
 
-    def moments(self) -> Moments:
-        """The second moments of the layers, from the cache or measured now."""
+    def moments(self) -> MomentPlan:
+        """The second moments of the layers: in the cache when this returns, read from there as they are needed."""
         plan = plan_moments(self.lm, self.folder, self.plan.layers, self.recipe)
         with self.timed("moments", plan.tokens if plan.missing else None, "tokens") as advance:
-            return moments_for(self.lm, plan, self.tell, advance)
+            measure_missing(self.lm, plan, self.tell, advance)
+        return plan
 
     def judged(self, run: Store | None, name: str) -> tuple[list[Judgment], list[bool]]:
         """Every edit's judgment and every fact's by the model as it is now; recalled where a store is given."""
@@ -124,20 +122,16 @@ class Job:
             self.splices = engine is Suffix
             return search.run(run, on, engine, advance), told
 
-    def update(self, contexts: Sequence[str], moments: Moments, targets: Targets) -> Update:
+    def update(self, contexts: Sequence[str], moments: MomentPlan, targets: Targets) -> Update:
         """The change of every layer."""
         method = self.recipe.method
         prompts = [under(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
-
-        def factor_of(layer: int) -> Factor:
-            return prepared(moments[layer], method.ridge, layer)
-
         with self.timed("solve", len(self.plan.layers), "layers") as advance:
             return solve(
                 self.lm,
                 prompts,
                 targets.wanted,
-                factor_of,
+                lambda layer: factor_of(moments, layer, method.ridge),
                 self.stored,
                 method,
                 whole=not self.splices,
@@ -217,15 +211,6 @@ class Job:
         with self.tell.phase("write"):
             name = self.store().folder.name
             write(self.base, self.out, weights, extra, link=knobs.link, overwrite=knobs.overwrite, run=name)
-
-
-def prepared(moment: Moment, ridge: float, layer: int) -> Factor:
-    """The factor of one layer; `ridge` is in units of the MLP's width."""
-    try:
-        return prepare_memit(moment, ridge * len(moment.total))
-    except ValueError as error:
-        hint = "read more text: --set moments.tokens=..."
-        raise UsageError(f"layer {layer}: {error}", hint) from error
 
 
 def versions() -> dict[str, str]:

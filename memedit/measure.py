@@ -14,6 +14,7 @@ from memedit.errors import UsageError
 from memedit.model.digests import feeding, of_tokenizer
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.moments import Moment
+from memedit.numerics.solvers import Factor, prepare_memit
 from memedit.recipe import Recipe, default_layers, layer_range
 from memedit.report import MomentRow
 from memedit.stages.statistics import Moments, measure, packed
@@ -23,6 +24,7 @@ from memedit.storage.moments import read_npz
 from memedit.tell import Advance, Silence, Tell
 
 CODE = 1  # raise it when the way of measuring changes: what older code kept is then measured again
+FACTOR_CODE = 1  # the same for the way of factoring
 TOKENS_PER_DIMENSION = 10  # arXiv 2506.04226: 2 suffice on GPT-J, 10 are the safe setting
 
 
@@ -84,7 +86,13 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
 
 
 def moments_for(lm: LanguageModel, plan: MomentPlan, tell: Tell, advance: Advance) -> Moments:
-    """The moments of a plan; what is missing is measured in one pass, which a killed run goes on with."""
+    """The moments of a plan, all of them in memory."""
+    measure_missing(lm, plan, tell, advance)
+    return {layer: moment_of(plan, layer) for layer in plan.on}
+
+
+def measure_missing(lm: LanguageModel, plan: MomentPlan, tell: Tell, advance: Advance) -> None:
+    """Measure the moments that the cache lacks, in one pass, which a killed run goes on with; then it holds them."""
     store = moment_store()
     with store.locked(tell.note):
         missing = [n for n in plan.missing if not store.holds(f"moment-{n}", plan.on[n])]
@@ -105,7 +113,33 @@ def moments_for(lm: LanguageModel, plan: MomentPlan, tell: Tell, advance: Advanc
             for layer, moment in measured.items():
                 store.keep(f"moment-{layer}", plan.on[layer], dict(_parts(moment)))
             store.drop("partial", on)
-        return {layer: _moment(store.find(f"moment-{layer}", on) or {}) for layer, on in plan.on.items()}
+
+
+def moment_of(plan: MomentPlan, layer: int) -> Moment:
+    """A layer's moment, which the cache holds."""
+    return _moment(moment_store().find(f"moment-{layer}", plan.on[layer]) or {})
+
+
+def factor_of(plan: MomentPlan, layer: int, ridge: float) -> Factor:
+    """The factor of a layer's moment, kept beside it: a run with another ridge or other edits need not make it again.
+
+    `ridge` is in units of the MLP's width. Raises UsageError where the moment has no factor.
+    """
+    store, on = moment_store(), {**plan.on[layer], "factor": FACTOR_CODE}
+    kept = store.find(f"factor-{layer}", on)
+    if kept is not None:
+        told = {"shift": float(kept["shift"]), "dead": int(kept["dead"])}
+        return Factor(kept["lower"], ridge * len(kept["lower"]), **told)  # type: ignore[arg-type]
+    moment = moment_of(plan, layer)
+    try:
+        factor = prepare_memit(moment, ridge * len(moment.total))
+    except ValueError as error:
+        hint = "read more text: --set moments.tokens=..."
+        raise UsageError(f"layer {layer}: {error}", hint) from error
+    told = {"shift": torch.tensor(factor.shift, dtype=torch.float64), "dead": torch.tensor(factor.dead)}
+    with store.locked(lambda _text: None):
+        store.keep(f"factor-{layer}", on, {"lower": factor.lower, **told})
+    return factor
 
 
 def stats(

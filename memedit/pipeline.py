@@ -74,7 +74,7 @@ def preview(
         moments_cached=moments.cached,
         moments_missing=tuple(moments.missing),
         bytes_output=job.base.size,
-        bytes_cache=square * len(moments.missing),
+        bytes_cache=2 * square * len(moments.missing),
         bytes_memory=weights + 3 * square * len(layers) + search,
         resumes=job.store().folder.is_dir(),
     )

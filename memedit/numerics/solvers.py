@@ -48,7 +48,7 @@ def prepare_memit(moment: Moment, ridge: float) -> Factor:
     if not torch.isfinite(mean).all() or scale <= 0:
         raise ValueError("the second moment is not finite, or zero")
     dead = int((mean.diagonal() <= 0).sum())
-    eye = torch.eye(len(mean), dtype=mean.dtype)
+    eye = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
     for shift in SHIFTS:
         lower, info = torch.linalg.cholesky_ex(mean + shift * scale * eye)
         if info.item() == 0 and lower.diagonal().square().min() >= SMALLEST_PIVOT * scale:

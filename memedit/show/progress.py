@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,22 +28,37 @@ class Shown:
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:
+        start, done = time.monotonic(), 0
+        with ExitStack() as stack:
+            show = self._shower(stack, name, total, unit)
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                show(count)
+
+            yield advance
+        spent = time.monotonic() - start
+        if done and unit and not self.quiet:
+            self.note(f"{name}: {done:,} {unit} in {spent:,.1f} s, {done / max(spent, 1e-9):,.0f} {unit}/s")
+
+    def _shower(self, stack: ExitStack, name: str, total: int | None, unit: str) -> Advance:
         if self.quiet:
-            yield lambda _done: None
-        elif self.bars:
-            with self._bar() as bar:
-                task = bar.add_task(name, total=total, unit=unit, rate="")
-                start, done = time.monotonic(), 0
+            return lambda _count: None
+        return self._bars(stack, name, total, unit) if self.bars else self._lines(name, total, unit)
 
-                def advance(count: int) -> None:
-                    nonlocal done
-                    done += count
-                    spent = max(time.monotonic() - start, 1e-9)
-                    bar.update(task, advance=count, rate=f"{done / spent:,.0f} {unit}/s" if unit else "")
+    def _bars(self, stack: ExitStack, name: str, total: int | None, unit: str) -> Advance:
+        bar = stack.enter_context(self._bar())
+        task = bar.add_task(name, total=total, unit=unit, rate="")
+        start, done = time.monotonic(), 0
 
-                yield advance
-        else:
-            yield self._lines(name, total, unit)
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            spent = max(time.monotonic() - start, 1e-9)
+            bar.update(task, advance=count, rate=f"{done / spent:,.0f} {unit}/s" if unit else "")
+
+        return advance
 
     def _bar(self) -> Progress:
         return Progress(

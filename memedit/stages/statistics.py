@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
+from queue import Full, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +19,9 @@ from memedit.tell import Advance
 
 TOGETHER = 256  # documents tokenized at a time
 KEEP_EVERY = 64  # launches between two calls of `keep`
+AHEAD = 8  # launches tokenized before they are run
+
+T = TypeVar("T")
 
 Moments = dict[int, Moment]
 
@@ -58,7 +65,7 @@ def measure(
     done = moments[layers[0]].count
     if done and advance:
         advance(done)
-    for number, ids in enumerate(_launches(rows, tokens, skip=done), 1):
+    for number, ids in enumerate(ahead(_launches(rows, tokens, skip=done)), 1):
         found: Moments = {}
 
         def see(site: Site, states: Tensor, found: Moments = found) -> None:
@@ -93,6 +100,46 @@ def _launches(rows: Iterable[tuple[int, ...]], tokens: int, skip: int) -> Genera
             batch.append(row)
     if batch:
         yield torch.tensor(batch)
+
+
+def ahead(items: Iterable[T], most: int = AHEAD) -> Generator[T]:
+    """The same items in the same order, made by a thread of their own, up to `most` before they are asked for.
+
+    Reading and tokenizing text (in which Python's lock is free) go on while the model runs. An error arrives where its
+    item would have; a reader that stops early ends the thread.
+    """
+    queue: Queue[tuple[str, Any]] = Queue(most)
+    left = Event()
+
+    def put(kind: str, what: Any) -> None:
+        while not left.is_set():
+            with suppress(Full):
+                queue.put((kind, what), timeout=0.1)
+                break
+
+    def work() -> None:
+        try:
+            for item in items:
+                if left.is_set():
+                    return
+                put("item", item)
+            put("end", None)
+        except BaseException as error:  # noqa: BLE001 - raised again by the reader
+            put("error", error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, what = queue.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise what
+            yield what
+    finally:
+        left.set()
+        thread.join()
 
 
 def _together(documents: Iterable[str]) -> Generator[list[str]]:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memedit.numerics.moments import Moment
+from memedit.numerics.normal import Sums, by_sums
 from memedit.numerics.solvers import gains, leverage, prepare_memit
 from torch import Tensor
 
@@ -66,6 +67,31 @@ def test_the_small_and_the_large_form_agree(seed: int) -> None:
     larger = gains(factor, torch.cat([keys, torch.zeros(1, keys.shape[1], dtype=keys.dtype)]))
     assert gap(residuals.T @ larger[:-1], residuals.T @ gains(factor, keys)) < SAME
     assert float(larger[-1].norm()) == 0.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes, st.integers(1, 9))
+def test_sums_of_edits_in_parts_give_the_same_change(given: tuple[int, int, float], part: int) -> None:
+    seed, edits, ridge = given
+    moment, keys, residuals = problem(seed, edits)
+    factor = prepare_memit(moment, ridge)
+    sums = Sums.empty(keys.shape[1], residuals.shape[1], torch.device("cpu"))
+    for some in torch.randperm(edits).split(part):
+        sums.add_(keys[some], residuals[some])
+    found, wanted = sums.delta(factor), residuals.T @ gains(factor, keys)
+    assert gap(found, wanted) < SAME
+    fitted = 1 - float((residuals - keys @ wanted.T).norm() / residuals.norm())
+    assert sums.fitted(found) == pytest.approx(fitted, abs=1e-6)
+
+
+def test_the_smaller_system_is_solved() -> None:
+    inner, width = 1536, 256
+    switch = next(n for n in range(1, 5000) if by_sums(n, inner, width))
+    assert 0.4 * inner < switch < inner
+    assert all(by_sums(n, inner, width) for n in range(switch, 5000, 97))
+    # The counts meet where it switches: neither form costs more than a hundredth over the other there.
+    by_edits = 2 * switch**2 * inner + switch**3 / 6
+    assert by_edits == pytest.approx(inner**3 / 2 + inner**2 * width, rel=0.01)
 
 
 @settings(max_examples=30, deadline=None)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from memedit import measure as measure_module
 from memedit.errors import UsageError
-from memedit.measure import moments_for, plan_moments, stats
+from memedit.measure import factor_of, moments_for, plan_moments, stats
 from memedit.model.load import LanguageModel, load
 from memedit.model.passes import Site, capture, run
 from memedit.numerics.moments import Moment
 from memedit.recipe import ModelKnobs, resolve
 from memedit.stages import statistics
-from memedit.stages.statistics import Moments, measure, packed
+from memedit.stages.statistics import Moments, ahead, measure, packed
 from memedit.tell import Silence
 from tests.conftest import byte_tokenizer
 
@@ -111,3 +114,34 @@ def test_a_moment_of_another_tool_is_taken(tiny_folder: Path, tmp_path: Path, lm
 def test_moments_are_positive_semidefinite(lm: LanguageModel) -> None:
     found: Moment = measure(lm, packed(TEXTS, lm.tokenizer, 32), [0], 1000)[0]
     assert float(torch.linalg.eigvalsh(found.mean).min()) > -1e-9
+
+
+def test_the_factor_is_kept_beside_its_moment(lm: LanguageModel, tiny_folder: Path, monkeypatch: Any) -> None:
+    recipe = resolve([("flag", {"model.path": str(tiny_folder), "moments.tokens": 2000})])[0]
+    plan = plan_moments(lm, tiny_folder, [1], recipe)
+    moment = moments_for(lm, plan, Silence(), lambda _n: None)[1]
+    made = factor_of(plan, 1, 2.0)
+    monkeypatch.setattr(measure_module, "prepare_memit", lambda *_: pytest.fail("factored again"))
+    found = factor_of(plan, 1, 3.0)
+    assert torch.equal(found.lower, made.lower)
+    assert (found.shift, found.dead) == (made.shift, made.dead)
+    assert (made.ridge, found.ridge) == (2.0 * len(made.lower), 3.0 * len(made.lower))
+    shifted = moment.mean + made.shift * moment.mean.diagonal().mean() * torch.eye(len(moment.mean))
+    assert torch.allclose(made.lower @ made.lower.T, shifted, rtol=1e-9, atol=0)
+
+
+def test_what_is_made_ahead_comes_in_order_and_ends() -> None:
+    made: list[int] = []
+
+    def count() -> Iterator[int]:
+        for number in range(1000):
+            made.append(number)
+            yield number
+
+    assert list(ahead(iter(range(50)), 3)) == list(range(50))
+    for number in ahead(count(), 3):
+        if number == 5:
+            break
+    assert 6 <= len(made) < 20
+    with pytest.raises(UnicodeDecodeError):
+        list(ahead(b"\xff".decode(part) for part in ("latin-1", "utf-8")))

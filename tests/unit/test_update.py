@@ -1,0 +1,65 @@
+"""The solve is one, whichever system it goes by and whichever way its keys come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from memedit.model.load import LanguageModel, load
+from memedit.model.subject import Prompt
+from memedit.numerics.moments import Moment
+from memedit.numerics.solvers import Factor, prepare_memit
+from memedit.recipe import ModelKnobs, Recipe
+from memedit.stages import update as module
+from memedit.stages.update import Update, solve
+
+SAME = 1e-4  # relative: key noise of 1e-7 through a metric of condition 1e3
+
+
+@pytest.fixture
+def lm(tiny_folder: Path) -> LanguageModel:
+    return load(tiny_folder, ModelKnobs(device="cpu"))
+
+
+def solved(lm: LanguageModel, *, whole: bool = False, n_edits: int = 30) -> Update:
+    generator = torch.Generator().manual_seed(6)
+    draw = lambda n: tuple(torch.randint(2, 258, (n,), generator=generator).tolist())  # noqa: E731
+    contexts = [(), draw(8), draw(5)]
+    subjects = [draw(2 + n % 4) for n in range(n_edits)]
+    prompts = [[Prompt(one + subject + (7,), len(one + subject) - 1) for one in contexts] for subject in subjects]
+    width = lm.anatomy.mlp_width
+    wanted = torch.randn(n_edits, lm.anatomy.width, generator=generator) * 3
+
+    def factor_of(layer: int) -> Factor:
+        rows = torch.randn(4 * width, width, generator=torch.Generator().manual_seed(layer)) * 0.3
+        return prepare_memit(Moment.of(rows), 2.0)
+
+    stored = {layer: lm.weight(layer).clone() for layer in (1, 2)}
+    return solve(lm, prompts, wanted, factor_of, stored, Recipe().method, whole=whole)
+
+
+def gap(one: Update, other: Update) -> float:
+    pairs = [(one.deltas[layer].dense(), other.deltas[layer].dense()) for layer in one.deltas]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+def test_sums_and_edits_give_one_change(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[bool, Update] = {}
+    for sums in (True, False):
+        monkeypatch.setattr(module, "by_sums", lambda *_, sums=sums: sums)
+        found[sums] = solved(lm)
+    assert gap(found[True], found[False]) < SAME
+    for one, other in zip(found[True].layers, found[False].layers, strict=True):
+        assert one.fitted == pytest.approx(other.fitted, abs=1e-6)
+        assert one.leverage == pytest.approx(other.leverage, rel=1e-4)
+        assert one.residual_after == pytest.approx(other.residual_after, rel=1e-4)
+
+
+def test_the_sweep_and_whole_forwards_give_one_change(lm: LanguageModel) -> None:
+    before = {layer: lm.weight(layer).clone() for layer in (1, 2)}
+    swept, whole = solved(lm), solved(lm, whole=True)
+    assert gap(swept, whole) < SAME
+    assert all(torch.equal(lm.weight(layer), weight) for layer, weight in before.items())
+    reports = zip(swept.layers, whole.layers, strict=True)
+    assert all(one.residual_after == pytest.approx(other.residual_after, rel=1e-4) for one, other in reports)
