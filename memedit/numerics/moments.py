@@ -51,5 +51,5 @@ def _square(x: Tensor) -> Tensor:
     edges = list(range(0, width, -(-width // BLOCKS)))
     for at, end in zip(edges, [*edges[1:], width], strict=True):
         found[at:end, at:] = x[:, at:end].T @ x[:, at:]
-        found[at:, at:end] = found[at:end, at:].T
+        found[end:, at:end] = found[at:end, end:].T
     return found
