@@ -1,30 +1,60 @@
-"""`make bench`: seconds and scores of memedit and of the plain oracle, in one run.
+"""`make bench`: memedit beside the plain oracle, in one run: same model, edits, contexts, moments and steps.
 
-    python -m examples.benchmarks [--model FOLDER] [--edits 10,100] [--oracle-sample 20]
+    python -m examples.benchmarks [--model FOLDER|random:SHAPE] [--edits 10,100,1000] [--oracle-sample 20]
 
-The oracle finds targets one edit at a time; above the sample its seconds are those of the sample, scaled up, and its
-scores are left out. The table goes to stdout, then one line of JSON.
+The oracle finds targets one edit at a time; where it gets a sample only, its seconds are those of the sample, scaled
+up, and its scores are left out. The table goes to stdout, then one line of JSON. `random:gptj-6b`, `random:llama3-8b`
+and `random:gpt2-xl` are random weights of real shapes, for a GPU: 20 steps, no edit stops early, no oracle.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from memedit.storage.requests import read
 from rich.console import Console
 from rich.table import Table
-from tests import oracle
 
-from .both import ROOT, Both
+from .both import RANDOM, ROOT, SHIPPED, Both
+from .counting import peak_rate
+from .pairs import pairs
+from .sides import agreement, column, moments_ratio, one_edit
 
-SCORES = ("efficacy", "accuracy", "paraphrase", "neighborhood")
+LINES = {
+    "contexts_s": ("contexts, s", "{:.2f}"),
+    "targets_s": ("targets, s", "{:.2f}"),
+    "oracle_targets_s": ("  oracle, s", "{:.1f}"),
+    "targets_ratio": ("  ratio", "{:.1f}"),
+    "keys_s": ("keys and residuals, s", "{:.2f}"),
+    "oracle_keys_s": ("  oracle, s", "{:.1f}"),
+    "keys_ratio": ("  ratio", "{:.1f}"),
+    "solve_s": ("solve with its keys, s", "{:.2f}"),
+    "all_ratio": ("contexts, targets, keys, solve: ratio", "{:.1f}"),
+    "ms_per_edit": ("ms per edit", "{:.1f}"),
+    "edits_per_s": ("edits/s", "{:.2f}"),
+    "steps": ("steps per edit", "{:.1f}"),
+    "tokens_per_s": ("suffix tokens/s", "{:,.0f}"),
+    "peak_mb": ("peak memory, MB", "{:,.0f}"),
+    "gmac": ("targets, 10^9 multiply-adds", "{:,.0f}"),
+    "oracle_gmac": ("  oracle", "{:,.0f}"),
+    "over_needed": ("  times what is needed", "{:.2f}"),
+    "gmac_per_s": ("  10^9 a second", "{:,.1f}"),
+    "of_bare": ("  of a bare forward and backward", "{:.0%}"),
+    "of_peak": ("  of a plain product's peak", "{:.0%}"),
+    "same_steps": ("targets of as many steps as the oracle's", "{}"),
+    "gap_same_steps": ("  largest relative gap", "{:.1e}"),
+    "other_steps": ("targets of other steps", "{}"),
+    "cosine_other_steps": ("  smallest cosine", "{:.5f}"),
+}
 
 
 def help_seconds() -> float:
@@ -37,70 +67,100 @@ def help_seconds() -> float:
     return statistics.median(spent)
 
 
-def compare(folder: Path, n_edits: int, sample: int) -> dict[str, Any]:
-    """One row of the table."""
-    both = Both(folder, n_edits)
-    start = time.perf_counter()
-    found = both.targets()
-    targets = time.perf_counter() - start
-    start = time.perf_counter()
-    update = both.update(found.wanted)
-    solved = time.perf_counter() - start
-    few = min(sample, n_edits)
-    steps = both.step_of(found.start)
-    start = time.perf_counter()
-    wanted = [oracle.find_target(both.lm.model, both.edits[n], both.knobs, steps[n])[0] for n in range(few)]
-    theirs = (time.perf_counter() - start) * n_edits / few
-    row: dict[str, Any] = {
-        "edits": n_edits,
-        "targets_s": round(targets, 2),
-        "solve_s": round(solved, 2),
-        "oracle_targets_s": round(theirs, 2),
-        "oracle_sampled": few < n_edits,
-        "ratio": round(theirs / targets, 1),
-        "scores": _short(both.scores(update)),
-        "oracle_scores": _short(both.oracle_scores(torch.stack(wanted))) if few == n_edits else None,
-    }
-    return row
-
-
-def _short(scores: Any) -> dict[str, float]:
-    return {name: round(getattr(scores, name).mean, 4) for name in SCORES}
+def half_precision(first: Both, n_edits: int = 10) -> dict[str, Any]:
+    """Targets found in bfloat16 beside those found in float32, the contexts and moments being the same."""
+    requests = [edit.request for edit in first.plan.edits[:n_edits]]
+    pair = [
+        Both(first.name, requests, {"model.dtype": dtype}, moments=first.moments, contexts=first.contexts).targets()
+        for dtype in ("float32", "bfloat16")
+    ]
+    return agreement(pair[1].wanted, pair[1].steps, pair[0].wanted, pair[0].steps.tolist())
 
 
 def main() -> None:
-    """Run the rows asked for and print them."""
+    """Run the columns asked for and print them."""
+    given = _arguments()
+    is_random = given.model.startswith(RANDOM)
+    settings: dict[str, Any] = {"model.device": given.device, "model.dtype": given.dtype, "memory": given.memory}
+    if is_random:
+        settings |= {"target.steps": 20, "target.stop": 0.0}
+    shipped, _ = read(str(ROOT / "requests" / "world.jsonl"))
+    columns: list[dict[str, Any]] = []
+    first: Both | None = None
+    for count in map(int, given.edits.split(",")):
+        made = shipped[:count] if count <= len(shipped) and not is_random else pairs(count)
+        more = {"lm": first.lm, "moments": first.moments, "contexts": first.contexts} if first else {}
+        both = Both(given.model, made, settings, **more)
+        first = first or both
+        columns.append(column(both, given.oracle_sample))
+        print(f"{count:,} edits: {columns[-1]['targets_s']:.1f} s of targets", file=sys.stderr)
+    assert first is not None
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if first.lm.device.type == "cuda":
+        machine = torch.cuda.get_device_name(first.lm.device)
+    peak = peak_rate(first.lm.device, first.lm.dtype, 8192 if first.lm.device.type == "cuda" else 1024)
+    for one in columns:
+        one["of_peak"] = one["gmac_per_s"] * 1e9 / peak
+    told: dict[str, Any] = {
+        "model": given.model if is_random else first.name.rsplit("/", 1)[-1],
+        "machine": machine,
+        "date": datetime.date.today().isoformat(),
+        "dtype": str(first.lm.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "columns": columns,
+        "one_edit_s": one_edit(first),
+        "moments": moments_ratio(first),
+        "help_s": help_seconds(),
+    }
+    if not is_random:
+        told["bfloat16"] = half_precision(first)
+    _print(told)
+    print(json.dumps(told))
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.benchmarks")
-    parser.add_argument("--model", type=Path, default=ROOT / "examples" / "models" / "made-gpt2")
-    parser.add_argument("--edits", default="10,100")
-    parser.add_argument("--oracle-sample", type=int, default=100)
-    given = parser.parse_args()
-    rows = [compare(given.model, int(n), given.oracle_sample) for n in given.edits.split(",")]
-    seconds = help_seconds()
-    table = Table(title=f"{given.model.name}, float32, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name in (
-        "edits",
-        "targets",
-        "solve",
-        "oracle's targets",
-        "ratio",
-        "efficacy",
-        "accuracy",
-        "paraphrase",
-        "neighborhood",
-    ):
-        table.add_column(name, justify="right")
-    for row in rows:
-        told = f"{row['oracle_targets_s']} s" + (" (from a sample)" if row["oracle_sampled"] else "")
-        pairs = [
-            f"{mine:.1%} / {row['oracle_scores'][name]:.1%}" if row["oracle_scores"] else f"{mine:.1%}"
-            for name, mine in row["scores"].items()
-        ]
-        table.add_row(
-            str(row["edits"]), f"{row['targets_s']} s", f"{row['solve_s']} s", told, str(row["ratio"]), *pairs
+    parser.add_argument("--model", default=str(SHIPPED), help="a folder, or random:gptj-6b|llama3-8b|gpt2-xl")
+    parser.add_argument(
+        "--edits", default="10,100,1000", help="numbers of edits; 10,000 take half an hour on two cores"
+    )
+    parser.add_argument("--oracle-sample", type=int, default=20, help="edits that the oracle gets at most; 0: none")
+    parser.add_argument("--device", default="auto", help="auto: the CPU for a folder, a GPU for random weights")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--memory", default=None, help="what the target search may take, such as 20GB")
+    return parser.parse_args()
+
+
+def _print(told: dict[str, Any]) -> None:
+    columns = told["columns"]
+    head = f"{told['model']}, {told['dtype']}, {told['machine']}, torch {told['torch']}, {told['date']}"
+    table = Table(title=head, show_lines=False)
+    table.add_column("edits")
+    for one in columns:
+        sample = one.get("oracle_sample", 0)
+        note = f" (oracle: {sample})" if 0 < sample < one["edits"] else ""
+        table.add_column(f"{one['edits']:,}{note}", justify="right")
+    for name, (title, form) in LINES.items():
+        cells = [form.format(one[name]) if one.get(name) is not None else "-" for one in columns]
+        if any(cell != "-" for cell in cells):
+            table.add_row(title, *cells)
+    for name in columns[0]["scores"]:
+        pairs_ = [(one["scores"][name], one.get("oracle_scores", {}).get(name)) for one in columns]
+        cells = [" / ".join("-" if part is None else f"{part:.1%}" for part in pair) for pair in pairs_]
+        table.add_row(f"{name}: memedit / oracle", *cells)
+    moments = told["moments"]
+    lines = [
+        f"one edit, to the delta in memory: {told['one_edit_s']:.2f} s",
+        f"moments of all layers: {moments['moments_s']:.1f} s, {moments['moments_tokens_per_s']:,.0f} tokens/s, "
+        f"{moments['ratio']:.1f} times as fast as a whole pass a layer",
+        f"memedit --help: {told['help_s']:.2f} s",
+    ]
+    if half := told.get("bfloat16"):
+        lines.append(
+            f"targets in bfloat16 beside float32: {half['same_steps']} of as many steps, largest gap "
+            f"{half['gap_same_steps']}; {half['other_steps']} of others, smallest cosine {half['cosine_other_steps']}"
         )
-    Console(width=140).print(table, "scores: memedit / oracle", f"memedit --help: {seconds:.2f} s")
-    print(json.dumps({"model": given.model.name, "help_s": round(seconds, 3), "rows": rows}))
+    Console(width=140).print(table, *lines, sep="\n")
 
 
 if __name__ == "__main__":

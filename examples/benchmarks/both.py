@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from memedit.model.hooks import applied
-from memedit.model.load import load
+from memedit.model.load import LanguageModel, load
+from memedit.model.suffix import Row
 from memedit.numerics.delta import rounded
 from memedit.numerics.moments import Moment
-from memedit.numerics.solvers import prepare_memit
-from memedit.recipe import ModelKnobs, Recipe, resolve
+from memedit.numerics.solvers import Factor, prepare_memit
+from memedit.recipe import ModelKnobs, Recipe, layer_range, resolve
 from memedit.report import Scores
+from memedit.request import EditRequest
+from memedit.search import Search
 from memedit.stages.contexts import sample_contexts
 from memedit.stages.evaluation import judge, score
 from memedit.stages.plan import make_plan, under
 from memedit.stages.statistics import measure, packed
-from memedit.stages.targets import Targets, find_targets
+from memedit.stages.targets import Targets, rows_of
 from memedit.stages.update import Update, solve
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import documents
@@ -24,26 +29,47 @@ from memedit.storage.requests import read
 from tests import oracle
 from torch import Tensor
 
+from .shapes import CONTEXTS, LAYERS, SHAPES, random_model
+
 ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "examples" / "models" / "made-gpt2"
+RANDOM = "random:"
 
 
 class Both:
-    """Edits of requests/world.jsonl on a shipped model, ready for either side."""
+    """Edits (of requests/world.jsonl where a number is given) on a model, ready for either side.
 
-    def __init__(self, folder: Path, n_edits: int, settings: dict[str, Any] | None = None) -> None:
+    `model`: a folder, or random:SHAPE. Moments and factors are made at once unless they are handed over.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        edits: int | Sequence[EditRequest],
+        settings: dict[str, Any] | None = None,
+        *,
+        lm: LanguageModel | None = None,
+        moments: dict[int, Moment] | None = None,
+        contexts: Sequence[str] | None = None,
+    ) -> None:
+        self.name = name = str(model)
         self.recipe: Recipe = resolve([("flag", settings or {})])[0]
-        self.lm = load(folder, ModelKnobs(device="cpu"))
-        requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
-        self.plan = make_plan(requests[:n_edits], self.lm.tokenizer, self.lm.anatomy, self.recipe)
-        self.layers = list(self.plan.layers)
-        contexts = sample_contexts(self.lm, self.recipe.contexts, self.recipe.seed)
+        self.lm = lm or open_model(name, self.recipe.model.device, self.recipe.model.dtype)
+        requests = read(str(ROOT / "requests" / "world.jsonl"))[0][:edits] if isinstance(edits, int) else edits
+        self.plan = make_plan(requests, self.lm.tokenizer, self.lm.anatomy, self.recipe)
+        shape = name.removeprefix(RANDOM) if name.startswith(RANDOM) else None
+        self.layers = layer_range(LAYERS[shape], self.lm.anatomy.n_layers) if shape else list(self.plan.layers)
+        if contexts is None:
+            contexts = CONTEXTS if shape else sample_contexts(self.lm, self.recipe.contexts, self.recipe.seed)
+        self.contexts = contexts
         self.prompts = [under(edit, contexts, self.lm.tokenizer, chat=False) for edit in self.plan.edits]
-        text = documents(str(folder / "memedit" / "corpus.jsonl.gz"))
-        rows = packed(text, self.lm.tokenizer, self.lm.anatomy.positions or 512)
-        self.moments: dict[int, Moment] = measure(self.lm, rows, self.layers, 10 * self.lm.anatomy.mlp_width)
+        self.search = Search(self.lm, self.plan.edits, self.prompts, self.layers[-1], self.recipe)
+        self.is_random = shape is not None
+        self.corpus = (SHIPPED if shape else Path(name)) / "memedit" / "corpus.jsonl.gz"
+        self.moments: dict[int, Moment] = moments or self.measure()
         self.ridge = self.recipe.method.ridge * self.lm.anatomy.mlp_width
-        base, anatomy = Checkpoint.open(folder), self.lm.anatomy
-        self.stored = {n: anatomy.turned(base.tensor(base.resolve(anatomy.parameter(n)))) for n in self.layers}
+        self._factors: dict[int, Factor] = {}
+        self.stored = {n: self.lm.weight(n).cpu() for n in self.layers} if shape else self._stored(Path(name))
         self.edits = [
             oracle.OracleEdit(
                 [(list(prompt.ids), prompt.subject_at) for prompt in of_one],
@@ -58,25 +84,54 @@ class Both:
             target.weight_decay, self.recipe.method.semantics,
         )  # fmt: skip
 
+    def _stored(self, folder: Path) -> dict[int, Tensor]:
+        base, anatomy = Checkpoint.open(folder), self.lm.anatomy
+        return {n: anatomy.turned(base.tensor(base.resolve(anatomy.parameter(n)))) for n in self.layers}
+
+    def measure(self) -> dict[int, Moment]:
+        """memedit's moments: 10 tokens a dimension; a random model's text is said again until there is enough."""
+
+        def texts() -> Iterator[str]:
+            yield from documents(str(self.corpus))
+            while self.is_random:
+                yield from documents(str(self.corpus))
+
+        rows = packed(texts(), self.lm.tokenizer, min(self.lm.anatomy.positions or 512, 512))
+        return measure(self.lm, rows, self.layers, 10 * self.lm.anatomy.mlp_width)
+
     def targets(self) -> Targets:
-        """memedit's targets."""
-        return find_targets(self.lm, self.plan.edits, self.prompts, self.layers[-1], self.recipe)
+        """memedit's targets, by a plan as `apply` makes it."""
+        engine, _ = self.search.engine()
+        batches = self.search.plan(range(len(self.plan.edits)))
+        found = Targets.join([self.search.find(batch, engine) for batch in batches])
+        back = torch.tensor([n for batch in batches for n in batch.edits]).argsort()
+        return Targets(**{name: rows[back] for name, rows in vars(found).items()})
+
+    def factor(self, layer: int) -> Factor:
+        """A layer's factor, made once, where float64 is fast."""
+        if layer not in self._factors:
+            moment = self.moments[layer]
+            self._factors[layer] = prepare_memit(Moment(moment.total.to(self.lm.device), moment.count), self.ridge)
+        return self._factors[layer]
 
     def update(self, wanted: Tensor) -> Update:
         """memedit's solve."""
-        factors = {n: prepare_memit(self.moments[n], self.ridge) for n in self.layers}
-        return solve(self.lm, self.prompts, wanted, factors.__getitem__, self.stored, self.recipe.method)
+        return solve(self.lm, self.prompts, wanted, self.factor, self.stored, self.recipe.method)
+
+    def rows(self) -> list[list[Row]]:
+        """The rows of every edit's search."""
+        return [rows_of(edit, of_one) for edit, of_one in zip(self.plan.edits, self.prompts, strict=True)]
 
     def step_of(self, start: Tensor) -> list[float]:
         """Adam's step for each edit, which the oracle takes as a number."""
         target, width = self.recipe.target, self.lm.anatomy.width
         return [target.step_absolute or target.step * float(one.norm()) / width**0.5 for one in start]
 
-    def scores(self, update: Update | None = None) -> Scores:
-        """The model's scores on the edits, as it is or with an update in it."""
-        requests = [edit.request for edit in self.plan.edits]
+    def scores(self, update: Update | None = None, few: int | None = None) -> Scores:
+        """The model's scores on the edits (the first `few`), as it is or with an update in it."""
+        requests = [edit.request for edit in self.plan.edits[:few]]
         deltas = update.deltas if update else {}
-        weights = {n: rounded(self.stored[n], delta).float() for n, delta in deltas.items()}
+        weights = {n: rounded(self.stored[n], delta).to(self.lm.device, self.lm.dtype) for n, delta in deltas.items()}
         with applied(self.lm, weights):
             return score(judge(self.lm, requests))
 
@@ -93,3 +148,13 @@ class Both:
         finally:
             for n, weight in before.items():
                 self.lm.weight(n).copy_(weight)
+
+
+def open_model(name: str, device: str, dtype: str) -> LanguageModel:
+    """A folder's model (on the CPU unless a device is named), or a random one of a real shape."""
+    if not name.startswith(RANDOM):
+        return load(Path(name), ModelKnobs(device="cpu" if device == "auto" else device, dtype=dtype))  # type: ignore[arg-type]
+    shape = name.removeprefix(RANDOM)
+    if shape not in SHAPES:
+        raise SystemExit(f"there is no shape {shape!r}; there are {', '.join(SHAPES)}")
+    return random_model(shape, device, dtype, SHIPPED)
