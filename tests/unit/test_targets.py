@@ -1,0 +1,87 @@
+"""A batch's search is that of its edits one by one: whoever is found stops there, whenever it is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memedit.model.load import LanguageModel, load
+from memedit.model.subject import Prompt
+from memedit.model.suffix import Suffix, WholeForward
+from memedit.recipe import ModelKnobs, resolve
+from memedit.request import EditRequest
+from memedit.stages import targets as module
+from memedit.stages.plan import Edit
+from memedit.stages.targets import Targets, find_targets
+
+SAME = 1e-4  # relative, on targets: float32 sums in another order, carried through Adam
+N = 10
+
+
+@pytest.fixture
+def lm(tiny_folder: Path) -> LanguageModel:
+    return load(tiny_folder, ModelKnobs(device="cpu"))
+
+
+def found(
+    lm: LanguageModel, *, engine: Any = Suffix, which: Any = range(N), tokens: int = 1024, **knobs: Any
+) -> Targets:
+    """Targets of edits with objects of one to three tokens, under three contexts."""
+    generator = torch.Generator().manual_seed(8)
+    draw = lambda n: tuple(torch.randint(2, 258, (n,), generator=generator).tolist())  # noqa: E731
+    contexts = [(), draw(7), draw(4)]
+    edits: list[Edit] = []
+    prompts: list[list[Prompt]] = []
+    for n in range(N):
+        request = EditRequest(id=str(n), subject="s", prompt="{} is", object="o", origin=str(n))
+        subject, tail = draw(2 + n % 3), draw(1 + n % 4)
+        prompts.append([Prompt(one + subject + tail, len(one + subject) - 1) for one in contexts])
+        edits.append(Edit(request, prompts[-1][0], draw(1 + n % 3), subject))
+    recipe = resolve([("flag", {"target.steps": 8, **knobs})])[0]
+    mine = [edits[n] for n in which], [prompts[n] for n in which]
+    return find_targets(lm, *mine, 1, recipe, engine=engine, tokens=tokens)
+
+
+def gap(one: Targets, other: Targets) -> float:
+    return float((one.wanted - other.wanted).norm() / (other.wanted - other.start).norm())
+
+
+def stop_for(lm: LanguageModel) -> float:
+    """A loss that about half of the edits get under on the way."""
+    return float(found(lm, **{"target.steps": 4, "target.stop": 0}).loss.median())
+
+
+def test_edits_stop_where_they_would_alone(lm: LanguageModel) -> None:
+    knobs = {"target.stop": stop_for(lm)}
+    together = found(lm, **knobs)
+    assert len(set(together.steps.tolist())) > 2
+    alone = Targets.join([found(lm, which=[n], **knobs) for n in range(N)])
+    assert torch.equal(together.steps, alone.steps)
+    assert gap(together, alone) < SAME
+
+
+@pytest.mark.parametrize(("look_every", "worth"), [(1, 0.0), (3, 1.0), (100, 1.0)])
+def test_when_it_is_noticed_that_an_edit_is_found_changes_nothing(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, look_every: int, worth: float
+) -> None:
+    knobs = {"target.stop": stop_for(lm)}
+    wanted = found(lm, **knobs)
+    monkeypatch.setattr(module, "LOOK_EVERY", {"cpu": look_every})
+    monkeypatch.setattr(module, "WORTH_PACKING", worth)
+    seen = found(lm, **knobs)
+    assert torch.equal(seen.steps, wanted.steps)
+    assert gap(seen, wanted) < SAME
+    assert torch.allclose(seen.loss, wanted.loss, rtol=1e-3)
+
+
+def test_whole_forwards_find_the_same(lm: LanguageModel) -> None:
+    knobs = {"target.stop": stop_for(lm), "target.weight_decay": 0.5}
+    suffixes, whole = found(lm, **knobs), found(lm, engine=WholeForward, **knobs)
+    assert torch.equal(suffixes.steps, whole.steps)
+    assert gap(suffixes, whole) < SAME
+
+
+def test_a_small_launch_finds_the_same_as_a_large_one(lm: LanguageModel) -> None:
+    assert gap(found(lm, tokens=5), found(lm)) < SAME
