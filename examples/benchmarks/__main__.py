@@ -156,10 +156,10 @@ def _print(told: dict[str, Any]) -> None:
         f"memedit --help: {told['help_s']:.2f} s",
     ]
     if half := told.get("bfloat16"):
-        lines.append(
-            f"targets in bfloat16 beside float32: {half['same_steps']} of as many steps, largest gap "
-            f"{half['gap_same_steps']}; {half['other_steps']} of others, smallest cosine {half['cosine_other_steps']}"
-        )
+        gap, cosine = half["gap_same_steps"], half["cosine_other_steps"]
+        same = f"{half['same_steps']} of as many steps" + (f", largest gap {gap:.1e}" if gap else "")
+        other = f"{half['other_steps']} of others" + (f", smallest cosine {cosine:.5f}" if cosine else "")
+        lines.append(f"targets in bfloat16 beside float32: {same}; {other}")
     Console(width=140).print(table, *lines, sep="\n")
 
 

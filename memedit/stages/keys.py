@@ -31,7 +31,9 @@ def heads_of(prompts: Sequence[Sequence[Prompt]]) -> list[list[tuple[int, ...]]]
 
 
 def averaged(states: Tensor, weights: Tensor) -> Tensor:
-    """states (e, X, F), weights (X,) float64 -> keys (e, F) float64, where the states are."""
+    """states (e, X, F), weights (X,) float64 -> keys (e, F) float64, where the states are, or on the CPU."""
+    if states.device.type not in ("cpu", "cuda"):
+        states = states.cpu()  # float64 is not at hand everywhere
     return torch.einsum("exf,x->ef", states.double(), weights.to(states.device))
 
 
