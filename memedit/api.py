@@ -12,6 +12,8 @@ from memedit.lint import lint
 from memedit.recipe import Recipe, resolve
 from memedit.report import Report
 from memedit.request import EditRequest
+from memedit.show.html import page
+from memedit.sites import Tracing
 from memedit.storage.requests import read
 from memedit.tell import Tell
 
@@ -74,6 +76,31 @@ def evaluate(
     """
     where = None if base is None else str(base)
     return pipeline.evaluate(_edits(edits), _recipe(model, settings), base=where, facts=_edits(facts), tell=tell)
+
+
+def trace(
+    facts: Edits,
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    tell: Tell | None = None,
+) -> Tracing:
+    """See where a model recalls facts: the old objects of an edit list, or else what the model says itself.
+
+    `.facts` holds each fact's scores as tables, `.average` the effects with their intervals and the layers that they
+    suggest. With `output` all of it is written there, with a page of figures (trace.html).
+
+    >>> found = trace(load_edits("requests/world.jsonl")[:2], "examples/models/made-gpt2")
+    >>> found.average.n_layers, sorted(found.facts[0].scores)[:3]
+    (6, ['attention', 'attention severed', 'clean'])
+    """
+
+    def draw(tracing: Tracing) -> dict[str, bytes]:
+        return {"trace.html": page(tracing).encode()}
+
+    where = None if output is None else Path(output).expanduser()
+    return pipeline.trace(_edits(facts), _recipe(model, settings), output=where, draw=draw, tell=tell)
 
 
 def _edits(edits: Edits) -> list[EditRequest]:

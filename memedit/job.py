@@ -22,6 +22,7 @@ from memedit.recipe import Recipe
 from memedit.report import EditResult, Report
 from memedit.request import EditRequest, Finding
 from memedit.search import Search
+from memedit.sites import take_layers
 from memedit.stages.contexts import sample_contexts
 from memedit.stages.evaluation import Judgment, exact, judge, kept, score
 from memedit.stages.plan import Plan, make_plan, under
@@ -58,6 +59,11 @@ class Job:
             self.lm: LanguageModel = load(self.folder, recipe.model)
             self.plan: Plan = make_plan(requests, self.lm.tokenizer, self.lm.anatomy, recipe, findings)
         self.requests = [edit.request for edit in self.plan.edits]
+        self.notes: tuple[str, ...] = ()
+        if recipe.method.layers == "auto":
+            start = time.monotonic()
+            self.recipe, self.plan, why = take_layers(self.lm, self.base.digest, recipe, self.plan, self.tell)
+            self.notes, self.timings["trace"] = (why,), time.monotonic() - start
         anatomy = self.lm.anatomy
         self.names = {layer: self.base.resolve(anatomy.parameter(layer)) for layer in self.plan.layers}
         self.stored = {layer: anatomy.turned(self.base.tensor(name)) for layer, name in self.names.items()}
@@ -188,6 +194,7 @@ class Job:
             kept=kept(self.facts, before[1], after[1], self.requests),
             digests={"model": self.base.digest, "edits": digest_of([r.public() for r in self.requests])},
             timings=self.timings,
+            notes=self.notes,
             per_edit=tuple(results),
         )
 

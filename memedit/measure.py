@@ -15,7 +15,7 @@ from memedit.model.digests import feeding, of_tokenizer
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare_memit
-from memedit.recipe import Recipe, default_layers, layer_range
+from memedit.recipe import Recipe, layers_of
 from memedit.report import MomentRow
 from memedit.stages.statistics import Moments, measure, packed
 from memedit.storage.artifacts import Store, cache_dir, digest_file
@@ -149,8 +149,7 @@ def stats(
     tell = tell or Silence()
     folder = locate(recipe.model)
     lm = load(folder, recipe.model)
-    n_layers, chosen = lm.anatomy.n_layers, recipe.method.layers
-    layers = default_layers(n_layers) if chosen == "auto" else layer_range(chosen, n_layers)
+    layers = layers_of(recipe.method.layers, lm.anatomy.n_layers)
     if import_file:
         return [_import(lm, layers, Path(import_file).expanduser())]
     plan = plan_moments(lm, folder, layers, recipe)

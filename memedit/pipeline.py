@@ -7,7 +7,8 @@ a second run of the same command. So a run that was killed goes on where it was,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from memedit.job import Job, versions
 from memedit.measure import plan_moments
@@ -17,7 +18,10 @@ from memedit.recipe import Recipe
 from memedit.report import EditResult, Preview, Report
 from memedit.request import EditRequest, Finding
 from memedit.search import memory_for
+from memedit.sites import Tracing, trace_all
 from memedit.stages.evaluation import Judgment, exact, judge, kept, score
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.traces import check_folder, write_traces
 from memedit.tell import Silence, Tell
 
 
@@ -78,6 +82,37 @@ def preview(
         bytes_memory=weights + 3 * square * len(layers) + search,
         resumes=job.store().folder.is_dir(),
     )
+
+
+def trace(
+    requests: Sequence[EditRequest],
+    recipe: Recipe,
+    *,
+    findings: Sequence[Finding] = (),
+    own: bool = False,
+    output: Path | None = None,
+    draw: Callable[[Tracing], Mapping[str, bytes]] | None = None,
+    tell: Tell | None = None,
+) -> Tracing:
+    """See where a model recalls these facts; with `output` a folder of traces, and the figures that `draw` makes.
+
+    With `own` each prompt's answer is the model's own next token, whatever the record says.
+    """
+    tell = tell or Silence()
+    if output is not None:
+        check_folder(output)
+    folder = locate(recipe.model)
+    with tell.phase("load"):
+        lm = load(folder, recipe.model, editing=False)
+        digest = Checkpoint.open(folder).digest
+    traced, store = trace_all(lm, digest, requests, recipe, tell, findings, own=own)
+    if output is not None:
+        with tell.phase("write"):
+            tables = {f"{one.fact.id}/{kind}": table for one in traced.facts for kind, table in one.scores.items()}
+            facts = [*(one.fact for one in traced.facts), *traced.unknown]
+            write_traces(output, facts, tables, traced.average, draw(traced) if draw else {})
+    store.remove()
+    return traced
 
 
 def evaluate(

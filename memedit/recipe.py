@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from memedit.errors import RecipeError
 
@@ -43,8 +44,9 @@ class MethodKnobs(_Knobs):
     """The solve: which layers, how strongly old knowledge holds."""
 
     name: Literal["memit"] = "memit"
-    layers: str = "auto"
-    """`3-8`, `5`, or auto: from relative depth. Layers count from 0, both ends included."""
+    layers: str = "depth"
+    """`3-8`, `5`, depth: from relative depth, or auto: where tracing the edits finds their recall. From 0, both ends
+    included."""
     ridge: float = Field(default=1.0, gt=0)
     """lambda / d_mlp: the weight of what the model knew against the edits; k C^-1 k averages d_mlp."""
     semantics: Literal["memedit", "reference"] = "memedit"
@@ -92,6 +94,37 @@ class MomentKnobs(_Knobs):
     """Tokens in a packed row at most."""
 
 
+class TraceKnobs(_Knobs):
+    """Causal tracing."""
+
+    noise: str | float = "3sigma"
+    """Noise on the subject's embeddings: its standard deviation, or `3sigma`: three of those embeddings' own."""
+    samples: int = Field(default=10, ge=1)
+    """Draws of noise for each fact."""
+    window: int | None = Field(default=None, ge=1)
+    """Layers in which MLP or attention outputs are put back together; None: a fifth of the depth."""
+    facts: int = Field(default=100, ge=1)
+    """How many edits `layers: auto` traces at most, spread over the list."""
+
+    @field_validator("noise")
+    @classmethod
+    def _check_noise(cls, noise: str | float) -> str | float:
+        match = re.fullmatch(r"\s*([-+.\w]+?)\s*(sigma)?\s*", str(noise))
+        try:
+            value = float(match[1]) if match else math.nan
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError("noise is a positive number, or one of standard deviations such as 3sigma")
+        return noise
+
+    @property
+    def noise_value(self) -> tuple[float, bool]:
+        """The number, and whether it counts standard deviations of the subjects' embeddings."""
+        text = str(self.noise).strip()
+        return float(text.removesuffix("sigma")), text.endswith("sigma")
+
+
 class OutputKnobs(_Knobs):
     """What is written, and how."""
 
@@ -109,6 +142,7 @@ class Recipe(_Knobs):
     target: TargetKnobs = TargetKnobs()
     contexts: ContextKnobs = ContextKnobs()
     moments: MomentKnobs = MomentKnobs()
+    trace: TraceKnobs = TraceKnobs()
     output: OutputKnobs = OutputKnobs()
     chat: bool = False
     """Prompts are put into the model's chat template as a user turn."""
@@ -189,11 +223,13 @@ def layer_range(text: str, n_layers: int) -> list[int]:
 
     Raises RecipeError when it is none of these, empty, or beyond the model.
     """
+    if text == "auto":
+        raise RecipeError("method.layers = auto traces edits, and here are none", "name the layers, or say depth")
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match:
-            raise RecipeError(f"method.layers = {text!r} is no range of layers", "write 3-8, or 5, or 3,5, or auto")
+            raise RecipeError(f"method.layers = {text!r} is no range of layers", "write 3-8, or 5, or 3,5, or depth")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= n_layers:
             hint = f"layers count from 0: 0 to {n_layers - 1}"
@@ -210,3 +246,8 @@ def default_layers(n_layers: int) -> list[int]:
     count = min(n_layers, max(3, round(n_layers / 5)))
     last = max(count - 1, round(n_layers / 3) - 1)
     return list(range(last - count + 1, last + 1))
+
+
+def layers_of(chosen: str, n_layers: int) -> list[int]:
+    """The layers of a recipe: a range, or by relative depth. Raises RecipeError, also for auto: that asks for edits."""
+    return default_layers(n_layers) if chosen == "depth" else layer_range(chosen, n_layers)

@@ -15,14 +15,14 @@ COMMON: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 256,
     "initializer_range": 0.2,
     "pad_token_id": None,
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
 GPT: dict[str, Any] = {
-    "vocab_size": 258, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "n_inner": 64,
+    "vocab_size": 258, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 256, "n_inner": 64,
     "initializer_range": 0.2, "attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
 NO_HEAD_DIM = {name: value for name, value in COMMON.items() if name != "head_dim"}
@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt_neo",
         {
             "vocab_size": 258, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "intermediate_size": 64,
-            "attention_types": [[["global", "local"], 2]], "window_size": 4, "max_position_embeddings": 128,
+            "attention_types": [[["global", "local"], 2]], "window_size": 4, "max_position_embeddings": 256,
             "initializer_range": 0.2,
         },
     ),
@@ -42,12 +42,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "codegen": ("codegen", {**GPT, "rotary_dim": 4}),
     "gpt_bigcode": ("gpt_bigcode", GPT),
     "gpt_neox": ("gpt_neox", COMMON),
+    "gpt_neox_sequential": ("gpt_neox", {**COMMON, "use_parallel_residual": False}),
     "opt": ("opt", {**COMMON, "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}),
     "bloom": ("bloom", {"vocab_size": 258, "hidden_size": 32, "n_layer": 4, "n_head": 4, "initializer_range": 0.2}),
     "mpt": ("mpt", {"vocab_size": 258, "d_model": 32, "n_layers": 4, "n_heads": 4, "expansion_ratio": 2,
-                    "max_seq_len": 128, "initializer_range": 0.2}),
+                    "max_seq_len": 256, "initializer_range": 0.2}),
     "falcon": ("falcon", {**NO_HEAD_DIM, "alibi": False, "new_decoder_architecture": False, "multi_query": True}),
     "falcon_alibi": ("falcon", {**NO_HEAD_DIM, "alibi": True, "parallel_attn": False, "multi_query": False}),
+    "falcon_new": ("falcon", {**NO_HEAD_DIM, "alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "phi": ("phi", COMMON),
     "phi3": ("phi3", COMMON),
     "llama": ("llama", COMMON),
@@ -65,19 +67,27 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", COMMON),
     "cohere": ("cohere", COMMON),
     "granite": ("granite", COMMON),
+    "granite_scaled": ("granite", {**COMMON, "residual_multiplier": 0.5, "attention_multiplier": 0.2}),
     "nemotron": ("nemotron", COMMON),
     "glm4": ("glm4", COMMON),
 }  # fmt: skip
 
 
-def family_model(name: str) -> Any:
-    """A random model of four blocks, width 32, in float32."""
+def family_model(name: str, *, seed: int = 3) -> Any:
+    """A random model of four blocks, width 32, in float32, with weights large enough that every part of it matters."""
     kind, knobs = FAMILIES[name]
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     config = CONFIG_MAPPING[kind](**knobs)
-    return AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
+    # Norms begin at one (Gemma's at zero) and biases at zero: moved, they must be carried through like the rest.
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
-NOT_ADDITIVE = ("gemma2", "gemma3_text", "olmo2", "glm4")
-"""A norm stands between the down-projection and the residual stream: refused for editing, run by the engine."""
+NOT_ADDITIVE = ("gemma2", "gemma3_text", "olmo2", "glm4", "granite_scaled")
+"""A norm or a scale stands between the down-projection and the residual stream: refused for editing, run by the
+engine."""
 ADDITIVE = [name for name in FAMILIES if name not in NOT_ADDITIVE]

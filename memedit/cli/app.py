@@ -15,6 +15,7 @@ from memedit.cli.check import check
 from memedit.cli.evaluate import evaluate
 from memedit.cli.schema import schema
 from memedit.cli.stats import stats
+from memedit.cli.trace import trace
 from memedit.errors import EditListError, MemeditError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command("apply")(apply)
 app.command("eval")(evaluate)
 app.command("check")(check)
 app.command("stats")(stats)
+app.command("trace")(trace)
 app.command("schema")(schema)
 
 

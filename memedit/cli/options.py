@@ -29,7 +29,9 @@ ConfigOption = Annotated[str | None, typer.Option("--config", "-c", metavar="FIL
 PresetOption = Annotated[str | None, typer.Option("--preset", metavar="NAME", help="Published settings, by model.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one knob of the recipe.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, mps.")]
-LayersOption = Annotated[str | None, typer.Option("--layers", metavar="RANGE", help="Layers to edit: 3-8, 5, auto.")]
+LayersOption = Annotated[
+    str | None, typer.Option("--layers", metavar="RANGE", help="Layers to edit: 3-8, 5, depth, auto.")
+]
 CorpusOption = Annotated[
     str | None, typer.Option("--corpus", metavar="FILE|hf:repo", help="Text for the second moments.")
 ]

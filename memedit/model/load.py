@@ -81,6 +81,13 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> dict[str, A
     return config
 
 
+def count_layers(folder: Path, knobs: ModelKnobs) -> int:
+    """How many blocks a model has, from its config alone."""
+    read_config(folder, trust_remote_code=knobs.trust_remote_code)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=knobs.trust_remote_code, local_files_only=True)
+    return int(config.get_text_config().num_hidden_layers)
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer; one without character offsets is refused, since a subject could not be located."""
     try:
@@ -119,11 +126,12 @@ def pick_device(asked: str) -> torch.device:
     return device
 
 
-def load(folder: Path, knobs: ModelKnobs) -> LanguageModel:
+def load(folder: Path, knobs: ModelKnobs, *, editing: bool = True) -> LanguageModel:
     """Open the model of a folder for inference, find its anatomy and prove it.
 
     On a CPU the forward runs in float32 whatever the checkpoint's dtype: half precision is slow there, and float32
-    holds every float16 and bfloat16 value exactly. Raises UnsupportedModelError, UsageError or ResourceError.
+    holds every float16 and bfloat16 value exactly. Without `editing` a model that cannot be edited is not refused for
+    that. Raises UnsupportedModelError, UsageError or ResourceError.
     """
     config = read_config(folder, trust_remote_code=knobs.trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
@@ -153,5 +161,6 @@ def load(folder: Path, knobs: ModelKnobs) -> LanguageModel:
         raise UsageError(f"{folder} lacks weights that its config asks for: {names}", hint)
     model = model.to(device).eval().requires_grad_(False)
     anatomy = find_anatomy(model)
-    prove(model, anatomy)
+    if editing:
+        prove(model, anatomy)
     return LanguageModel(model, tokenizer, anatomy)

@@ -154,6 +154,17 @@ def continuations(
 
 
 @torch.no_grad()
+def likeliest_next(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> list[int]:
+    """The token that greedy decoding says after each prompt."""
+    found = [0] * len(prompts)
+    for batch in launches([len(prompt) for prompt in prompts]):
+        logits = run(lm, torch.tensor([prompts[index] for index in batch]), logits_to_keep=1).logits
+        for index, token in zip(batch, logits[:, -1].argmax(-1).tolist(), strict=True):
+            found[index] = token
+    return found
+
+
+@torch.no_grad()
 def sample(
     lm: LanguageModel, openings: Sequence[tuple[int, ...]], *, length: int, top_k: int, seed: int
 ) -> list[tuple[int, ...]]:

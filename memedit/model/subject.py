@@ -24,6 +24,8 @@ class Prompt:
     subject_at: int
     merged: bool = False
     """The subject's last token holds characters that follow the subject."""
+    subject_from: int = 0
+    """The subject's first token."""
 
     @property
     def head(self) -> tuple[int, ...]:
@@ -59,7 +61,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, head: str, subject: str, tail: st
     said, wanted = _bare(str(tokenizer.decode(ids[: at + 1]))), _bare(subject)
     if not (wanted in said if merged else said.endswith(wanted)):
         raise SubjectLost(f"decoding the tokens up to the subject gives {said[-40:]!r}, not {subject!r}")
-    return Prompt(tuple(ids), at, merged)
+    return Prompt(tuple(ids), at, merged, inside[0])
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool = False) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from memedit.errors import EditListError
 from memedit.lint import lint, shown
 from memedit.model.anatomy import Anatomy
 from memedit.model.subject import Prompt, SubjectLost, encode, encode_prompt, object_ids
-from memedit.recipe import Recipe, default_layers, layer_range
+from memedit.recipe import Recipe, layers_of
 from memedit.request import EditRequest, Finding
 
 
@@ -54,9 +54,9 @@ def make_plan(
     if errors or not edits:
         count = "1 error" if errors == 1 else f"{errors} errors"
         raise EditListError(f"the edit list has {count}", "mend the lines above", tuple(everything))
-    chosen = recipe.method.layers
-    n_layers = anatomy.n_layers
-    layers = default_layers(n_layers) if chosen == "auto" else layer_range(chosen, n_layers)
+    # auto asks for a sound list first: who makes the plan traces it, and puts what it finds in place of these.
+    chosen = "depth" if recipe.method.layers == "auto" else recipe.method.layers
+    layers = layers_of(chosen, anatomy.n_layers)
     kept = {edit.request.id for edit in edits}
     skipped = tuple(request for request in requests if request.id not in kept)
     return Plan(tuple(edits), tuple(layers), tuple(everything), skipped)

@@ -1,4 +1,4 @@
-"""Records of other projects, turned into ours: CounterFact, zsRE, KnowEdit, EasyEdit, QAEdit.
+"""Records of other projects, turned into ours: CounterFact, zsRE, KnowEdit, EasyEdit, QAEdit, known_1000.
 
 What has a home goes there (paraphrases, neighborhood, aliases), everything else into `meta`.
 """
@@ -44,6 +44,8 @@ def translate(record: dict[str, Any]) -> dict[str, Any]:
         return _counterfact(record)
     if "src" in record:
         return _zsre(record)
+    if "known_id" in record:
+        return _known(record)
     if is_easyedit(record):
         return _easyedit(record)
     return record
@@ -65,8 +67,25 @@ def template(prompt: Any, subject: Any) -> Any:
     whole = mentions(prompt, subject)
     at = whole[0] if whole else prompt.find(subject)
     if at < 0:
-        raise RefusedError("E014", f"the subject {shown(subject)} does not stand in the prompt {shown(prompt)}")
+        raise RefusedError("E014", f"{_absent(prompt, subject)} {shown(prompt)}")
     return prompt[:at] + SLOT + prompt[at + len(subject) :]
+
+
+def _absent(prompt: str, subject: str) -> str:
+    """What is wrong with a prompt that lacks its subject, up to the prompt itself."""
+    cut = next((n for n in range(len(subject) - 1, 1, -1) if prompt.endswith(subject[:n])), 0)
+    if cut:
+        return f"the prompt ends in the middle of the subject {shown(subject)}, after {shown(subject[:cut])}:"
+    return f"the subject {shown(subject)} does not stand in the prompt"
+
+
+def _known(record: dict[str, Any]) -> dict[str, Any]:
+    """A fact of ROME's known_1000: the attribute is what a model says now. The prompt may go on behind the template."""
+    ours: dict[str, Any] = {"subject": record.get("subject"), "relation": record.get("relation_id")}
+    ours["prompt"] = template(record.get("prompt"), record.get("subject"))
+    ours["object"] = ours["object_old"] = record.get("attribute")
+    used = {"known_id", "subject", "attribute", "prompt", "relation_id", "template"}
+    return _rest(ours, record, used, {"id": f"known-{record['known_id']}", "source": "known_1000"})
 
 
 def _counterfact(record: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,16 @@ PACKAGE = Path(memedit.__file__).parent
 LEVELS = [
     {"errors", "tell"},
     {"request", "recipe", "report"},
+    {"traces"},
     {"lint", "numerics", "presets"},
     {"model", "storage"},
     {"stages"},
-    {"measure", "search"},
+    {"measure", "search", "sites"},
     {"job"},
+    {"trials"},
     {"pipeline"},
-    {"api", "show"},
+    {"show"},
+    {"api"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

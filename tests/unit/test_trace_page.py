@@ -1,0 +1,189 @@
+"""The page of a trace: whole, without a script, every figure with words in its place; and its kin in a terminal."""
+
+from __future__ import annotations
+
+import io
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from memedit.numerics.effects import ROLES, windows
+from memedit.report import Figure
+from memedit.show.heatmap import average_maps, fact_maps, summary
+from memedit.show.html import FACTS, page
+from memedit.sites import Traced, Tracing
+from memedit.traces import Average, Curve, FactTrace
+from rich.console import Console
+
+TOKENS = ("<s>", "The", " <b>Eif", "fel", " & Co", "\n", " is", " in")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def a_curve(n_layers: int, height: float, *, ends: bool = True) -> Curve:
+    mean = tuple(height * (layer + 1) / n_layers for layer in range(n_layers))
+    low = tuple(value - 0.02 if ends else None for value in mean)
+    high = tuple(value + 0.02 if ends else None for value in mean)
+    return Curve(mean=mean, low=low, high=high, n=3, subjects=2)
+
+
+def a_tracing(n_facts: int = 2, n_layers: int = 5, layers: str | None = "1-2") -> Tracing:
+    """Made by hand: text that would break a page stands in every field that comes from outside."""
+    about = {"noise": 0.25, "samples": 10, "window": 2, "windows": windows(n_layers, 2)}
+    facts: list[Traced] = []
+    for n in range(n_facts):
+        fact = FactTrace(
+            **about,
+            id=f"<{n}>",
+            status="traced",
+            subject="<b>Eiffel & Co",
+            prompt="The <b>Eiffel & Co is in <script>alert(1)</script>",
+            answer='"Paris" & <i>more</i>',
+            answer_tokens=2,
+            tokens=TOKENS,
+            subject_tokens=(2, 4),
+            clean=0.9,
+            corrupted=0.1,
+        )
+        scores = {kind: torch.rand(len(TOKENS), n_layers) for kind in ("hidden", "mlp", "attention")}
+        facts.append(Traced(fact, scores))
+    figure = Figure(mean=0.5, low=0.4, high=0.6, n=n_facts)
+    ends = n_facts > 1
+    average = Average(
+        **about,
+        model="models/<m>&",
+        digest="d",
+        engine="sweeps",
+        n_layers=n_layers,
+        facts=n_facts,
+        unknown=1,
+        noise_rule="3sigma",
+        seed=0,
+        clean=figure,
+        corrupted=figure,
+        total=figure,
+        effects={
+            kind: {role: a_curve(n_layers, 0.1 * n, ends=ends) for n, role in enumerate(ROLES)}
+            for kind in ("hidden", "mlp", "attention")
+        },
+        severed={kind: a_curve(n_layers, 0.3, ends=ends) for kind in ("hidden", "mlp severed", "attention severed")},
+        gap=a_curve(n_layers, 0.2, ends=ends),
+        layers=layers,
+        reason="what reaches the answer <through> MLPs",
+    )
+    return Tracing(tuple(facts), (), average)
+
+
+class Tags(HTMLParser):
+    """Every element with its attributes, the text, and what was opened and never closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(text: str) -> Tags:
+    tags = Tags()
+    tags.feed(text)
+    tags.close()
+    assert tags.open == []
+    return tags
+
+
+def test_the_page_has_no_script_and_fetches_nothing() -> None:
+    tags = read(page(a_tracing()))
+    names = {name for name, _ in tags.found}
+    assert "svg" in names
+    assert not names & {"script", "iframe", "link", "img", "object", "embed", "i", "image", "use"}
+    for _, attributes in tags.found:
+        assert not {name for name in attributes if name.startswith("on") or name in ("src", "href")}
+    assert "<script>alert(1)</script>" in tags.text  # shown as text, not taken for markup
+
+
+def test_every_figure_says_in_words_what_it_shows() -> None:
+    text = page(a_tracing(n_facts=2))
+    figures = [attributes for name, attributes in read(text).found if name == "svg"]
+    assert len(figures) == 3 + 1 + 2 * 3
+    assert all(figure["role"] == "img" and len(figure["aria-label"] or "") > 60 for figure in figures)
+    assert len({figure["aria-label"] for figure in figures[:7]}) == 7
+    assert "layer" in (figures[-1]["aria-label"] or "")
+
+
+def test_every_figure_is_well_formed_and_inside_its_frame() -> None:
+    for n_layers in (1, 5, 48):
+        text = page(a_tracing(n_layers=n_layers))
+        for piece in text.split("<svg")[1:]:
+            root = ElementTree.fromstring("<svg" + piece[: piece.index("</svg>")] + "</svg>")
+            width, height = float(root.attrib["width"]), float(root.attrib["height"])
+            for shape in root.iter(f"{SVG}rect"):
+                x, y = float(shape.attrib["x"]), float(shape.attrib["y"])
+                assert x >= 0 and x + float(shape.attrib["width"]) <= width + 1e-3
+                assert y >= 0 and y + float(shape.attrib["height"]) <= height + 1e-3
+
+
+def test_the_subject_is_starred_and_low_and_clean_are_marked() -> None:
+    text = page(a_tracing())
+    assert text.count('class="star"') == 2 * 3 * 3  # three tokens of the subject, in three maps of two facts
+    assert text.count("corrupted 0.100</text>") == text.count("clean 0.900</text>") == 6
+
+
+def test_it_prints() -> None:
+    text = page(a_tracing())
+    assert "@media print" in text
+    assert "print-color-adjust: exact" in text
+
+
+def test_one_fact_has_no_intervals_and_many_are_not_all_drawn() -> None:
+    read(page(a_tracing(n_facts=1)))
+    text = page(a_tracing(n_facts=FACTS + 3))
+    assert "3 more facts" in text
+    assert text.count('class="fact"') == FACTS
+
+
+def test_the_page_says_the_layers_only_where_a_site_was_found() -> None:
+    assert "Layers to edit: <b>1-2</b>" in page(a_tracing())
+    assert "Layers to edit" not in page(a_tracing(layers=None))
+
+
+@pytest.mark.parametrize("color", [None, "truecolor"])
+def test_a_terminal_shows_the_maps_with_and_without_color(color: str | None) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=100, force_terminal=color is not None, color_system=color)  # type: ignore[arg-type]
+    tracing = a_tracing()
+    console.print(fact_maps(tracing.facts[0]), average_maps(tracing.average))
+    said = stream.getvalue()
+    assert ("\x1b[" in said) == (color is not None)
+    assert "fel*" in said
+    assert "\\n" in said  # a token that is a line break stays on its line
+    assert ("\u2588" in said) or color is not None
+    assert "last subject token" in said
+    assert "2 facts (1 not known, skipped)" in summary(tracing)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_figures_are_the_same_bytes_each_time(suffix: str) -> None:
+    pytest.importorskip("matplotlib", reason="figures as files need the plots extra")
+    from memedit.show.png import figures
+
+    tracing = a_tracing()
+    one, other = figures(tracing, suffix), figures(tracing, suffix)  # type: ignore[arg-type]
+    assert one == other
+    assert len(one) == 2 + 2
+    magic = b"\x89PNG" if suffix == "png" else b"<?xml"
+    assert all(name.startswith("figures/") and data.startswith(magic) for name, data in one.items())

@@ -1,0 +1,170 @@
+"""Tracing equals the published procedure on every cell, on every family; facts are chosen as promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memedit.errors import EditListError, UnsupportedModelError
+from memedit.model.anatomy import find_anatomy
+from memedit.model.load import LanguageModel, load
+from memedit.model.parts import find_parts
+from memedit.model.restoring import Whole, choose
+from memedit.model.resumed import Resumed
+from memedit.model.runs import Question, Trial
+from memedit.numerics.effects import windows
+from memedit.recipe import ModelKnobs, TraceKnobs
+from memedit.request import EditRequest
+from memedit.stages.tracing import SEVERED, TABLES, Fact, find_facts, noise_scale, trace, trial_of
+from memedit.storage.requests import read
+from tests import tracing_oracle
+from tests.conftest import ROOT, byte_tokenizer
+from tests.families import FAMILIES, family_model
+
+SAME = 1e-5  # absolute, on probabilities: the bar; float32 sums in another order differ by less than 1e-6
+RELATIVE = 1e-4  # on the small probabilities of random models, where an absolute bar would pass anything
+
+
+def opened(name: str) -> LanguageModel:
+    model = family_model(name)
+    return LanguageModel(model, byte_tokenizer(), find_anatomy(model))
+
+
+def a_trial(lm: LanguageModel, *, first: int, answer: tuple[int, ...], width: int) -> Trial:
+    generator = torch.Generator().manual_seed(3)
+    prompt = tuple(torch.randint(2, 258, (14,), generator=generator).tolist())
+    embedding: Any = lm.model.get_input_embeddings()
+    noise = torch.randn(3, 3, embedding.weight.shape[1], generator=generator) * float(embedding.weight.std()) * 3
+    return Trial(Question(prompt, answer, first, first + 2), noise, windows(lm.anatomy.n_layers, width))
+
+
+def plainly(lm: LanguageModel, trial: Trial, width: int, modules: Any) -> dict[str, torch.Tensor]:
+    question = trial.question
+    found = tracing_oracle.trace(
+        lm.model, modules, question.prompt, question.answer, (question.first, question.last), trial.noise, width
+    )
+    scalars = {"clean": torch.tensor(found.clean), "corrupted": torch.tensor(found.low)}
+    return {**found.tables, **found.severed, **scalars}
+
+
+def modules_of(lm: LanguageModel) -> tracing_oracle.Modules:
+    """The maps that end MLP and attention: the modules around them may add the residual, in some families."""
+    parts, blocks = find_parts(lm), lm.model.get_submodule(lm.anatomy.blocks)
+    mlp, attention = ([lm.model.get_submodule(path) for path in names] for names in (parts.mlp, parts.attention))
+    return tracing_oracle.Modules(list(blocks.children()), mlp, attention, lm.model.get_input_embeddings())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("first", "answer", "width"), [(3, (5, 9), 2), (0, (7,), 1)])
+def test_every_family_is_traced_by_sweeps_that_equal_the_plain_procedure(
+    name: str, first: int, answer: tuple[int, ...], width: int
+) -> None:
+    lm = opened(name)
+    trial = a_trial(lm, first=first, answer=answer, width=width)
+    parts = find_parts(lm)
+    engine, told = choose(lm, parts, trial)
+    assert engine is Resumed, told
+    found, wanted = trace(lm, parts, trial, engine), plainly(lm, trial, width, modules_of(lm))
+    assert set(found) == set(wanted)
+    moved = float(wanted["hidden"].max() - wanted["hidden"].min()) / float(wanted["corrupted"])
+    assert moved > 0.01  # what is compared is not constant
+    for kind, table in wanted.items():
+        assert float((found[kind] - table).abs().max() / table.abs().max()) < RELATIVE, kind
+
+
+def test_whole_forwards_give_the_same_where_a_family_does_not_splice() -> None:
+    lm = opened("gpt2")
+    trial = a_trial(lm, first=3, answer=(5, 9), width=2)
+    parts = find_parts(lm)
+    one, other = trace(lm, parts, trial, Whole), trace(lm, parts, trial, Resumed)
+    assert all(float((one[kind] - other[kind]).abs().max() / one[kind].max()) < RELATIVE for kind in one)
+
+
+def test_sweeps_that_differ_are_refused_by_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = opened("llama")
+    trial, real = a_trial(lm, first=3, answer=(5,), width=1), Resumed._entering
+    monkeypatch.setattr(Resumed, "_entering", lambda self, *args: real(self, *args) * 1.1)
+    engine, told = choose(lm, find_parts(lm), trial)
+    assert engine is Whole
+    assert "differ" in told
+
+
+def test_a_block_that_adds_something_else_is_refused() -> None:
+    lm = opened("llama")
+    block: Any = lm.model.get_submodule(f"{lm.anatomy.blocks}.{lm.anatomy.n_layers // 2}")
+    block.register_forward_hook(lambda _module, _args, output: output * 1.01)
+    with pytest.raises(UnsupportedModelError, match="adds more than"):
+        find_parts(lm)
+
+
+@pytest.fixture(scope="module")
+def made(made_folder: Path) -> LanguageModel:
+    return load(made_folder, ModelKnobs(device="cpu"), editing=False)
+
+
+def some_facts(lm: LanguageModel, n: int) -> list[Fact]:
+    requests, _ = read(str(ROOT / "examples" / "world" / "facts.jsonl"))
+    return find_facts(lm, requests[:: len(requests) // n])[0][:n]
+
+
+def test_twenty_facts_equal_the_published_procedure_on_every_cell(made: LanguageModel) -> None:
+    facts, knobs = some_facts(made, 20), TraceKnobs(samples=2)
+    assert len({len(fact.question.answer) for fact in facts}) > 1  # answers of one token and of several
+    scale, parts = noise_scale(made, facts, knobs), find_parts(made)
+    for fact in facts:
+        trial = trial_of(made, fact, scale, knobs, 0, 1)
+        engine, _ = choose(made, parts, trial) if fact is facts[0] else (Resumed, "")
+        assert engine is Resumed
+        found = trace(made, parts, trial, engine)
+        wanted = plainly(made, trial, 1, tracing_oracle.modules_of(made.model))
+        gaps = {
+            kind: float((found[kind] - wanted[kind]).abs().max()) for kind in (*TABLES, *SEVERED, "clean", "corrupted")
+        }
+        assert max(gaps.values()) < SAME, (fact.request.id, gaps)
+
+
+def test_a_fact_is_under_noise_of_its_own(made: LanguageModel) -> None:
+    one, other = some_facts(made, 2)
+    knobs = TraceKnobs()
+    drawn = [trial_of(made, fact, 1.0, knobs, 0, 1).noise for fact in (one, other, one)]
+    assert drawn[0].equal(drawn[2])
+    assert not drawn[0][:, :1].equal(drawn[1][:, :1])
+    assert not drawn[0].equal(trial_of(made, one, 1.0, knobs, 1, 1).noise)
+
+
+def request(**changes: Any) -> EditRequest:
+    record = {"id": "a", "subject": "France", "prompt": "The capital of {} is", "object": "Lyon", "origin": "a.jsonl:1"}
+    return EditRequest(**{**record, **changes})
+
+
+def test_answers_are_the_old_object_the_object_or_the_models_own(made: LanguageModel) -> None:
+    fact = next(fact for fact in some_facts(made, 5) if fact.source == "object")
+    known = fact.request
+    asked = [
+        known.model_copy(update={"id": "said"}),
+        known.model_copy(update={"id": "old", "object": "nothing", "object_old": known.object}),
+        known.model_copy(update={"id": "own", "object": "nothing"}),
+        known.model_copy(update={"id": "unknown", "object": "nothing", "object_old": "no such thing"}),
+    ]
+    facts, unknown = find_facts(made, asked)
+    assert [(one.request.id, one.source) for one in facts] == [
+        ("said", "object"),
+        ("old", "object_old"),
+        ("own", "own"),
+    ]
+    assert [one.id for one in unknown] == ["unknown"]
+    assert facts[2].question.answer == facts[0].question.answer[:1]
+    assert find_facts(made, asked[:1], own=True)[0][0].source == "own"
+
+
+def test_what_is_wrong_with_a_list_is_said_at_once(made: LanguageModel) -> None:
+    bad = [request(id="a", object=""), request(id="b", prompt="The capital is"), request(id="c", subject=" ")]
+    long = request(id="d", prompt="{} " + "on and " * 300)
+    with pytest.raises(EditListError) as caught:
+        find_facts(made, [*bad, long])
+    codes = {getattr(one, "code", "") for one in caught.value.findings}
+    assert codes >= {"E104", "E101", "E103", "E121"}
+    with pytest.raises(EditListError, match="no facts"):
+        find_facts(made, [])
