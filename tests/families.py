@@ -26,7 +26,7 @@ GPT: dict[str, Any] = {
     "initializer_range": 0.2, "attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
 NO_HEAD_DIM = {name: value for name, value in COMMON.items() if name != "head_dim"}
-WINDOW: dict[str, Any] = {"sliding_window": 4}
+WINDOW: dict[str, Any] = {"sliding_window": 6}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT),
