@@ -6,21 +6,22 @@ a second run of the same command. So a run that was killed goes on where it was,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
-from memedit.job import Job, versions
+from memedit.examine import Examination, Trial
+from memedit.job import Job
 from memedit.measure import plan_moments
 from memedit.model.hooks import applied
 from memedit.model.load import load, locate
 from memedit.recipe import Recipe
-from memedit.report import EditResult, Preview, Report
+from memedit.report import Preview, Report
 from memedit.request import EditRequest, Finding
 from memedit.search import memory_for
 from memedit.sites import Tracing, trace_all
-from memedit.stages.evaluation import Judgment, exact, judge, kept, score
 from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.corpus import documents
 from memedit.storage.traces import check_folder, write_traces
 from memedit.tell import Silence, Tell
 
@@ -120,45 +121,25 @@ def evaluate(
     recipe: Recipe,
     *,
     base: str | None = None,
+    others: Sequence[str] = (),
     facts: Sequence[EditRequest] = (),
+    text: str | None = None,
+    generate: bool = False,
+    held: Sequence[str] = (),
     arguments: Sequence[str] = (),
     tell: Tell | None = None,
 ) -> Report:
-    """Judge a model on an edit list, beside the model it was made from where `base` names one."""
-    tell = tell or Silence()
-    judged: dict[str, tuple[list[Judgment], list[bool]]] = {}
-    timings: dict[str, float] = {}
-    for name, path in (("before", base), ("after", recipe.model.path)):
-        if path is None:
-            continue
-        start = time.monotonic()
-        knobs = recipe.model.model_copy(update={"path": path})
-        lm = load(locate(knobs), knobs)
-        with tell.phase(name, None, "answers") as advance:
-            judgments = judge(lm, requests, chat=recipe.chat, advance=advance)
-            judged[name] = judgments, exact(lm, facts, chat=recipe.chat)
-        timings[name] = time.monotonic() - start
-    after, before = judged["after"], judged.get("before")
-    return Report(
-        command="eval",
-        versions=versions(),
-        arguments=list(arguments),
-        model=recipe.model.path,
-        base=base,
-        recipe=recipe.model_dump(mode="json"),
-        edits=len(requests),
-        before=score(before[0]) if before else None,
-        after=score(after[0]),
-        kept=kept(facts, before[1] if before else [True] * len(facts), after[1], requests),
-        timings=timings,
-        per_edit=tuple(
-            EditResult(
-                id=request.id,
-                status="ok" if now.accuracy == 1 else "failed",
-                edit=request.public(),
-                before=before[0][n].record() if before else {},
-                after=now.record(),
-            )
-            for n, (request, now) in enumerate(zip(requests, after[0], strict=True))
-        ),
-    )
+    """Judge a model on an edit list: beside the model it was made from, and beside `others`.
+
+    `text` is a corpus that all read, to see what else moved; `generate` lets them write; `held` names edits that held
+    right after they were made, so that what was lost since is told. The base stays open while the others are read.
+    """
+    documents_read = list(islice(documents(text), recipe.eval.drift_tokens)) if text else []
+    exam = Examination(requests, facts, recipe, tell or Silence(), text=documents_read, generate=generate, held=held)
+    witness = exam.open(base) if base else None
+    before = exam.trial(witness, "before") if witness else None
+    trials: dict[str, Trial] = {}
+    for path in (recipe.model.path, *others):
+        name = "after" if not trials else f"after {path}"
+        trials[path] = exam.trial(exam.open(path), name, witness)
+    return exam.report(trials, base, before, arguments)

@@ -134,6 +134,24 @@ class OutputKnobs(_Knobs):
     overwrite: bool = False
 
 
+class EvalKnobs(_Knobs):
+    """What a model is asked, beyond the forced answers to the list's own probes."""
+
+    derive: bool = True
+    """Derive probes from the list where it has none."""
+    tokens: int = Field(default=24, ge=1)
+    """Length of a free answer in tokens at most; what counts is its first sentence."""
+    prefixes: tuple[int, ...] = (0, 50, 200)
+    """Free answers are asked for behind so many tokens of unrelated text."""
+    fluency_tokens: int = Field(default=100, ge=1)
+    """Length of a text written on from an opening, the opening included."""
+    fluency_top_k: int = Field(default=5, ge=1)
+    """Each of its tokens is drawn from the so many likeliest."""
+    drift_tokens: int = Field(default=20_000, ge=2)
+    """How many tokens of the text are read."""
+    seed: int = Field(default=0, ge=0)
+
+
 class Recipe(_Knobs):
     """Everything that decides what a run does, but for the edits themselves."""
 
@@ -144,6 +162,7 @@ class Recipe(_Knobs):
     moments: MomentKnobs = MomentKnobs()
     trace: TraceKnobs = TraceKnobs()
     output: OutputKnobs = OutputKnobs()
+    eval: EvalKnobs = EvalKnobs()
     chat: bool = False
     """Prompts are put into the model's chat template as a user turn."""
     chunk: int = Field(default=256, ge=1)
@@ -154,8 +173,8 @@ class Recipe(_Knobs):
 
     @property
     def digest(self) -> str:
-        """sha256 of the values; where output goes and how much memory there is do not count."""
-        record = self.model_dump(mode="json", exclude={"output", "memory"})
+        """sha256 of the values; output, memory and what is asked afterward do not count."""
+        record = self.model_dump(mode="json", exclude={"output", "memory", "eval"})
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

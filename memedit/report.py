@@ -21,9 +21,10 @@ class Figure(_Value):
 
 
 class Scores(_Value):
-    """How a model does on an edit list, by CounterFact's definitions (shares from 0 to 1).
+    """How a model does on an edit list: shares from 0 to 1, and magnitudes from -1 to 1.
 
-    A figure is None where the list has nothing to measure it on.
+    Each is a mean over an edit's probes first and over edits then. A figure is None where the list has nothing to
+    measure it on.
     """
 
     efficacy: Figure | None = None
@@ -39,10 +40,68 @@ class Scores(_Value):
     neighborhood_accuracy: Figure | None = None
     """Share of neighbors whose true object's every token is the likeliest."""
     efficacy_magnitude: Figure | None = None
+    """Geometric mean probability per token of the new object, less that of the old."""
     paraphrase_magnitude: Figure | None = None
     neighborhood_magnitude: Figure | None = None
+    """The same of a neighbor's true object, less that of the edit's new one."""
+    token_accuracy: Figure | None = None
+    """Share of the object's tokens that are the likeliest, given those before: zsRE's efficacy, EasyEdit's
+    reliability."""
+    paraphrase_token_accuracy: Figure | None = None
+    """The same under other wordings: zsRE's paraphrase, EasyEdit's generalization."""
+    neighborhood_token_accuracy: Figure | None = None
+    """The same of the neighbors' true objects: zsRE's specificity."""
+    neighborhood_plus: Figure | None = None
+    """Neighborhood with the edited fact said before the neighbor's prompt (specificity-plus)."""
+    neighborhood_plus_magnitude: Figure | None = None
+    locality: Figure | None = None
+    """Share of the neighbors' answer tokens at which the likeliest token is the base's, right or wrong: EasyEdit's."""
+    portability: Figure | None = None
+    """Token accuracy on questions that follow from the edit: EasyEdit's."""
+    portability_accuracy: Figure | None = None
+    """Share of such questions whose answer, in one of its spellings, is exact."""
+    reversal: Figure | None = None
+    """Token accuracy on the fact asked from its other end."""
+    reversal_accuracy: Figure | None = None
+    generated: dict[str, Figure] = Field(default_factory=dict)
+    """Shares of prompts that the model, writing greedily, answers with the right object, by kind of prompt; `old`:
+    whose answer names the old one; with a number: behind so many tokens of unrelated text."""
+    fluency: Figure | None = None
+    """Entropy in bits of what is written on from openings, opening included: H2 / 3 + 2 H3 / 3 over words' n-grams."""
+    fluency_written: Figure | None = None
+    """The same without the opening."""
+    consistency: Figure | None = None
+    """Cosine between tf-idf vectors of what is written and of the references."""
+    groups: dict[str, Figure] = Field(default_factory=dict)
+    """Portability and locality by what the list calls a kind."""
     score: float | None = None
     """Harmonic mean of efficacy, paraphrase and neighborhood."""
+
+
+class Drift(_Value):
+    """What moved on a held-out text; a figure's n counts rows of text."""
+
+    tokens: int
+    perplexity: Figure | None = None
+    perplexity_base: Figure | None = None
+    ppl: Figure | None = None
+    """Perplexity over the base's."""
+    kl: Figure | None = None
+    """Mean KL(base || model) per token, in nats."""
+    top1: Figure | None = None
+    """Share of tokens at which both find the same next token likeliest."""
+
+
+class ModelReport(_Value):
+    """One of several models judged on the same list."""
+
+    model: str
+    scores: Scores
+    difference: dict[str, Figure] = Field(default_factory=dict)
+    """Less the base's, edit by edit."""
+    drift: Drift | None = None
+    kept: dict[str, Figure | None] = Field(default_factory=dict)
+    retention: Figure | None = None
 
 
 class EditResult(_Value):
@@ -55,6 +114,8 @@ class EditResult(_Value):
     edit: dict[str, Any] = Field(default_factory=dict)
     before: dict[str, float | None] = Field(default_factory=dict)
     after: dict[str, float | None] = Field(default_factory=dict)
+    said: dict[str, str] = Field(default_factory=dict)
+    """What the model wrote after the bare prompt, `before` and `after`."""
     loss: float | None = None
     """The target's loss when its search ended."""
     steps: int | None = None
@@ -100,6 +161,16 @@ class Report(_Value):
     after: Scores | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)
     """Of known facts right before, the share right after: of `others`, and of `siblings` (edited subjects)."""
+    difference: dict[str, Figure] = Field(default_factory=dict)
+    """After less before, edit by edit, with an interval of the mean difference: paired, so edits that are hard for both
+    do not widen it."""
+    drift: Drift | None = None
+    retention: Figure | None = None
+    """Of edits that held right after they were made, the share that holds now."""
+    models: tuple[ModelReport, ...] = ()
+    """Every model judged, where there were several; `after` is the first's."""
+    derived: dict[str, int] = Field(default_factory=dict)
+    """Kinds of probes that the list has not, and how many edits have them because they were derived from the list."""
     digests: dict[str, Any] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds by phase."""

@@ -23,6 +23,22 @@ class Neighbor(BaseModel):
     """The whole prompt, its subject filled in."""
     answer: str | None = None
     """Its true answer; None: the edit's old object."""
+    group: str | None = None
+    """What the list calls its kind: its figure is also given by itself."""
+
+
+class Question(BaseModel):
+    """A prompt beyond the fact itself, and the answer it has once the edit holds."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    prompt: str
+    """The whole prompt, its subject filled in."""
+    answer: str
+    aliases: tuple[str, ...] = ()
+    """Other spellings of the answer that count as right."""
+    group: str | None = None
+    """What the list calls its kind: its figure is also given by itself."""
 
 
 class EditRequest(BaseModel):
@@ -51,6 +67,14 @@ class EditRequest(BaseModel):
     """Prompts whose answers must stay."""
     aliases: tuple[str, ...] = ()
     """Other spellings of the object that count as right."""
+    portability: tuple[Question, ...] = ()
+    """What follows from the edit: questions that a model which has taken it in answers anew."""
+    reversal: tuple[Question, ...] = ()
+    """The fact asked from its other end: the object stands in the prompt, the subject is the answer."""
+    generation: tuple[str, ...] = ()
+    """Openings about the subject for the model to write on from (a `{}` stands for the subject)."""
+    references: tuple[str, ...] = ()
+    """Texts about things that have the new object: what is written is held against their words."""
     meta: dict[str, Any] = Field(default_factory=dict)
     """Anything else; carried along, never read."""
     origin: str = ""
@@ -76,12 +100,18 @@ class EditRequest(BaseModel):
     def public(self) -> dict[str, Any]:
         """The record as people write it: public fields only, empty ones left out."""
         record = self.model_dump(exclude={"origin"}, mode="json")
-        return {name: value for name, value in record.items() if value not in (None, [], {}, ())}
+        for name in ("neighborhood", "portability", "reversal"):
+            record[name] = [_filled(entry) for entry in record[name]]
+        return _filled(record)
 
     @property
     def digest(self) -> str:
         """sha256 of what an edit does: subject, prompt and object."""
         return hashlib.sha256(json.dumps([self.subject, self.prompt, self.object]).encode()).hexdigest()
+
+
+def _filled(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if value not in (None, [], {}, ())}
 
 
 class Finding(BaseModel):

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memedit.job import Job, prepared
+from memedit.job import Job
+from memedit.measure import factor_of
 from memedit.model.hooks import applied
 from memedit.model.load import count_layers, locate
 from memedit.numerics.scores import harmonic
-from memedit.numerics.solvers import Factor
 from memedit.recipe import Recipe, default_layers
 from memedit.report import Scores
 from memedit.request import EditRequest, Finding
@@ -76,16 +76,15 @@ def try_ranges(
     lm, edits, ranges, moments = job.lm, job.plan.edits, candidates(n_layers), job.moments()
     contexts = sample_contexts(lm, recipe.contexts, recipe.seed)
     prompts = [under(edit, contexts, lm.tokenizer, chat=recipe.chat) for edit in edits]
-
-    def factor_of(layer: int) -> Factor:
-        return prepared(moments[layer], recipe.method.ridge, layer)
-
+    ridge = recipe.method.ridge
     tried: list[Tried] = []
     with tell.phase("ranges", len(ranges), "ranges") as advance:
         for first, last in ranges:
             targets: Targets = find_targets(lm, edits, prompts, last, recipe)
             stored = {layer: job.stored[layer] for layer in range(first, last + 1)}
-            update = solve(lm, prompts, targets.wanted, factor_of, stored, recipe.method)
+            update = solve(
+                lm, prompts, targets.wanted, lambda layer: factor_of(moments, layer, ridge), stored, recipe.method
+            )
             with applied(lm, job.weights(update)):
                 tried.append(Tried((first, last), score(judge(lm, job.requests, chat=recipe.chat))))
             advance(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,26 +14,49 @@ from memedit.cli import options as o
 
 def evaluate(
     edits: o.Edits,
-    model: o.ModelOption = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="A model folder or Hub name; several are compared."),
+    ] = None,
     base: Annotated[
         str | None, typer.Option("--base", metavar="BASE", help="The model it was made from: before beside after.")
     ] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", "-g", help="Let the models write: free answers, fluency, specificity-plus.")
+    ] = False,
+    chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Ask in the model's chat template.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="FILE", help="Held-out text: perplexity, KL, top-1 agreement.")
+    ] = None,
     facts: o.FactsOption = None,
+    right_after: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--right-after", metavar="OUT", help="An earlier step's output: how many of its edits still hold."
+        ),
+    ] = None,
     relations: o.RelationsOption = None,
     input_format: o.FormatOption = None,
     limit: o.LimitOption = None,
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
     device: o.DeviceOption = None,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write the report as one page.")] = None,
+    markdown: Annotated[
+        str | None, typer.Option("--markdown", metavar="FILE", help="Write the tables for a model card.")
+    ] = None,
     fail_under: o.FailUnderOption = None,
+    fail_over: o.FailOverOption = None,
     json: o.JsonOption = False,
     per_edit: o.PerEditOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
     """Judge a model on an edit list: did the edits take, do they generalize, what else moved."""
     o.one_output(json, per_edit, quiet)
-    bars = o.bars(fail_under)
-    recipe, _ = o.read_recipe(config, sets, {"model.path": model, "model.device": device})
+    under, over = o.bars(fail_under), o.bars(fail_over, "--fail-over")
+    models = list(dict.fromkeys(model or []))
+    flags = {"model.path": models[0] if models else None, "model.device": device, "chat": chat}
+    recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     known = o.read_facts(facts)
@@ -41,16 +66,39 @@ def evaluate(
     found = [one for one in (*findings, *lint(requests)) if one.severity == "error" and one.code != "E106"]
     if found:
         raise EditListError("the edit list has errors", "mend the lines above", tuple(found))
-    from rich.console import Console
-
     from memedit.pipeline import evaluate as run
     from memedit.show.progress import Shown
-    from memedit.show.terminal import scores_table
+    from memedit.storage.results import held
 
-    tell = Shown(o.error_console(), quiet=quiet)
-    report = run(requests, recipe, base=base, facts=known, arguments=sys.argv[1:], tell=tell)
+    report = run(
+        requests, recipe, base=base, others=models[1:], facts=known, text=text, generate=generate,
+        held=held(right_after or []), arguments=sys.argv[1:], tell=Shown(o.error_console(), quiet=quiet),
+    )  # fmt: skip
+    _pages(report, html, markdown)
     if json or per_edit:
         o.print_results(report, json=json, per_edit=per_edit)
     elif not quiet:
-        Console().print(scores_table(report))
-    o.gate(report, bars)
+        _tables(report)
+    o.gate(report, under, over)
+
+
+def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:
+    from memedit.show.report_page import page, tables
+    from memedit.storage.artifacts import write_whole
+
+    for path, make in ((html, page), (markdown, tables)):
+        if path:
+            write_whole(Path(path).expanduser(), make(report).encode())
+
+
+def _tables(report: o.Report) -> None:
+    from rich.console import Console
+
+    from memedit.show.evaluation import evaluation_table, models_table, remarks
+
+    console = Console()
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
+        console = Console(width=140)  # a pipe has no width to keep to
+    console.print(models_table(report) if report.models else evaluation_table(report, console.width))
+    for line in remarks(report):
+        console.print(line, markup=False, highlight=False)

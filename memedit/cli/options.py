@@ -44,6 +44,9 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the resu
 FailUnderOption = Annotated[
     str | None, typer.Option("--fail-under", metavar="NAME=X,...", help="Exit 3 where a score is under its bar.")
 ]
+FailOverOption = Annotated[
+    str | None, typer.Option("--fail-over", metavar="NAME=X,...", help="Exit 3 where one is over it: drift.ppl=1.02.")
+]
 ShowConfigOption = Annotated[bool, typer.Option("--show-config", help="Print every knob, and where it is from; exit.")]
 
 ENVIRONMENT = {"MEMEDIT_DEVICE": "model.device", "MEMEDIT_DTYPE": "model.dtype", "MEMEDIT_SEED": "seed"}
@@ -116,35 +119,48 @@ def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
 
 
-def gate(report: Report, fail_under: Mapping[str, float]) -> None:
-    """Raises GateError naming every score under its bar."""
-    low: list[str] = []
-    for name, bar in fail_under.items():
-        found: Any = getattr(report.after, name)
-        value = found if isinstance(found, float) or found is None else found.mean
-        if value is None or value < bar:
-            low.append(f"{name} is {'not measured' if value is None else f'{value:.4f}'}, under {bar:g}")
-    if low:
-        raise GateError("; ".join(low), "look at --per-edit for the edits that failed")
+def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str, float] | None = None) -> None:
+    """Raises GateError naming every figure under its bar, or over it."""
+    missed: list[str] = []
+    for bars_of, word in ((fail_under, "under"), (fail_over or {}, "over")):
+        for name, bar in bars_of.items():
+            value = _value(report, name)
+            if value is None or (value < bar if word == "under" else value > bar):
+                missed.append(f"{name} is {'not measured' if value is None else f'{value:.4f}'}, {word} {bar:g}")
+    if missed:
+        raise GateError("; ".join(missed), "look at --per-edit for the edits that failed")
 
 
-def bars(text: str | None) -> dict[str, float]:
-    """`efficacy=0.95,paraphrase=0.8` as a mapping. Raises UsageError for anything else."""
-    from memedit.report import Scores
+def bars(text: str | None, option: str = "--fail-under") -> dict[str, float]:
+    """`efficacy=0.95,drift.ppl=1.02` as a mapping. Raises UsageError for anything else."""
+    from memedit.report import Drift, Scores
 
+    plain = [name for name in Scores.model_fields if name not in ("generated", "groups")]
+    known = [*plain, *(f"drift.{name}" for name in Drift.model_fields), "kept.others", "kept.siblings", "retention"]
     found: dict[str, float] = {}
     for part in (text or "").split(","):
         if not part.strip():
             continue
         name, _, value = part.partition("=")
         name = {"specificity": "neighborhood"}.get(name.strip(), name.strip())
-        if name not in Scores.model_fields:
-            raise UsageError(f"--fail-under knows no score {name!r}", f"it knows {', '.join(Scores.model_fields)}")
+        if name not in known and not name.startswith("generated."):
+            raise UsageError(f"{option} knows no score {name!r}", f"it knows {', '.join(known)} and generated.NAME")
         try:
             found[name] = float(value)
         except ValueError as error:
-            raise UsageError(f"--fail-under {part!r} has no number", "write efficacy=0.95") from error
+            raise UsageError(f"{option} {part!r} has no number", f"write {name or 'efficacy'}=0.95") from error
     return found
+
+
+def _value(report: Report, name: str) -> float | None:
+    head, _, tail = name.partition(".")
+    found: Any = {
+        "drift": lambda: getattr(report.drift, tail, None),
+        "kept": lambda: report.kept.get(tail),
+        "retention": lambda: report.retention,
+        "generated": lambda: report.after.generated.get(tail) if report.after else None,
+    }.get(head, lambda: getattr(report.after, name, None))()
+    return float(found) if isinstance(found, int | float) else getattr(found, "mean", None)
 
 
 def _file(path: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool = F
     return tuple(_tokens(tokenizer, text, special=not chat)[0])
 
 
+def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Ids as the text they stand for."""
+    return str(tokenizer.decode(list(ids)))
+
+
 def in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
     """The rendered chat template with `text` as a user turn, and where `text` begins in it."""
     turn = [{"role": "user", "content": text}]
@@ -94,13 +100,38 @@ def object_ids(
     Read off the encoding of the whole where that begins with the prompt's own ids; else (the border merges) the
     answer's ids alone. A space is put between them unless the prompt ends in one or the script has none.
     """
-    glue = "" if chat or not _spaced(text, answer) else " "
+    glue = _glue(text, answer, chat)
     if chat:
         text, _ = in_chat(tokenizer, text)
     whole = tuple(_tokens(tokenizer, text + glue + answer, special=not chat)[0])
-    if whole[: len(prompt_ids)] == prompt_ids and len(whole) > len(prompt_ids):
-        return whole[len(prompt_ids) :]
-    return tuple(tokenizer(glue + answer, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+    return _beyond(tokenizer, prompt_ids, whole, glue + answer)
+
+
+def encode_questions(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[str, Sequence[str]]], *, chat: bool = False
+) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+    """Prompts and the answers to each as ids: `encode_text` and `object_ids` of every one, tokenized together."""
+    texts = [in_chat(tokenizer, text)[0] if chat else text for text, _ in questions]
+    glued = [[_glue(text, answer, chat) + answer for answer in answers] for text, answers in questions]
+    wholes = [text + tail for text, tails in zip(texts, glued, strict=True) for tail in tails]
+    prompts = [tuple(ids) for ids, _ in _batch(tokenizer, texts, special=not chat)]
+    ends = iter(_batch(tokenizer, wholes, special=not chat))
+    return [
+        (ids, [_beyond(tokenizer, ids, tuple(next(ends)[0]), tail) for tail in tails])
+        for ids, tails in zip(prompts, glued, strict=True)
+    ]
+
+
+def _glue(text: str, answer: str, chat: bool) -> str:
+    return "" if chat or not _spaced(text, answer) else " "
+
+
+def _beyond(
+    tokenizer: PreTrainedTokenizerBase, prompt: tuple[int, ...], whole: tuple[int, ...], answer: str
+) -> tuple[int, ...]:
+    if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
+        return whole[len(prompt) :]
+    return tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
 
 
 def _spaced(text: str, answer: str) -> bool:
@@ -117,15 +148,29 @@ def _is_rtl(character: str) -> bool:
     return unicodedata.bidirectional(character) in ("R", "AL")
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+_Encoded = tuple[list[int], list[tuple[int, int]]]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> _Encoded:
+    return _batch(tokenizer, [text], special=special)[0]
+
+
+def _batch(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[_Encoded]:
+    """Ids and character offsets of each text, BOS as the family has it, no EOS at its end."""
+    if not texts:
+        return []
     encoded: Any = tokenizer(
-        text, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True
+        texts, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True
     )
-    ids, offsets = list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
-    while ids and offsets[-1][0] == offsets[-1][1] and encoded["special_tokens_mask"][len(ids) - 1]:
-        ids.pop()  # an EOS that the tokenizer puts after every text is no part of a prompt
-        offsets.pop()
-    return ids, offsets  # type: ignore[return-value]
+    names = ("input_ids", "offset_mapping", "special_tokens_mask")
+    return [_trimmed(*row) for row in zip(*(encoded[name] for name in names), strict=True)]
+
+
+def _trimmed(ids: list[int], offsets: list[tuple[int, int]], special: list[int]) -> _Encoded:
+    end = len(ids)
+    while end and offsets[end - 1][0] == offsets[end - 1][1] and special[end - 1]:
+        end -= 1  # an EOS that the tokenizer puts after every text is no part of a prompt
+    return list(ids[:end]), [(a, b) for a, b in offsets[:end]]
 
 
 def _bare(text: str) -> str:

@@ -30,17 +30,17 @@ def share_interval(hits: int, n: int) -> Interval:
     return Interval(share, min(max(0.0, center - half), share), max(min(1.0, center + half), share), n)
 
 
-def mean_interval(values: Tensor) -> Interval:
+def mean_interval(values: Tensor, *, share: bool = True) -> Interval:
     """The mean of one value per edit (n,) float64, with a bootstrap interval over edits (Efron 1979), seeded.
 
     Paraphrases and neighbors of one edit move together; one value per edit, resampled whole, keeps the interval
     honest, and its ends inside what the values can be. Where all values agree nothing can be resampled, and the
-    interval is Wilson's if they are all 0 or 1.
+    interval is Wilson's if they are shares and all 0 or 1, else the value itself.
     """
     n = len(values)
     mean = float(values.mean())
     if bool((values == values[0]).all()):
-        return share_interval(round(mean * n), n) if mean in (0.0, 1.0) else Interval(mean, mean, mean, n)
+        return share_interval(round(mean * n), n) if share and mean in (0.0, 1.0) else Interval(mean, mean, mean, n)
     generator = torch.Generator().manual_seed(0)
     # Counts of each value in a resample, drawn as indices in slices that bound the memory.
     means = torch.cat(
@@ -48,6 +48,29 @@ def mean_interval(values: Tensor) -> Interval:
     )
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return Interval(mean, low, high, n)
+
+
+def paired_interval(values: Tensor) -> Interval:
+    """The mean of one difference per edit (n,) float64, with a bootstrap interval over edits.
+
+    Where every edit says the same 0 of two outcomes that are right or wrong, the interval is as wide on either side as
+    Wilson's of no event in n: that none of twelve edits moved does not say that none would.
+    """
+    n = len(values)
+    if bool((values == 0).all()):
+        wide = share_interval(0, n).high
+        return Interval(0.0, -wide, wide, n)
+    return mean_interval(values, share=False)
+
+
+def ratio_interval(parts: Tensor, wholes: Tensor) -> Interval:
+    """sum(parts) / sum(wholes), both (n,) float64, with a bootstrap interval that resamples rows, seeded."""
+    n = len(parts)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randint(n, (100, n), generator=generator) for _ in range(RESAMPLES // 100)]
+    ratios = torch.cat([parts[at].sum(1) / wholes[at].sum(1) for at in drawn])
+    low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=parts.dtype)).tolist()
+    return Interval(float(parts.sum() / wholes.sum()), low, high, n)
 
 
 def harmonic(values: Sequence[float]) -> float:

@@ -1,30 +1,35 @@
-"""How a model does on an edit list: did the edits take, do they generalize, what else moved.
+"""How a model does on an edit list by forced answers: what it would say is weighed, not written.
 
-Success is CounterFact's (Meng et al. 2022, section 3.3; kmeng01/memit, eval_utils_counterfact.py): the likelier of two
-answers by mean log-probability per token. Accuracy asks more: every token of the answer is the likeliest.
+An answer is weighed by its mean log-probability per token after the prompt. Success and magnitude are CounterFact's
+(Meng et al. 2022, section 3.3; kmeng01/memit, eval_utils_counterfact.py), token accuracy is zsRE's (Mitchell et al.
+2022) and EasyEdit's, exact match asks that every token be the likeliest. Each figure is a mean over an edit's probes
+first and over edits then, so that an edit counts once.
+
+By hand: new object of two tokens with probabilities 0.5 and 0.32, old object of one token with 0.3. The new one weighs
+sqrt(0.5 x 0.32) = 0.4 > 0.3: success 1, magnitude 0.1. If 0.5 is the largest at its place and 0.32 is not: token
+accuracy 1/2, exact match 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from statistics import fmean
 
-import torch
-
 from memedit.model.load import LanguageModel
-from memedit.model.passes import Continuation, continuations
-from memedit.model.subject import encode_text, object_ids
-from memedit.numerics.scores import harmonic, mean_interval, share_interval
+from memedit.model.scoring import Weighed, weigh
+from memedit.model.subject import encode_questions
 from memedit.report import Figure, Scores
 from memedit.request import EditRequest
+from memedit.stages.figures import figure, score_of
+from memedit.stages.probes import Probe, probes
 from memedit.tell import Advance
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """One edit's measurements, each a mean over its own records from 0 to 1; None where there are none."""
+    """One edit's measurements, each a mean over its own probes; None where it has none."""
 
     efficacy: float | None = None
     paraphrase: float | None = None
@@ -35,59 +40,76 @@ class Judgment:
     efficacy_magnitude: float | None = None
     paraphrase_magnitude: float | None = None
     neighborhood_magnitude: float | None = None
+    token_accuracy: float | None = None
+    paraphrase_token_accuracy: float | None = None
+    neighborhood_token_accuracy: float | None = None
+    neighborhood_plus: float | None = None
+    neighborhood_plus_magnitude: float | None = None
+    portability: float | None = None
+    portability_accuracy: float | None = None
+    reversal: float | None = None
+    reversal_accuracy: float | None = None
+    groups: Mapping[str, float] = field(default_factory=dict)
+    """Token accuracy by what the list calls a kind: `portability/Reasoning`."""
+    around: Sequence[tuple[str, Sequence[int]]] = ()
+    """For each neighbor its group and the likeliest token at each place of its answer: what locality compares."""
 
     def record(self) -> dict[str, float | None]:
-        """As a plain mapping."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The measurements as a plain mapping."""
+        return {name: getattr(self, name) for name in NAMES}
 
 
-@dataclass(frozen=True)
-class _Question:
-    """A prompt, the answers that count as right (the first is asked for by name) and the one it is held against."""
-
-    text: str
-    right: tuple[str, ...]
-    wrong: str | None
+NAMES = tuple(one.name for one in fields(Judgment) if one.name not in ("groups", "around"))
 
 
 def judge(
-    lm: LanguageModel, requests: Sequence[EditRequest], *, chat: bool = False, advance: Advance | None = None
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    *,
+    chat: bool = False,
+    derive: bool = False,
+    plus: bool = False,
+    advance: Advance | None = None,
 ) -> list[Judgment]:
-    """Every edit's judgment by the model as it is now."""
-    asked = [_questions(request) for request in requests]
-    questions = [question for of_one in asked for part in of_one for question in part]
-    answers = iter(_ask(lm, questions, chat=chat, advance=advance))
-    return [_judgment([[next(answers) for _ in part] for part in of_one]) for of_one in asked]
+    """Every edit's judgment by the model as it is now; `derive` and `plus` as for `probes`."""
+    asked = probes(requests, derive=derive, plus=plus)
+    of_edit: list[list[tuple[Probe, Answer]]] = [[] for _ in requests]
+    for probe, answer in zip(asked, ask(lm, asked, chat=chat, advance=advance), strict=True):
+        of_edit[probe.edit].append((probe, answer))
+    return [_judgment(answered) for answered in of_edit]
 
 
 def exact(
     lm: LanguageModel, requests: Sequence[EditRequest], *, chat: bool = False, advance: Advance | None = None
 ) -> list[bool]:
     """For each record, whether greedy decoding says its object after its prompt."""
-    questions = [_Question(request.text, (request.object, *request.aliases), None) for request in requests]
-    return [answer.exact for answer in _ask(lm, questions, chat=chat, advance=advance)]
+    asked = [Probe(n, "efficacy", one.text, (one.object, *one.aliases)) for n, one in enumerate(requests)]
+    return [answer.exact for answer in ask(lm, asked, chat=chat, advance=advance)]
 
 
-def score(judgments: Sequence[Judgment]) -> Scores:
-    """Means over edits with 95 % intervals: an edit counts once, however many paraphrases or neighbors it has."""
-    figures: dict[str, Figure | None] = {}
-    for field in fields(Judgment):
-        values = [value for one in judgments if (value := getattr(one, field.name)) is not None]
-        figures[field.name] = figure(values, signed=field.name.endswith("magnitude"))
-    parts = [figures[name] for name in ("efficacy", "paraphrase", "neighborhood")]
-    known = [part.mean for part in parts if part is not None]
-    return Scores(**figures, score=harmonic(known) if len(known) == len(parts) else None)  # type: ignore[arg-type]
+def score(judgments: Sequence[Judgment], base: Sequence[Judgment] | None = None) -> Scores:
+    """Means over edits with 95 % intervals; with the base's judgments of the same edits, locality too."""
+    columns = {name: [value for one in judgments if (value := getattr(one, name)) is not None] for name in NAMES}
+    groups = _columns([one.groups for one in judgments])
+    local = agreement(judgments, base) if base is not None else [{} for _ in judgments]
+    whole = [one["locality"] for one in local if "locality" in one]
+    groups |= {name: values for name, values in _columns(local).items() if name != "locality"}
+    return score_of(columns, groups=groups, locality=figure(whole))
 
 
-def figure(values: Sequence[float], *, signed: bool = False) -> Figure | None:
-    """The mean of one value per edit with its interval: Wilson's where all are 0 or 1, else a mean's."""
-    if not values:
-        return None
-    if all(value in (0, 1) for value in values) and not signed:
-        found = share_interval(round(sum(values)), len(values))
-    else:
-        found = mean_interval(torch.tensor(values, dtype=torch.float64))
-    return Figure(mean=found.mean, low=found.low, high=found.high, n=found.n)
+def agreement(judgments: Sequence[Judgment], base: Sequence[Judgment]) -> list[dict[str, float]]:
+    """EasyEdit's locality of each edit: the share of answer tokens of a neighbor at which the likeliest token is the
+    base's, right or wrong, over its neighbors; whole, and by group."""
+    return [_agreement(now, was) for now, was in zip(judgments, base, strict=True)]
+
+
+def _agreement(now: Judgment, was: Judgment) -> dict[str, float]:
+    shares: dict[str, list[float]] = {}
+    for (group, mine), (_, theirs) in zip(now.around, was.around, strict=True):
+        share = fmean(a == b for a, b in zip(mine, theirs, strict=True))
+        for name in ("locality", f"locality/{group}") if group else ("locality",):
+            shares.setdefault(name, []).append(share)
+    return {name: fmean(values) for name, values in shares.items()}
 
 
 def kept(
@@ -114,54 +136,77 @@ def _by_subject(shares: Mapping[str, Sequence[float]]) -> Figure | None:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
+    """How a model takes a probe."""
+
     right: float
-    """Mean log-probability per token of the answer asked for."""
+    """Mean log-probability per token of the right answer; of two that may be, the likelier."""
     wrong: float | None
     exact: bool
+    """Every token of the answer, or of a spelling of it, is the likeliest."""
+    tokens: float
+    """Share of the answer's tokens that are the likeliest."""
+    likeliest: tuple[int, ...]
+    """The likeliest token at each place of the answer."""
 
 
-def _questions(request: EditRequest) -> tuple[list[_Question], list[_Question], list[_Question]]:
-    right, old = (request.object, *request.aliases), request.object_old
-    neighbors = [
-        _Question(neighbor.prompt, (answer,), request.object)
-        for neighbor in request.neighborhood
-        if (answer := neighbor.answer or old)
-    ]
-    return (
-        [_Question(request.text, right, old)],
-        [_Question(text, right, old) for text in request.paraphrases],
-        neighbors,
+def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advance | None = None) -> list[Answer]:
+    """Weigh the answers of every probe."""
+    answers = [[*one.right, *([one.rival] if one.rival else []), *([one.wrong] if one.wrong else [])] for one in asked]
+    encoded = encode_questions(
+        lm.tokenizer, [(one.text, of_one) for one, of_one in zip(asked, answers, strict=True)], chat=chat
     )
+    rows = [(prompt, ids) for prompt, of_one in encoded for ids in of_one]
+    weighed = zip(rows, weigh(lm, rows, advance), strict=True)
+    return [_answer(one, weighed) for one in asked]
 
 
-def _ask(lm: LanguageModel, questions: Sequence[_Question], *, chat: bool, advance: Advance | None) -> list[_Answer]:
-    rows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    for question in questions:
-        ids = encode_text(lm.tokenizer, question.text, chat=chat)
-        for answer in (*question.right, *([question.wrong] if question.wrong else [])):
-            rows.append((ids, object_ids(lm.tokenizer, question.text, ids, answer, chat=chat)))
-    said = iter(continuations(lm, rows, advance))
-    answers: list[_Answer] = []
-    for question in questions:
-        right = [next(said) for _ in question.right]
-        wrong = _mean(next(said)) if question.wrong else None
-        answers.append(_Answer(_mean(right[0]), wrong, any(bool(one.likeliest.all()) for one in right)))
-    return answers
+def _answer(probe: Probe, weighed: Iterator[tuple[tuple[tuple[int, ...], tuple[int, ...]], Weighed]]) -> Answer:
+    right = [next(weighed) for _ in probe.right]
+    if probe.rival:
+        right.append(next(weighed))
+    wrong = fmean(next(weighed)[1].log_probs) if probe.wrong else None
+    hits = [[a == b for a, b in zip(ids, taken.likeliest, strict=True)] for (_, ids), taken in right]
+    best = fmean(right[0][1].log_probs)
+    if probe.rival:
+        best = max(best, fmean(right[-1][1].log_probs))
+    return Answer(best, wrong, any(map(all, hits)), fmean(hits[0]), right[0][1].likeliest)
 
 
-def _mean(said: Continuation) -> float:
-    return float(said.log_probs.double().mean())
+NAMED = {
+    "efficacy": ("accuracy", "token_accuracy"),
+    "paraphrase": ("paraphrase_accuracy", "paraphrase_token_accuracy"),
+    "neighborhood": ("neighborhood_accuracy", "neighborhood_token_accuracy"),
+    "portability": ("portability_accuracy", "portability"),
+    "reversal": ("reversal_accuracy", "reversal"),
+}
+"""What exact match and token accuracy are called for a kind of probe."""
 
 
-def _judgment(parts: Sequence[Sequence[_Answer]]) -> Judgment:
+def _judgment(answered: Sequence[tuple[Probe, Answer]]) -> Judgment:
+    by_kind: dict[str, list[tuple[Probe, Answer]]] = {}
+    for probe, answer in answered:
+        by_kind.setdefault(probe.kind, []).append((probe, answer))
     found: dict[str, float] = {}
-    for name, answers in zip(("efficacy", "paraphrase", "neighborhood"), parts, strict=True):
-        if not answers:
-            continue
-        found["accuracy" if name == "efficacy" else f"{name}_accuracy"] = fmean(one.exact for one in answers)
+    for kind, these in by_kind.items():
+        answers = [answer for _, answer in these]
+        if kind in NAMED:
+            exactly, tokens = NAMED[kind]
+            found[exactly] = fmean(one.exact for one in answers)
+            found[tokens] = fmean(one.tokens for one in answers)
         paired = [(one.right, one.wrong) for one in answers if one.wrong is not None]
         if paired:
-            found[name] = fmean(right > wrong for right, wrong in paired)
-            found[f"{name}_magnitude"] = fmean(math.exp(right) - math.exp(wrong) for right, wrong in paired)
-    return Judgment(**found)
+            found[kind] = fmean(right > wrong for right, wrong in paired)
+            found[f"{kind}_magnitude"] = fmean(math.exp(right) - math.exp(wrong) for right, wrong in paired)
+    asked = by_kind.get("portability", [])
+    groups = _columns([{f"portability/{probe.group}": answer.tokens} for probe, answer in asked if probe.group])
+    around = [(probe.group or "", answer.likeliest) for probe, answer in by_kind.get("neighborhood", [])]
+    return Judgment(**found, groups={name: fmean(values) for name, values in groups.items()}, around=around)
+
+
+def _columns(records: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    columns: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.items():
+            columns.setdefault(name, []).append(value)
+    return columns

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memedit.lint import shown
-from memedit.request import SLOT, EditRequest, Neighbor
+from memedit.request import SLOT, EditRequest, Neighbor, Question
 from memedit.storage.document import Document, RefusedError, Row
 from memedit.storage.formats import ALIASES, FIELDS, translate
 
@@ -121,6 +121,10 @@ def _request(
         or tuple(text.replace(SLOT, subject) for text in worded),
         neighborhood=_neighbors(record.get("neighborhood")),
         aliases=_texts("aliases", record.get("aliases")),
+        portability=_questions("portability", record.get("portability")),
+        reversal=_questions("reversal", record.get("reversal")),
+        generation=tuple(_filled(text, subject) for text in _texts("generation", record.get("generation"))),
+        references=_texts("references", record.get("references")),
         meta=meta,
         origin=f"{document.name}:{line}",
     )
@@ -179,10 +183,34 @@ def _neighbor(entry: Any) -> Neighbor:
     if not isinstance(entry, dict) or "prompt" not in entry:
         raise RefusedError("E010", f"a neighbor is a prompt or a mapping of prompt and answer, not {shown(entry)}")
     for key in entry:
-        if key not in ("prompt", "answer"):
+        if key not in ("prompt", "answer", "group"):
             raise RefusedError("E007", f"unknown key {shown(key)} in a neighbor{guess(key, ('prompt', 'answer'))}")
-    prompt = _text("a neighbor's prompt", entry["prompt"])
-    return Neighbor(prompt=prompt or "", answer=_text("a neighbor's answer", entry.get("answer")) or None)
+    return Neighbor(
+        prompt=_text("a neighbor's prompt", entry["prompt"]) or "",
+        answer=_text("a neighbor's answer", entry.get("answer")) or None,
+        group=_text("a neighbor's group", entry.get("group")) or None,
+    )
+
+
+def _questions(name: str, value: Any) -> tuple[Question, ...]:
+    if value is None or value == "":
+        return ()
+    entries: list[Any] = value if isinstance(value, list) else [value]
+    return tuple(_question(name, entry) for entry in entries)
+
+
+def _question(name: str, entry: Any) -> Question:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("prompt", "answer")):
+        raise RefusedError("E010", f"an entry of {name} is a mapping of prompt and answer, not {shown(entry)}")
+    for key in entry:
+        if key not in (known := ("prompt", "answer", "aliases", "group")):
+            raise RefusedError("E007", f"unknown key {shown(key)} in {name}{guess(key, known)}")
+    return Question(
+        prompt=entry["prompt"],
+        answer=entry["answer"],
+        aliases=_texts(f"{name}'s aliases", entry.get("aliases")),
+        group=_text(f"{name}'s group", entry.get("group")) or None,
+    )
 
 
 def _kind(value: Any) -> str:

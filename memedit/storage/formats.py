@@ -22,6 +22,10 @@ FIELDS = (
     "paraphrases",
     "neighborhood",
     "aliases",
+    "portability",
+    "reversal",
+    "generation",
+    "references",
     "meta",
 )
 """The public names of an edit's fields."""
@@ -99,7 +103,8 @@ def _counterfact(record: dict[str, Any]) -> dict[str, Any]:
     ours["relation"] = rewrite.get("relation_id")
     ours["paraphrases"] = record.get("paraphrase_prompts")
     ours["neighborhood"] = record.get("neighborhood_prompts")
-    used = {"requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"}
+    ours["generation"] = record.get("generation_prompts")
+    used = {"requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"}
     return _rest(ours, record, used, {"id": _case(record), "source": "CounterFact"})
 
 
@@ -145,26 +150,43 @@ def _easyedit(record: dict[str, Any]) -> dict[str, Any]:
         *_neighbors(record.get("locality")),
         *_flat_neighbor(record),
     ]
-    used = {*FIELDS, *ALIASES, *EASYEDIT, "locality_ground_truth"} - {"portability"}
+    ours["portability"] = list(_questions(record.get("portability")))
+    used = {*FIELDS, *ALIASES, *EASYEDIT, "locality_ground_truth"}
     return _rest(ours, record, used, {"id": _case(record)} if "id" not in record else {})
 
 
 def _neighbors(locality: Any) -> Iterator[dict[str, Any]]:
-    """Every {prompt, ground_truth} or {loc, loc_ans} in a locality table, whatever groups it has."""
-    if isinstance(locality, list):
-        for entry in locality:
-            yield from _neighbors(entry)
-    elif isinstance(locality, dict):
-        prompts = _texts(locality.get("prompt", locality.get("loc")))
-        answers = locality.get("ground_truth", locality.get("loc_ans"))
+    """The neighbors in a locality table; where it gives several spellings of an answer, the first."""
+    for prompt, spellings, group in _asked(locality):
+        yield {"prompt": prompt, "answer": next(iter(spellings), None), "group": group}
+
+
+def _questions(portability: Any) -> Iterator[dict[str, Any]]:
+    """The questions in a portability table; one of ours comes back as it is, one without an answer asks nothing."""
+    if isinstance(portability, list) and all(isinstance(entry, dict) and "answer" in entry for entry in portability):
+        yield from portability
+        return
+    for prompt, spellings, group in _asked(portability):
+        if spellings:
+            yield {"prompt": prompt, "answer": spellings[0], "aliases": spellings[1:], "group": group}
+
+
+def _asked(table: Any, group: str | None = None) -> Iterator[tuple[str, list[str], str | None]]:
+    """Every {prompt, ground_truth} or {loc, loc_ans} in a table: prompt, spellings of the answer, its group."""
+    if isinstance(table, list):
+        for entry in table:
+            yield from _asked(entry, group)
+    elif isinstance(table, dict):
+        prompts = _texts(table.get("prompt", table.get("loc")))
+        answers = table.get("ground_truth", table.get("loc_ans"))
         # parallel lists, as EasyEdit's interface takes them; else one prompt with its spellings
         several = isinstance(answers, list) and len(answers) == len(prompts) > 1
         each: list[Any] = answers if several else [answers] * len(prompts)  # type: ignore[assignment]
         for prompt, answer in zip(prompts, each, strict=True):
-            yield {"prompt": prompt, "answer": next(iter(_texts(answer)), None)}
+            yield prompt, _texts(answer), group
         if not prompts:
-            for group in locality.values():
-                yield from _neighbors(group)
+            for name, entries in table.items():
+                yield from _asked(entries, name)
 
 
 def _flat_neighbor(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from memedit.storage.document import WRAPPER, Document, RefusedError, Row
 from memedit.storage.fields import Relation, guess, make, table
 from memedit.storage.formats import ALIASES, FIELDS, is_easyedit
 from memedit.storage.json_rows import read_json, read_lines
+from memedit.storage.mquake import unfolded
 from memedit.storage.table_rows import read_table
 from memedit.storage.yaml_rows import read_yaml
 
@@ -58,7 +59,7 @@ def read(
         findings += shared.findings
     _check_head(document)
     stem = "stdin" if source == STDIN else Path(source).name.split(".")[0]
-    made = [make(document, row, f"{stem}-{n}", known) for n, row in enumerate(document.rows, start=1)]
+    made = [make(document, row, f"{stem}-{n}", known) for n, row in enumerate(unfolded(document.rows), start=1)]
     if not document.rows and not document.findings:
         document.complain(1, "E005", "the list holds no edits")
     findings += sorted(document.findings, key=lambda finding: int(finding.origin.rsplit(":", 1)[1]))

@@ -17,7 +17,7 @@ LEVELS = [
     {"stages"},
     {"measure", "search", "sites"},
     {"job"},
-    {"trials"},
+    {"trials", "examine"},
     {"pipeline"},
     {"show"},
     {"api"},

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memedit.numerics.scores import harmonic, mean_interval, share_interval
+from memedit.numerics.scores import (
+    Interval,
+    harmonic,
+    mean_interval,
+    paired_interval,
+    ratio_interval,
+    share_interval,
+)
 
 
 def test_wilsons_interval_has_its_published_values() -> None:
@@ -31,6 +38,49 @@ def test_a_mean_interval_covers_the_truth_about_nineteen_times_in_twenty() -> No
         found = mean_interval(torch.rand(50, generator=generator, dtype=torch.float64))
         hits += found.low <= 0.5 <= found.high
     assert 180 <= hits <= 199
+
+
+def covered(intervals: list[Interval], truth: float) -> float:
+    return sum(found.low <= truth <= found.high for found in intervals) / len(intervals)
+
+
+def test_wilsons_interval_holds_the_truth_in_95_of_100_draws() -> None:
+    generator = torch.Generator().manual_seed(6)
+    draws = (torch.rand(2000, 200, generator=generator) < 0.9).sum(1).tolist()
+    assert 0.93 <= covered([share_interval(int(count), 200) for count in draws], 0.9) <= 0.97
+
+
+def test_a_bootstrap_interval_over_records_holds_the_truth_in_95_of_100_draws() -> None:
+    """Records of ten probes each that move together: a record's own share is drawn first, its probes then."""
+    generator = torch.Generator().manual_seed(7)
+    own = 1 - 0.5 * torch.rand(2000, 100, generator=generator, dtype=torch.float64) ** 2
+    truth = 1 - 0.5 / 3
+    draws = (torch.rand(2000, 100, 10, generator=generator, dtype=torch.float64) < own[:, :, None]).double().mean(2)
+    assert 0.93 <= covered([mean_interval(values) for values in draws], truth) <= 0.97
+    # Converse: probes taken for independent records promise more than they hold.
+    pooled = [share_interval(round(float(values.sum()) * 10), 1000) for values in draws]
+    assert covered(pooled, truth) < 0.93
+
+
+def test_a_ratio_interval_holds_the_truth_in_95_of_100_draws() -> None:
+    generator = torch.Generator().manual_seed(8)
+    wholes = 20 + (100 * torch.rand(2000, 80, generator=generator, dtype=torch.float64)).round()
+    parts = wholes * (2 + 0.5 * torch.randn(2000, 80, generator=generator, dtype=torch.float64))
+    found = [ratio_interval(a, b) for a, b in zip(parts, wholes, strict=True)]
+    assert 0.93 <= covered(found, 2.0) <= 0.97
+
+
+def test_paired_differences_are_narrower_than_those_of_strangers_and_none_is_a_bound() -> None:
+    generator = torch.Generator().manual_seed(9)
+    before = torch.rand(200, generator=generator, dtype=torch.float64)
+    after = before + 0.05 + 0.01 * torch.randn(200, generator=generator, dtype=torch.float64)
+    together = paired_interval(after - before)
+    assert together.low > 0.04
+    assert together.high - together.low < 0.1 * (mean_interval(after).high - mean_interval(after).low)
+    still = paired_interval(torch.zeros(12, dtype=torch.float64))
+    assert (still.mean, round(still.high, 3), round(still.low, 3)) == (0.0, 0.242, -0.242)
+    moved = mean_interval(torch.zeros(12, dtype=torch.float64), share=False)
+    assert (moved.low, moved.high) == (0.0, 0.0)
 
 
 def test_the_same_values_give_the_same_interval() -> None:

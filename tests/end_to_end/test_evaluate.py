@@ -1,0 +1,140 @@
+"""`memedit eval` as people use it: base beside models, text, free answers, gates, pages."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from memedit import pipeline
+from memedit.cli.app import main
+from memedit.recipe import Recipe, resolve
+from memedit.report import EditResult, Figure, Report, Scores
+from memedit.show.evaluation import evaluation_table, remarks
+from memedit.show.report_page import page, tables, worst_first
+from memedit.storage.requests import read
+from rich.console import Console
+from tests.conftest import ROOT
+
+EDITS = ROOT / "requests" / "world.jsonl"
+
+
+def recipe(model: Path, **knobs: object) -> Recipe:
+    small = {"eval.tokens": 6, "eval.prefixes": (0,), "eval.fluency_tokens": 20, "eval.drift_tokens": 300, **knobs}
+    return resolve([("flag", {**small, "model.path": str(model), "model.device": "cpu"})])[0]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["memedit", "eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+def test_a_model_beside_its_base_and_another(made_gpt2: Path) -> None:
+    other = made_gpt2.parent / "made-llama"
+    requests, _ = read(str(EDITS))
+    few = requests[:4]
+    report = pipeline.evaluate(
+        few, recipe(made_gpt2), base=str(made_gpt2), text=str(made_gpt2 / "memedit" / "corpus.jsonl.gz"),
+        others=[str(other)], generate=True, held=[few[0].id], facts=requests[4:8],
+    )  # fmt: skip
+    assert report.after is not None
+    assert report.before is not None
+    assert report.after.efficacy == report.before.efficacy
+    same = report.difference
+    assert {"efficacy", "paraphrase_magnitude", "generated.old", "fluency"} <= set(same)
+    assert {figure.mean for figure in same.values()} == {0.0}
+    assert report.drift is not None
+    assert report.drift.ppl is not None
+    assert report.drift.ppl.mean == 1.0
+    assert report.retention is not None
+    assert report.retention.n == 1
+    assert [one.model for one in report.models] == [str(made_gpt2), str(other)]
+    # converse: another model is not the base, and where its tokens differ they are not compared
+    second = report.models[1]
+    assert second.scores.locality is None
+    assert second.drift is not None
+    assert (second.drift.ppl, second.drift.kl) == (None, None)
+    assert second.drift.perplexity is not None
+    assert any("no locality" in note for note in report.notes)
+    assert report.models[1].difference["efficacy_magnitude"].mean != 0
+    assert Report.model_validate_json(report.model_dump_json()) == report
+    assert {"before", "after"} <= set(report.timings)
+    assert set(report.per_edit[0].said) == {"before", "after"}
+    found = page(report)
+    assert all(word in found for word in (few[0].id, "Provenance", "<svg", "drift ppl"))
+    assert "<script" not in found
+    assert "http" not in found
+
+
+def test_pages_are_written_and_gates_close_from_both_sides(
+    made_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "The tower was small and heavy. Nobody knows where the boat is.\n\nA stone is better than an old one.\n"
+    )
+    run = [EDITS, "-m", made_gpt2, "--limit", 2, "--text", text]
+    assert command(monkeypatch, *run, "--html", tmp_path / "a.html", "--markdown", tmp_path / "a.md", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "a.md").read_text().startswith("|")
+    perplexity = report["drift"]["perplexity"]["mean"]
+    assert command(monkeypatch, *run, "-q", "--fail-over", f"drift.perplexity={perplexity + 1}") == 0
+    assert command(monkeypatch, *run, "-q", "--fail-over", f"drift.perplexity={perplexity - 1}") == 3
+    assert "drift.perplexity is" in capsys.readouterr().err
+    # what was not measured does not pass
+    assert command(monkeypatch, *run, "-q", "--fail-over", "drift.ppl=1.02") == 3
+    assert "not measured" in capsys.readouterr().err
+    assert command(monkeypatch, *run, "-q", "--fail-over", "drift.beauty=1") == 2
+
+
+def test_results_that_are_none_are_refused(
+    made_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "results.jsonl"
+    bad.write_text("[1]\n")
+    assert command(monkeypatch, EDITS, "-m", made_gpt2, "--right-after", bad) == 2
+    assert command(monkeypatch, EDITS, "-m", made_gpt2, "--right-after", tmp_path / "none") == 2
+    assert "hint" in capsys.readouterr().err
+
+
+def test_what_a_list_says_is_text_on_the_page_and_the_worst_come_first() -> None:
+    figure = Figure(mean=0.5, low=0.4, high=0.6, n=2)
+    edits = (
+        EditResult(
+            id="fine", status="ok", edit={"subject": "A", "prompt": "{} is", "object": "b"}, after={"accuracy": 1}
+        ),
+        EditResult(
+            id="<script>x</script>", status="failed", edit={"subject": "<b>", "prompt": "{} | is", "object": "&"},
+            after={"accuracy": 0}, said={"after": "<i>words</i>"},
+        ),
+    )  # fmt: skip
+    report = Report(
+        command="eval", model="m", edits=2, after=Scores(efficacy=figure, neighborhood=figure),
+        derived={"neighborhood": 2}, per_edit=edits,
+    )  # fmt: skip
+    assert [one.id for one in worst_first(edits)] == ["<script>x</script>", "fine"]
+    found = page(report)
+    assert "<script" not in found
+    assert "&lt;i&gt;words&lt;/i&gt;" in found
+    assert remarks(report) == ["neighbors of 2 of 2 edits were derived from the list, which gives none"]
+    assert "(some derived)" in tables(report)
+    shown = io.StringIO()
+    Console(width=140, file=shown).print(evaluation_table(report))
+    assert "50.0% (40.0 to 60.0)" in shown.getvalue()
+
+
+def test_the_harness_takes_an_output_folder(made_gpt2: Path) -> None:
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; nothing depends on it")
+    from lm_eval.tasks import TaskManager
+
+    tasks = TaskManager(include_path=str(ROOT / "examples" / "harness"), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model="hf", model_args={"pretrained": str(made_gpt2), "dtype": "float32"}, tasks=["memedit_facts"],
+        task_manager=tasks, limit=10, device="cpu", bootstrap_iters=0,
+    )  # fmt: skip
+    assert found["results"]["memedit_facts"]["acc,none"] >= 0.6

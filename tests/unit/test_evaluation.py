@@ -1,0 +1,279 @@
+"""Every forced figure equals its plain restatement, on 200 records of each format; readers lose no record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memedit.model.load import LanguageModel, load
+from memedit.model.scoring import weigh
+from memedit.recipe import ModelKnobs
+from memedit.report import Scores
+from memedit.request import EditRequest
+from memedit.stages.evaluation import Judgment, judge, score
+from memedit.stages.probes import derived, probes
+from memedit.storage.requests import read
+from tests import evaluation_oracle as oracle
+from tests.conftest import ROOT
+from tests.evaluation_oracle import Plain
+
+DATA = ROOT.parent / "shared" / "data"
+SAME = 1e-6
+RECORDS = 200
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return load(ROOT / "examples" / "models" / "made-gpt2", ModelKnobs(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def moved() -> LanguageModel:
+    """The same model with noise in one down-projection: a model that something happened to."""
+    found = load(ROOT / "examples" / "models" / "made-gpt2", ModelKnobs(device="cpu"))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        weight = found.weight(1)
+        weight += 0.7 * weight.std() * torch.randn(weight.shape, generator=generator)
+    return found
+
+
+def world() -> list[dict[str, Any]]:
+    lines = (ROOT / "requests" / "world.jsonl").read_text().splitlines()
+    full = (record for record in map(json.loads, lines) if len(record.get("neighborhood", [])) >= 2)
+    return list(islice(full, RECORDS))
+
+
+def as_counterfact(n: int, ours: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "case_id": n,
+        "requested_rewrite": {
+            "prompt": ours["prompt"],
+            "relation_id": ours["relation"],
+            "subject": ours["subject"],
+            "target_new": {"str": ours["object"], "id": "Q1"},
+            "target_true": {"str": ours["object_old"], "id": "Q2"},
+        },
+        "paraphrase_prompts": ours["paraphrases"][:1],
+        "neighborhood_prompts": [one["prompt"] for one in ours["neighborhood"][: 1 + n % 2]],
+        "attribute_prompts": [],
+        "generation_prompts": ours["paraphrases"][:1],
+    }
+
+
+def as_zsre(n: int, ours: dict[str, Any]) -> dict[str, Any]:
+    near = ours["neighborhood"][0]
+    return {
+        "subject": ours["subject"],
+        "src": ours["prompt"].replace("{}", ours["subject"]),
+        "rephrase": ours["paraphrases"][0],
+        "answers": [ours["object_old"]],
+        "alt": ours["object"] if n % 2 else None,
+        "loc": near["prompt"],
+        "loc_ans": near["answer"],
+        "cond": "",
+    }
+
+
+def as_easyedit(n: int, ours: dict[str, Any]) -> dict[str, Any]:
+    asked = [{"prompt": text, "ground_truth": [[ours["object"]], ["cook"]]} for text in ours["paraphrases"][:2]]
+    near = [{"prompt": one["prompt"], "ground_truth": [[one["answer"]]]} for one in ours["neighborhood"][:2]]
+    return {
+        "subject": ours["subject"],
+        "prompt": ours["prompt"].replace("{}", ours["subject"]),
+        "target_new": ours["object"],
+        "ground_truth": ours["object_old"],
+        "rephrase": ours["paraphrases"][0],
+        "portability": {"Reasoning": asked[:1], "Subject_Aliasing": asked[1:], "Logical_Generalization": []}
+        if n % 3
+        else {"Reasoning": asked},
+        "locality": {"Relation_Specificity": near[:1], "Forgetfulness": near[1:]},
+    }
+
+
+def as_mquake(n: int, ours: dict[str, Any]) -> dict[str, Any]:
+    rewrite = as_counterfact(n, ours)["requested_rewrite"]
+    second = {**rewrite, "subject": "Nobody", "question": "Who is it?"}
+    return {
+        "case_id": n,
+        "requested_rewrite": [{**rewrite, "question": ours["paraphrases"][0]}, second],
+        "questions": ours["paraphrases"][:2],
+        "new_answer": ours["object"],
+        "new_answer_alias": [ours["object_old"]],
+    }
+
+
+Made = Callable[[int, dict[str, Any]], dict[str, Any]]
+
+
+def written(made: Made, tmp_path: Path) -> tuple[list[dict[str, Any]], list[EditRequest]]:
+    """200 records of a format, and what the reader makes of them."""
+    records = [made(n, ours) for n, ours in enumerate(world())]
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps(records))
+    requests, findings = read(str(file))
+    assert len(records) == RECORDS
+    assert not [one.line for one in findings if one.severity == "error"]
+    return records, requests
+
+
+def holds(found: Scores, plain: oracle.Row) -> None:
+    """Every figure of the restatement is there, and equal."""
+    assert plain
+    for name, value in plain.items():
+        figure = found.groups[name] if "/" in name else getattr(found, name)
+        assert figure.mean == pytest.approx(value, abs=SAME), name
+        assert figure.low <= figure.mean <= figure.high
+
+
+def test_counterfacts_figures_are_the_published_ones(moved: LanguageModel, tmp_path: Path) -> None:
+    records, requests = written(as_counterfact, tmp_path)
+    plain = Plain(moved.model, moved.tokenizer)
+    expected = oracle.means([oracle.counterfact(plain, record) for record in records])
+    found = score(judge(moved, requests, plus=True))
+    holds(found, expected)
+    assert 0 < expected["efficacy"] < 1  # converse: the figures are not trivially equal
+    three = [expected[name] for name in ("efficacy", "paraphrase", "neighborhood")]
+    assert found.score == pytest.approx(3 / sum(1 / value for value in three), abs=1e-5)
+
+
+def test_zsres_figures_are_the_published_ones(moved: LanguageModel, tmp_path: Path) -> None:
+    records, requests = written(as_zsre, tmp_path)
+    plain = Plain(moved.model, moved.tokenizer)
+    holds(score(judge(moved, requests)), oracle.means([oracle.zsre(plain, record) for record in records]))
+
+
+def test_easyedits_figures_are_the_published_ones(lm: LanguageModel, moved: LanguageModel, tmp_path: Path) -> None:
+    records, requests = written(as_easyedit, tmp_path)
+    now, was = Plain(moved.model, moved.tokenizer), Plain(lm.model, lm.tokenizer)
+    expected = oracle.means([oracle.easyedit(now, was, record) for record in records])
+    holds(score(judge(moved, requests), judge(lm, requests)), expected)
+    assert 0 < expected["locality"] < 1
+
+
+def test_mquakes_questions_are_asked_once_a_case(moved: LanguageModel, tmp_path: Path) -> None:
+    records, requests = written(as_mquake, tmp_path)
+    assert len(requests) == 2 * RECORDS
+    plain = Plain(moved.model, moved.tokenizer)
+    found = score(judge(moved, requests))
+    holds(found, oracle.means([oracle.mquake(plain, record) for record in records]))
+    assert found.portability is not None
+    assert found.portability.n == RECORDS
+
+
+def test_a_base_against_itself_agrees_everywhere(lm: LanguageModel) -> None:
+    requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
+    judgments = judge(lm, requests[:20])
+    found = score(judgments, judgments)
+    assert found.locality is not None
+    assert found.locality.mean == 1
+    assert score(judgments).locality is None
+
+
+def test_judgments_survive_json(lm: LanguageModel) -> None:
+    from dataclasses import asdict
+
+    requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
+    judgments = judge(lm, requests[:5])
+    again = [Judgment(**one) for one in json.loads(json.dumps([asdict(one) for one in judgments]))]
+    assert score(again, judgments) == score(judgments, judgments)
+
+
+def test_the_size_of_a_launch_moves_no_figure(
+    moved: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memedit.model import passes, scoring
+
+    _, requests = written(as_counterfact, tmp_path)
+    many = score(judge(moved, requests[:40]))
+    monkeypatch.setattr(scoring, "TOKENS_PER_LAUNCH", 8)
+    monkeypatch.setattr(scoring, "launches", lambda lengths: passes.launches(lengths, 8))
+    assert_close(many, score(judge(moved, requests[:40])))
+
+
+def assert_close(one: Scores, other: Scores) -> None:
+    for name in Scores.model_fields:
+        first, second = getattr(one, name), getattr(other, name)
+        if hasattr(first, "mean"):
+            assert first.mean == pytest.approx(second.mean, abs=1e-5), name
+
+
+def test_a_shared_beginning_changes_no_answer(lm: LanguageModel) -> None:
+    requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
+    from memedit.model import scoring
+    from memedit.model.scoring import leads
+    from memedit.model.subject import encode_questions
+
+    before = "The tower was small and heavy. Nobody knows where the boat is. " * 2
+    asked = [(before + one.text, [one.object, one.object_old or ""]) for one in requests[:60]]
+    rows = [(ids, answer) for ids, answers in encode_questions(lm.tokenizer, asked) for answer in answers]
+    groups = list(leads(list(dict.fromkeys(prompt for prompt, _ in rows))))
+    assert groups[0][0] >= 10  # converse: there is something to share
+    alone = [scoring.whole(lm, [row])[row] for row in rows]
+    for together, single in zip(weigh(lm, rows), alone, strict=True):
+        assert together.likeliest == single.likeliest
+        assert together.log_probs == pytest.approx(single.log_probs, abs=1e-5)
+
+
+def test_a_family_whose_cache_lies_is_asked_by_whole_forwards(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memedit.model import scoring
+
+    rows = [((40, 50, 60, 70), (80, 90)), ((41, 51, 61), (81,))]
+    expected = weigh(lm, rows)
+    real = scoring.run_on
+    monkeypatch.setattr(scoring, "run_on", lambda *args, **options: real(*args, **options) + 1e-2 * torch.rand(1))
+    monkeypatch.setattr(scoring, "picked", lambda _cache, rows: scoring.DynamicCache())
+    for found, one in zip(weigh(lm, rows), expected, strict=True):
+        assert found.log_probs == pytest.approx(one.log_probs, abs=1e-5)
+
+
+def edit(number: int, subject: str, new: str, old: str, prompt: str = "{} speaks", **more: Any) -> EditRequest:
+    return EditRequest(
+        id=str(number), subject=subject, relation="language", prompt=prompt, object=new, object_old=old, **more
+    )
+
+
+def test_probes_are_derived_where_a_list_has_none_and_counted() -> None:
+    edits = [
+        edit(0, "Ada", "French", "English"),
+        edit(1, "Bo", "Dutch", "Greek", "The mother tongue of {} is", paraphrases=("Bo talks in",)),
+        edit(2, "Cy", "French", "Latin"),
+        edit(3, "Di", "Thai", "Malay"),
+    ]
+    own, more = probes(edits), probes(edits, derive=True)
+    assert {probe.kind for probe in own if probe.edit == 0} == {"efficacy"}
+    ada = [probe for probe in more if probe.edit == 0]
+    assert [probe.text for probe in ada if probe.kind == "paraphrase"] == ["The mother tongue of Ada is"]
+    # Cy gets French as well, so that French is no fault there.
+    near = [(probe.text, probe.right, probe.rival, probe.wrong) for probe in ada if probe.kind == "neighborhood"]
+    assert near == [("Bo speaks", ("Dutch",), "Greek", "French"), ("Di speaks", ("Thai",), "Malay", "French")]
+    assert [probe.text for probe in more if probe.edit == 1 and probe.kind == "paraphrase"] == ["Bo talks in"]
+    assert derived(edits) == {"paraphrase": 3, "neighborhood": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "spot"),
+    [
+        ("counterfact_3k_locft.json", 3000, ("Reedy Glacier", "Asia", "Antarctica", 1, 1)),
+        ("zsre_3k_locft.json", 3000, ("Charity Creek", "Chichester River", "Parramatta River", 1, 1)),
+        ("qaedit_1k.json", 1000, ("most 70 point games in nba history", "Wilt Chamberlain *", None, 1, 5)),
+    ],
+)
+def test_public_records_are_read_without_loss(name: str, count: int, spot: tuple[Any, ...]) -> None:
+    if not (DATA / name).is_file():
+        pytest.skip(f"{name} is not on this machine: public data is not shipped")
+    requests, findings = read(str(DATA / name))
+    assert len(requests) == count, [one.line for one in findings if one.severity == "error"]
+    first = requests[0]
+    assert (
+        first.subject, first.object, first.object_old, len(first.paraphrases), len(first.neighborhood)
+    ) == spot  # fmt: skip
+    asked = probes(requests)
+    assert sum(probe.kind == "efficacy" for probe in asked) == count

@@ -1,0 +1,247 @@
+"""Free answers, drift and text measures equal their plain restatements; a broken update that forced scores praise."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from memedit.model.anatomy import find_anatomy
+from memedit.model.generation import write
+from memedit.model.hooks import applied
+from memedit.model.load import LanguageModel, load
+from memedit.model.passes import Site, last_states
+from memedit.model.reading import read_text
+from memedit.model.scoring import LEAST_SAVED, leads
+from memedit.model.subject import encode_text, object_ids
+from memedit.recipe import EvalKnobs, ModelKnobs
+from memedit.request import EditRequest, Question
+from memedit.stages.drift import drift_of, passages
+from memedit.stages.evaluation import judge, score
+from memedit.stages.texts import answered, cosine, document_weights, n_gram_entropy, names, words
+from memedit.stages.writing import prefix, written
+from memedit.storage.requests import read
+from tests import evaluation_oracle as oracle
+from tests.conftest import ROOT, byte_tokenizer, tiny_model
+from tests.evaluation_oracle import Plain
+
+SAME = 1e-5
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def tiny(request: pytest.FixtureRequest) -> LanguageModel:
+    model: Any = tiny_model(request.param).requires_grad_(False)
+    return LanguageModel(model, byte_tokenizer(), find_anatomy(model))
+
+
+@pytest.fixture(scope="module")
+def made() -> LanguageModel:
+    return load(ROOT / "examples" / "models" / "made-gpt2", ModelKnobs(device="cpu"))
+
+
+def edits(count: int) -> list[EditRequest]:
+    return read(str(ROOT / "requests" / "world.jsonl"))[0][:count]
+
+
+def prompts() -> list[tuple[int, ...]]:
+    """Many lengths, equal ones among them, and twenty that begin alike for longer than is worth computing twice."""
+    generator = torch.Generator().manual_seed(7)
+
+    def some(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(2, 258, (length,), generator=generator).tolist())
+
+    lead = some(LEAST_SAVED // 16)
+    return [*(some(length) for length in (3, 5, 5, 9)), *(lead + some(2 + n % 3) for n in range(20))]
+
+
+def test_writing_together_is_writing_alone(tiny: LanguageModel) -> None:
+    asked = prompts()
+    assert [lead > 0 for lead, _ in leads(asked)] == [True, False]
+    plain = Plain(tiny.model, tiny.tokenizer)
+    stop = tiny.tokenizer.eos_token_id
+    expected = [tuple(plain.write(list(ids), 6, stop)) for ids in asked]
+    assert write(tiny, asked, 6) == expected
+
+
+def test_writing_ends_at_the_end_of_text_and_leaves_it_out(tiny: LanguageModel) -> None:
+    asked = prompts()[:4]
+    free = write(tiny, asked, 8)
+    tiny.tokenizer.eos_token = tiny.tokenizer.convert_ids_to_tokens(free[0][2])  # type: ignore[index]
+    cut = write(tiny, asked, 8)
+    assert cut[0] == free[0][: free[0].index(free[0][2])]
+
+
+def test_a_drawn_text_does_not_depend_on_its_company(tiny: LanguageModel) -> None:
+    asked = prompts()
+    together = write(tiny, asked, 5, top_k=5)
+    assert [write(tiny, [ids], 5, top_k=5)[0] for ids in asked[::7]] == together[::7]
+    assert write(tiny, asked, 5, top_k=5, seed=1) != together
+    assert write(tiny, asked, 5, top_k=5) == together
+
+
+def test_a_row_too_long_for_the_model_is_written_as_far_as_it_goes(tiny: LanguageModel) -> None:
+    longest = tiny.anatomy.positions or 0
+    assert len(write(tiny, [(5,) * (longest - 3)], 10)[0]) <= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "wrong", "expected"),
+    [
+        (" Lyon, a city on the Rhone. Paris", ["Lyon"], "Paris", (True, False)),
+        (" a city. Lyon is one.", ["Lyon"], "Paris", (False, False)),
+        (" Paris (not Lyon).", ["Lyon"], "Paris", (False, True)),
+        (" Lyon, not Paris.", ["Lyon"], "Paris", (True, True)),
+        (" LYONS is a plural.", ["Lyon"], None, (False, False)),
+        (" the city of lyon", ["Lyon"], None, (True, False)),
+        (" Roma.", ["Rome", "Roma"], "Paris", (True, False)),
+        (" St. Petersburg is cold.", ["St Petersburg"], None, (True, False)),
+        ("\n\nNew  York\n Paris", ["New York"], "York", (True, False)),
+        (" ＬＹＯＮ", ["Lyon"], None, (True, False)),
+        ("東京都です。大阪", ["東京"], "大阪", (True, False)),
+        ("", ["Lyon"], "Paris", (False, False)),
+        (" !", ["!"], None, (True, False)),
+    ],
+)  # fmt: skip
+def test_an_answer_counts_where_its_first_sentence_names_the_object(
+    text: str, right: Sequence[str], wrong: str | None, expected: tuple[bool, bool]
+) -> None:
+    assert answered(text, right, wrong) == expected
+
+
+def test_an_empty_name_is_named_nowhere() -> None:
+    assert names("anything", " ") is None
+
+
+def test_free_answers_equal_writing_one_at_a_time(made: LanguageModel) -> None:
+    few = edits(6)
+    knobs = EvalKnobs(tokens=8, prefixes=(0, 12, 115, 500), fluency_tokens=30)
+    found, notes = written(made, few, knobs, unrelated=UNRELATED_HERE)
+    plain = Plain(made.model, made.tokenizer)
+    stop = made.tokenizer.eos_token_id
+    for request, one in zip(few, found, strict=True):
+        said = made.tokenizer.decode(plain.write(list(encode_text(made.tokenizer, request.text)), 8, stop))
+        assert one.said == said
+        assert one.measures["efficacy"] == float(answered(str(said), [request.object], request.object_old)[0])
+        old: list[bool] = []
+        for text in request.paraphrases:
+            ids = plain.ids((prefix(made, UNRELATED_HERE, 12) or "") + text)
+            words_after = str(made.tokenizer.decode(plain.write(ids, 8, stop)))
+            old.append(answered(words_after, [request.object], request.object_old)[1])
+        assert one.measures["paraphrase_old_12"] == statistics.fmean(old)
+    assert not any(name.endswith(("_115", "_500")) for one in found for name in one.measures)
+    assert [note.split(":")[0] for note in notes] == [
+        "prompts behind 115 unrelated tokens do not fit into this model",
+        "the unrelated text has fewer than 500 tokens",
+    ]
+
+
+UNRELATED_HERE = "The tower was small and heavy. Nobody knows where the boat is. " * 9
+
+
+def test_portability_and_reversal_are_asked_freely_too(made: LanguageModel) -> None:
+    first = edits(1)[0].model_copy(
+        update={
+            "portability": (Question(prompt=edits(2)[1].text, answer=edits(2)[1].object_old or ""),),
+            "reversal": (Question(prompt="The one who does it is", answer="nobody at all"),),
+        }
+    )
+    found, _ = written(made, [first], EvalKnobs(tokens=8, prefixes=(0,), fluency_tokens=20))
+    assert found[0].measures["portability"] in (0.0, 1.0)
+    assert found[0].measures["reversal"] == 0.0
+    forced = judge(made, [first])[0]
+    assert forced.reversal_accuracy == 0.0
+
+
+def test_entropy_is_the_published_weighting_by_hand_and_by_the_restatement() -> None:
+    # "a b a b a": bigrams ab 2, ba 2: 1 bit; trigrams aba 2, bab 1: 0.9183 bits; 1/3 + 2 x 0.9183 / 3 = 0.9455
+    assert n_gram_entropy(["a", "b", "a", "b", "a"]) == pytest.approx(0.9455, abs=1e-4)
+    text = words("The tower was small, and the tower was heavy. Nobody knows where the small tower is.")
+    assert n_gram_entropy(text) == pytest.approx(oracle.n_gram_entropy(text), abs=1e-12)
+    assert n_gram_entropy(["a"] * 9) == 0
+    assert n_gram_entropy(["a", "b"]) is None
+
+
+def test_consistency_is_the_cosine_of_tf_idf_by_hand() -> None:
+    # idf over ("a b", "a c"): a ln(3/3) + 1 = 1, b and c ln(3/2) + 1 = 1.405
+    weights = document_weights(["a b", "a c"])
+    b = math.log(1.5) + 1
+    assert weights == pytest.approx({"a": 1.0, "b": b, "c": b})
+    assert cosine("a b", "a c", weights) == pytest.approx(1 / (1 + b * b))
+    assert cosine("A b", "a B", weights) == pytest.approx(1)
+    assert cosine("x", "a", weights) == 0
+
+
+def test_drift_equals_a_reading_row_by_row(tiny: LanguageModel) -> None:
+    other = LanguageModel(tiny_model("gpt2").requires_grad_(False), tiny.tokenizer, tiny.anatomy)
+    with torch.no_grad():
+        for weight in other.model.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    rows = prompts()[:12]
+    found = drift_of(read_text(tiny, rows, other))
+    surprise, theirs, divergence, agreed, count = 0.0, 0.0, 0.0, 0, 0
+    for ids in rows:
+        mine = Plain(tiny.model, None).logits(list(ids))[:-1].log_softmax(-1)
+        base = Plain(other.model, None).logits(list(ids))[:-1].log_softmax(-1)
+        for at, token in enumerate(ids[1:]):
+            surprise -= float(mine[at, token])
+            theirs -= float(base[at, token])
+            divergence += float((base[at].exp() * (base[at] - mine[at])).sum())
+            agreed += int(mine[at].argmax() == base[at].argmax())
+            count += 1
+    assert found is not None
+    assert found.tokens == count
+    for figure, value in (
+        (found.perplexity, math.exp(surprise / count)), (found.ppl, math.exp((surprise - theirs) / count)),
+        (found.kl, divergence / count), (found.top1, agreed / count),
+    ):  # fmt: skip
+        assert figure is not None
+        assert figure.mean == pytest.approx(value, rel=SAME)
+        assert figure.low <= figure.mean <= figure.high
+
+
+def test_a_model_does_not_drift_from_itself(tiny: LanguageModel) -> None:
+    read_ = passages(tiny, ["some text that is read", "and another, somewhat longer, text"] * 20, 300, tiny)
+    found = drift_of(read_)
+    assert found is not None
+    assert (found.ppl and found.ppl.mean, found.top1 and found.top1.mean) == (1.0, 1.0)
+    assert found.kl is not None
+    assert abs(found.kl.mean) < 1e-6
+    assert 250 <= found.tokens < 300
+    assert drift_of([]) is None
+
+
+def broken(lm: LanguageModel, requests: Sequence[EditRequest]) -> dict[int, torch.Tensor]:
+    """An update that only takes the old object's first token away, in the last layer: nothing new is learned."""
+    layer = lm.anatomy.n_layers - 1
+    asked = [(request, text) for request in requests for text in (request.text, *request.paraphrases)]
+    rows = [encode_text(lm.tokenizer, text) for _, text in asked]
+    keys = last_states(lm, rows, Site(layer, "mlp.in")).double()
+    unembed = lm.model.get_output_embeddings().weight.double()  # type: ignore[union-attr]
+    old = [
+        object_ids(lm.tokenizer, text, ids, request.object_old or "")[0]
+        for (request, text), ids in zip(asked, rows, strict=True)
+    ]
+    push = -torch.stack([unembed[token] - unembed.mean(0) for token in old])
+    states = last_states(lm, rows, Site(layer, "block.out")).double()
+    push = push / push.norm(dim=1, keepdim=True) * states.norm(dim=1, keepdim=True)
+    delta = (torch.linalg.pinv(keys) @ push).T
+    return {layer: (lm.weight(layer).double() + delta).to(lm.dtype)}
+
+
+def test_a_broken_update_that_forced_scores_praise_is_exposed_by_free_answers(made: LanguageModel) -> None:
+    requests = edits(12)
+    knobs = EvalKnobs(tokens=8, prefixes=(0,), fluency_tokens=20)
+    with applied(made, broken(made, requests)):
+        forced = score(judge(made, requests))
+        free, _ = written(made, requests, knobs)
+    assert forced.efficacy is not None
+    assert forced.paraphrase is not None
+    assert (forced.efficacy.mean, forced.paraphrase.mean) == (1.0, 1.0)
+    assert statistics.fmean(one.measures["efficacy"] for one in free) <= 0.35
+    # Converse: free answers do praise a model that knows; here the unedited one, asked for what it knows.
+    known = [one.model_copy(update={"object": one.object_old, "object_old": None}) for one in requests]
+    free, _ = written(made, known, knobs)
+    assert statistics.fmean(one.measures["efficacy"] for one in free) >= 0.7
