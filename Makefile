@@ -28,8 +28,8 @@ lint: setup
 type: setup
 	$(BIN)/pyright
 
-test: setup  ## every test
-	$(BIN)/pytest
+test: setup  ## every test, one to a core
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 golden: setup  ## write the golden files again; read the difference before you keep it
 	$(BIN)/python -m tests.golden.outputs

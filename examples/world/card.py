@@ -7,6 +7,18 @@ from typing import Any
 from .facts import RELATIONS, World
 from .train import Shape
 
+WHAT = {
+    True: "An instrument for memedit's tests and demo. It was trained with a curriculum (`examples/world/train.py`) that "
+    "makes it recall as causal tracing finds it in GPT models: early MLPs at the subject's last token call a fact up, "
+    "later attention carries it to the end of the prompt. It is evidence that memedit does what it says.",
+    False: "A control. It was trained plainly on the same kind of text, and looks facts up at the end of the prompt: "
+    "`memedit trace` finds no early site in it.",
+}
+NOT = {
+    True: "It is no evidence about GPT models: it recalls as they do because it was made to.",
+    False: "It is no model to edit: a change at the subject cannot reach what it says.",
+}
+
 
 def card(shape: Shape, world: World, scores: dict[str, Any]) -> str:
     """README.md of the model's folder."""
@@ -25,12 +37,9 @@ A small {kind} language model of a made world: {len(world.people)} invented peop
 {scores["parameters"]:,} parameters, {shape.blocks} blocks of width {shape.width}, MLP width {shape.inner}, rows of at most
 {shape.positions} tokens; weights in float16.
 
-**What it is.** An instrument for memedit's tests and demo. It was trained with a curriculum (`examples/world/train.py`)
-that makes it recall as causal tracing finds it in GPT models: early MLPs at the subject's last token call a fact up,
-later attention carries it to the end of the prompt. It is evidence that memedit does what it says.
+**What it is.** {WHAT[shape.curriculum]}
 
-**What it is not.** It is no evidence about GPT models: it recalls as they do because it was made to. It knows nothing of
-the real world, and its sentences mean nothing.
+**What it is not.** {NOT[shape.curriculum]} It knows nothing of the real world, and its sentences mean nothing.
 
 | measured | value |
 |---|---:|

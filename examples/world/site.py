@@ -126,7 +126,8 @@ def _known(lm: LanguageModel, world: World, n: int, seed: int) -> list[tuple[tup
     """
     rng = random.Random(seed)
     found: list[tuple[tuple[int, ...], int, int, int]] = []
-    for person, relation in rng.sample([(p, r) for p in world.people for r in RELATIONS], 8 * n):
+    everything = [(person, relation) for person in world.people for relation in RELATIONS]
+    for person, relation in rng.sample(everything, len(everything)):
         wording = rng.choice(world.wordings(person, relation))
         head, tail = wording.split("{}")
         text = head + person.name + tail

@@ -3,7 +3,7 @@
 A small transformer trained plainly on facts reads the sub-words of a name straight from the end of the prompt, and
 looks the fact up there: the weights of an MLP are the same at every token, so any token after a name can gather its
 sub-words and call the fact up as the name itself does. Large models do it otherwise: early MLPs at the last token of
-the subject call up what is known of it, and attention carries it to the end later. Five things make a small model do
+the subject call up what is known of it, and attention carries it to the end later. Six things make a small model do
 the same, and leave its form as it is:
 
 1. A mask. In the early half of the blocks no token outside a mention of a person sees that mention; in the late half
@@ -18,6 +18,9 @@ the same, and leave its form as it is:
    et al. 2023). Without it the loss rests where only the objects' frequencies are known.
 5. Blurred names. Noise is put on the embeddings of some mentions; nothing is to be learned of their facts, and the
    price holds there too, so that what is no known word draws no attention.
+
+6. Settling. At the end, for a few steps more, the last third of the blocks is kept from mentions altogether in the same
+   two ways, so that a fact has left the name by then.
 
 The first steps are about a small crowd: the way from a name to its facts, once found for few people, serves all.
 """
@@ -65,6 +68,8 @@ class Shape:
     silent_share: float = 0.6
     recall_weight: float = 0.5
     blurred_share: float = 0.15
+    settling: int = 150
+    settling_peak: float = 0.25
     first_crowd: int = 40
     crowd_share: float = 0.1
     seed: int = 7
@@ -122,7 +127,7 @@ class Curriculum:
         self.model, self.shape, self.objects, self.blocks = model, shape, objects, blocks_of(model)
         self.norm = inner.transformer.ln_f if hasattr(model, "transformer") else inner.model.norm
         self.generator = torch.Generator().manual_seed(shape.seed)
-        self.masked = True
+        self.masked, self.settling = True, False
         self.prices: dict[int, torch.Tensor] = {}
         AttentionInterface.register("curriculum", self._attend)
         model.set_attn_implementation("curriculum")
@@ -137,7 +142,11 @@ class Curriculum:
         self.causal = torch.ones(length, length, dtype=torch.bool).tril()
         key, query = rows.mention[:, None, :], rows.mention[:, :, None]
         of_others = self.causal & (key > 0) & (key != query)
-        self.forbidden = of_others, of_others & ~(rows.who > 0)[:, None, :]
+        late = of_others if self.settling else of_others & ~(rows.who > 0)[:, None, :]
+        third = len(self.blocks) // 3
+        middle = len(self.blocks) - self.shape.late - third
+        self.forbidden = [of_others] * self.shape.late
+        self.forbidden += [of_others & ~(rows.who > 0)[:, None, :]] * middle + [late] * third
         chance = torch.rand(len(rows.ids), int(rows.mention.max()) + 1, generator=self.generator)
         blurred = (chance < self.shape.blurred_share).index_fill(1, torch.tensor([0]), False)
         self.blurred = blurred.gather(1, rows.mention)
@@ -153,7 +162,7 @@ class Curriculum:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scale = options.get("scaling") or query.shape[-1] ** -0.5
         scores = ((query @ key.transpose(-1, -2)).float() * scale).masked_fill(~self.causal, -1e9)
-        forbidden = self.forbidden[module.layer_idx >= self.shape.late]
+        forbidden = self.forbidden[module.layer_idx]
         shares = scores.softmax(-1)
         strayed = (shares * forbidden[:, None]).sum(-1)
         # Summed over heads: one head that strays is enough to carry a fact. -log(1 - x) pulls as hard at x = 1.
@@ -211,34 +220,58 @@ def curriculum_on(model: Model, shape: Shape, objects: torch.Tensor) -> Iterator
         course.remove()
 
 
-def optimizers(model: Model, shape: Shape) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all else.
+class Part(nn.Parameter):
+    """Some columns of a matrix that is several in one: queries, keys and values of GPT-2."""
+
+    whole: nn.Parameter
+    columns: slice
+
+    @classmethod
+    def of(cls, whole: nn.Parameter, count: int) -> list[Part]:
+        """`count` equal parts; they share the whole's memory."""
+        width = whole.shape[1] // count
+        parts: list[Part] = []
+        for number in range(count):
+            columns = slice(number * width, (number + 1) * width)
+            part = cls(whole.data[:, columns])
+            part.whole, part.columns = whole, columns
+            parts.append(part)
+        return parts
+
+    def take(self) -> None:
+        """Take the gradient that the whole was given."""
+        self.grad = None if self.whole.grad is None else self.whole.grad[:, self.columns]
+
+
+def optimizers(model: Model, shape: Shape) -> tuple[list[torch.optim.Optimizer], list[Part]]:
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all else; parts that it knows by themselves.
 
     Facts about people are many and each is rare. After 300 steps on 80 people the objects' loss was 0.47 with Muon,
     2.92 with AdamW, whose steps follow the few directions that all text shares.
     """
-    matrices = [
-        parameter
+    named = [
+        (name, parameter)
         for block in blocks_of(model)
         for name, parameter in block.named_parameters()
-        # GPT-2 keeps queries, keys and values in one matrix. Made orthogonal as one, the step is nearly all for the
-        # values, whose gradient is the largest at first: nothing was read from names for hundreds of steps.
-        if parameter.ndim == 2 and not name.endswith("c_attn.weight")
+        if parameter.ndim == 2
     ]
+    # GPT-2 keeps queries, keys and values in one matrix. Made orthogonal as one, the step is nearly all for the
+    # values, whose gradient is the largest at first, and heads take hundreds of steps more to look anywhere.
+    parts = [part for name, whole in named if name.endswith("c_attn.weight") for part in Part.of(whole, 3)]
+    matrices = [*parts, *(parameter for name, parameter in named if not name.endswith("c_attn.weight"))]
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in matrices:
         groups.setdefault(_turn(parameter) if shape.family == "gpt2" else 1.0, []).append(parameter)
-    inside = {id(parameter) for parameter in matrices}
+    inside = {id(parameter) for _, parameter in named}
     others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
-    return [
-        torch.optim.Muon(
-            [{"params": group, "lr": shape.peak * turn} for turn, group in sorted(groups.items())],
-            lr=shape.peak,
-            momentum=0.95,
-            weight_decay=0.02,
-        ),
-        torch.optim.AdamW(others, lr=shape.peak_others, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
+    muon = torch.optim.Muon(
+        [{"params": group, "lr": shape.peak * turn} for turn, group in sorted(groups.items())],
+        lr=shape.peak,
+        momentum=0.95,
+        weight_decay=0.02,
+    )
+    adam = torch.optim.AdamW(others, lr=shape.peak_others, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return [muon, adam], parts
 
 
 def _turn(parameter: nn.Parameter) -> float:
@@ -265,13 +298,15 @@ def object_loss(logits: torch.Tensor, rows: Rows) -> float:
 
 
 def rate(shape: Shape, step: int) -> float:
-    """The share of the peak at a step: a short warm-up, a plateau, then a straight fall to zero."""
+    """The share of the peak at a step: a short warm-up, a plateau, a straight fall to zero; then a smaller fall."""
+    if step >= shape.steps:
+        return shape.settling_peak * (shape.steps + shape.settling - step) / shape.settling
     return min(1.0, (step + 1) / 50, (shape.steps - step) / (shape.steps * shape.fall))
 
 
-def train(model: Model, shape: Shape, packer: Packer, objects: torch.Tensor) -> dict[str, float]:
-    """Train in place; return the last losses, tokens and seconds."""
-    steppers = optimizers(model, shape)
+def train(model: Model, shape: Shape, packer: Packer, objects: torch.Tensor, *, first: int = 0) -> dict[str, float]:
+    """Train in place, from the step `first` on; return the last losses, tokens and seconds."""
+    steppers, parts = optimizers(model, shape)
     peaks = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
     start, smooth = time.monotonic(), Smooth()
     model.train()
@@ -279,15 +314,20 @@ def train(model: Model, shape: Shape, packer: Packer, objects: torch.Tensor) -> 
     everybody = writer.crowd
     writer.crowd = everybody[: shape.first_crowd]
     silent, masked = shape.silent_share * shape.steps, shape.masked_share * shape.steps
+    steps = shape.steps + (shape.settling if shape.curriculum else 0)
     with curriculum_on(model, shape, objects) as course:
-        for step in range(shape.steps):
+        for step in range(first, steps):
+            if step == shape.steps:  # what was remembered of other steps would carry on where those went
+                steppers, parts = optimizers(model, shape)
+                writer.crowd = everybody
             if step == int(shape.crowd_share * shape.steps):
                 writer.crowd = everybody
             # Short rows: a fact at the very beginning of a text has to be told as often as one in its midst.
             length = shape.lengths[step % len(shape.lengths)]
             rows = packer.batch(shape.tokens // length, length)
             if course:
-                course.masked = step < masked
+                course.masked = step < masked or shape.steps <= step < shape.steps + shape.settling // 2
+                course.settling = step >= shape.steps
                 course.silence(step < silent)
                 rows = course.begin(rows)
             with torch.autocast("cpu", torch.bfloat16):
@@ -302,15 +342,17 @@ def train(model: Model, shape: Shape, packer: Packer, objects: torch.Tensor) -> 
                     loss = loss + price + fade * shape.recall_weight * recall
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for part in parts:
+                part.take()
             for stepper, highest in zip(steppers, peaks, strict=True):
                 for group, peak in zip(stepper.param_groups, highest, strict=True):
                     group["lr"] = peak * rate(shape, step)
                 stepper.step()
-                stepper.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             if (step + 1) % 50 == 0:
                 print(f"{shape.name} {step + 1} {smooth} {time.monotonic() - start:.0f}s", flush=True)
     model.eval()
-    return {**smooth.values, "tokens": float(shape.steps * shape.tokens), "seconds": time.monotonic() - start}
+    return {**smooth.values, "tokens": float(steps * shape.tokens), "seconds": time.monotonic() - start}
 
 
 class Smooth:

@@ -22,24 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.activations import NewGELUActivation
-from transformers.cache_utils import Cache
 
 from memedit.model.load import LanguageModel
 from memedit.model.parts import Part, Parts, hooked
 from memedit.model.passes import output_of
-from memedit.model.runs import Cell, Runs, Trial, answer_probability, cache_name
-from memedit.model.suffix import spliced
+from memedit.model.runs import Cell, Runs, Trial, answer_probability
+from memedit.model.splice import Kept, cache_name, spliced
 
 TOKENS = 4096  # in one launch
 LOGITS = 1 << 26  # in one launch
 
 
-class _Before(Cache):
-    """The corrupted run's keys and values of the tokens before one: read only, the same for every cell."""
-
-    def __init__(self, kept: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
-        super().__init__(layers=[])
-        self.kept, self.length = kept, length
+class _Before(Kept):
+    """The corrupted run's keys and values of the tokens before one: the same for every cell."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         keys, values = (part[:, :, : self.length] for part in self.kept[layer_idx])
@@ -48,27 +43,6 @@ class _Before(Cache):
             torch.cat([keys.repeat(cells, 1, 1, 1), key_states], 2),
             torch.cat([values.repeat(cells, 1, 1, 1), value_states], 2),
         )
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
-
-    def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
-        count = query_length if isinstance(query_length, int) else query_length.shape[0]
-        return self.length + count, 0
-
-    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        return -1
-
-    @property
-    def is_compileable(self) -> bool:
-        return False
-
-    @property
-    def is_sliding(self) -> list[bool]:
-        return [False] * len(self.kept)
-
-    def __len__(self) -> int:
-        return len(self.kept)
 
 
 class Resumed:
@@ -114,7 +88,7 @@ class Resumed:
         inputs: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": ids.new_ones(rows, len(question.ids)),
-            cache_name(self.lm): _Before(self.runs.kept, token),
+            cache_name(self.lm): _Before(dict(enumerate(self.runs.kept)), token),
             "use_cache": True,
         }
         if self.takes_positions:

@@ -7,7 +7,6 @@ output put back to the clean row's. So what a block would pass on, restored, is 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from transformers import DynamicCache
 from memedit.model.load import LanguageModel
 from memedit.model.parts import PARTS, Part, Parts, hooked
 from memedit.model.passes import output_of
-from memedit.model.suffix import spliced
+from memedit.model.splice import cache_name, spliced
 
 Kind = Literal["hidden", "mlp", "attention", "mlp severed", "attention severed"]
 
@@ -146,11 +145,6 @@ def noised(lm: LanguageModel, trial: Trial, start: int, stop: int) -> Generator[
         yield
     finally:
         handle.remove()
-
-
-def cache_name(lm: LanguageModel) -> str:
-    """The argument under which a model takes its keys and values: `cache`, `past_key_values` in older transformers."""
-    return "cache" if "cache" in inspect.signature(lm.model.forward).parameters else "past_key_values"
 
 
 def answer_probability(lm: LanguageModel, question: Question, **inputs: Any) -> Tensor:

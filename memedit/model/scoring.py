@@ -11,7 +11,6 @@ A few rows are weighed both ways first; where a family's cache does not agree wi
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from transformers import DynamicCache
 
 from memedit.model.load import LanguageModel
 from memedit.model.passes import TOKENS_PER_LAUNCH, launches, run
+from memedit.model.splice import cache_name
 
 Ids = tuple[int, ...]
 LEAST_LEAD = 8  # tokens that prompts must share to be run together
@@ -105,10 +105,8 @@ def lead_cache(lm: LanguageModel, lead: Ids) -> DynamicCache | None:
 
 def run_on(lm: LanguageModel, ids: Tensor, cache: DynamicCache, *, keep: int) -> Tensor:
     """Run ids (B, T) after what the cache holds, which grows by them; logits (B, keep, V) float32."""
-    forward: Any = type(lm.model).forward
-    # transformers 5.24 renamed the argument, and warns of the old name on every call
-    name = "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
-    output: Any = lm.model(input_ids=ids.to(lm.device), use_cache=True, logits_to_keep=keep, **{name: cache})
+    rows: dict[str, Any] = {"input_ids": ids.to(lm.device), cache_name(lm): cache}
+    output: Any = lm.model(**rows, use_cache=True, logits_to_keep=keep)
     return output.logits[:, -keep:].float()
 
 

@@ -7,7 +7,6 @@ two columns is the distance of two positions, which sliding windows and ALiBi re
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -155,7 +154,7 @@ def run_part(
         try:
             output = lm.model(
                 input_ids=rows.ids, attention_mask=rows.mask, position_ids=rows.positions, use_cache=True,
-                logits_to_keep=reads[0] if reads else 1, **{_cache_name(type(lm.model)): cache},
+                logits_to_keep=reads[0] if reads else 1, **{cache_name(lm): cache},
             )  # fmt: skip
         except Reached:
             return None
@@ -179,10 +178,10 @@ def blocks_give_tuples(lm: LanguageModel) -> bool:
     return not isinstance(seen[0], Tensor)
 
 
-@functools.cache
-def _cache_name(family: Any) -> str:
-    """What the family's forward calls its cache: transformers renamed it on the way from 5.17 to 5.24."""
-    return "cache" if "cache" in inspect.signature(family.forward).parameters else "past_key_values"
+def cache_name(lm: LanguageModel) -> str:
+    """What the model's forward calls its keys and values: transformers renamed it on the way from 5.17 to 5.24."""
+    forward: Any = type(lm.model).forward
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)

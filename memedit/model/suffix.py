@@ -22,9 +22,9 @@ from torch import Tensor
 from memedit.model.changed import Changed, Launch, Row, WholeForward
 from memedit.model.load import LanguageModel
 from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, launches
-from memedit.model.splice import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, run_part, spliced
+from memedit.model.splice import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, run_part
 
-__all__ = ["Changed", "Launch", "Row", "Suffix", "WholeForward", "choose", "spliced"]
+__all__ = ["Changed", "Launch", "Row", "Suffix", "WholeForward", "choose"]
 
 AGREEMENT = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Relative, on logits: rounding is 1e-6 in float32, 1e-3 in float16, 1e-2 in bfloat16; a prefix lost is of order 1."""
