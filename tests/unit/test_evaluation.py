@@ -39,7 +39,7 @@ def moved() -> LanguageModel:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         weight = found.weight(1)
-        weight += 0.7 * weight.std() * torch.randn(weight.shape, generator=generator)
+        weight += 4 * weight.std() * torch.randn(weight.shape, generator=generator)
     return found
 
 

@@ -85,10 +85,16 @@ def test_facts_are_known_under_wordings_held_out(lm: LanguageModel) -> None:
     assert accuracy(lm, WORLD, held_out=True) >= 0.95
 
 
-def test_facts_are_recalled_early_at_the_subject(lm: LanguageModel, made_folder: Path) -> None:
+def test_facts_are_recalled_early_at_the_subject(lm: LanguageModel) -> None:
     site = trace(lm, WORLD, n_facts=60)
-    control = json.loads(SCORES.read_text())[f"{made_folder.name}-plain"]["early_site"]
     assert site.early >= 0.15
     assert site.early >= 3 * site.late
-    assert site.early >= 3 * control
     assert site.end < 0.05
+
+
+def test_without_the_curriculum_there_is_no_such_site(made_folder: Path) -> None:
+    scores = json.loads(SCORES.read_text())
+    control = scores.get(f"{made_folder.name}-plain")
+    if control is None:
+        pytest.skip("the control of this shape has not been trained yet: python -m examples.world NAME-plain")
+    assert scores[made_folder.name]["early_site"] >= 3 * control["early_site"]
