@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from memedit.errors import StorageError
 from memedit.numerics.delta import Delta
+from memedit.storage.tensorfile import saved
 
 FORMAT, VERSION = "memedit-delta", "1"
 
@@ -26,7 +26,7 @@ def delta_bytes(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]
         else:
             tensors |= {f"{name}.left": delta.left, f"{name}.right": delta.right}
     metadata = {"format": FORMAT, "version": VERSION, "base": base, "about": json.dumps(dict(about), sort_keys=True)}
-    return _ordered(save(tensors, metadata))
+    return saved(tensors, metadata)
 
 
 def read_delta(file: Path) -> tuple[dict[str, Delta], str]:
@@ -56,13 +56,3 @@ def _delta(name: str, tensors: Mapping[str, Tensor]) -> Delta:
     if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
         raise ValueError(name)
     return Delta(left, right)
-
-
-def _ordered(data: bytes) -> bytes:
-    """The same file with its metadata sorted: safetensors writes them in an order that changes with the process."""
-    size = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from memedit.errors import StorageError, UnsupportedModelError
@@ -77,6 +79,17 @@ def read_header(file: Path) -> dict[str, Entry]:
     if at != size:
         raise _damaged(file, f"it has {size:,} bytes; its header tells of {at:,}")
     return entries
+
+
+def saved(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A file of tensors, its metadata sorted: safetensors writes them in an order that changes with the process."""
+    data = save(dict(tensors), dict(metadata))
+    size = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def _entry(file: Path, name: str, record: dict[str, Any], base: int) -> Entry:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import Tensor
 
 from memedit.errors import UsageError
 from memedit.storage.artifacts import write_whole
+from memedit.storage.tensorfile import saved
 from memedit.traces import Average, FactTrace
 
 DATA, TABLES, AVERAGE = "trace.jsonl", "trace.safetensors", "average.json"
@@ -33,7 +33,7 @@ def write_traces(
     """Write a folder, each file whole or not at all; traces that were there are replaced."""
     write_whole(out / DATA, "".join(f"{fact.model_dump_json(exclude_none=True)}\n" for fact in facts).encode())
     flat = {name: table.contiguous() for name, table in tables.items()}
-    write_whole(out / TABLES, save(flat, {"format": "memedit-trace", "version": "1"}))
+    write_whole(out / TABLES, saved(flat, {"format": "memedit-trace", "version": "1"}))
     for name, data in figures.items():
         write_whole(out / name, data)
     write_whole(out / AVERAGE, average.model_dump_json(indent=2).encode() + b"\n")
