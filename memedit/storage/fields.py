@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memedit.lint import shown
+from memedit.report import EditResult
 from memedit.request import SLOT, EditRequest, Neighbor, Question
 from memedit.storage.document import Document, RefusedError, Row
 from memedit.storage.formats import ALIASES, FIELDS, translate
@@ -82,9 +83,16 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value
 
 
+OUTCOME = frozenset(EditResult.model_fields) - {"id"}
+
+
 def _rename(document: Document, record: dict[str, Any], line: int) -> dict[str, Any]:
     ours: dict[str, Any] = {}
+    # What `--per-edit` printed can be fed back: the edit is kept, what became of it is passed over.
+    passed = OUTCOME if record.get("status") in ("ok", "failed", "skipped") else ()
     for key, value in record.items():
+        if key in passed:
+            continue
         name = ALIASES.get(key, key)
         if name not in FIELDS:
             hint = guess(key, (*FIELDS, *ALIASES)) or "; what memedit does not read goes under meta"
