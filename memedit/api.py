@@ -9,9 +9,10 @@ from typing import Any
 from memedit import pipeline
 from memedit.errors import EditListError
 from memedit.lint import lint
-from memedit.recipe import Recipe, resolve
+from memedit.recipe import Recipe
 from memedit.report import Report
 from memedit.request import EditRequest
+from memedit.settings import resolve
 from memedit.show.html import page
 from memedit.sites import Tracing
 from memedit.storage.requests import read

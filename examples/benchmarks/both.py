@@ -13,10 +13,11 @@ from memedit.model.suffix import Row
 from memedit.numerics.delta import rounded
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare_memit
-from memedit.recipe import ModelKnobs, Recipe, layer_range, resolve
+from memedit.recipe import ModelKnobs, Recipe, layer_range
 from memedit.report import Scores
 from memedit.request import EditRequest
 from memedit.search import Search
+from memedit.settings import resolve
 from memedit.stages.contexts import sample_contexts
 from memedit.stages.evaluation import judge, score
 from memedit.stages.plan import make_plan, under

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from memedit.errors import GateError, RecipeError, UsageError
 from memedit.presets import preset
-from memedit.recipe import Recipe, Source, flatten, resolve
+from memedit.recipe import Recipe
 from memedit.report import Report
 from memedit.request import EditRequest, Finding
+from memedit.settings import Source, flatten, resolve
 
 Edits = Annotated[str, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.")]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="A model folder or Hub name.")]

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from memedit import pipeline
 from memedit.cli.app import main
-from memedit.recipe import Recipe, resolve
+from memedit.recipe import Recipe
 from memedit.report import EditResult, Figure, Report, Scores
+from memedit.settings import resolve
 from memedit.show.evaluation import evaluation_table, remarks
 from memedit.show.report_page import page, tables, worst_first
 from memedit.storage.requests import read

@@ -13,7 +13,8 @@ import memedit
 import pytest
 import torch
 from memedit.model.load import load
-from memedit.recipe import ModelKnobs, resolve
+from memedit.recipe import ModelKnobs
+from memedit.settings import resolve
 from memedit.sites import Tracing, trace_all
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.requests import read

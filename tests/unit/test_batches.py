@@ -12,9 +12,10 @@ from memedit import search as module
 from memedit.errors import ResourceError
 from memedit.model.load import LanguageModel, load
 from memedit.model.suffix import Suffix
-from memedit.recipe import ModelKnobs, Recipe, bytes_of, resolve
+from memedit.recipe import ModelKnobs, Recipe, bytes_of
 from memedit.request import EditRequest
 from memedit.search import Search
+from memedit.settings import resolve
 from memedit.stages.batches import Batch, Sizes, halved, plan_batches
 from memedit.stages.plan import make_plan, under
 from memedit.stages.targets import Targets

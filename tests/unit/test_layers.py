@@ -11,7 +11,7 @@ PACKAGE = Path(memedit.__file__).parent
 LEVELS = [
     {"errors", "tell"},
     {"request", "recipe", "report"},
-    {"traces"},
+    {"settings", "traces"},
     {"lint", "numerics", "presets"},
     {"model", "storage"},
     {"stages"},

@@ -3,7 +3,8 @@
 import pytest
 from memedit.errors import RecipeError
 from memedit.presets import PRESETS, preset
-from memedit.recipe import Recipe, default_layers, flatten, layer_range, resolve
+from memedit.recipe import Recipe, default_layers, layer_range
+from memedit.settings import flatten, resolve
 
 
 def test_the_stronger_source_wins_and_is_named() -> None:

@@ -14,7 +14,8 @@ from memedit.measure import factor_of, moments_for, plan_moments, stats
 from memedit.model.load import LanguageModel, load
 from memedit.model.passes import Site, capture, run
 from memedit.numerics.moments import Moment
-from memedit.recipe import ModelKnobs, resolve
+from memedit.recipe import ModelKnobs
+from memedit.settings import resolve
 from memedit.stages import statistics
 from memedit.stages.statistics import Moments, ahead, measure, packed
 from memedit.tell import Silence

@@ -10,8 +10,9 @@ import torch
 from memedit.model.load import LanguageModel, load
 from memedit.model.subject import Prompt
 from memedit.model.suffix import Suffix, WholeForward
-from memedit.recipe import ModelKnobs, resolve
+from memedit.recipe import ModelKnobs
 from memedit.request import EditRequest
+from memedit.settings import resolve
 from memedit.stages import targets as module
 from memedit.stages.plan import Edit
 from memedit.stages.targets import Targets, find_targets
