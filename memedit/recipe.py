@@ -64,6 +64,9 @@ class TargetKnobs(_Knobs):
     """Weight of KL(edited || original) at the subject's last token of the bare subject."""
     stop: float = Field(default=0.05, ge=0)
     """An edit whose loss is under this is found."""
+    joint: bool = True
+    """Edits of one subject share one change, found for all of them at once; off, and under the published semantics,
+    each finds its own, and the solve averages those that share a key."""
 
 
 class ContextKnobs(_Knobs):
@@ -164,6 +167,11 @@ class Recipe(_Knobs):
     memory: str | None = Field(default=None, pattern=r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$")
     """What the target search may take, such as 20GB; None: most of what is free. It decides no result but rounding."""
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def joint(self) -> bool:
+        """Whether edits of one subject share a change: the published code knows no such thing."""
+        return self.target.joint and self.method.semantics == "memedit"
 
     @property
     def digest(self) -> str:

@@ -13,7 +13,7 @@ from memedit.model.memory import free_on, give_back, ran_out
 from memedit.model.subject import Prompt
 from memedit.model.suffix import Suffix, WholeForward, choose
 from memedit.recipe import Recipe, bytes_of
-from memedit.stages.batches import Batch, Sizes, halved, plan_batches, suffix_of
+from memedit.stages.batches import Batch, Sizes, changes_of, halved, plan_batches, suffix_of
 from memedit.stages.plan import Edit
 from memedit.stages.targets import Targets, find_targets, rows_of
 from memedit.storage.artifacts import Store
@@ -54,8 +54,9 @@ class Search:
     def plan(self, which: Sequence[int]) -> list[Batch]:
         """Batches of some of the edits."""
         sizes = Sizes.of(self.lm, self.edits, self.prompts, self.layer)
-        memory = memory_for(self.lm, self.recipe)
-        return plan_batches(self.edits, which, sizes, memory, self.recipe.chunk, self.lm.device.type)
+        memory, recipe = memory_for(self.lm, self.recipe), self.recipe
+        device = self.lm.device.type
+        return plan_batches(self.edits, which, sizes, memory, recipe.chunk, device, joint=recipe.joint)
 
     def find(self, batch: Batch, engine: type[Suffix] | type[WholeForward], advance: Advance | None = None) -> Targets:
         """The targets of one batch."""
@@ -93,7 +94,8 @@ class Search:
             # Not in the handler: there the error still holds what filled the memory.
             if full:
                 give_back(self.lm.device)
-                batches = [*batches[: len(found)], *halved(batches[len(found) :])]
+                changes = changes_of(self.edits, joint=self.recipe.joint)
+                batches = [*batches[: len(found)], *halved(batches[len(found) :], changes)]
                 plan.write(batches)
         back = torch.tensor([n for batch in batches for n in batch.edits]).argsort()
         return Targets(**{name: rows[back] for name, rows in vars(Targets.join(found)).items()})

@@ -53,13 +53,27 @@ def suffix_of(edit: Edit) -> int:
     return len(edit.prompt.ids) - edit.prompt.subject_at + len(edit.target) - 1
 
 
+def changes_of(edits: Sequence[Edit], *, joint: bool) -> list[int]:
+    """For each edit, the number of the change that it shares with those of the same subject; its own unless joint."""
+    first: dict[tuple[int, ...] | int, int] = {}
+    return [first.setdefault(edit.subject if joint else n, n) for n, edit in enumerate(edits)]
+
+
 def plan_batches(
-    edits: Sequence[Edit], which: Sequence[int], sizes: Sizes, memory: int, most: int, device: str
+    edits: Sequence[Edit],
+    which: Sequence[int],
+    sizes: Sizes,
+    memory: int,
+    most: int,
+    device: str,
+    *,
+    joint: bool = False,
 ) -> list[Batch]:
     """Batches of the edits `which`, alike ones together: `most` at most, and what half of `memory` can keep.
 
     The number is a power of two times smaller than `most`, so that a little more or less memory changes nothing;
-    the other half of the memory bounds the tokens of a launch.
+    the other half of the memory bounds the tokens of a launch. Edits that share a change are never parted for lack of
+    memory, only where there are more than `most` of them.
     """
     size = most
     while size > 1 and size * sizes.per_edit > memory // 2:
@@ -67,17 +81,37 @@ def plan_batches(
     tokens = MOST_TOKENS.get(device, 1024)
     while tokens > 1 and tokens * sizes.per_token > memory // 2:
         tokens = (tokens + 1) // 2
-    order = sorted(which, key=lambda n: (suffix_of(edits[n]), len(edits[n].target), n))
-    return [Batch(tuple(order[at : at + size]), tokens) for at in range(0, len(order), size)]
+    units = _units(which, changes_of(edits, joint=joint), most)
+    order = sorted(units, key=lambda unit: max((suffix_of(edits[n]), len(edits[n].target), n) for n in unit))
+    found: list[list[int]] = []
+    for unit in order:
+        if not found or len(found[-1]) + len(unit) > size:
+            found.append([])
+        found[-1] += unit
+    return [Batch(tuple(one), tokens) for one in found]
 
 
-def halved(batches: Sequence[Batch]) -> list[Batch]:
-    """The rest of a plan whose first batch ran out of memory. Raises ResourceError where nothing is left to halve."""
-    if len(batches[0].edits) == 1 and batches[0].tokens == 1:
-        raise ResourceError("the search of a single edit does not fit into memory", "use --device cpu, or a larger GPU")
+def _units(which: Sequence[int], changes: Sequence[int], most: int) -> list[list[int]]:
+    """The edits `which`, those of one change together, `most` at most."""
+    shared: dict[int, list[int]] = {}
+    for n in which:
+        shared.setdefault(changes[n], []).append(n)
+    return [unit[at : at + most] for unit in shared.values() for at in range(0, len(unit), most)]
+
+
+def halved(batches: Sequence[Batch], changes: Sequence[int]) -> list[Batch]:
+    """The rest of a plan whose first batch ran out of memory; edits of one of the `changes` stay together.
+
+    Raises ResourceError where nothing is left to halve.
+    """
+    if len({changes[n] for n in batches[0].edits}) == 1 and batches[0].tokens == 1:
+        what = "a single edit" if len(batches[0].edits) == 1 else "the edits of one subject"
+        raise ResourceError(f"the search of {what} does not fit into memory", "use --device cpu, or a larger GPU")
     found: list[Batch] = []
     for batch in batches:
-        half = (len(batch.edits) + 1) // 2
+        mine, count = [changes[n] for n in batch.edits], len(batch.edits)
+        between = [at for at in range(1, count) if mine[at] != mine[at - 1]]
+        half = min(between, key=lambda at: abs(2 * at - count - 1), default=count)
         tokens = (batch.tokens + 1) // 2
         found += [Batch(part, tokens) for part in (batch.edits[:half], batch.edits[half:]) if part]
     return found

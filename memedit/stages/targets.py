@@ -2,7 +2,9 @@
 
 Meng et al. 2023, eq. 13 (MEMIT), as published in kmeng01/memit, compute_z.py: Adam over one vector per edit, added
 to the output of the last edited layer. Here a batch of edits goes through together, and every edit stops on its own:
-the ones that are found are taken out of the batch.
+the ones that are found are taken out of the batch. Edits of one subject share one change that is to serve them all,
+and stop together: the weights answer a subject's key with one value, so values found for each alone would be averaged
+into one that says none of the objects (Dong et al. 2025, MEMIT-Merge).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from memedit.model.passes import TOKENS_PER_LAUNCH
 from memedit.model.subject import Prompt
 from memedit.model.suffix import Changed, Row, Suffix, WholeForward
 from memedit.numerics.objective import decay_loss, essence_loss, into_ball, likelihood_loss
-from memedit.recipe import Recipe, TargetKnobs
+from memedit.recipe import Recipe
+from memedit.stages.batches import changes_of
 from memedit.stages.plan import Edit
 from memedit.stages.reads import Reads
 from memedit.tell import Advance
@@ -66,7 +69,7 @@ def find_targets(
     advance: Advance | None = None,
 ) -> Targets:
     """The targets of E edits (prompts: X per edit, the bare one first) at the output of block `layer`."""
-    search = _Search(lm, edits, prompts, layer, recipe.target, engine, tokens)
+    search = _Search(lm, edits, prompts, layer, recipe, engine, tokens)
     published = recipe.method.semantics == "reference"
     # The published loop leaves at its last forward without a step: n forwards, n - 1 steps.
     steps = recipe.target.steps - 1 if published else recipe.target.steps
@@ -96,11 +99,11 @@ class _Search:
         edits: Sequence[Edit],
         prompts: Sequence[Sequence[Prompt]],
         layer: int,
-        knobs: TargetKnobs,
+        recipe: Recipe,
         engine: type[Suffix] | type[WholeForward],
         tokens: int,
     ) -> None:
-        self.knobs, self.device = knobs, lm.device
+        self.knobs, self.device = recipe.target, lm.device
         self.n_contexts, self.per_edit = len(prompts[0]), len(prompts[0]) + 1
         rows = [row for edit, of_one in zip(edits, prompts, strict=True) for row in rows_of(edit, of_one)]
         changed: Changed = engine(lm, layer, rows, columns=self.per_edit, tokens=tokens)
@@ -110,12 +113,17 @@ class _Search:
         self.found = Targets(start.clone(), start, torch.zeros(len(edits)), torch.zeros(len(edits), dtype=torch.long))
         self.edits = list(range(len(edits)))
         self.launches = changed.launches
-        length = start.norm(dim=-1)
+        shared = torch.tensor(changes_of(edits, joint=recipe.joint))
+        # A product with it sums over the edits of a change in a fixed order, which adding by index on a GPU has not.
+        self.together = (shared[:, None] == shared).float()
+        length = self.together @ start.norm(dim=-1) / self.together.sum(1)
         # Adam moves every coordinate by about its step, so a step in units of the state's own rms fits every scale.
-        rate = knobs.step * length / start.shape[-1] ** 0.5
-        if knobs.step_absolute:
-            rate = torch.full_like(rate, knobs.step_absolute)
-        self.start, self.radius, self.rate = (one.to(self.device) for one in (start, knobs.ball * length, rate))
+        rate = self.knobs.step * length / start.shape[-1] ** 0.5
+        if self.knobs.step_absolute:
+            rate = torch.full_like(rate, self.knobs.step_absolute)
+        self.start, self.radius, self.rate, self.together = (
+            one.to(self.device) for one in (start, self.knobs.ball * length, rate, self.together)
+        )
         self.change, self.mean, self.square = (torch.zeros_like(self.start) for _ in range(3))
         self.loss, self.steps = (torch.zeros(len(edits), device=self.device) for _ in range(2))
         self.open = torch.ones(len(edits), dtype=torch.bool, device=self.device)
@@ -141,7 +149,7 @@ class _Search:
         return likelihood_loss(log_probs, self.mask, weights)
 
     def measure(self, step: int, *, with_gradient: bool) -> Tensor:
-        """The losses of a step, noted for every edit not yet found; their gradients (E, D)."""
+        """The losses of a step, noted for every edit not yet found; the gradients of their changes (E, D)."""
         n_edits, width = self.change.shape
         log_probs = torch.zeros(self.mask.shape, device=self.device)
         essence = torch.zeros(n_edits, device=self.device)
@@ -169,8 +177,9 @@ class _Search:
             loss, gradient = loss + decay.detach(), gradient + pull
         self.loss = torch.where(self.open, loss, self.loss)
         self.steps = torch.where(self.open, float(step), self.steps)
-        self.open = self.open & (loss >= self.knobs.stop)
-        return gradient
+        worst = loss.where(self.together > 0, -torch.inf).amax(1)
+        self.open = self.open & (worst >= self.knobs.stop)
+        return self.together @ gradient
 
     def step(self, gradient: Tensor, count: int) -> None:
         """One step of Adam (Kingma and Ba 2015, alg. 1) for every edit not yet found, then back into the ball."""
@@ -196,6 +205,7 @@ class _Search:
         self.launches = [launch.keep(mine) for launch, mine in zip(self.launches, inside, strict=True) if mine]
         for name in ("start", "radius", "rate", "change", "mean", "square", "loss", "steps", "open", "original"):
             setattr(self, name, getattr(self, name)[index])
+        self.together = self.together[index][:, index]
         if left:
             self._read()
         return gone

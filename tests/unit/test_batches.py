@@ -31,13 +31,14 @@ def lm(tiny_folder: Path) -> LanguageModel:
     return load(tiny_folder, ModelKnobs(device="cpu"))
 
 
-def searched(lm: LanguageModel, **knobs: Any) -> Search:
+def searched(lm: LanguageModel, subjects: list[str] = SUBJECTS, **knobs: Any) -> Search:
     recipe: Recipe = resolve([("flag", {"target.steps": 3, "chunk": 4, **knobs})])[0]
+    verbs = [["lives", "works", "rests"][subjects[:n].count(one)] for n, one in enumerate(subjects)]
     requests = [
         EditRequest(
-            id=str(n), subject=subject, prompt="{} lives in", object=["Rome", "Oslo town"][n % 2], origin=str(n)
+            id=str(n), subject=one, prompt=f"{{}} {verb} in", object=["Rome", "Oslo town"][n % 2], origin=str(n)
         )
-        for n, subject in enumerate(SUBJECTS)
+        for n, (one, verb) in enumerate(zip(subjects, verbs, strict=True))
     ]
     plan = make_plan(requests, lm.tokenizer, lm.anatomy, recipe)
     contexts = ["", "The old bridge. ", "You went. "]
@@ -135,11 +136,30 @@ def test_other_errors_are_not_taken_for_a_full_memory(
         searched(lm).run(Store(tmp_path), ON, Suffix)
 
 
+def test_edits_of_one_subject_are_searched_together(lm: LanguageModel) -> None:
+    subjects = ["Ada", "Bo Lund", "Cyril", "Ada", "Dot", "Cyril", "Ada"]
+    batches = searched(lm, subjects).plan(range(7))
+    assert sorted(n for batch in batches for n in batch.edits) == list(range(7))
+    whose = {n: number for number, batch in enumerate(batches) for n in batch.edits}
+    assert whose[0] == whose[3] == whose[6]
+    assert whose[2] == whose[5]
+    apart = searched(lm, subjects, **{"target.joint": False}).plan(range(7))
+    assert [{n % 2 for n in batch.edits} for batch in apart] == [{0}, {1}]
+
+
+def test_halving_parts_no_edits_of_one_change() -> None:
+    changes = [0, 0, 0, 3, 4]
+    assert [one.edits for one in halved([Batch((0, 1, 2, 3, 4), 8)], changes)] == [(0, 1, 2), (3, 4)]
+    assert halved([Batch((0, 1, 2), 8)], changes) == [Batch((0, 1, 2), 4)]
+    with pytest.raises(ResourceError, match="one subject"):
+        halved([Batch((0, 1, 2), 1)], changes)
+
+
 def test_a_single_edit_that_does_not_fit_is_refused() -> None:
     batches = [Batch((3,), 4)]
-    assert halved(batches) == [Batch((3,), 2)]
+    assert halved(batches, range(5)) == [Batch((3,), 2)]
     with pytest.raises(ResourceError, match="single edit"):
-        halved([Batch((3,), 1), Batch((1, 2), 4)])
+        halved([Batch((3,), 1), Batch((1, 2), 4)], range(5))
 
 
 def test_another_limit_of_memory_cuts_anew_only_what_was_not_found(

@@ -86,3 +86,45 @@ def test_whole_forwards_find_the_same(lm: LanguageModel) -> None:
 
 def test_a_small_launch_finds_the_same_as_a_large_one(lm: LanguageModel) -> None:
     assert gap(found(lm, tokens=5), found(lm)) < SAME
+
+
+def of_one_subject(lm: LanguageModel, **knobs: Any) -> Targets:
+    """Two edits of one subject among two of others, their wordings and objects all different."""
+    generator = torch.Generator().manual_seed(9)
+    draw = lambda n: tuple(torch.randint(2, 258, (n,), generator=generator).tolist())  # noqa: E731
+    subjects = [draw(3), draw(2), draw(3)]
+    request = EditRequest(id="1", subject="s", prompt="{} is", object="o", origin="1")
+    edits: list[Edit] = []
+    prompts: list[list[Prompt]] = []
+    for n in (0, 1, 2, 0):
+        text = subjects[n] + draw(2 + len(edits) % 2)
+        prompts.append([Prompt(one + text, len(one + subjects[n]) - 1) for one in ((), draw(4))])
+        edits.append(Edit(request, prompts[-1][0], draw(2), subjects[n]))
+    recipe = resolve([("flag", {"target.steps": 30, "target.stop": 0, **knobs})])[0]
+    return find_targets(lm, edits, prompts, 1, recipe)
+
+
+def test_edits_of_one_subject_share_one_change_that_serves_them_all(lm: LanguageModel) -> None:
+    found = of_one_subject(lm)
+    change = found.wanted - found.start
+    assert torch.allclose(change[0], change[3], atol=1e-6)
+    assert not torch.allclose(change[0], change[1], atol=1e-2)
+    begun = of_one_subject(lm, **{"target.steps": 1})
+    assert (found.loss[[0, 3]] < begun.loss[[0, 3]] - 0.1).all()
+
+
+def test_edits_of_one_subject_stop_together(lm: LanguageModel) -> None:
+    losses = of_one_subject(lm, **{"target.steps": 12}).loss[[0, 3]]
+    found = of_one_subject(lm, **{"target.stop": float(losses.max()) + 1e-3})
+    assert found.steps[0] == found.steps[3]
+    assert 0 < found.steps[0] <= 12
+
+
+@pytest.mark.parametrize("knobs", [{"target.joint": False}, {"method.semantics": "reference"}])
+def test_apart_each_finds_its_own_and_others_find_the_same(lm: LanguageModel, knobs: dict[str, Any]) -> None:
+    apart = of_one_subject(lm, **{"target.steps": 9, "target.stop": 0, **knobs})
+    change = apart.wanted - apart.start
+    assert not torch.allclose(change[0], change[3], atol=1e-2)
+    if "target.joint" in knobs:
+        joint = of_one_subject(lm, **{"target.steps": 9, "target.stop": 0})
+        assert torch.equal(joint.wanted[[1, 2]], apart.wanted[[1, 2]])
