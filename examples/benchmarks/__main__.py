@@ -1,6 +1,7 @@
 """`make bench`: memedit beside the plain oracle, in one run: same model, edits, contexts, moments and steps.
 
     python -m examples.benchmarks [--model FOLDER|random:SHAPE] [--edits 10,100,1000] [--oracle-sample 20]
+    python -m examples.benchmarks --edits 1,10,100,300,1000 --oracle-sample 1000   # the README's curve
 
 The oracle finds targets one edit at a time; where it gets a sample only, its seconds are those of the sample, scaled
 up, and its scores are left out. The table goes to stdout, then one line of JSON. `random:gptj-6b`, `random:llama3-8b`
@@ -55,6 +56,7 @@ LINES = {
     "other_steps": ("targets of other steps", "{}"),
     "cosine_other_steps": ("  smallest cosine", "{:.5f}"),
 }
+SCORED_SIDES = ("scores", "oracle_scores", "unedited_scores")
 
 
 def help_seconds() -> float:
@@ -145,9 +147,9 @@ def _print(told: dict[str, Any]) -> None:
         if any(cell != "-" for cell in cells):
             table.add_row(title, *cells)
     for name in columns[0]["scores"]:
-        pairs_ = [(one["scores"][name], one.get("oracle_scores", {}).get(name)) for one in columns]
-        cells = [" / ".join("-" if part is None else f"{part:.1%}" for part in pair) for pair in pairs_]
-        table.add_row(f"{name}: memedit / oracle", *cells)
+        kinds = [[one.get(kind, {}).get(name) for kind in SCORED_SIDES] for one in columns]
+        cells = [" / ".join("-" if part is None else f"{part:.1%}" for part in parts) for parts in kinds]
+        table.add_row(f"{name}: memedit / oracle / unedited", *cells)
     moments = told["moments"]
     lines = [
         f"one edit, to the delta in memory: {told['one_edit_s']:.2f} s",

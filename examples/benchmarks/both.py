@@ -14,12 +14,11 @@ from memedit.numerics.delta import rounded
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare_memit
 from memedit.recipe import ModelKnobs, Recipe, layer_range
-from memedit.report import Scores
 from memedit.request import EditRequest
 from memedit.search import Search
 from memedit.settings import resolve
 from memedit.stages.contexts import sample_contexts
-from memedit.stages.evaluation import judge, score
+from memedit.stages.evaluation import Judgment, exact, judge, kept, score
 from memedit.stages.plan import make_plan, under
 from memedit.stages.statistics import measure, packed
 from memedit.stages.targets import Targets, rows_of
@@ -34,6 +33,8 @@ from .shapes import CONTEXTS, LAYERS, SHAPES, random_model
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "examples" / "models" / "made-gpt2"
+FACTS = ROOT / "examples" / "world" / "facts.jsonl"
+FIGURES = ("efficacy", "accuracy", "paraphrase", "neighborhood")
 RANDOM = "random:"
 
 
@@ -70,6 +71,7 @@ class Both:
         self.moments: dict[int, Moment] = moments or self.measure()
         self.ridge = self.recipe.method.ridge * self.lm.anatomy.mlp_width
         self._factors: dict[int, Factor] = {}
+        self._before: dict[int | None, tuple[list[Judgment], list[bool]]] = {}
         self.stored = {n: self.lm.weight(n).cpu() for n in self.layers} if shape else self._stored(Path(name))
         self.edits = [
             oracle.OracleEdit(
@@ -128,27 +130,46 @@ class Both:
         target, width = self.recipe.target, self.lm.anatomy.width
         return [target.step_absolute or target.step * float(one.norm()) / width**0.5 for one in start]
 
-    def scores(self, update: Update | None = None, few: int | None = None) -> Scores:
-        """The model's scores on the edits (the first `few`), as it is or with an update in it."""
-        requests = [edit.request for edit in self.plan.edits[:few]]
+    def judged(self, few: int | None) -> tuple[list[Judgment], list[bool]]:
+        """The model as it is, on the edits (the first `few`) and, where it knows them, on the made world's facts."""
+        facts = self.facts()
+        return judge(self.lm, [edit.request for edit in self.plan.edits[:few]]), exact(self.lm, facts) if facts else []
+
+    def facts(self) -> list[EditRequest]:
+        """The facts of the made world, for a model of it."""
+        return read(str(FACTS))[0] if Path(self.name).resolve().parent == SHIPPED.parent else []
+
+    def scores(self, update: Update | None = None, few: int | None = None) -> dict[str, float | None]:
+        """The means of the model's scores, as it is or with an update in it."""
         deltas = update.deltas if update else {}
         weights = {n: rounded(self.stored[n], delta).to(self.lm.device, self.lm.dtype) for n, delta in deltas.items()}
+        if few not in self._before:
+            self._before[few] = self.judged(few)
         with applied(self.lm, weights):
-            return score(judge(self.lm, requests))
+            return self._means(self.judged(few) if update else self._before[few], few)
 
-    def oracle_scores(self, targets: Tensor) -> Scores:
+    def oracle_scores(self, targets: Tensor) -> dict[str, float | None]:
         """The scores after the oracle's own solve; the model is put back."""
         before = {n: self.lm.weight(n).clone() for n in self.layers}
         means = {n: moment.mean for n, moment in self.moments.items()}
         dtype = self.stored[self.layers[0]].dtype
+        if None not in self._before:
+            self._before[None] = self.judged(None)
         try:
             oracle.edit_model(
                 self.lm.model, self.edits, means, self.knobs, lambda _n: 0.0, targets=targets, store_dtype=dtype
             )
-            return score(judge(self.lm, [edit.request for edit in self.plan.edits]))
+            return self._means(self.judged(None), None)
         finally:
             for n, weight in before.items():
                 self.lm.weight(n).copy_(weight)
+
+    def _means(self, now: tuple[list[Judgment], list[bool]], few: int | None) -> dict[str, float | None]:
+        scores, edited = score(now[0]), [edit.request for edit in self.plan.edits]
+        held = kept(self.facts(), self._before[few][1], now[1], edited) if now[1] else {}
+        figures = {name: getattr(scores, name) for name in FIGURES}
+        figures |= {f"kept, {name}": figure for name, figure in held.items()}
+        return {name: figure.mean if figure else None for name, figure in figures.items()}
 
 
 def open_model(name: str, device: str, dtype: str) -> LanguageModel:

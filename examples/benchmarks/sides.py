@@ -28,7 +28,6 @@ from torch import Tensor
 from .both import Both
 from .counting import counted, needed, settle
 
-SCORES = ("efficacy", "accuracy", "paraphrase", "neighborhood")
 SCORED = 1000
 """Above so many edits the scores are those of the first so many."""
 GIGA = 1e9
@@ -76,7 +75,8 @@ def column(both: Both, sample: int) -> dict[str, Any]:
         "gmac_per_s": count.total / targets / GIGA,
         "bare_gmac_per_s": bare / GIGA,
         "of_bare": count.total / targets / bare,
-        "scores": short(both.scores(update, SCORED)),
+        "scores": both.scores(update, SCORED if n_edits > SCORED else None),
+        "unedited_scores": both.scores(None, SCORED if n_edits > SCORED else None),
     }
     if sample and not both.is_random:
         row |= against(both, found, min(sample, n_edits))
@@ -118,7 +118,7 @@ def against(both: Both, found: Targets, few: int) -> dict[str, Any]:
         **agreement(found.wanted[:few], found.steps[:few], wanted, [len(losses) - 1 for _, losses in made]),
     }
     if few == n_edits:
-        row["oracle_scores"] = short(both.oracle_scores(wanted))
+        row["oracle_scores"] = both.oracle_scores(wanted)
     return row
 
 
@@ -211,11 +211,6 @@ def moments_ratio(both: Both) -> dict[str, float]:
         "oracle_moments_s": theirs,
         "ratio": theirs / mine,
     }
-
-
-def short(scores: Any) -> dict[str, float | None]:
-    """Means alone."""
-    return {name: (one.mean if (one := getattr(scores, name)) is not None else None) for name in SCORES}
 
 
 def start_peak(both: Both) -> None:
