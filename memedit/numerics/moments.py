@@ -28,11 +28,10 @@ class Moment:
 
     @classmethod
     def of(cls, rows: Tensor) -> Moment:
-        """rows (n, F) -> their moment; products in fp32, as in every reference; totals in fp64, on the CPU."""
-        total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
-        for part in rows.split(CHUNK):
-            total += _square(part.float()).double().cpu()
-        return cls(total, len(rows))
+        """rows (n, F) -> their moment."""
+        running = Running(cls.empty(rows.shape[1]))
+        running.add_(rows)
+        return running.moment
 
     def __add__(self, other: Moment) -> Moment:
         return Moment(self.total + other.total, self.count + other.count)
@@ -44,12 +43,28 @@ class Moment:
         return (mean + mean.T) / 2
 
 
-def _square(x: Tensor) -> Tensor:
-    """x^T x, (F, F), symmetric: blocks on and above the diagonal are multiplied, the others are their mirror."""
-    width = x.shape[1]
-    found = x.new_empty(width, width)
-    edges = list(range(0, width, -(-width // BLOCKS)))
-    for at, end in zip(edges, [*edges[1:], width], strict=True):
-        found[at:end, at:] = x[:, at:end].T @ x[:, at:]
-        found[end:, at:end] = found[at:end, end:].T
-    return found
+class Running:
+    """A moment that grows in place: products in fp32, as in every reference, the total in fp64, on the CPU.
+
+    Blocks on and above the diagonal alone are multiplied and summed; the others are their mirror.
+    """
+
+    def __init__(self, begun: Moment) -> None:
+        self.count = begun.count
+        self._upper = begun.total.clone()
+
+    def add_(self, rows: Tensor) -> None:
+        """rows (n, F) of any floating dtype."""
+        width = rows.shape[1]
+        edges = list(range(0, width, -(-width // BLOCKS)))
+        for part in rows.split(CHUNK):
+            x = part.float()
+            for at, end in zip(edges, [*edges[1:], width], strict=True):
+                self._upper[at:end, at:] += (x[:, at:end].T @ x[:, at:]).cpu()
+        self.count += len(rows)
+
+    @property
+    def moment(self) -> Moment:
+        """The moment as it is now; later rows do not change it."""
+        upper = self._upper.triu()
+        return Moment(upper + upper.triu(1).T, self.count)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memedit.model.load import LanguageModel
 from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, run
-from memedit.numerics.moments import Moment
+from memedit.numerics.moments import Moment, Running
 from memedit.tell import Advance
 
 TOGETHER = 256  # documents tokenized at a time
@@ -60,25 +60,24 @@ def measure(
     One forward serves all layers and ends at the highest. With `begun` (what `keep` was handed by an earlier call
     with the same arguments) the rows it covers are passed over. The last row is cut where the count is reached.
     """
-    moments: Moments = dict(begun or {layer: Moment.empty(lm.anatomy.mlp_width) for layer in layers})
+    width = lm.anatomy.mlp_width
+    running = {layer: Running(begun[layer] if begun else Moment.empty(width)) for layer in layers}
     sites = [Site(layer, "mlp.in") for layer in layers]
-    done = moments[layers[0]].count
+    done = running[layers[0]].count
+
+    def see(site: Site, states: Tensor) -> None:
+        running[site.layer].add_(states.reshape(-1, states.shape[-1]))
+
     if done and advance:
         advance(done)
     for number, ids in enumerate(ahead(_launches(rows, tokens, skip=done)), 1):
-        found: Moments = {}
-
-        def see(site: Site, states: Tensor, found: Moments = found) -> None:
-            found[site.layer] = Moment.of(states.reshape(-1, states.shape[-1]))
-
         with torch.no_grad(), capture(lm, sites, see, stop=True):
             run(lm, ids)
-        moments = {layer: moments[layer] + found[layer] for layer in layers}
         if advance:
             advance(ids.numel())
         if keep and number % KEEP_EVERY == 0:
-            keep(moments)
-    return moments
+            keep({layer: one.moment for layer, one in running.items()})
+    return {layer: one.moment for layer, one in running.items()}
 
 
 def _launches(rows: Iterable[tuple[int, ...]], tokens: int, skip: int) -> Generator[Tensor]:
