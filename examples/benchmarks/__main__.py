@@ -1,10 +1,11 @@
 """`make bench`: memedit beside the plain oracle, in one run: same model, edits, contexts, moments and steps.
 
     python -m examples.benchmarks [--model FOLDER|random:SHAPE] [--edits 10,100,1000] [--oracle-sample 20]
-    python -m examples.benchmarks --edits 1,10,100,300,1000 --oracle-sample 1000   # the README's curve
+    python -m examples.benchmarks --edits 1,10,100,300,1000 --oracle-sample 1000 --joint   # the README's curve
 
 The oracle finds targets one edit at a time; where it gets a sample only, its seconds are those of the sample, scaled
-up, and its scores are left out. The table goes to stdout, then one line of JSON. `random:gptj-6b`, `random:llama3-8b`
+up, and its scores are left out. It knows no change that edits of one subject share, so by default memedit makes none
+here either; `--joint` lets it, as `apply` does. The table goes to stdout, then one line of JSON. `random:gptj-6b`, `random:llama3-8b`
 and `random:gpt2-xl` are random weights of real shapes, for a GPU: 20 steps, no edit stops early, no oracle.
 """
 
@@ -84,6 +85,7 @@ def main() -> None:
     given = _arguments()
     is_random = given.model.startswith(RANDOM)
     settings: dict[str, Any] = {"model.device": given.device, "model.dtype": given.dtype, "memory": given.memory}
+    settings["target.joint"] = given.joint
     if is_random:
         settings |= {"target.steps": 20, "target.stop": 0.0}
     shipped, _ = read(str(ROOT / "requests" / "world.jsonl"))
@@ -129,6 +131,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--oracle-sample", type=int, default=20, help="edits that the oracle gets at most; 0: none")
     parser.add_argument("--device", default="auto", help="auto: the CPU for a folder, a GPU for random weights")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--joint", action="store_true", help="edits of one subject share a change")
     parser.add_argument("--memory", default=None, help="what the target search may take, such as 20GB")
     return parser.parse_args()
 
