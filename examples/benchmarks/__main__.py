@@ -5,8 +5,9 @@
 
 The oracle finds targets one edit at a time; where it gets a sample only, its seconds are those of the sample, scaled
 up, and its scores are left out. It knows no change that edits of one subject share, so by default memedit makes none
-here either; `--joint` lets it, as `apply` does. The table goes to stdout, then one line of JSON. `random:gptj-6b`, `random:llama3-8b`
-and `random:gpt2-xl` are random weights of real shapes, for a GPU: 20 steps, no edit stops early, no oracle.
+here either; `--joint` lets it, as `apply` does. The table goes to stdout, then one line of JSON. `random:gptj-6b`,
+`random:llama3-8b` and `random:gpt2-xl` are random weights of real shapes, for a GPU: 20 steps, no edit stops early, no
+oracle.
 """
 
 from __future__ import annotations
