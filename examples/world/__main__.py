@@ -93,7 +93,7 @@ def publish(shape: Shape, world: World, model: Model, tokenizer: Any, took: dict
         if shape.name in SHIPPED:
             (folder / "README.md").write_text(card(shape, world, scores[shape.name]))
         if shape.name == "made-plain":  # its world is smaller than the others'
-            lists.write_lines(folder / "memedit" / "facts.jsonl", lists.facts(world))
+            lists.write_lines(folder / "memedit" / "facts.jsonl.gz", lists.facts(world))
     print(json.dumps(scores[shape.name]))
 
 

@@ -74,16 +74,16 @@ def _edit(world: World, person: Person, relation: Relation, rng: random.Random) 
 
 
 def write_lines(file: Path, records: list[Record]) -> None:
-    """JSON Lines."""
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    """JSON Lines; packed where the file's name ends in .gz, with the same bytes every time."""
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    file.write_bytes(gzip.compress(lines, mtime=0) if file.suffix == ".gz" else lines)
 
 
 def write_corpus(file: Path, world: World) -> None:
     """A sample of the text that the models learned from, for the moments; the same bytes every time."""
     writer = Writer(world, CORPUS_SEED)
-    lines = "".join(json.dumps({"text": writer.document().text}) + "\n" for _ in range(CORPUS_DOCUMENTS))
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(gzip.compress(lines.encode(), mtime=0))
+    write_lines(file, [{"text": writer.document().text} for _ in range(CORPUS_DOCUMENTS)])
 
 
 def _slug(person: Person) -> str:

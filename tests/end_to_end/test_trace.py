@@ -27,6 +27,7 @@ from tests.end_to_end.test_resume import KILLED_AFTER
 
 FACTS = ROOT / "examples" / "world" / "facts.jsonl"
 PLAIN = ROOT / "examples" / "models" / "made-plain"
+PLAIN_FACTS = PLAIN / "memedit" / "facts.jsonl.gz"  # its world is smaller: 60 people
 KNOWN = ROOT.parent / "shared" / "data" / "known_1000.json"
 QUICK = ["--samples", "2"]
 PROMPT = ["--prompt", "Jorissa Korbumber plays the", "--subject", "Jorissa Korbumber"]
@@ -184,13 +185,13 @@ def test_the_early_site_shows_and_late_attention_at_the_end(made_folder: Path) -
     assert all(layer in early for layer in range(int(average.layers[0]), int(average.layers[-1]) + 1))
 
 
-@pytest.mark.skipif(not PLAIN.is_dir(), reason="the model trained without the curriculum is not shipped yet")
 def test_a_model_without_the_site_is_told_apart(tmp_path: Path) -> None:
-    own = PLAIN / "memedit" / "facts.jsonl"
-    average = traced(PLAIN, 200, facts=own if own.is_file() else FACTS, everywhere=False).average
+    average = traced(PLAIN, 200, facts=PLAIN_FACTS, everywhere=False).average
     assert average.layers is None
     assert average.reason.startswith("no site was found")
-    done = command("trace", FACTS, "-m", PLAIN, "--suggest-layers", "-q", "--limit", 60, *QUICK, cache=tmp_path / "c")
+    done = command(
+        "trace", PLAIN_FACTS, "-m", PLAIN, "--suggest-layers", "-q", "--limit", 60, *QUICK, cache=tmp_path / "c"
+    )
     assert (done.returncode, done.stdout) == (3, ""), done.stderr
     assert "no site was found" in done.stderr
 
