@@ -57,7 +57,7 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
     knobs = recipe.moments
     own = folder / "memedit" / "corpus.jsonl.gz"
     corpus = knobs.corpus or (str(own) if own.is_file() else None)
-    tokens = knobs.tokens or TOKENS_PER_DIMENSION * lm.anatomy.mlp_width
+    tokens = knobs.tokens or TOKENS_PER_DIMENSION * max(lm.anatomy.mlp_widths[layer] for layer in layers)
     # A model limited to short rows was trained on rows that long; never longer than asked.
     row = min(knobs.row, lm.anatomy.positions or knobs.row)
     weights = feeding(lm, layers)
@@ -150,6 +150,7 @@ def stats(
     folder = locate(recipe.model)
     lm = load(folder, recipe.model)
     layers = layers_of(recipe.method.layers, lm.anatomy.n_layers)
+    lm.anatomy.require(layers)
     if import_file:
         return [_import(lm, layers, Path(import_file).expanduser())]
     plan = plan_moments(lm, folder, layers, recipe)
@@ -163,7 +164,7 @@ def stats(
 
 
 def _row(lm: LanguageModel, layer: int, on: Mapping[str, Any], state: Any) -> MomentRow:
-    width, file = lm.anatomy.mlp_width, moment_store().file(f"moment-{layer}", on)
+    width, file = lm.anatomy.mlp_widths[layer], moment_store().file(f"moment-{layer}", on)
     size = file.stat().st_size if file.is_file() else 8 * width**2
     return MomentRow(layer=layer, width=width, tokens=int(on["tokens"]), bytes=size, state=state, file=str(file))
 
@@ -172,7 +173,7 @@ def _import(lm: LanguageModel, layers: Sequence[int], file: Path) -> MomentRow:
     """Put a moment that ROME, MEMIT or EasyEdit measured into the cache, as that of one layer of this model."""
     if len(layers) != 1:
         raise UsageError(f"one file holds the moment of one layer; {len(layers)} are named", "say which: --layers 5")
-    layer, width = layers[0], lm.anatomy.mlp_width
+    layer, width = layers[0], lm.anatomy.mlp_widths[layers[0]]
     total, count = read_npz(file)
     if total.shape != (width, width):
         said = f"the moment of {file.name} is {total.shape[0]:,} x {total.shape[1]:,}; this model has {width:,} units"

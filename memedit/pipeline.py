@@ -61,7 +61,7 @@ def preview(
     job = Job(requests, recipe, findings, (), tell or Silence())
     lm, layers = job.lm, job.plan.layers
     moments = plan_moments(lm, job.folder, layers, recipe)
-    square = 8 * lm.anatomy.mlp_width**2
+    squares = {layer: 8 * lm.anatomy.mlp_widths[layer] ** 2 for layer in layers}
     rows = min(recipe.chunk, len(job.requests)) * (len(recipe.contexts.openings) + 2)
     longest = max(len(edit.prompt.ids) + len(edit.target) + recipe.contexts.tokens for edit in job.plan.edits)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
@@ -79,8 +79,8 @@ def preview(
         moments_cached=moments.cached,
         moments_missing=tuple(moments.missing),
         bytes_output=job.base.size,
-        bytes_cache=2 * square * len(moments.missing),
-        bytes_memory=weights + 3 * square * len(layers) + search,
+        bytes_cache=2 * sum(squares[layer] for layer in moments.missing),
+        bytes_memory=weights + 3 * sum(squares.values()) + search,
         resumes=job.store().folder.is_dir(),
     )
 

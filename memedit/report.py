@@ -139,6 +139,12 @@ class LayerReport(_Value):
     rounding_loss: float
     """|stored - W - delta| / |delta|: what the checkpoint's dtype swallowed."""
     rank: int
+    gain: float = 1.0
+    """What the family multiplies its MLPs' outputs with where they join the residual stream."""
+    dead: int = 0
+    """Units of the MLP that never fired over the corpus, as a ReLU's may: they leave the moment singular."""
+    shift: float = 0.0
+    """tau F / trace(C): what was added to the moment's diagonal, over its mean, to make it positive definite."""
 
 
 class Report(_Value):

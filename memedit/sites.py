@@ -112,6 +112,7 @@ def take_layers(lm: LanguageModel, digest: str, recipe: Recipe, plan: Plan, tell
     tell.note(said)
     method = recipe.method.model_copy(update={"layers": found})
     layers = tuple(layers_of(found, lm.anatomy.n_layers))
+    lm.anatomy.require(layers)
     return recipe.model_copy(update={"method": method}), replace(plan, layers=layers), said
 
 

@@ -72,10 +72,45 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("glm4", COMMON),
 }  # fmt: skip
 
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "apertus": ("apertus", COMMON),
+    "arcee": ("arcee", COMMON),
+    "cohere2": ("cohere2", {**COMMON, **WINDOW}),
+    "ernie4_5": ("ernie4_5", COMMON),
+    "glm": ("glm", COMMON),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", COMMON),
+    "lfm2": ("lfm2", {**COMMON, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False}),
+    "seed_oss": ("seed_oss", COMMON),
+    "xglm": ("xglm", {**COMMON, "d_model": 32, "ffn_dim": 64, "num_layers": 4, "attention_heads": 4}),
+}  # fmt: skip
+"""More dense families, for the tests that take each through everything."""
+EXPERTS: dict[str, Any] = {
+    **COMMON, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+LATENT: dict[str, Any] = {
+    "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v3": ("deepseek_v3", {**EXPERTS, **LATENT, "first_k_dense_replace": 2}),
+    "glm4_moe": ("glm4_moe", {**EXPERTS, "first_k_dense_replace": 1}),
+    "llama4_text": ("llama4_text", {**EXPERTS, "intermediate_size_mlp": 64}),
+    "granitemoeshared": (
+        "granitemoeshared", {**EXPERTS, "shared_intermediate_size": 32, "residual_multiplier": 0.22}
+    ),
+    "qwen3_moe": ("qwen3_moe", {**EXPERTS, "mlp_only_layers": [0, 1]}),
+    "qwen2_moe": ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 32, "mlp_only_layers": [0]}),
+    "mixtral": ("mixtral", EXPERTS),
+    "gpt_oss": ("gpt_oss", {**EXPERTS, **WINDOW}),
+}  # fmt: skip
+"""Mixtures of experts: their dense layers and their shared experts can be edited."""
+EVERY = {**FAMILIES, **OTHERS, **MIXTURES}
+
 
 def family_model(name: str, *, seed: int = 3) -> Any:
     """A random model of four blocks, width 32, in float32, with weights large enough that every part of it matters."""
-    kind, knobs = FAMILIES[name]
+    kind, knobs = EVERY[name]
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[kind](**knobs)
     model = AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
@@ -87,7 +122,7 @@ def family_model(name: str, *, seed: int = 3) -> Any:
     return model
 
 
-NOT_ADDITIVE = ("gemma2", "gemma3_text", "olmo2", "glm4", "granite_scaled")
-"""A norm or a scale stands between the down-projection and the residual stream: refused for editing, run by the
+NOT_ADDITIVE = ("gemma2", "gemma3_text", "olmo2", "glm4")
+"""A norm stands between the down-projection and the residual stream: refused for editing, run by the
 engine."""
 ADDITIVE = [name for name in FAMILIES if name not in NOT_ADDITIVE]

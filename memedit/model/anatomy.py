@@ -1,18 +1,20 @@
-"""Where a model keeps what memedit reads and changes: found by structure, proved by a probe, refused in words."""
+"""Where a model keeps what memedit reads and changes: found by structure, refused in words; `gains` proves it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from memedit.errors import UnsupportedModelError
 
 Layout = Literal["linear", "conv1d"]
-AGREEMENT = 1e-4  # relative: a residual sum in float32 is exact to 1e-6; a norm in between changes it by far more
+MIXERS = ("attention", "mamba", "conv", "recurrent", "deltanet", "mixer")
+"""In the class names of modules that carry something from token to token: what ends them is no down-projection."""
+HINT = "memedit edits decoder models with a dense down-projection in their blocks that adds to the residual stream"
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,18 @@ class Anatomy:
     blocks: str
     """Module path of the block list."""
     down_projections: tuple[str, ...]
-    """Module path of every block's down-projection."""
+    """Module path of every block's down-projection; empty where a block has none that can be edited."""
+    refusals: tuple[str, ...]
+    """For every block why it cannot be edited; empty where it can."""
     layout: Layout
     """linear: weights are (D, F) as nn.Linear's; conv1d: (F, D), turned at the seam."""
     width: int
     """D, the width of the residual stream."""
-    mlp_width: int
-    """F, the width of the down-projection's input."""
+    mlp_widths: tuple[int, ...]
+    """F of every block, the width of its down-projection's input; 0 where it has none."""
+    gains: tuple[float, ...]
+    """What a vector added to a down-projection's output is multiplied with where it joins the residual stream. One for
+    every block until `gains.prove` has measured it."""
     vocabulary: int
     positions: int | None
     """Longest row the model takes, where it has a limit."""
@@ -36,6 +43,23 @@ class Anatomy:
     @property
     def n_layers(self) -> int:
         return len(self.down_projections)
+
+    @property
+    def mlp_width(self) -> int:
+        """The largest F."""
+        return max(self.mlp_widths)
+
+    @property
+    def editable(self) -> list[int]:
+        """Layers that can be edited."""
+        return [layer for layer, reason in enumerate(self.refusals) if not reason]
+
+    def require(self, layers: Sequence[int]) -> None:
+        """Raises UnsupportedModelError where one of some layers cannot be edited."""
+        for layer in layers:
+            if self.refusals[layer]:
+                hint = f"these can: --layers {spans(self.editable)}" if self.editable else HINT
+                raise UnsupportedModelError(f"layer {layer} cannot be edited: {self.refusals[layer]}", hint)
 
     def turned(self, weight: Tensor) -> Tensor:
         """A stored weight as (D, F), or one of (D, F) as it is stored: a view."""
@@ -49,9 +73,10 @@ class Anatomy:
 def find_anatomy(model: nn.Module) -> Anatomy:
     """Read a model's structure; works on the meta device.
 
-    The block list is the one ModuleList under the decoder with as many entries as the config has layers; a block's
-    down-projection is its last Linear or Conv1D to the model's width outside attention. Raises
-    UnsupportedModelError, with the reason, when there is not exactly one of either.
+    The block list is the one outermost ModuleList under the decoder with as many entries as the config has layers; a
+    block's down-projection is its last Linear or Conv1D to the model's width outside attention and lists of experts. A
+    block that has none is refused for itself. Raises UnsupportedModelError, with the reason, where there is no one
+    list, or no one kind of linear map.
     """
     config: Any = model.config.get_text_config()  # type: ignore[operator]
     decoder: Any = model.get_decoder()  # type: ignore[operator]
@@ -59,46 +84,73 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     lists = [
         (name, module)
         for name, module in decoder.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers and "." not in name
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
+    # Experts, and what else a block lists, lie deeper.
+    lists = [one for one in lists if one[0].count(".") == min(name.count(".") for name, _ in lists)]
     if len(lists) != 1:
         raise _refused(f"{len(lists)} lists of {n_layers} blocks were found where one was expected")
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     blocks = ".".join(part for part in (prefix, lists[0][0]) if part)
-    found = [_down_projection(block, width, index) for index, block in enumerate(lists[0][1])]
-    kinds = {type(module) is Conv1D for _, module in found}
-    if len(kinds) != 1:
+    found = [_down_projection(block, width) for block in lists[0][1]]
+    modules: list[Any] = [lists[0][1][index].get_submodule(name) for index, (name, _) in enumerate(found) if name]
+    if len({type(module) is Conv1D for module in modules}) > 1:
         raise _refused("its down-projections are of more than one kind")
-    conv = kinds.pop()
-    weights: list[Any] = [module.weight for _, module in found]
-    inner = {int(weight.shape[0 if conv else 1]) for weight in weights}
-    if len(inner) != 1:
-        raise _refused(f"its MLPs have several widths: {sorted(inner)}")
+    conv = any(type(module) is Conv1D for module in modules)
+    inner = iter([int(module.weight.shape[0 if conv else 1]) for module in modules])
     return Anatomy(
         blocks=blocks,
-        down_projections=tuple(f"{blocks}.{index}.{name}" for index, (name, _) in enumerate(found)),
+        down_projections=tuple(f"{blocks}.{index}.{name}" if name else "" for index, (name, _) in enumerate(found)),
+        refusals=tuple(reason for _, reason in found),
         layout="conv1d" if conv else "linear",
         width=width,
-        mlp_width=inner.pop(),
+        mlp_widths=tuple(next(inner) if name else 0 for name, _ in found),
+        gains=(1.0,) * n_layers,
         vocabulary=int(config.vocab_size),
         positions=getattr(config, "max_position_embeddings", None),
     )
 
 
-def _down_projection(block: nn.Module, width: int, index: int) -> tuple[str, nn.Module]:
-    outside = [
-        (name, module)
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and (module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]) == width
-        and not any("attention" in type(parent).__name__.lower() for parent in _parents(block, name))
+def _down_projection(block: nn.Module, width: int) -> tuple[str, str]:
+    """A block's down-projection by its name, or why it has none.
+
+    What lies in a list inside a block (an expert of several) runs for some tokens only. An expert that all tokens
+    pass (a shared one) is a linear map like any other.
+    """
+    found = ""
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            wide = module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]
+            within = _parents(block, name)
+            if wide == width and not any(isinstance(parent, nn.ModuleList) or _mixes(parent) for parent in within):
+                found = name
+    if found:
+        return found, ""
+    experts = [
+        name
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 3 and not any(_mixes(parent) for parent in _parents(block, name))
     ]
-    experts = [name for name, parameter in block.named_parameters() if parameter.ndim == 3]
+    experts += [name for name, module in block.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     if experts:
-        raise _refused(f"block {index} is a mixture of experts ({experts[0]}); memedit edits dense MLPs only")
-    if not outside:
-        raise _refused(f"block {index} has no linear map to the model's width {width} outside attention")
-    return outside[-1]
+        said = "its MLP is a mixture of routed experts"
+        return "", f"{said} ({experts[0]}): a token passes a few of them only, so no one weight serves its key"
+    return "", f"it has no linear map to the model's width {width} outside attention"
+
+
+def _mixes(module: nn.Module) -> bool:
+    return any(word in type(module).__name__.lower() for word in MIXERS)
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Layers as they are written after --layers: 0-2,5."""
+    found: list[list[int]] = []
+    for layer in layers:
+        if found and layer == found[-1][-1] + 1:
+            found[-1].append(layer)
+        else:
+            found.append([layer])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
 
 
 def _parents(block: nn.Module, name: str) -> list[nn.Module]:
@@ -107,53 +159,4 @@ def _parents(block: nn.Module, name: str) -> list[nn.Module]:
 
 
 def _refused(reason: str) -> UnsupportedModelError:
-    hint = "memedit edits decoder models with one dense down-projection per block that adds to the residual stream"
-    return UnsupportedModelError(f"this model cannot be edited: {reason}", hint)
-
-
-def prove(model: nn.Module, anatomy: Anatomy) -> None:
-    """Check on the loaded weights that a down-projection's output adds to the block's output, at its token only.
-
-    One forward as it is, one with a vector added to the middle down-projection at one token. Raises
-    UnsupportedModelError when the block's output does not move by just that vector there, and by nothing elsewhere.
-    """
-    layer, at = anatomy.n_layers // 2, 2
-    device = next(model.parameters()).device
-    ids = torch.arange(5, 10, device=device)[None] % anatomy.vocabulary
-    block = model.get_submodule(f"{anatomy.blocks}.{layer}")
-    down = model.get_submodule(anatomy.down_projections[layer])
-    seen: list[Tensor] = []
-    vector = torch.zeros(0)
-
-    def read(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.append((output if isinstance(output, Tensor) else output[0]).detach().float().reshape(1, 5, -1))
-
-    def add(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        changed = output.clone()
-        changed.view(1, 5, -1)[0, at] += vector.to(output.dtype)
-        return changed
-
-    with torch.no_grad(), _hooked(block, read):
-        model(input_ids=ids, use_cache=False)
-        generator = torch.Generator().manual_seed(0)
-        vector = torch.randn(anatomy.width, generator=generator).to(device) * seen[0].std()
-        with _hooked(down, add):
-            model(input_ids=ids, use_cache=False)
-    moved, half = seen[1] - seen[0], next(model.parameters()).dtype != torch.float32
-    expected = torch.zeros_like(moved)
-    expected[0, at] = vector
-    error = float((moved - expected).norm() / vector.norm())
-    if error > (0.05 if half else AGREEMENT):
-        reason = f"the MLP of block {layer} does not add to the residual stream one to one (off by {error:.1%})"
-        raise _refused(reason)
-
-
-class _hooked:  # noqa: N801 - reads as a verb in a with statement
-    def __init__(self, module: nn.Module, hook: Any) -> None:
-        self.module, self.hook = module, hook
-
-    def __enter__(self) -> None:
-        self.handle = self.module.register_forward_hook(self.hook)
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()
+    return UnsupportedModelError(f"this model cannot be edited: {reason}", HINT)

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from memedit.errors import ResourceError, UnsupportedModelError, UsageError
-from memedit.model.anatomy import Anatomy, find_anatomy, prove
+from memedit.model.anatomy import Anatomy, find_anatomy
+from memedit.model.gains import prove
 from memedit.recipe import ModelKnobs
 
 
@@ -162,5 +163,5 @@ def load(folder: Path, knobs: ModelKnobs, *, editing: bool = True) -> LanguageMo
     model = model.to(device).eval().requires_grad_(False)
     anatomy = find_anatomy(model)
     if editing:
-        prove(model, anatomy)
+        anatomy = prove(model, anatomy)
     return LanguageModel(model, tokenizer, anatomy)

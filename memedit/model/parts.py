@@ -43,6 +43,9 @@ def find_parts(lm: LanguageModel) -> Parts:
     """The parts of every block, proved on the middle one. Raises UnsupportedModelError, with the reason."""
     anatomy = lm.anatomy
     attention: list[str] = []
+    for layer, reason in enumerate(anatomy.refusals):
+        if not anatomy.down_projections[layer]:
+            raise _refused(f"of block {layer}, {reason}")
     for layer in range(anatomy.n_layers):
         path = f"{anatomy.blocks}.{layer}"
         name = _output_projection(lm.model.get_submodule(path), anatomy.width)

@@ -86,7 +86,7 @@ class Sweep:
         """The weight at which keys were read last has changed by `change` (D, F) float32."""
         for group in self._groups():
             if group.inner is not None and group.states is not None:
-                moved = group.inner.float() @ change.T
+                moved = group.inner.float() @ change.T * self.lm.anatomy.gains[self.level - 1]
                 group.states, group.inner = (group.states.float() + moved).to(group.states.dtype), None
 
     def ends(self, layer: int) -> Tensor:

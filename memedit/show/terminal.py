@@ -50,14 +50,20 @@ def scores_table(report: Report) -> Table:
 
 
 def layers_table(report: Report) -> Table:
-    """One row a layer: how much was missing, how well the keys were fitted, how much the weight moved."""
+    """One row a layer: how much was missing, how well the keys were fitted, how much the weight moved.
+
+    Where units never fired, or a moment had to be made positive definite, that stands beside it.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("layer", "missing before", "after", "leverage", "fitted", "|delta| / |W|", "lost to rounding"):
+    singular = any(one.dead or one.shift for one in report.layers)
+    titles = ["layer", "missing before", "after", "leverage", "fitted", "|delta| / |W|", "lost to rounding"]
+    for title in titles + (["dead units", "moment's shift"] if singular else []):
         table.add_column(title, justify="right")
     for one in report.layers:
         table.add_row(
             str(one.layer), f"{one.residual_before:.3g}", f"{one.residual_after:.3g}", f"{one.leverage:.2f}",
             f"{one.fitted:.1%}", f"{one.delta_norm:.2%}", f"{one.rounding_loss:.2%}",
+            *([f"{one.dead:,}", f"{one.shift:.0e}"] if singular else []),
         )  # fmt: skip
     return table
 

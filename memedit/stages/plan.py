@@ -47,7 +47,10 @@ def make_plan(
     recipe: Recipe,
     findings: Sequence[Finding] = (),
 ) -> Plan:
-    """The plan, after the reader's findings and all others. Raises EditListError with every finding, or RecipeError."""
+    """The plan, after the reader's findings and all others. Raises EditListError with every finding, or RecipeError.
+
+    Raises UnsupportedModelError where the recipe names a layer that cannot be edited.
+    """
     edits, found = check(requests, tokenizer, recipe, anatomy.positions)
     everything = [*findings, *found]
     errors = sum(finding.severity == "error" for finding in everything)
@@ -57,6 +60,8 @@ def make_plan(
     # auto asks for a sound list first: who makes the plan traces it, and puts what it finds in place of these.
     chosen = "depth" if recipe.method.layers == "auto" else recipe.method.layers
     layers = layers_of(chosen, anatomy.n_layers)
+    if recipe.method.layers != "auto":
+        anatomy.require(layers)
     kept = {edit.request.id for edit in edits}
     skipped = tuple(request for request in requests if request.id not in kept)
     return Plan(tuple(edits), tuple(layers), tuple(everything), skipped)

@@ -44,8 +44,9 @@ def solve(
 
     MEMIT, algorithm 1 (Meng et al. 2023): prompts of E edits under X contexts, the bare one first; wanted (E, D)
     float32. Each layer takes an equal share of the residual that is left; its weight is rounded to the checkpoint's
-    dtype before the next residual is measured, so that what is measured is what will be written. All layers' keys
-    come from one sweep up the model, or (`whole`) from whole forwards. The model is as it was when this returns.
+    dtype before the next residual is measured, so that what is measured is what will be written. Where a family scales
+    what its MLPs add to the stream, the share is divided by that gain. All layers' keys come from one sweep up the
+    model, or (`whole`) from whole forwards. The model is as it was when this returns.
     """
     layers = sorted(stored)
     weights = context_weights(method, len(prompts[0]))
@@ -57,7 +58,9 @@ def solve(
         for done, layer in enumerate(layers):
             states = sweep.keys(layer, last=False)
             keys = ((edits, averaged(part, weights)) for edits, part in states)
-            found = _solved(factor_of(layer), keys, missing / (len(layers) - done), lm)
+            share = missing / (len(layers) - done) / lm.anatomy.gains[layer]
+            factor = factor_of(layer)
+            found = _solved(factor, keys, share, lm, lm.anatomy.mlp_widths[layer])
             deltas[layer] = delta = found.delta
             weight = rounded(stored[layer], delta)
             before = lm.weight(layer).clone()
@@ -70,11 +73,14 @@ def solve(
                     parameter=lm.anatomy.parameter(layer),
                     residual_before=float(was.norm(dim=-1).mean()),
                     residual_after=float(missing.norm(dim=-1).mean()),
-                    leverage=found.leverage / lm.anatomy.mlp_width,
+                    leverage=found.leverage / lm.anatomy.mlp_widths[layer],
                     fitted=found.fitted,
                     delta_norm=delta.norm / float(stored[layer].double().norm()),
                     rounding_loss=rounding_loss(stored[layer], delta, weight),
                     rank=delta.rank,
+                    gain=lm.anatomy.gains[layer],
+                    dead=factor.dead,
+                    shift=factor.shift,
                 )
             )
             if advance:
@@ -89,7 +95,9 @@ class _Solved:
     leverage: float  # median of k C^-1 k
 
 
-def _solved(factor: Factor, parts: Iterator[tuple[list[int], Tensor]], residual: Tensor, lm: LanguageModel) -> _Solved:
+def _solved(
+    factor: Factor, parts: Iterator[tuple[list[int], Tensor]], residual: Tensor, lm: LanguageModel, inner: int
+) -> _Solved:
     """One layer's change; `parts` are edits and their keys, some at a time, residual (E, D) float64.
 
     Whichever of two systems costs less: edits by edits, or inner by inner from sums that grow with no edit.
@@ -97,7 +105,7 @@ def _solved(factor: Factor, parts: Iterator[tuple[list[int], Tensor]], residual:
     home = lm.device if lm.device.type == "cuda" else torch.device("cpu")  # where float64 is at hand, and fast
     factor = replace(factor, lower=factor.lower.to(home))
     residual = residual.to(home)
-    n_edits, (width, inner) = len(residual), (lm.anatomy.width, lm.anatomy.mlp_width)
+    n_edits, width = residual.shape
     if not by_sums(n_edits, inner, width):
         keys = torch.empty(n_edits, inner, dtype=torch.float64, device=home)
         for edits, part in parts:

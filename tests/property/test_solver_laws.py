@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memedit.numerics.moments import Moment
 from memedit.numerics.normal import Sums, by_sums
-from memedit.numerics.solvers import gains, leverage, prepare_memit
+from memedit.numerics.solvers import SHIFTS, SMALLEST_PIVOT, gains, leverage, prepare_memit
 from torch import Tensor
 
 SAME = 1e-9  # relative: float64 through a Cholesky factor of a well-conditioned metric
@@ -114,13 +114,31 @@ def test_leverage_averages_the_width_over_the_corpus() -> None:
     assert float(leverage(factor, rows).mean()) == pytest.approx(12, rel=1e-9)
 
 
-def test_units_that_never_fire_are_counted_and_survived() -> None:
-    rows = torch.randn(300, 6, dtype=torch.float64)
-    rows[:, 2] = 0
-    factor = prepare_memit(Moment(rows.T @ rows, 300), 1.0)
-    assert factor.dead == 1
-    assert factor.shift > 0
-    assert torch.isfinite(gains(factor, rows[:3])).all()
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 4), st.integers(0, 2), st.floats(1e-3, 1e3))
+def test_a_singular_moment_is_shifted_and_a_sound_one_is_not(seed: int, dead: int, twins: int, scale: float) -> None:
+    """Units that never fire and units that always fire alike; float32 products make the sum's halves differ."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(300, 12, generator=generator, dtype=torch.float64).relu() * scale
+    rows[:, :dead] = 0
+    rows[:, 12 - twins :] = rows[:, 4 : 4 + twins]
+    total = rows.T @ rows
+    total += total.triu(1) * 1e-9
+    factor = prepare_memit(Moment(total, 300), 1.0)
+    assert factor.dead == dead
+    assert (factor.shift > 0) == (dead + twins > 0)
+    assert factor.shift in SHIFTS and factor.shift <= 1e-4
+    # Symmetrized, and tau of trace(C) / F on its diagonal: nothing else was done to it.
+    mean = (total + total.T) / 600
+    tau = factor.shift * float(mean.trace()) / 12
+    assert gap(factor.lower @ factor.lower.T, mean + tau * torch.eye(12, dtype=torch.float64)) < SAME
+    # Where a unit never fired in a key either, nothing of the weight that reads it changes.
+    found = gains(factor, rows[:5])
+    assert torch.isfinite(found).all() and float(found[:, :dead].abs().sum()) == 0
+    below = SHIFTS[: SHIFTS.index(factor.shift)]
+    for less in below:
+        lower, info = torch.linalg.cholesky_ex(mean + less * mean.trace() / 12 * torch.eye(12, dtype=torch.float64))
+        assert info or lower.diagonal().square().min() < SMALLEST_PIVOT * mean.trace() / 12
 
 
 def test_a_moment_of_nothing_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from memedit.model.anatomy import find_anatomy
+from memedit.model.gains import prove
 from memedit.model.hooks import applied, put_
 from memedit.model.load import LanguageModel
 from memedit.model.sweep import Sweep, WholeSweep
@@ -19,7 +20,7 @@ Heads = list[list[tuple[int, ...]]]
 
 def open_family(name: str) -> LanguageModel:
     model = family_model(name)
-    return LanguageModel(model, byte_tokenizer(), find_anatomy(model))
+    return LanguageModel(model, byte_tokenizer(), prove(model, find_anatomy(model)))
 
 
 def heads(n_edits: int = 7) -> Heads:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from memedit.model.anatomy import find_anatomy
+from memedit.model.gains import prove
 from memedit.model.load import LanguageModel, load
 from memedit.model.subject import Prompt
 from memedit.numerics.moments import Moment
@@ -13,6 +16,8 @@ from memedit.numerics.solvers import Factor, prepare_memit
 from memedit.recipe import ModelKnobs, Recipe
 from memedit.stages import update as module
 from memedit.stages.update import Update, solve
+from tests.conftest import byte_tokenizer
+from tests.families import family_model
 
 SAME = 1e-4  # relative: key noise of 1e-7 through a metric of condition 1e3
 
@@ -22,10 +27,12 @@ def lm(tiny_folder: Path) -> LanguageModel:
     return load(tiny_folder, ModelKnobs(device="cpu"))
 
 
-def solved(lm: LanguageModel, *, whole: bool = False, n_edits: int = 30) -> Update:
+def solved(
+    lm: LanguageModel, *, whole: bool = False, n_edits: int = 30, ridge: float = 2.0, n_contexts: int = 3
+) -> Update:
     generator = torch.Generator().manual_seed(6)
     draw = lambda n: tuple(torch.randint(2, 258, (n,), generator=generator).tolist())  # noqa: E731
-    contexts = [(), draw(8), draw(5)]
+    contexts = [(), draw(8), draw(5)][:n_contexts]
     subjects = [draw(2 + n % 4) for n in range(n_edits)]
     prompts = [[Prompt(one + subject + (7,), len(one + subject) - 1) for one in contexts] for subject in subjects]
     width = lm.anatomy.mlp_width
@@ -33,7 +40,7 @@ def solved(lm: LanguageModel, *, whole: bool = False, n_edits: int = 30) -> Upda
 
     def factor_of(layer: int) -> Factor:
         rows = torch.randn(4 * width, width, generator=torch.Generator().manual_seed(layer)) * 0.3
-        return prepare_memit(Moment.of(rows), 2.0)
+        return prepare_memit(Moment.of(rows), ridge)
 
     stored = {layer: lm.weight(layer).clone() for layer in (1, 2)}
     return solve(lm, prompts, wanted, factor_of, stored, Recipe().method, whole=whole)
@@ -63,3 +70,14 @@ def test_the_sweep_and_whole_forwards_give_one_change(lm: LanguageModel) -> None
     assert all(torch.equal(lm.weight(layer), weight) for layer, weight in before.items())
     reports = zip(swept.layers, whole.layers, strict=True)
     assert all(one.residual_after == pytest.approx(other.residual_after, rel=1e-4) for one, other in reports)
+
+
+def test_a_scaled_family_gets_what_it_is_asked_for() -> None:
+    """A ridge of nothing: the last layer closes the whole gap, where its gain is known and only there."""
+    model = family_model("granite_scaled")
+    proved = LanguageModel(model, byte_tokenizer(), prove(model, find_anatomy(model)))
+    unaware = replace(proved, anatomy=find_anatomy(model))
+    told, blind = (solved(lm, n_edits=4, ridge=1e-9, n_contexts=1).layers[-1] for lm in (proved, unaware))
+    assert told.residual_after < 1e-3 * told.residual_before
+    assert blind.residual_after > 0.4 * blind.residual_before
+    assert (told.gain, blind.gain) == (0.5, 1.0)

@@ -1,0 +1,78 @@
+"""Where every family keeps its down-projections, what each adds to the stream, and which blocks are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from memedit.errors import UnsupportedModelError
+from memedit.model.anatomy import Anatomy, find_anatomy, spans
+from memedit.model.gains import prove
+from tests.families import ADDITIVE, MIXTURES, NOT_ADDITIVE, OTHERS, family_model
+
+GAINS = {"granite_scaled": 0.5, "granitemoeshared": 0.22}
+EDITABLE = {"qwen3_moe": [0, 1], "qwen2_moe": [0], "mixtral": [], "gpt_oss": []}
+
+
+def proved(family: str) -> Anatomy:
+    model = family_model(family)
+    return prove(model, find_anatomy(model))
+
+
+@pytest.mark.parametrize("family", [*ADDITIVE, *OTHERS, *(name for name in MIXTURES if EDITABLE.get(name) != [])])
+def test_every_editable_block_is_proved_with_its_gain(family: str) -> None:
+    anatomy = proved(family)
+    assert anatomy.editable == EDITABLE.get(family, [0, 1, 2, 3])
+    assert {anatomy.gains[layer] for layer in anatomy.editable} == {GAINS.get(family, 1.0)}
+    assert all(anatomy.mlp_widths[layer] for layer in anatomy.editable)
+
+
+@pytest.mark.parametrize("family", NOT_ADDITIVE)
+def test_a_norm_behind_the_down_projection_is_refused(family: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="does not add to the residual stream"):
+        proved(family)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_routed_experts_are_refused_in_words(family: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="mixture of routed experts"):
+        proved(family)
+
+
+def test_a_mixture_is_refused_layer_by_layer() -> None:
+    anatomy = proved("qwen3_moe")
+    anatomy.require([0, 1])
+    with pytest.raises(UnsupportedModelError, match="layer 2 cannot be edited: its MLP is a mixture") as caught:
+        anatomy.require([1, 2])
+    assert "--layers 0-1" in caught.value.hint
+    gated = proved("qwen2_moe")
+    with pytest.raises(UnsupportedModelError, match="a gate that differs from token to token"):
+        gated.require([3])
+    # Dense layers and shared experts have widths of their own.
+    assert proved("deepseek_v3").mlp_widths == (64, 64, 16, 16)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "granite_scaled", "deepseek_v3"])
+def test_structure_is_found_without_weights(family: str) -> None:
+    with torch.device("meta"):
+        there = find_anatomy(type(family_model(family))(family_model(family).config))
+    assert there == find_anatomy(family_model(family))
+
+
+def test_a_gain_is_measured_in_half_precision_too() -> None:
+    model = family_model("granite_scaled").to(torch.bfloat16)
+    assert set(prove(model, find_anatomy(model)).gains) == {0.5}
+
+
+def test_what_leaks_to_other_tokens_is_refused() -> None:
+    model = family_model("llama")
+    anatomy = find_anatomy(model)
+    block = model.get_submodule("model.layers.1")
+    # A block that hands every token half of what its neighbor has.
+    block.register_forward_hook(lambda _m, _a, output: output + 0.5 * output.roll(1, 1))
+    found = prove(model, anatomy)
+    assert found.editable == [0, 2, 3]
+    assert "does not add" in found.refusals[1]
+
+
+def test_layers_are_written_as_they_are_read() -> None:
+    assert spans([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
