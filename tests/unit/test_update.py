@@ -73,7 +73,7 @@ def test_the_sweep_and_whole_forwards_give_one_change(lm: LanguageModel) -> None
 
 
 def test_a_scaled_family_gets_what_it_is_asked_for() -> None:
-    """Without a ridge, by whole forwards: the last layer closes the whole gap, where its gain is known and only there."""
+    """Without a ridge the last layer closes the whole gap, where its gain is known and only there."""
     model = family_model("granite_scaled")
     proved = LanguageModel(model, byte_tokenizer(), prove(model, find_anatomy(model)))
     unaware = replace(proved, anatomy=find_anatomy(model))
