@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from memedit.measure import MomentPlan, factor_of, measure_missing, plan_moments
 from memedit.model.load import LanguageModel, load, locate
 from memedit.model.suffix import Suffix
 from memedit.numerics.delta import Delta, rounded
+from memedit.preflight import about, check_room, check_weights, seconds
 from memedit.recipe import Recipe
 from memedit.report import EditResult, Report
 from memedit.request import EditRequest, Finding
 from memedit.search import Search
 from memedit.sites import take_layers
+from memedit.stages.batches import suffix_of
 from memedit.stages.contexts import sample_contexts
 from memedit.stages.evaluation import Judgment, exact, judge, kept, score
 from memedit.stages.plan import Plan, make_plan, under
@@ -56,6 +59,7 @@ class Job:
             check_output(self.folder, self.out, overwrite=recipe.output.overwrite)
         with self.timed("load", None):
             self.base = Checkpoint.open(self.folder)
+            check_weights(self.base, recipe.model)
             self.lm: LanguageModel = load(self.folder, recipe.model)
             self.plan: Plan = make_plan(requests, self.lm.tokenizer, self.lm.anatomy, recipe, findings)
         self.requests = [edit.request for edit in self.plan.edits]
@@ -92,6 +96,21 @@ class Job:
         inputs = {"edits": digest_of(record), "model": self.base.digest, "recipe": self.recipe.digest}
         return Store(cache_dir() / "runs" / digest_of(inputs)[:16])
 
+    @cached_property
+    def moment_plan(self) -> MomentPlan:
+        """Which moments are there, and which must be measured."""
+        return plan_moments(self.lm, self.folder, self.plan.layers, self.recipe)
+
+    def preflight(self) -> None:
+        """Say what the run takes, before it takes it. Raises ResourceError where that is not there."""
+        plan, anatomy = self.moment_plan, self.lm.anatomy
+        said = check_room(self.base, self.out, self.recipe.output.link, anatomy, self.plan.layers, plan.missing)
+        rows = len(self.recipe.contexts.openings) + 2
+        suffixes = rows * sum(suffix_of(edit) for edit in self.plan.edits)
+        read = plan.tokens if plan.missing else 0
+        takes = seconds(self.lm, self.plan.layers, read, suffixes, self.recipe.target.steps)
+        self.tell.note(f"takes about {about(takes)}, {said}")
+
     def contexts(self, run: Store) -> list[str]:
         """The prefixes, the empty one first."""
         knobs, seed = self.recipe.contexts, self.recipe.seed
@@ -101,7 +120,7 @@ class Job:
 
     def moments(self) -> MomentPlan:
         """The second moments of the layers: in the cache when this returns, read from there as they are needed."""
-        plan = plan_moments(self.lm, self.folder, self.plan.layers, self.recipe)
+        plan = self.moment_plan
         with self.timed("moments", plan.tokens if plan.missing else None, "tokens") as advance:
             measure_missing(self.lm, plan, self.tell, advance)
         return plan

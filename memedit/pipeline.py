@@ -40,6 +40,7 @@ def apply(
     Raises EditListError with every finding before any heavy work, and the other children of MemeditError.
     """
     job = Job(requests, recipe, findings, facts, tell or Silence())
+    job.preflight()
     with job.run_folder() as run:
         contexts = job.contexts(run)
         moments = job.moments()

@@ -30,6 +30,8 @@ class ModelKnobs(_Knobs):
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the forward; auto: the checkpoint's on a GPU, float32 on a CPU."""
+    device_map: Literal["auto"] | None = None
+    """auto: spread the blocks over all GPUs (needs accelerate); None: one device holds the model."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off: such a model is refused."""
 

@@ -13,6 +13,7 @@ from memedit import __version__
 from memedit.cli.apply import apply
 from memedit.cli.check import check
 from memedit.cli.evaluate import evaluate
+from memedit.cli.inspect import inspect
 from memedit.cli.schema import schema
 from memedit.cli.stats import stats
 from memedit.cli.trace import trace
@@ -32,6 +33,7 @@ app.command("eval")(evaluate)
 app.command("check")(check)
 app.command("stats")(stats)
 app.command("trace")(trace)
+app.command("inspect")(inspect)
 app.command("schema")(schema)
 
 
@@ -77,14 +79,16 @@ def main() -> NoReturn:
         sys.exit(1)
     except MemoryError:
         _say("error: the machine's memory is full")
-        _say("hint: lower --set chunk=16, or use a machine with more memory")
+        _say("hint: say --memory 1GB, --dtype bfloat16 or fewer --layers; what was finished is kept")
         sys.exit(5)
     except Exception as error:
         if debug:
             raise
         if type(error).__name__ == "OutOfMemoryError":
             _say("error: the GPU's memory is full")
-            _say("hint: lower --set chunk=16, or use --device cpu; what was finished is kept")
+            _say(
+                "hint: say --memory 4GB, --dtype bfloat16, --device-map auto or --device cpu; what was finished is kept"
+            )
             sys.exit(5)
         _say(f"error: unexpected {type(error).__name__}: {_one_line(str(error))}")
         _say("hint: this is a defect of memedit; MEMEDIT_DEBUG=1 shows where")

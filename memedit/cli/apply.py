@@ -24,6 +24,8 @@ def apply(
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
     device: o.DeviceOption = None,
+    device_map: o.DeviceMapOption = None,
+    dtype: o.DtypeOption = None,
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="What the target search may take, such as 20GB.")
     ] = None,
@@ -46,7 +48,7 @@ def apply(
     o.one_output(json, per_edit, quiet)
     bars = o.bars(fail_under)
     flags = {
-        "model.path": model, "model.device": device, "method.layers": layers, "moments.corpus": corpus,
+        "model.path": model, **o.placed(device, device_map, dtype), "method.layers": layers, "moments.corpus": corpus,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags, preset)

@@ -41,6 +41,8 @@ def evaluate(
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
     device: o.DeviceOption = None,
+    device_map: o.DeviceMapOption = None,
+    dtype: o.DtypeOption = None,
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write the report as one page.")] = None,
     markdown: Annotated[
         str | None, typer.Option("--markdown", metavar="FILE", help="Write the tables for a model card.")
@@ -55,7 +57,7 @@ def evaluate(
     o.one_output(json, per_edit, quiet)
     under, over = o.bars(fail_under), o.bars(fail_over, "--fail-over")
     models = list(dict.fromkeys(model or []))
-    flags = {"model.path": models[0] if models else None, "model.device": device, "chat": chat}
+    flags = {"model.path": models[0] if models else None, **o.placed(device, device_map, dtype), "chat": chat}
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
     requests, findings = o.read_edits(edits, relations, input_format, limit)

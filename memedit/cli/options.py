@@ -30,6 +30,12 @@ ConfigOption = Annotated[str | None, typer.Option("--config", "-c", metavar="FIL
 PresetOption = Annotated[str | None, typer.Option("--preset", metavar="NAME", help="Published settings, by model.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one knob of the recipe.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, mps.")]
+DeviceMapOption = Annotated[
+    str | None, typer.Option("--device-map", metavar="auto", help="auto: spread the model over all GPUs.")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", metavar="DTYPE", help="Of the forward: auto, float32, bfloat16, float16.")
+]
 LayersOption = Annotated[
     str | None, typer.Option("--layers", metavar="RANGE", help="Layers to edit: 3-8, 5, depth, auto.")
 ]
@@ -68,6 +74,11 @@ def read_recipe(
         ("flag", named),
     ]
     return resolve(layers)
+
+
+def placed(device: str | None, device_map: str | None, dtype: str | None) -> dict[str, Any]:
+    """Where the model goes, as knobs."""
+    return {"model.device": device, "model.device_map": device_map, "model.dtype": dtype}
 
 
 def read_edits(

@@ -20,6 +20,8 @@ def stats(
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
     device: o.DeviceOption = None,
+    device_map: o.DeviceMapOption = None,
+    dtype: o.DtypeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and its bytes.")] = False,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
@@ -27,7 +29,7 @@ def stats(
     """Measure the second moments of the layers to edit, all in one pass, into the cache."""
     flags = {
         "model.path": model, "method.layers": layers, "moments.corpus": corpus, "moments.tokens": tokens,
-        "model.device": device,
+        **o.placed(device, device_map, dtype),
     }  # fmt: skip
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)

@@ -62,6 +62,8 @@ def trace(
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
     device: o.DeviceOption = None,
+    device_map: o.DeviceMapOption = None,
+    dtype: o.DtypeOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
@@ -69,7 +71,7 @@ def trace(
     o.one_output(json, suggest_layers, False)
     o.one_output(json, False, quiet)
     flags = {
-        "model.path": model, "model.device": device, "trace.noise": noise, "trace.samples": samples,
+        "model.path": model, **o.placed(device, device_map, dtype), "trace.noise": noise, "trace.samples": samples,
         "trace.window": window,
     }  # fmt: skip
     recipe, _ = o.read_recipe(config, sets, flags)

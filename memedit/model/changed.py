@@ -107,7 +107,7 @@ class WholeForward(Changed):
             states = output_of(output)
             if keep_start:
                 self.start[batch] = states[lines, at].float().cpu()
-            changed = states.index_put((lines, at), change.to(states.dtype), accumulate=True)
+            changed = states.index_put((lines, at), change.to(states.device, states.dtype), accumulate=True)
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
         block = self.lm.model.get_submodule(f"{self.lm.anatomy.blocks}.{self.layer}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,11 @@ class LanguageModel:
         return weight.detach().T if self.anatomy.layout == "conv1d" else weight.detach()
 
 
-def locate(knobs: ModelKnobs) -> Path:
+PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*")
+"""What of a Hub repository is fetched."""
+
+
+def locate(knobs: ModelKnobs, patterns: Sequence[str] = PATTERNS) -> Path:
     """The folder of a model: a local one as it is, or a snapshot of a Hub repository (cached, or downloaded)."""
     folder = Path(knobs.path).expanduser()
     if folder.is_dir():
@@ -49,9 +55,8 @@ def locate(knobs: ModelKnobs) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
     try:
-        return Path(snapshot_download(knobs.path, revision=knobs.revision, allow_patterns=patterns))
+        return Path(snapshot_download(knobs.path, revision=knobs.revision, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError as error:
         hint = "go online once, unset HF_HUB_OFFLINE, or give a local folder"
         raise ResourceError(f"{knobs.path} is not in the local cache and the Hub cannot be reached", hint) from error
@@ -82,11 +87,34 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> dict[str, A
     return config
 
 
+def auto_config(folder: Path, knobs: ModelKnobs) -> Any:
+    """The model's configuration. Raises what `read_config` raises, and for a model that transformers does not know."""
+    read_config(folder, trust_remote_code=knobs.trust_remote_code)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=knobs.trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_known(folder, error) from error
+
+
+def _not_known(folder: Path, error: Exception) -> UnsupportedModelError:
+    said = str(error).strip().splitlines()[0].split(" for this kind of AutoModel")[0]
+    hint = "it must be a causal language model that the installed transformers knows: pip install -U transformers"
+    return UnsupportedModelError(f"{folder} cannot be opened: {said}", hint)
+
+
+def skeleton(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
+    """The model as its config has it, without weights (on the meta device)."""
+    config = auto_config(folder, knobs)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=knobs.trust_remote_code).eval()
+    except (ValueError, KeyError) as error:
+        raise _not_known(folder, error) from error
+
+
 def count_layers(folder: Path, knobs: ModelKnobs) -> int:
     """How many blocks a model has, from its config alone."""
-    read_config(folder, trust_remote_code=knobs.trust_remote_code)
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=knobs.trust_remote_code, local_files_only=True)
-    return int(config.get_text_config().num_hidden_layers)
+    return int(auto_config(folder, knobs).get_text_config().num_hidden_layers)
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -105,9 +133,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 def open_tokenizer(folder: Path, knobs: ModelKnobs) -> tuple[PreTrainedTokenizerBase, int | None]:
     """The tokenizer and the longest row the model takes, without its weights."""
-    read_config(folder, trust_remote_code=knobs.trust_remote_code)
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=knobs.trust_remote_code, local_files_only=True)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(auto_config(folder, knobs).get_text_config(), "max_position_embeddings", None)
     return load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code), positions
 
 
@@ -130,38 +156,57 @@ def pick_device(asked: str) -> torch.device:
 def load(folder: Path, knobs: ModelKnobs, *, editing: bool = True) -> LanguageModel:
     """Open the model of a folder for inference, find its anatomy and prove it.
 
-    On a CPU the forward runs in float32 whatever the checkpoint's dtype: half precision is slow there, and float32
-    holds every float16 and bfloat16 value exactly. Without `editing` a model that cannot be edited is not refused for
-    that. Raises UnsupportedModelError, UsageError or ResourceError.
+    Without `editing` a model that cannot be edited is not refused for that. Raises UnsupportedModelError, UsageError
+    or ResourceError.
     """
-    config = read_config(folder, trust_remote_code=knobs.trust_remote_code)
+    read_config(folder, trust_remote_code=knobs.trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
-    device = pick_device(knobs.device)
-    dtype: Any = knobs.dtype
-    if dtype == "auto" and device.type == "cpu":
-        dtype = "float32"
+    model = open_model(folder, knobs)
+    anatomy = find_anatomy(model)
+    if editing:
+        anatomy = prove(model, anatomy)
+    return LanguageModel(model, tokenizer, anatomy)
+
+
+def forward_dtype(knobs: ModelKnobs) -> torch.dtype | None:
+    """The dtype a model is opened in; None: the checkpoint's own.
+
+    On a CPU the forward runs in float32 whatever the checkpoint's dtype: half precision is slow there, and float32
+    holds every float16 and bfloat16 value exactly.
+    """
+    if knobs.dtype != "auto":
+        return getattr(torch, knobs.dtype)
+    return torch.float32 if pick_device(knobs.device).type == "cpu" else None
+
+
+def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
+    """The model of a folder on its device, or over all GPUs, without its anatomy. Raises as `load` does."""
+    auto_config(folder, knobs)
+    device, dtype = pick_device(knobs.device), forward_dtype(knobs)
+    if knobs.device_map and find_spec("accelerate") is None:
+        raise UsageError("--device-map needs 'accelerate'", "pip install 'memedit[multi-gpu]'")
+    spread: dict[str, Any] = {"device_map": knobs.device_map} if knobs.device_map else {}
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            dtype=dtype or "auto",
             trust_remote_code=knobs.trust_remote_code,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **spread,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if "Unrecognized configuration class" in str(error):
+            raise _not_known(folder, error) from error
         said = str(error).strip().splitlines()[0]
-        kind = config.get("model_type")
-        raise UsageError(
-            f"{folder} ({kind}) cannot be opened: {said}", "it must be a causal LM in safetensors"
-        ) from error
+        raise UsageError(f"{folder} cannot be opened: {said}", "it must be a causal LM in safetensors") from error
     model, info = opened
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
         hint = "fetch the checkpoint again: a weight that is missing would be random"
         raise UsageError(f"{folder} lacks weights that its config asks for: {names}", hint)
-    model = model.to(device).eval().requires_grad_(False)
-    anatomy = find_anatomy(model)
-    if editing:
-        anatomy = prove(model, anatomy)
-    return LanguageModel(model, tokenizer, anatomy)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        hint = "say --dtype bfloat16, take more GPUs, or say --device cpu without --device-map"
+        raise ResourceError(f"the GPUs of this machine cannot hold {folder} together", hint)
+    return (model if spread else model.to(device)).eval().requires_grad_(False)

@@ -48,7 +48,7 @@ def find_parts(lm: LanguageModel) -> Parts:
             raise _refused(f"of block {layer}, {reason}")
     for layer in range(anatomy.n_layers):
         path = f"{anatomy.blocks}.{layer}"
-        name = _output_projection(lm.model.get_submodule(path), anatomy.width)
+        name = output_projection(lm.model.get_submodule(path), anatomy.width)
         if name is None:
             raise _refused(f"block {layer} has no linear map to the model's width {anatomy.width} in an attention")
         attention.append(f"{path}.{name}")
@@ -60,7 +60,7 @@ def find_parts(lm: LanguageModel) -> Parts:
     return parts
 
 
-def _output_projection(block: nn.Module, width: int) -> str | None:
+def output_projection(block: nn.Module, width: int) -> str | None:
     """The last linear map to the model's width inside a block's attention."""
     found: str | None = None
     for name, module in block.named_modules():

@@ -37,6 +37,19 @@ def output_of(output: Any) -> Tensor:
 
 
 @contextmanager
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
+    """Another forward for a module; what it had before is put back, be it its class's or one that a library put in."""
+    before = module.__dict__.get("forward")
+    try:
+        module.__dict__["forward"] = forward
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if before is not None:
+            module.__dict__["forward"] = before
+
+
+@contextmanager
 def capture(
     lm: LanguageModel, sites: Sequence[Site], see: Callable[[Site, Tensor], None], *, stop: bool = False
 ) -> Generator[None]:

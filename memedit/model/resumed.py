@@ -25,7 +25,7 @@ from transformers.activations import NewGELUActivation
 
 from memedit.model.load import LanguageModel
 from memedit.model.parts import Part, Parts, hooked
-from memedit.model.passes import output_of
+from memedit.model.passes import output_of, replaced
 from memedit.model.runs import Cell, Runs, Trial, answer_probability
 from memedit.model.splice import Kept, cache_name, spliced
 
@@ -171,11 +171,8 @@ class Resumed:
             output: Tensor = original(*(states[:, -reads:].contiguous() for states in args))
             return torch.cat([output.new_zeros(len(output), length - reads, output.shape[-1]), output], 1)
 
-        try:
-            module.forward = forward
+        with replaced(module, forward):
             yield
-        finally:
-            module.__dict__.pop("forward", None)
 
 
 @contextmanager

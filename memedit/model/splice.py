@@ -18,10 +18,17 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from memedit.model.load import LanguageModel
-from memedit.model.passes import Reached
+from memedit.model.passes import Reached, replaced
 
 KeysValues = dict[int, tuple[Tensor, Tensor]]
 """layer -> keys, values, each (R, heads, tokens, width of a head)."""
+
+
+def picked(kept: KeysValues, lines: Tensor) -> KeysValues:
+    """Some of the rows."""
+    return {
+        layer: (keys[lines.to(keys.device)], values[lines.to(values.device)]) for layer, (keys, values) in kept.items()
+    }
 
 
 class Kept(Cache):
@@ -37,7 +44,8 @@ class Kept(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         if self.length:
-            keys, values = self.kept[layer_idx]
+            # A model spread over devices has each block's where that block is.
+            keys, values = (one.to(key_states.device) for one in self.kept[layer_idx])
             key_states, value_states = torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
         if layer_idx in self.record:
             self.seen[layer_idx] = key_states, value_states
@@ -69,13 +77,10 @@ class Kept(Cache):
 def spliced(lm: LanguageModel, forwards: dict[int, Any]) -> Generator[None]:
     """Replace the forward of some blocks; the blocks keep every attribute that the model reads off them."""
     blocks: Any = lm.model.get_submodule(lm.anatomy.blocks)
-    try:
+    with ExitStack() as stack:
         for index, forward in forwards.items():
-            blocks[index].forward = forward
+            stack.enter_context(replaced(blocks[index], forward))
         yield
-    finally:
-        for index in forwards:
-            blocks[index].__dict__.pop("forward", None)
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def run_part(
         if reads is None:
             raise Reached
         states: Tensor = args[0]
-        return (states.reshape(-1, states.shape[-1])[reads[1]][None], *args[1:])
+        return (states.reshape(-1, states.shape[-1])[reads[1].to(states.device)][None], *args[1:])
 
     with ExitStack() as stack:
         if entry is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from memedit.model.changed import Changed, Launch, Row, WholeForward
 from memedit.model.load import LanguageModel
 from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, launches
-from memedit.model.splice import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, run_part
+from memedit.model.splice import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, picked, run_part
 
 __all__ = ["Changed", "Launch", "Row", "Suffix", "WholeForward", "choose"]
 
@@ -65,7 +65,7 @@ class _Spliced:
         return _Spliced(
             self.lm, [self.rows[place] for place in places], reads, self.aligned.pick(lines), self.at[lines],
             replace(self.entry, states=self.entry.states[lines]),
-            {layer: (keys[lines], values[lines]) for layer, (keys, values) in self.kept.items()},
+            picked(self.kept, lines),
             _cells(reads).to(self.at.device),
         )  # fmt: skip
 
@@ -128,8 +128,7 @@ class Suffix(Changed):
             of = torch.tensor([lines_of[shared.of[row]] for row in batch], device=self.lm.device)
             size, ids = tails[batch[0]], [self.rows[row].ids for row in batch]
             aligned = Aligned.of(ids, size, [len(row) for row in ids], shared.width + size).to(self.lm.device)
-            kept = {layer: (keys[of], values[of]) for layer, (keys, values) in prefix.seen.items()}
-            cache = Kept(kept, shared.width, self.above)
+            cache = Kept(picked(prefix.seen, of), shared.width, self.above)
             before = prefix_states[of] if shared.width else prefix_states.expand(len(batch), -1, -1)
             states = torch.cat([before, self._run(aligned, cache)], 1)
             lines = torch.arange(len(batch), device=states.device)
@@ -145,7 +144,7 @@ class Suffix(Changed):
         seen: list[Tensor] = []
         with capture(self.lm, [Site(self.layer, "block.out")], lambda _site, states: seen.append(states)):
             run_part(self.lm, aligned, cache)
-        return seen[0].reshape(*aligned.ids.shape, -1)
+        return seen[0].reshape(*aligned.ids.shape, -1).to(self.lm.device)
 
 
 def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, seen: KeysValues) -> None:
@@ -165,7 +164,9 @@ def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, 
         ends = pair[0].shape[2] - size
         columns = max(0, min(before, ends))
         for there, here in zip(launch.kept[layer], pair, strict=True):
-            there[to, :, before - columns :] = here[of, :, ends - columns : max(ends, 0)]
+            there[to.to(there.device), :, before - columns :] = here[
+                of.to(here.device), :, ends - columns : max(ends, 0)
+            ]
 
 
 def _cells(reads: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memedit.model.load import LanguageModel
 from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, last_states
-from memedit.model.splice import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, run_part
+from memedit.model.splice import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, picked, run_part
 
 ROOM = 1 << 28
 """Bytes that inputs of down-projections may take while they wait for the change."""
@@ -78,7 +78,7 @@ class Sweep:
             for group in (*part.bare, *part.others):
                 inner = self._climb(group, layer, self._cache(group), last)
                 ends.append(inner[:, -1].float())
-            yield part.edits, torch.cat(ends)[part.rows_at.to(self.lm.device)]
+            yield part.edits, torch.cat(ends)[part.rows_at.to(ends[0].device)]
         self.level = layer + 1 if self.waits or last else layer
 
     @torch.no_grad()
@@ -87,7 +87,10 @@ class Sweep:
         for group in self._groups():
             if group.inner is not None and group.states is not None:
                 moved = group.inner.float() @ change.T * self.lm.anatomy.gains[self.level - 1]
-                group.states, group.inner = (group.states.float() + moved).to(group.states.dtype), None
+                group.states, group.inner = (
+                    (group.states.float() + moved.to(group.states.device)).to(group.states.dtype),
+                    None,
+                )
 
     def ends(self, layer: int) -> Tensor:
         """What leaves block `layer` at the bare rows' ends with the weights as they are, (E, D) float32, on the CPU.
@@ -138,8 +141,7 @@ class Sweep:
     def _cache(self, group: _Group) -> Kept:
         if group.of is None:
             return Kept({}, 0)
-        kept = {layer: (keys[group.of], values[group.of]) for layer, (keys, values) in self.kept.items()}
-        return Kept(kept, self.shared.width)
+        return Kept(picked(self.kept, group.of), self.shared.width)
 
     def _groups(self) -> Iterator[_Group]:
         yield self.prefix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -14,3 +15,11 @@ def free_memory() -> int:
     except (OSError, StopIteration, ValueError):
         # No Linux: half of what is there is a fair guess.
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where a folder is, or where it would be made."""
+    here = folder.expanduser().resolve()
+    while not here.exists():
+        here = here.parent
+    return shutil.disk_usage(here).free
