@@ -52,4 +52,4 @@ def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _add(running: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:  # type: ignore[name-defined]
     running.update(f"{name} {tuple(tensor.shape)}".encode())
-    running.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+    running.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)

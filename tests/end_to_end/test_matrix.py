@@ -14,7 +14,7 @@ import torch
 from memedit.job import Job
 from memedit.model.load import load
 from memedit.model.suffix import Suffix, WholeForward
-from memedit.recipe import ModelKnobs, Recipe
+from memedit.recipe import MethodKnobs, ModelKnobs, Recipe
 from memedit.request import EditRequest
 from memedit.stages.plan import make_plan
 from memedit.stages.targets import find_targets
@@ -88,7 +88,7 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
     base, out = saved(family, tmp_path / "base"), tmp_path / "out"
     settings = {"method.layers": LAYERS.get(family, "1-2"), "moments.corpus": str(tmp_path / "corpus.txt")}
     settings |= {"moments.tokens": "1300", "moments.row": "64", "target.steps": "5"}
-    recipe = Recipe(model=ModelKnobs(path=str(base)))
+    recipe = Recipe(model=ModelKnobs(path=str(base)), method=MethodKnobs(layers=settings["method.layers"]))
     found = inspect(recipe)
     assert found.proved and not found.problems
     named = [block.down_projection for block in found.each if block.editable]
@@ -105,8 +105,6 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
         if not (engine is Suffix and family in WHOLE)
     ]
     assert float((ways[0] - ways[-1]).norm() / ways[-1].norm()) < SAME
-    # The converse of all equalities below: the search moved something.
-    assert all(float((wanted - other).norm()) > 0 for wanted in ways for other in [torch.zeros_like(wanted)])
 
     seen: list[Tensor] = []
     real = Job.judged
