@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from memedit.errors import MemeditError, ResourceError, StorageError, UnsupportedModelError, UsageError
 from memedit.storage.artifacts import BLOCK, digest_file, digest_of, sync_folder, telling
+from memedit.storage.index import INDEX, check_index, weight_map
 from memedit.storage.tensorfile import Entry, read_header
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 CARD, BASE_CARD = "README.md", "memedit/base_README.md"
 FICLONE = 0x40049409  # linux/fs.h: share a file's blocks until one of the two is written
 OWN = ("run.json", "edits.jsonl", "results.jsonl", "delta.safetensors", "base_README.md")
@@ -36,22 +36,14 @@ class Checkpoint:
     def open(cls, folder: Path) -> Checkpoint:
         """Read the headers of all shards. Raises UsageError, UnsupportedModelError or StorageError."""
         if (folder / SINGLE).is_file():  # before an index, as transformers has it
-            shards = [SINGLE]
-        elif (folder / INDEX).is_file():
-            with telling(f"read {folder / INDEX}"):
-                text = (folder / INDEX).read_text(encoding="utf-8")
-            try:
-                shards = sorted(set(json.loads(text)["weight_map"].values()))
-                outside = any(Path(shard).name != shard for shard in shards)
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise StorageError(f"{folder / INDEX} is damaged", "fetch the checkpoint again") from error
-            if outside:
-                raise StorageError(f"{folder / INDEX} names files outside its folder", "fetch the checkpoint again")
-        else:
+            return cls(folder, read_header(folder / SINGLE))
+        if not (folder / INDEX).is_file():
             raise _no_weights(folder)
+        named = weight_map(folder)
         entries: dict[str, Entry] = {}
-        for shard in shards:
+        for shard in sorted(set(named.values())):
             entries |= read_header(folder / shard)
+        check_index(folder, named, entries)
         return cls(folder, entries)
 
     def resolve(self, parameter: str) -> str:
