@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memedit import pipeline
+from memedit import pipeline, survey
 from memedit.errors import EditListError
+from memedit.inspection import Inspection
 from memedit.lint import lint
 from memedit.recipe import Recipe
 from memedit.report import Report
@@ -102,6 +103,16 @@ def trace(
 
     where = None if output is None else Path(output).expanduser()
     return pipeline.trace(_edits(facts), _recipe(model, settings), output=where, draw=draw, tell=tell)
+
+
+def inspect(model: str | Path, *, weights: bool = True, settings: Mapping[str, Any] | None = None) -> Inspection:
+    """See how a model is built, which layers can be edited and why not; without `weights`, from its config alone.
+
+    >>> found = inspect("examples/models/made-gpt2")
+    >>> found.editable, found.head.tied, found.each[0].gain
+    ('0-5', True, 1.0)
+    """
+    return survey.inspect(_recipe(model, settings), weights=weights)
 
 
 def _edits(edits: Edits) -> list[EditRequest]:

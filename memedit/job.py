@@ -105,11 +105,14 @@ class Job:
         """Say what the run takes, before it takes it. Raises ResourceError where that is not there."""
         plan, anatomy = self.moment_plan, self.lm.anatomy
         said = check_room(self.base, self.out, self.recipe.output.link, anatomy, self.plan.layers, plan.missing)
-        rows = len(self.recipe.contexts.openings) + 2
+        self.tell.note(f"takes about {about(self.takes())}, {said}")
+
+    def takes(self) -> float:
+        """Seconds that moments and targets take, about."""
+        rows, plan = len(self.recipe.contexts.openings) + 2, self.moment_plan
         suffixes = rows * sum(suffix_of(edit) for edit in self.plan.edits)
         read = plan.tokens if plan.missing else 0
-        takes = seconds(self.lm, self.plan.layers, read, suffixes, self.recipe.target.steps)
-        self.tell.note(f"takes about {about(takes)}, {said}")
+        return seconds(self.lm, self.plan.layers, read, suffixes, self.recipe.target.steps)
 
     def contexts(self, run: Store) -> list[str]:
         """The prefixes, the empty one first."""

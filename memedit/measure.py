@@ -15,10 +15,12 @@ from memedit.model.digests import feeding, of_tokenizer
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare_memit
+from memedit.preflight import check_room, check_weights
 from memedit.recipe import Recipe, layers_of
 from memedit.report import MomentRow
 from memedit.stages.statistics import Moments, measure, packed
 from memedit.storage.artifacts import Store, cache_dir, digest_file
+from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
 from memedit.storage.moments import read_npz
 from memedit.tell import Advance, Silence, Tell
@@ -148,6 +150,7 @@ def stats(
     """Measure (or take from a file) the moments of the recipe's layers; one row a layer."""
     tell = tell or Silence()
     folder = locate(recipe.model)
+    check_weights(Checkpoint.open(folder), recipe.model)
     lm = load(folder, recipe.model)
     layers = layers_of(recipe.method.layers, lm.anatomy.n_layers)
     lm.anatomy.require(layers)
@@ -155,6 +158,7 @@ def stats(
         return [_import(lm, layers, Path(import_file).expanduser())]
     plan = plan_moments(lm, folder, layers, recipe)
     if not dry_run:
+        check_room(None, None, "auto", lm.anatomy, layers, plan.missing)
         with tell.phase("moments", plan.tokens if plan.missing else None, "tokens") as advance:
             moments_for(lm, plan, tell, advance)
     return [

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from memedit.examine import Examination, Trial
 from memedit.job import Job
-from memedit.measure import plan_moments
 from memedit.model.hooks import applied
 from memedit.model.load import load, locate
+from memedit.preflight import cache_bytes, check_weights, moment_bytes
 from memedit.recipe import Recipe
 from memedit.report import Preview, Report
 from memedit.request import EditRequest, Finding
@@ -61,8 +61,7 @@ def preview(
     """What `apply` would do and cost; nothing is written. Raises what `apply` would raise before its heavy work."""
     job = Job(requests, recipe, findings, (), tell or Silence())
     lm, layers = job.lm, job.plan.layers
-    moments = plan_moments(lm, job.folder, layers, recipe)
-    squares = {layer: 8 * lm.anatomy.mlp_widths[layer] ** 2 for layer in layers}
+    moments = job.moment_plan
     rows = min(recipe.chunk, len(job.requests)) * (len(recipe.contexts.openings) + 2)
     longest = max(len(edit.prompt.ids) + len(edit.target) + recipe.contexts.tokens for edit in job.plan.edits)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
@@ -80,8 +79,9 @@ def preview(
         moments_cached=moments.cached,
         moments_missing=tuple(moments.missing),
         bytes_output=job.base.size,
-        bytes_cache=2 * sum(squares[layer] for layer in moments.missing),
-        bytes_memory=weights + 3 * sum(squares.values()) + search,
+        bytes_cache=cache_bytes([lm.anatomy.mlp_widths[layer] for layer in moments.missing]),
+        bytes_memory=weights + moment_bytes([lm.anatomy.mlp_widths[layer] for layer in layers]) + search,
+        seconds=job.takes(),
         resumes=job.store().folder.is_dir(),
     )
 
@@ -105,8 +105,9 @@ def trace(
         check_folder(output)
     folder = locate(recipe.model)
     with tell.phase("load"):
-        lm = load(folder, recipe.model, editing=False)
-        digest = Checkpoint.open(folder).digest
+        base = Checkpoint.open(folder)
+        check_weights(base, recipe.model)
+        lm, digest = load(folder, recipe.model, editing=False), base.digest
     traced, store = trace_all(lm, digest, requests, recipe, tell, findings, own=own)
     if output is not None:
         with tell.phase("write"):

@@ -201,6 +201,8 @@ class Preview(_Value):
     """What the missing moments will take in the cache."""
     bytes_memory: int
     """Model, moments and target search at their largest, about."""
+    seconds: float
+    """What moments and targets take, about."""
     resumes: bool
     """A run of the same edits, model and recipe was begun, and will be gone on with."""
 
@@ -215,6 +217,7 @@ class Preview(_Value):
             f"moments   {len(self.moments_cached)} cached; to measure: {missing} ({self.tokens:,} tokens)",
             f"writes    {self.bytes_output / 1e6:,.1f} MB of output, {self.bytes_cache / 1e6:,.1f} MB of cache",
             f"memory    about {self.bytes_memory / 1e9:,.2f} GB",
+            f"time      about {self.seconds:,.0f} s",
             f"resumes   {'an unfinished run' if self.resumes else 'nothing'}",
         ]
 

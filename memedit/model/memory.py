@@ -1,8 +1,9 @@
-"""A GPU's memory: how much is free, and what it looks like when none is."""
+"""A device's memory and precision: how much is free, what it looks like when none is, and float64 where it is."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def free_on(device: torch.device) -> int | None:
@@ -11,6 +12,11 @@ def free_on(device: torch.device) -> int | None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """A tensor in float64: where it is, or on the CPU, since not every device has float64 (mps has not)."""
+    return tensor.double() if tensor.device.type in ("cpu", "cuda") else tensor.cpu().double()
 
 
 def ran_out(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from memedit.model.load import LanguageModel
+from memedit.model.memory import in_double
 from memedit.model.passes import launches, run
 from memedit.model.scoring import Ids
 
@@ -57,13 +58,13 @@ def _log_probs(lm: LanguageModel, ids: Tensor) -> Tensor:
 
 def _passage(mine: Tensor, theirs: Tensor | None, wanted: Tensor) -> Passage:
     at = wanted.to(mine.device)[:, None]
-    surprise = -float(mine.gather(1, at).double().sum())
+    surprise = -float(in_double(mine.gather(1, at)).sum())
     if theirs is None:
         return Passage(len(wanted), surprise)
     return Passage(
         len(wanted),
         surprise,
-        -float(theirs.gather(1, at).double().sum()),
-        float((theirs.exp() * (theirs - mine)).double().sum()),
+        -float(in_double(theirs.gather(1, at)).sum()),
+        float(in_double(theirs.exp() * (theirs - mine)).sum()),
         int((mine.argmax(-1) == theirs.argmax(-1)).sum()),
     )

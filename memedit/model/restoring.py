@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from memedit.model.load import LanguageModel
+from memedit.model.memory import in_double
 from memedit.model.parts import PARTS, Part, Parts, hooked
 from memedit.model.passes import output_of
 from memedit.model.resumed import TOKENS, Resumed
@@ -52,7 +53,7 @@ class Whole:
         paths = [*blocks, *(path for part in PARTS for path in parts.of(part))]
         with noised(lm, trial, 1, rows), hooked(lm, {path: read(path) for path in paths}):
             found = self._run(rows)
-        self.clean, self.low = float(found[0]), float(found[1:].double().mean())
+        self.clean, self.low = float(found[0]), float(in_double(found[1:]).mean())
 
     def _run(self, rows: int) -> Tensor:
         ids = torch.tensor([self.trial.question.ids], device=self.lm.device).expand(rows, -1)
@@ -67,7 +68,7 @@ class Whole:
             batch = cells[at : at + size]
             rows = len(batch) * self.samples
             with noised(self.lm, self.trial, 0, rows), self._put_back(batch):
-                found.append(self._run(rows).view(len(batch), -1).double().mean(1).cpu())
+                found.append(in_double(self._run(rows).view(len(batch), -1)).mean(1).cpu())
         return torch.cat(found)
 
     @contextmanager

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers.activations import NewGELUActivation
 
 from memedit.model.load import LanguageModel
+from memedit.model.memory import in_double
 from memedit.model.parts import Part, Parts, hooked
 from memedit.model.passes import output_of, replaced
 from memedit.model.runs import Cell, Runs, Trial, answer_probability
@@ -96,7 +97,7 @@ class Resumed:
         climbs, held = self._climbs(token, cells), self._held(token, cells)
         with spliced(self.lm, climbs), hooked(self.lm, held), self._read_at_the_end(ids.shape[1]), _in_place(self.lm):
             found = answer_probability(self.lm, question, **inputs)
-        return found.view(len(cells), -1).double().mean(1).cpu()
+        return in_double(found.view(len(cells), -1)).mean(1).cpu()
 
     def _climbs(self, token: int, cells: Sequence[Cell]) -> dict[int, Any]:
         """Forwards of the blocks that run over the cells entered below, and let those of their own layer enter."""

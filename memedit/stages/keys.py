@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memedit.model.load import LanguageModel
+from memedit.model.memory import in_double
 from memedit.model.subject import Prompt
 from memedit.model.sweep import Sweep, WholeSweep
 from memedit.recipe import MethodKnobs
@@ -32,9 +33,8 @@ def heads_of(prompts: Sequence[Sequence[Prompt]]) -> list[list[tuple[int, ...]]]
 
 def averaged(states: Tensor, weights: Tensor) -> Tensor:
     """states (e, X, F), weights (X,) float64 -> keys (e, F) float64, where the states are, or on the CPU."""
-    if states.device.type not in ("cpu", "cuda"):
-        states = states.cpu()  # float64 is not at hand everywhere
-    return torch.einsum("exf,x->ef", states.double(), weights.to(states.device))
+    wide = in_double(states)
+    return torch.einsum("exf,x->ef", wide, weights.to(wide.device))
 
 
 def find_keys(

@@ -1,0 +1,94 @@
+"""What does not fit is refused before anything heavy, with the flags that would help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from memedit import preflight
+from memedit.errors import ResourceError
+from memedit.model.load import LanguageModel, load
+from memedit.preflight import about, check_room, check_weights, gb, moment_bytes, seconds, weight_bytes
+from memedit.recipe import ModelKnobs
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.machine import free_disk
+from tests.conftest import ROOT
+
+GPT2 = ROOT / "examples" / "models" / "made-gpt2"
+CPU = ModelKnobs(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def base() -> Checkpoint:
+    return Checkpoint.open(GPT2)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return load(GPT2, CPU)
+
+
+def short(name: str, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    has: Callable[..., int] = lambda *_: count  # noqa: E731
+    monkeypatch.setattr(preflight, name, has)
+
+
+def test_weights_are_weighed_by_their_headers(base: Checkpoint) -> None:
+    assert weight_bytes(base, CPU) == 4 * 6_727_424
+    assert weight_bytes(base, ModelKnobs(device="cpu", dtype="bfloat16")) == 2 * 6_727_424
+
+
+def test_weights_that_do_not_fit_are_refused_unread(base: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = weight_bytes(base, CPU)
+    short("free_memory", monkeypatch, needed)
+    check_weights(base, CPU)
+    short("free_memory", monkeypatch, needed - 1)
+    with pytest.raises(ResourceError, match=r"the weights take 0\.03 GB") as caught:
+        check_weights(base, CPU)
+    assert caught.value.exit_code == 5 and "--dtype bfloat16" in caught.value.hint
+    check_weights(base, ModelKnobs(device="cpu", dtype="bfloat16"))
+
+
+def test_moments_that_do_not_fit_are_refused(
+    base: Checkpoint, lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = moment_bytes([1536] * 3)
+    assert needed == 9 * 8 * 1536**2
+    short("free_memory", monkeypatch, needed)
+    said = check_room(base, tmp_path / "out", "auto", lm.anatomy, (0, 1, 2), [0, 1, 2])
+    assert said == f"memory {gb(needed)} beside the model, disk {gb(base.size)} of output and 0.11 GB of cache"
+    short("free_memory", monkeypatch, needed - 1)
+    with pytest.raises(ResourceError, match="3 layers of 1,536 units") as caught:
+        check_room(base, tmp_path / "out", "auto", lm.anatomy, (0, 1, 2), [0, 1, 2])
+    assert "--layers" in caught.value.hint
+    # What the cache holds is not measured: a layer at a time is all that a solve needs.
+    check_room(base, tmp_path / "out", "auto", lm.anatomy, (0, 1, 2), [])
+
+
+def test_a_disk_that_is_too_small_is_refused(
+    base: Checkpoint, lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short("free_disk", monkeypatch, base.size - 1)
+    with pytest.raises(ResourceError, match="its disk has") as caught:
+        check_room(base, tmp_path / "out", "auto", lm.anatomy, (0, 1, 2), [])
+    assert "--link hard" in caught.value.hint
+    check_room(base, tmp_path / "out", "hard", lm.anatomy, (0, 1, 2), [])
+
+
+def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:
+    assert free_disk(tmp_path / "a" / "b") == pytest.approx(free_disk(tmp_path), rel=0.1)
+
+
+def test_time_grows_with_what_is_read_and_searched(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    short("token_seconds", monkeypatch, 1)  # type: ignore[arg-type]
+    none, read, searched = (seconds(lm, (0, 1, 2), *asked, 40) for asked in ((0, 0), (1000, 0), (0, 1000)))
+    assert none == 0 and read > 500 and searched == pytest.approx(1000 * 0.5 * 3 * 20)
+    assert seconds(lm, (5,), 0, 1000, 40) == 0  # nothing runs above the last block
+    assert torch.isfinite(torch.tensor([read, searched])).all()
+
+
+@pytest.mark.parametrize(("spent", "said"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_times_are_said_as_people_say_them(spent: float, said: str) -> None:
+    assert about(spent) == said
