@@ -60,9 +60,9 @@ def check_weights(base: Checkpoint, knobs: ModelKnobs) -> None:
     free = free_memory() if on_gpu is None else on_gpu
     if needed > free:
         where = "main memory" if on_gpu is None else f"the memory of {device}"
-        hint = "say --dtype bfloat16, --device-map auto" + ("" if on_gpu is None else ", --device cpu")
+        others = "or edit it on a machine with more" if on_gpu is None else "--device-map auto or --device cpu"
         raise ResourceError(
-            f"the weights take {gb(needed)} and {where} has {gb(free)} free", f"{hint}; or edit it elsewhere"
+            f"the weights take {gb(needed)} and {where} has {gb(free)} free", f"say --dtype bfloat16, {others}"
         )
 
 
