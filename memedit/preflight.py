@@ -39,11 +39,12 @@ def weight_bytes(base: Checkpoint, knobs: ModelKnobs) -> int:
 def moment_bytes(widths: Sequence[int]) -> int:
     """Main memory that the moments of layers of these widths take at the largest, beside the model.
 
-    Measured: for each layer a total, the launch's, and their sum. Solved: a layer's moment, its mean, its factor and
-    a product.
+    Measured: for each layer the sum that grows and the moment made of it, and what one is mirrored through. Solved: a
+    layer's moment, its mean, its factor and a product.
     """
     squares = [8 * width**2 for width in widths]
-    return max(3 * sum(squares), 4 * max(squares, default=0))
+    largest = max(squares, default=0)
+    return max(2 * sum(squares) + 2 * largest, 4 * largest)
 
 
 def cache_bytes(widths: Sequence[int]) -> int:
