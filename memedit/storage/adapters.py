@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from memedit.errors import StorageError, UnsupportedModelError
 from memedit.numerics.delta import Delta
-from memedit.storage.tensorfile import saved
+from memedit.storage.tensorfile import in_order, saved
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -81,7 +81,7 @@ def read_adapter(folder: Path) -> dict[str, Delta]:
     try:
         return {
             f"{module.removeprefix(PREFIX)}.weight": _delta(module, tensors, config)
-            for module in sorted(modules, key=_in_order)
+            for module in sorted(modules, key=in_order)
         }
     except (KeyError, ValueError, TypeError, ZeroDivisionError, re.error) as error:
         reason = "a module lacks a factor, or shapes or scales disagree"
@@ -130,8 +130,3 @@ def _scale(module: str, config: Mapping[str, Any], rank: int) -> float:
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first pattern that matches the module's path or the end of it, as PEFT has it."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
-
-
-def _in_order(name: str) -> list[tuple[int, str]]:
-    """Block 2 before block 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

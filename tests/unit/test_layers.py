@@ -10,15 +10,15 @@ import memedit
 PACKAGE = Path(memedit.__file__).parent
 LEVELS = [
     {"errors", "tell"},
-    {"request", "recipe", "report"},
+    {"request", "recipe", "report", "outcome"},
     {"settings", "traces"},
     {"lint", "numerics", "presets"},
     {"model", "storage"},
     {"stages"},
     {"measure", "search", "sites"},
-    {"job"},
+    {"job", "carry"},
     {"trials", "examine"},
-    {"pipeline"},
+    {"pipeline", "changes"},
     {"show"},
     {"api"},
     {"cli"},
