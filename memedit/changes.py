@@ -20,7 +20,7 @@ from memedit.outcome import Comparison, Kind, Outcome, TensorChange
 from memedit.recipe import ModelKnobs, Recipe
 from memedit.storage import card
 from memedit.storage.adapters import adapter_bytes
-from memedit.storage.artifacts import digest_of
+from memedit.storage.artifacts import digest_file, digest_of
 from memedit.storage.checkpoint import BASE_CARD, CARD, Checkpoint, check_output, write, write_files
 from memedit.storage.comparison import compare
 from memedit.storage.deltas import delta_bytes, originals_bytes
@@ -143,7 +143,7 @@ def _checkpoint(
         parameters = [one.parameter for one in told]
         digest = ground.checkpoint.digest
         lists = [records(change.folder).get(EDITS, b"") for change in found if change.folder]
-        about = {"method": "sum" if len(found) > 1 else "change", "of": [change.base for change in found]}
+        about = {"method": "sum", "of": sorted(outcome.digests["deltas"])}
         extra = {
             CARD: card.of_sum(recipe.model.path, ground.folder, len(found), parameters).encode(),
             RUN: outcome.model_dump_json(indent=2).encode(),
@@ -206,7 +206,7 @@ def _outcome(
         command=command, versions=versions(), arguments=list(arguments), model=recipe.model.path,
         output=str(_out(recipe)), recipe=recipe.model_dump(mode="json"),
         deltas=tuple(str(change.file) for change in found), tensors=tuple(told),
-        digests={"model": ground.checkpoint.digest, "deltas": [change.base for change in found]},
+        digests={"model": ground.checkpoint.digest, "deltas": [digest_file(change.file) for change in found]},
     )  # fmt: skip
 
 

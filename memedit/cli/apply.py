@@ -16,7 +16,7 @@ from memedit.recipe import Recipe
 
 def apply(
     edits: Annotated[
-        str | None, typer.Argument(metavar="[EDITS]", help="An edit list; - reads stdin.", show_default=False)
+        str | None, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.", show_default=False)
     ] = None,
     model: o.ModelOption = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.")] = None,
@@ -46,7 +46,7 @@ def apply(
         bool | None,
         typer.Option(
             "--keep-originals/--no-keep-originals",
-            help="Keep the edited tensors as they were, so that revert needs no base.",
+            help="Keep the edited tensors as they were (their size again): revert needs no base.",
         ),
     ] = None,
     dry_run: Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -27,13 +26,9 @@ def diff(
     if json:
         print(found.model_dump_json(indent=2))
     else:
-        from rich.console import Console
-
         from memedit.show.changes import comparison_lines, comparison_table, names
 
-        console = Console()
-        if not console.is_terminal and not os.environ.get("COLUMNS"):
-            console = Console(width=160)  # a pipe has no width to keep to
+        console = o.wide_console()
         if found.tensors and not quiet:
             console.print(comparison_table(found))
         for line in names(found) if quiet else comparison_lines(found):

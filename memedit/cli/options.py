@@ -122,6 +122,12 @@ def error_console() -> Console:
     return Console(stderr=True)
 
 
+def wide_console() -> Console:
+    """Where tables of long names go: a pipe has no width to keep to."""
+    console = Console()
+    return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=160)
+
+
 def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
     """The machine's forms of a report, on stdout."""
     if per_edit:
@@ -145,7 +151,7 @@ def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
         from memedit.show.changes import reverted, tensors_table
 
         if outcome.tensors:
-            Console().print(tensors_table(outcome))
+            wide_console().print(tensors_table(outcome))
         lines = [reverted(outcome)] if outcome.command == "revert" else []
         if outcome.kind == "lora":
             lines += [line for line in (serving.command(outcome), *serving.limits(outcome)) if line]

@@ -64,9 +64,7 @@ def test_factors_of_like_size_have_the_same_product_to_the_bit(edits: int, width
 
 @settings(deadline=None)
 @given(sizes, sizes, sizes, seeds)
-def test_truncation_is_the_best_there_is_and_tells_what_it_lost(
-    edits: int, width: int, inner: int, seed: int
-) -> None:
+def test_truncation_is_the_best_there_is_and_tells_what_it_lost(edits: int, width: int, inner: int, seed: int) -> None:
     delta = change(edits, width, inner, seed)
     u, values, v = torch.linalg.svd(delta.dense(), full_matrices=False)
     energy = values.square()

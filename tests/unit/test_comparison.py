@@ -54,9 +54,7 @@ def test_the_same_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 22])
-def test_a_change_is_measured_whatever_the_blocks(
-    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_is_measured_whatever_the_blocks(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "BLOCK", block)
     after = tensors()
     after["a.2.w"][3] += 1
