@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -72,9 +72,13 @@ class Ground:
         self.parameters = {self.checkpoint.resolve(name): name for name in every}
         """Stored name -> parameter of the model."""
 
-    def admit(self, change: Change, *, any_base: bool) -> None:
-        """Raises UsageError for a change of another base (unless `any_base`), and for one that does not fit at all."""
-        if not any_base and change.base != self.checkpoint.digest:
+    def admitted(self, change: Change, *, any_base: bool) -> Change:
+        """The change, of this base, or with `any_base` as it is put on another: its bare factors.
+
+        Raises UsageError for a change of another base that was not asked for, and for one that does not fit at all.
+        """
+        same = change.base == self.checkpoint.digest
+        if not any_base and not same:
             raise UsageError(
                 f"{change.file} belongs to another base: it changes the model of digest {change.base[:12]}, and "
                 f"{self.folder} has {self.checkpoint.digest[:12]}",
@@ -89,6 +93,8 @@ class Ground:
                 raise UsageError(
                     f"{change.file} changes {name} as {_size(delta.shape)}; in {self.folder} it is {_size(shape)}", hint
                 )
+        bare = {name: Delta(delta.left, delta.right) for name, delta in change.deltas.items()}
+        return change if same else replace(change, deltas=bare)
 
     def weight(self, name: str) -> Tensor:
         """A stored weight as (D, F), in the checkpoint's dtype."""
@@ -97,7 +103,7 @@ class Ground:
     def put(self, name: str, delta: Delta, rank: int | None = None) -> tuple[Tensor, Delta, TensorChange]:
         """One weight with its change (cut to `rank`), as the checkpoint stores it; that change; and its figures."""
         made, lost = (delta, 0.0) if rank is None else truncated(delta, rank)
-        weight, change = self.weight(name), Delta(made.dense())
+        weight, change = self.weight(name), _multiplied(made)
         stored = rounded(weight, change)
         told = TensorChange(
             parameter=self.parameters[name],
@@ -111,7 +117,7 @@ class Ground:
 
     def apart(self, name: str, delta: Delta, made: Delta) -> float:
         """|W + made - checkpoint| / |delta|: how far a model that adds `made` is from what apply writes."""
-        weight, change = self.weight(name), Delta(delta.dense())
+        weight, change = self.weight(name), _multiplied(delta)
         stored = rounded(weight, change)
         return float((stored.double() - weight.double() - made.dense()).norm()) / max(change.norm, TINY)
 
@@ -155,6 +161,11 @@ def subtracted(edited: Checkpoint, deltas: Mapping[str, Delta], knobs: ModelKnob
         name: anatomy.turned(rounded(anatomy.turned(edited.tensor(name)), Delta(-delta.dense()))).contiguous()
         for name, delta in deltas.items()
     }
+
+
+def _multiplied(delta: Delta) -> Delta:
+    """The same change with its product made, once for all that is asked of it."""
+    return replace(delta, left=delta.dense(), right=None)
 
 
 def _size(shape: Sequence[int]) -> str:

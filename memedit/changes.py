@@ -48,7 +48,7 @@ def export(
     ground, found, out = Ground(recipe.model, tell), Change.open(change), _out(recipe)
     _check(ground, out, recipe, file=to == "dense")
     with tell.phase("base"):
-        ground.admit(found, any_base=any_base)
+        found = ground.admitted(found, any_base=any_base)
     if to == "full":
         whole = rank is None and found.folder is not None and found.base == ground.checkpoint.digest
         extra = {**records(found.folder), CARD: card_of(found.folder)} if whole and found.folder else None
@@ -74,8 +74,7 @@ def combine(
     ground, found = Ground(recipe.model, tell), [Change.open(path) for path in changes]
     _check(ground, _out(recipe), recipe)
     with tell.phase("base"):
-        for change in found:
-            ground.admit(change, any_base=any_base)
+        found = [ground.admitted(change, any_base=any_base) for change in found]
     return _checkpoint(found, summed(found), ground, recipe, "apply", None, arguments, tell, None)
 
 

@@ -1,4 +1,7 @@
-"""How two checkpoints differ: tensor by tensor, in blocks of rows, so that neither is ever in memory."""
+"""How two checkpoints differ: tensor by tensor, in blocks of rows, so that no tensor of either is ever whole in memory.
+
+What grows with a tensor is the sketch that its difference's rank is read from: 256 numbers a row.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,10 @@ def _difference(one: Entry, two: Entry) -> TensorDifference | None:
 def _rank(one: Entry, two: Entry, energy: float) -> int | None:
     """In how few directions the difference lies, from two more readings of it: a sketch, and what it sees."""
     draws = probes(one.shape[1], one.shape[0])
-    sketch = torch.cat([apart @ draws for apart in _apart(one, two)])
+    sketch, at = torch.empty(one.shape[0], draws.shape[1]), 0
+    for apart in _apart(one, two):
+        sketch[at : at + len(apart)] = apart @ draws
+        at += len(apart)
     basis = torch.linalg.qr(sketch)[0]
     image, at = torch.zeros(basis.shape[1], one.shape[1], dtype=torch.float64), 0
     for apart in _apart(one, two):
