@@ -34,7 +34,7 @@ from memedit.stages.update import Update, solve
 from memedit.storage import card
 from memedit.storage.artifacts import Store, cache_dir, digest_of
 from memedit.storage.checkpoint import Checkpoint, check_output, write
-from memedit.storage.deltas import delta_bytes
+from memedit.storage.deltas import delta_bytes, originals_bytes
 from memedit.storage.requests import write_lines
 from memedit.tell import Tell
 
@@ -237,6 +237,9 @@ class Job:
             "memedit/delta.safetensors": delta_bytes(deltas, self.base.digest, {"method": self.recipe.method.name}),
         }
         knobs = self.recipe.output
+        if knobs.keep_originals:
+            were = {self.names[layer]: anatomy.turned(stored) for layer, stored in self.stored.items()}
+            extra["memedit/originals.safetensors"] = originals_bytes(were, self.base.digest)
         with self.tell.phase("write"):
             name = self.store().folder.name
             write(self.base, self.out, weights, extra, link=knobs.link, overwrite=knobs.overwrite, run=name)

@@ -12,8 +12,11 @@ import typer
 from memedit import __version__
 from memedit.cli.apply import apply
 from memedit.cli.check import check
+from memedit.cli.diff import diff
 from memedit.cli.evaluate import evaluate
+from memedit.cli.export import export
 from memedit.cli.inspect import inspect
+from memedit.cli.revert import revert
 from memedit.cli.schema import schema
 from memedit.cli.stats import stats
 from memedit.cli.trace import trace
@@ -34,6 +37,9 @@ app.command("check")(check)
 app.command("stats")(stats)
 app.command("trace")(trace)
 app.command("inspect")(inspect)
+app.command("export")(export)
+app.command("revert")(revert)
+app.command("diff")(diff)
 app.command("schema")(schema)
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from memedit.cli import options as o
+from memedit.errors import UsageError
+from memedit.recipe import Recipe
 
 
 def apply(
-    edits: o.Edits,
+    edits: Annotated[
+        str | None, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.", show_default=False)
+    ] = None,
     model: o.ModelOption = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.")] = None,
     layers: o.LayersOption = None,
@@ -29,11 +35,21 @@ def apply(
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="What the target search may take, such as 20GB.")
     ] = None,
-    link: Annotated[
-        Literal["auto", "hard", "copy"] | None, typer.Option("--link", help="How untouched files get into OUT.")
+    deltas: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--delta", metavar="DELTA", help="Instead of EDITS: add the sum of changes that were made before."
+        ),
     ] = None,
-    overwrite: Annotated[
-        bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace OUT where it exists.")
+    any_base: o.AnyBaseOption = False,
+    link: o.LinkOption = None,
+    overwrite: o.OverwriteOption = None,
+    keep_originals: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-originals/--no-keep-originals",
+            help="Keep the edited tensors as they were (their size again): revert needs no base.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what it costs; change nothing.")
@@ -50,6 +66,7 @@ def apply(
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "method.layers": layers, "moments.corpus": corpus,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
+        "output.keep_originals": keep_originals,
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags, preset)
     if show_config:
@@ -58,6 +75,18 @@ def apply(
         print(recipe_text(recipe.model_dump(mode="json"), sources))
         return
     o.need_model(recipe)
+    if deltas:
+        given = {
+            "EDITS": edits, "--layers": layers, "--corpus": corpus, "--facts": facts, "--relations": relations,
+            "--input-format": input_format, "--limit": limit, "--memory": memory, "--dry-run": dry_run,
+            "--fail-under": fail_under, "--per-edit": per_edit,
+        }  # fmt: skip
+        _add(deltas, recipe, given, any_base=any_base, json=json, quiet=quiet)
+        return
+    if any_base:
+        raise UsageError("--any-base is for --delta: edits are found on the model that they are for", "leave it out")
+    if edits is None:
+        raise UsageError("no edit list was given", "say memedit apply EDITS, or --delta DELTA for changes made before")
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     known = o.read_facts(facts)
     from rich.console import Console
@@ -86,3 +115,20 @@ def apply(
         out.print(layers_table(report), scores_table(report))
         out.print(f"{report.output}", markup=False, highlight=False, soft_wrap=True)
     o.gate(report, bars)
+
+
+def _add(
+    deltas: list[str], recipe: Recipe, given: Mapping[str, object], *, any_base: bool, json: bool, quiet: bool
+) -> None:
+    """Add changes that were made before; what is for finding changes has no place there."""
+    if said := [name for name, value in given.items() if value]:
+        raise UsageError(
+            f"--delta adds changes that were made before, and {said[0]} is for making one", "leave one out"
+        )
+    from memedit.changes import combine
+    from memedit.show.progress import Shown
+
+    paths = [Path(delta).expanduser() for delta in deltas]
+    tell = Shown(o.error_console(), quiet=quiet)
+    outcome = combine(paths, recipe, any_base=any_base, arguments=sys.argv[1:], tell=tell)
+    o.print_outcome(outcome, json=json, quiet=quiet)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from memedit.recipe import Recipe
 from memedit.report import Report
 from memedit.request import EditRequest, Finding
 from memedit.settings import Source, flatten, resolve
+
+if TYPE_CHECKING:
+    from memedit.outcome import Outcome
 
 Edits = Annotated[str, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.")]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="A model folder or Hub name.")]
@@ -55,6 +58,15 @@ FailOverOption = Annotated[
     str | None, typer.Option("--fail-over", metavar="NAME=X,...", help="Exit 3 where one is over it: drift.ppl=1.02.")
 ]
 ShowConfigOption = Annotated[bool, typer.Option("--show-config", help="Print every knob, and where it is from; exit.")]
+AnyBaseOption = Annotated[
+    bool, typer.Option("--any-base", help="Put a change on a model that it was not made for, where it fits.")
+]
+LinkOption = Annotated[
+    Literal["auto", "hard", "copy"] | None, typer.Option("--link", help="How untouched files get into OUT.")
+]
+OverwriteOption = Annotated[
+    bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace OUT where it exists.")
+]
 
 ENVIRONMENT = {"MEMEDIT_DEVICE": "model.device", "MEMEDIT_DTYPE": "model.dtype", "MEMEDIT_SEED": "seed"}
 """Environment variables that set a knob."""
@@ -121,6 +133,12 @@ def error_console() -> Console:
     return Console(stderr=True)
 
 
+def wide_console() -> Console:
+    """Where tables of long names go: a pipe has no width to keep to."""
+    console = Console()
+    return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=160)
+
+
 def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
     """The machine's forms of a report, on stdout."""
     if per_edit:
@@ -129,6 +147,26 @@ def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
             sys.stdout.write(_json(record) + "\n")
     elif json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+
+
+def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
+    """What came of an export, a sum or a revert, on stdout."""
+    from memedit.show import serving
+
+    if quiet:
+        print(outcome.output)
+    elif json:
+        served = {"serve": serving.command(outcome), "limits": serving.limits(outcome)}
+        print(_json({**outcome.model_dump(mode="json"), **(served if outcome.kind == "lora" else {})}, indent=2))
+    else:
+        from memedit.show.changes import reverted, tensors_table
+
+        if outcome.tensors:
+            wide_console().print(tensors_table(outcome))
+        lines = [reverted(outcome)] if outcome.command == "revert" else []
+        if outcome.kind == "lora":
+            lines += [line for line in (serving.command(outcome), *serving.limits(outcome)) if line]
+        print("\n".join([*lines, outcome.output]))
 
 
 def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str, float] | None = None) -> None:
@@ -204,7 +242,7 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set {text!r}: the value is not valid YAML", "put quotes around it") from error
 
 
-def _json(record: Mapping[str, Any]) -> str:
+def _json(record: Mapping[str, Any], indent: int | None = None) -> str:
     import json
 
-    return json.dumps(record, ensure_ascii=False)
+    return json.dumps(record, ensure_ascii=False, indent=indent)

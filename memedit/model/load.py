@@ -65,6 +65,37 @@ def locate(knobs: ModelKnobs, patterns: Sequence[str] = PATTERNS) -> Path:
         raise UsageError(f"the model {knobs.path!r} cannot be fetched: {said}", "check its name and access") from error
 
 
+def at_hand(knobs: ModelKnobs) -> Path | None:
+    """The folder of a model that can be read without fetching anything, or None."""
+    folder = Path(knobs.path).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(knobs.path, revision=knobs.revision, local_files_only=True))
+    except (HFValidationError, OSError):  # LocalEntryNotFoundError is an OSError
+        return None
+
+
+def sketch(folder: Path, knobs: ModelKnobs) -> Anatomy:
+    """A model's anatomy from its config alone: built on the meta device, no weight is read.
+
+    Raises UnsupportedModelError or UsageError.
+    """
+    config = read_config(folder, trust_remote_code=knobs.trust_remote_code)
+    try:
+        found: Any = AutoConfig.from_pretrained(
+            folder, trust_remote_code=knobs.trust_remote_code, local_files_only=True
+        )
+        with torch.device("meta"):
+            return find_anatomy(AutoModelForCausalLM.from_config(found, trust_remote_code=knobs.trust_remote_code))
+    except (OSError, ValueError, KeyError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UsageError(f"{folder} ({config.get('model_type')}) is no causal LM: {said}", "check the model") from error
+
+
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """config.json, after the refusals that need no more than it."""
     file = folder / "config.json"

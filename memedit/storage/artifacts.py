@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 from safetensors import SafetensorError, safe_open
@@ -58,14 +58,15 @@ def telling(what: str) -> Generator[None]:
         raise StorageError(f"cannot {what}: {reason}", "check the path and its permissions") from error
 
 
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all: aside, to the disk, then renamed."""
+@contextmanager
+def writing(file: Path) -> Generator[BinaryIO]:
+    """Open a file to be written so that it is there whole or not at all: aside, to the disk, then renamed."""
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with telling(f"write {file}"):
             file.parent.mkdir(parents=True, exist_ok=True)
             with aside.open("wb") as stream:
-                stream.write(data)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             aside.replace(file)
@@ -74,6 +75,12 @@ def write_whole(file: Path, data: bytes) -> None:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    with writing(file) as stream:
+        stream.write(data)
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ from memedit.storage.tensorfile import Entry, read_header
 SINGLE = "model.safetensors"
 CARD, BASE_CARD = "README.md", "memedit/base_README.md"
 FICLONE = 0x40049409  # linux/fs.h: share a file's blocks until one of the two is written
-OWN = ("run.json", "edits.jsonl", "results.jsonl", "delta.safetensors", "base_README.md")
+OWN = ("run.json", "edits.jsonl", "results.jsonl", "delta.safetensors", "originals.safetensors", "base_README.md")
 """What an edited model's memedit folder tells of that edit; an output tells of its own."""
 
 
@@ -75,10 +75,10 @@ class Checkpoint:
         )
 
 
-def check_output(source: Path, out: Path, *, overwrite: bool) -> None:
+def check_output(source: Path | None, out: Path, *, overwrite: bool) -> None:
     """Refuse, before any work, an output that cannot be written. Raises UsageError."""
-    here, there = source.resolve(), out.resolve()
-    if here == there or here in there.parents or there in here.parents:
+    here, there = source.resolve() if source else None, out.resolve()
+    if here and (here == there or here in there.parents or there in here.parents):
         raise UsageError(f"the output {out} and the model {source} overlap", "write to a folder of its own")
     if out.is_file():
         raise UsageError(f"the output {out} is a file", "give a folder that is new or empty")
@@ -92,7 +92,7 @@ def write(
     source: Checkpoint,
     out: Path,
     weights: Mapping[str, Tensor],
-    extra: Mapping[str, bytes],
+    extra: Mapping[str, bytes | None],
     *,
     link: Literal["auto", "hard", "copy"] = "auto",
     overwrite: bool = False,
@@ -102,7 +102,8 @@ def write(
 
     `run` names the folder aside: two runs do not write into each other's, and one that was killed finds its own
     again. weights: stored name -> tensor in the file's own dtype and orientation. extra: relative path -> bytes,
-    written over what the source has there. Raises UsageError (check_output), ResourceError (disk full) or StorageError.
+    written over what the source has there, or None for a file to leave out. Raises UsageError (check_output),
+    ResourceError (disk full) or StorageError.
     """
     check_output(source.folder, out, overwrite=overwrite)
     aside = out.resolve().parent / f".{out.resolve().name}.memedit-{run}"
@@ -119,14 +120,31 @@ def write(
                 _copy((source.folder / name).resolve(), aside / name, "auto" if name in edited else link)
             for name, tensor in weights.items():
                 _patch(aside / source.entries[name].file.relative_to(source.folder), source.entries[name], tensor)
-            if CARD in extra and (source.folder / CARD).is_file():
+            if CARD in extra and BASE_CARD not in extra and (source.folder / CARD).is_file():
                 (aside / BASE_CARD).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source.folder / CARD, aside / BASE_CARD)
             for name, data in extra.items():
+                if data is not None:
+                    (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                    (aside / name).write_bytes(data)
+            _sync(aside)
+            verify(aside, weights, source)
+            _swap(aside, out.resolve())
+    except MemeditError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def write_files(out: Path, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
+    """Write a folder of files aside and rename it. Raises UsageError, ResourceError or StorageError."""
+    check_output(None, out, overwrite=overwrite)
+    aside = out.resolve().parent / f".{out.resolve().name}.memedit-{os.getpid()}"
+    try:
+        with telling(f"write {out}"):
+            for name, data in files.items():
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 (aside / name).write_bytes(data)
             _sync(aside)
-            verify(aside, weights, source)
             _swap(aside, out.resolve())
     except MemeditError:
         shutil.rmtree(aside, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,26 @@ def read_delta(file: Path) -> tuple[dict[str, Delta], str]:
         raise StorageError(
             f"{file} is damaged: it lacks a part of its deltas, or their shapes disagree", hint
         ) from error
+
+
+def originals_bytes(tensors: Mapping[str, Tensor], base: str) -> bytes:
+    """The tensors that an edit changed as they were, in the checkpoint's dtype and orientation: an undo to the bit."""
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return saved(whole, {"format": "memedit-originals", "version": VERSION, "base": base})
+
+
+def read_originals(file: Path, base: str, names: Collection[str]) -> dict[str, Tensor] | None:
+    """The original tensors that were kept; None where there are none, or not these of this base."""
+    try:
+        with safe_open(file, "pt") as kept:
+            if (kept.metadata() or {}).get("base") != base or set(kept.keys()) != set(names):
+                return None
+            return {name: kept.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError) as error:
+        hint = "remove it, and give the base with -m"
+        raise StorageError(f"{file} cannot be read as original tensors: {error}", hint) from error
 
 
 def _delta(name: str, tensors: Mapping[str, Tensor]) -> Delta:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from memedit.errors import StorageError, UnsupportedModelError
-from memedit.storage.artifacts import telling
+from memedit.storage.artifacts import telling, writing
 
 LONGEST_HEADER = 100_000_000  # the format's own limit
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -48,6 +48,18 @@ class Entry:
             stream.seek(self.start)
             data = bytearray(stream.read(self.end - self.start))
         return torch.frombuffer(data, dtype=DTYPES[self.dtype]).reshape(self.shape)
+
+    @property
+    def rows(self) -> int:
+        """The tensor's first size: what it is read by where it is read in parts."""
+        return self.shape[0] if self.shape else 1
+
+    def part(self, first: int, last: int) -> bytes:
+        """The bytes of rows [first, last)."""
+        row = (self.end - self.start) // max(self.rows, 1)
+        with telling(f"read {self.file}"), self.file.open("rb") as stream:
+            stream.seek(self.start + first * row)
+            return stream.read((last - first) * row)
 
     def bytes_of(self, tensor: Tensor) -> bytes:
         """A tensor as this entry stores it; it must have the entry's dtype and shape."""
@@ -90,6 +102,33 @@ def saved(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def in_order(name: str) -> list[tuple[int, str]]:
+    """What to sort tensors' names by, so that block 2 comes before block 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def stream(
+    file: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    make: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a file of float32 tensors, each made when its turn comes: aside, to the disk, then renamed."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    at = 0
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, at + 4 * math.prod(shape)]}
+        at += 4 * math.prod(shape)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with writing(file) as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            tensor = make(name)
+            assert tuple(tensor.shape) == shape and tensor.dtype == torch.float32, name
+            out.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def _entry(file: Path, name: str, record: dict[str, Any], base: int) -> Entry:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
-from memedit.storage.checkpoint import Checkpoint, check_output, verify, write
+from memedit.storage.checkpoint import Checkpoint, check_output, verify, write, write_files
 from memedit.storage.tensorfile import read_header
 from safetensors.torch import load_file, save_file
 
@@ -219,3 +219,28 @@ def test_tensors_of_a_new_dtype_or_no_size_are_copied(tmp_path: Path) -> None:
     assert set(base.entries) == {"a", "z"}
     with pytest.raises(UnsupportedModelError, match="F8_E8M0"):
         base.tensor("a")
+
+
+def test_files_are_left_out_where_asked(tmp_path: Path) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
+    write(base, out, edited(base), {"README.md": b"# back\n", "memedit/base_README.md": None, "config.json": None})
+    assert (out / "README.md").read_text() == "# back\n"
+    assert not (out / "memedit").exists() and not (out / "config.json").exists()
+    assert (out / "chat_template.jinja").is_file()
+
+
+def test_a_folder_of_files_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, files = tmp_path / "out", {"a.json": b"{}", "deep/b.bin": b"1"}
+    write_files(out, files)
+    assert {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()} == files
+    with pytest.raises(UsageError, match="not empty"):
+        write_files(out, {"a.json": b"[]"})
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(MemeditError, match="no space"):
+        write_files(out, {"a.json": b"[]"}, overwrite=True)
+    assert (out / "a.json").read_bytes() == b"{}"
+    assert [file.name for file in tmp_path.iterdir() if file.name != "cache"] == ["out"]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from memedit.errors import StorageError
 from memedit.numerics.delta import Delta
-from memedit.storage.deltas import delta_bytes, read_delta
-from safetensors.torch import save
+from memedit.storage.deltas import delta_bytes, originals_bytes, read_delta, read_originals
+from memedit.storage.tensorfile import stream
+from safetensors.torch import load_file, save
 
 DELTAS = {"h.0.w": Delta(torch.ones(4, 1), torch.arange(6.0)[None]), "h.1.w": Delta(torch.full((2, 3), 0.5))}
 KNOWN = {"format": "memedit-delta", "version": "1", "base": "abc"}
@@ -64,3 +65,31 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, kept: int) -> None:
     file.write_bytes(delta_bytes(DELTAS, "abc", {})[:kept])
     with pytest.raises(StorageError):
         read_delta(file)
+
+
+def test_originals_come_back_for_their_base_and_their_tensors_only(tmp_path: Path) -> None:
+    file, kept = tmp_path / "originals.safetensors", {"w": torch.randn(3, 2).half().T}
+    assert read_originals(file, "abc", ["w"]) is None
+    file.write_bytes(originals_bytes(kept, "abc"))
+    found = read_originals(file, "abc", ["w"])
+    assert found is not None and torch.equal(found["w"], kept["w"]) and found["w"].dtype == torch.float16
+    assert read_originals(file, "abd", ["w"]) is None
+    assert read_originals(file, "abc", ["w", "v"]) is None
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(StorageError, match="originals"):
+        read_originals(file, "abc", ["w"])
+
+
+def test_tensors_written_one_by_one_are_a_file_like_any(tmp_path: Path) -> None:
+    file, parts = tmp_path / "x.safetensors", {"a": torch.randn(3, 2).T, "b": torch.randn(5)}
+    stream(file, {name: tuple(part.shape) for name, part in parts.items()}, parts.__getitem__, {"format": "pt"})
+    found = load_file(file)
+    assert all(torch.equal(found[name], part) for name, part in parts.items()) and found.keys() == parts.keys()
+
+    def fails(name: str) -> torch.Tensor:
+        raise StorageError("gone")
+
+    with pytest.raises(StorageError, match="gone"):
+        stream(file, {"a": (2, 3)}, fails, {})
+    assert load_file(file).keys() == parts.keys()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == [file.name]

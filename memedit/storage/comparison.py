@@ -1,0 +1,129 @@
+"""How two checkpoints differ: tensor by tensor, in blocks of rows, so that no tensor of either is ever whole in memory.
+
+What grows with a tensor is the sketch that its difference's rank is read from: 256 numbers a row.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from memedit.numerics.lowrank import few_directions, probes
+from memedit.outcome import Comparison, TensorDifference
+from memedit.storage.artifacts import BLOCK, telling
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.tensorfile import DTYPES, Entry, in_order
+from memedit.tell import Tell
+
+
+def compare(one: Path, two: Path, a: str, b: str, tell: Tell) -> Comparison:
+    """Compare two models' folders. Tensors are matched by name, whatever shard they lie in; other files by path.
+
+    Raises what Checkpoint.open raises.
+    """
+    first, second = Checkpoint.open(one), Checkpoint.open(two)
+    shared = sorted(first.entries.keys() & second.entries.keys(), key=in_order)
+    found: list[TensorDifference] = []
+    with tell.phase("compare", len(shared), "tensors") as advance:
+        for name in shared:
+            difference = _difference(first.entries[name], second.entries[name])
+            found += [difference] if difference else []
+            advance(1)
+    here, there = _others(one, first), _others(two, second)
+    return Comparison(
+        a=a, b=b, tensors=tuple(found), same_tensors=len(shared) - len(found),
+        only_in_a=tuple(sorted(first.entries.keys() - second.entries.keys(), key=in_order)),
+        only_in_b=tuple(sorted(second.entries.keys() - first.entries.keys(), key=in_order)),
+        files=tuple(name for name in sorted(here & there) if not _same(one / name, two / name)),
+        files_only_in_a=tuple(sorted(here - there)), files_only_in_b=tuple(sorted(there - here)),
+    )  # fmt: skip
+
+
+def _difference(one: Entry, two: Entry) -> TensorDifference | None:
+    """None where both hold the same bytes of the same dtype and shape."""
+    bare = TensorDifference(
+        name=one.name, file=one.file.name, dtypes=(one.dtype, two.dtype), shapes=(one.shape, two.shape)
+    )
+    if one.shape != two.shape:
+        return bare
+    if one.dtype == two.dtype and all(one.part(*rows) == two.part(*rows) for rows in _blocks(one)):
+        return None
+    if one.dtype not in DTYPES or two.dtype not in DTYPES:
+        return bare
+    energy, before, largest, changed = 0.0, 0.0, 0.0, 0
+    for rows in _blocks(one):
+        was = _values(one, rows)
+        apart = _values(two, rows) - was
+        before += float(was.square().sum())
+        energy += float(apart.square().sum())
+        largest = max(largest, float(apart.abs().max()))
+        changed += int((apart != 0).sum())
+    return bare.model_copy(
+        update={
+            "norm": math.sqrt(energy),
+            "relative": math.sqrt(energy / before) if before else None,
+            "largest": largest,
+            "changed": changed / max(math.prod(one.shape), 1),
+            "rank": _rank(one, two, energy) if len(one.shape) == 2 and energy else None,
+        }
+    )
+
+
+def _rank(one: Entry, two: Entry, energy: float) -> int | None:
+    """In how few directions the difference lies, from two more readings of it: a sketch, and what it sees."""
+    draws = probes(one.shape[1], one.shape[0])
+    sketch, at = torch.empty(one.shape[0], draws.shape[1]), 0
+    for apart in _apart(one, two):
+        sketch[at : at + len(apart)] = apart @ draws
+        at += len(apart)
+    basis = torch.linalg.qr(sketch)[0]
+    image, at = torch.zeros(basis.shape[1], one.shape[1], dtype=torch.float64), 0
+    for apart in _apart(one, two):
+        image += (basis[at : at + len(apart)].T @ apart).double()
+        at += len(apart)
+    return few_directions(image, energy)
+
+
+def _apart(one: Entry, two: Entry) -> Iterator[Tensor]:
+    """two - one, (rows, F) float32, block by block."""
+    for rows in _blocks(one):
+        yield (_values(two, rows) - _values(one, rows)).float().reshape(-1, one.shape[1])
+
+
+def _blocks(entry: Entry) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of a few megabytes each; every range has a row at least."""
+    if entry.start == entry.end:
+        return
+    step = max(1, BLOCK * entry.rows // (entry.end - entry.start))
+    for first in range(0, entry.rows, step):
+        yield first, min(first + step, entry.rows)
+
+
+def _values(entry: Entry, rows: tuple[int, int]) -> Tensor:
+    return torch.frombuffer(bytearray(entry.part(*rows)), dtype=DTYPES[entry.dtype]).double()
+
+
+def _others(folder: Path, checkpoint: Checkpoint) -> set[str]:
+    """All files but those that hold the tensors; a clone's and a download's own records left out."""
+    weights = {entry.file for entry in checkpoint.entries.values()}
+    found: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name not in (".git", ".cache")]
+        found |= {str((Path(root) / name).relative_to(folder)) for name in names if Path(root) / name not in weights}
+    return found
+
+
+def _same(one: Path, two: Path) -> bool:
+    with telling(f"read {one}"):
+        if one.stat().st_size != two.stat().st_size:
+            return False
+        with one.open("rb") as first, two.open("rb") as second:
+            while block := first.read(BLOCK):
+                if block != second.read(BLOCK):
+                    return False
+    return True
