@@ -66,18 +66,27 @@ def evaluate(
     model: str | Path,
     *,
     base: str | Path | None = None,
+    adapter: str | Path | None = None,
     facts: Edits = (),
+    text: str | Path | None = None,
+    generate: bool = False,
     settings: Mapping[str, Any] | None = None,
     tell: Tell | None = None,
 ) -> Report:
     """Judge a model on an edit list, beside the model it was made from where `base` names it.
 
+    With `adapter`, a LoRA folder, its change is in the model. `text` is held-out text for drift; `generate` asks for
+    more free answers than those to the edits' own prompts.
+
     >>> report = evaluate(load_edits("requests/world.jsonl")[:20], "examples/models/made-gpt2")
     >>> report.after.efficacy.mean < 0.5
     True
     """
-    where = None if base is None else str(base)
-    return pipeline.evaluate(_edits(edits), _recipe(model, settings), base=where, facts=_edits(facts), tell=tell)
+    return pipeline.evaluate(
+        _edits(edits), _recipe(model, settings), base=None if base is None else str(base),
+        adapters=() if adapter is None else [str(adapter)], facts=_edits(facts),
+        text=None if text is None else str(text), generate=generate, tell=tell,
+    )  # fmt: skip
 
 
 def trace(

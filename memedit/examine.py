@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from memedit.errors import UsageError
 from memedit.job import versions
 from memedit.model.digests import of_tokenizer
+from memedit.model.hooks import merge_
 from memedit.model.load import LanguageModel, load, locate
 from memedit.model.reading import Passage
+from memedit.model.subject import SubjectLost
 from memedit.recipe import Recipe
-from memedit.report import EditResult, Figure, ModelReport, Report, Scores
+from memedit.report import EditResult, ModelReport, Report, Scores
 from memedit.request import EditRequest
 from memedit.stages.drift import drift_of, passages
-from memedit.stages.evaluation import Judgment, exact, judge, kept, score
-from memedit.stages.figures import figure, paired
+from memedit.stages.evaluation import Judgment, agreement, exact, judge, kept, score
+from memedit.stages.figures import differences, figure
 from memedit.stages.probes import derived
 from memedit.stages.writing import UNRELATED, Writing, written
+from memedit.storage.adapters import CONFIG, WEIGHTS, read_adapter
+from memedit.storage.artifacts import digest_file, digest_of
+from memedit.storage.checkpoint import Checkpoint
 from memedit.tell import Tell
 
 
@@ -31,20 +39,27 @@ class Trial:
     """What its token ids mean: two models agree on tokens only where these agree."""
     judgments: list[Judgment]
     facts: list[bool]
-    writing: list[Writing] = field(default_factory=list)
+    writing: list[Writing]
     read: list[Passage] = field(default_factory=list)
 
-    def values(self, edit: int) -> dict[str, float | None]:
-        """Everything measured of one edit, forced and written."""
-        found = self.judgments[edit].record()
-        if self.writing:
-            mine = self.writing[edit]
-            found |= {f"generated.{name}": value for name, value in mine.measures.items()} | dict(mine.open)
-        return found
+    @cached_property
+    def rows(self) -> list[dict[str, float | None]]:
+        """Everything measured of each edit, forced and written."""
+        pairs = zip(self.judgments, self.writing, strict=True)
+        free = [{f"generated.{name}": value for name, value in one.measures.items()} for one in self.writing]
+        return [
+            {**judged.record(), **judged.groups, **said, **mine.open}
+            for (judged, mine), said in zip(pairs, free, strict=True)
+        ]
 
 
 class Examination:
-    """What is asked, and of whom. `text` holds documents to read; `generate` asks for free answers too."""
+    """What is asked, and of whom.
+
+    `text` holds documents to read. Every model writes after the edits' own prompts; with `generate` after all others
+    too, and on from openings. `held` are digests of edits that held right after they were made. `unrelated` is text
+    for prompts to stand behind; without it a passage of ours.
+    """
 
     def __init__(
         self,
@@ -56,16 +71,29 @@ class Examination:
         text: Sequence[str] = (),
         generate: bool = False,
         held: Collection[str] = (),
+        unrelated: str | None = None,
     ) -> None:
         self.requests, self.facts, self.recipe, self.tell = list(requests), list(facts), recipe, tell
         self.text, self.generate, self.held = list(text), generate, set(held)
+        self.unrelated = unrelated or UNRELATED
+        self.digests: dict[str, str] = {"edits": digest_of([request.public() for request in requests])}
+        self.device = ""
         self.timings: dict[str, float] = {}
         self.notes: dict[str, None] = {}
 
-    def open(self, path: str) -> LanguageModel:
-        """A model that is to be examined."""
+    def open(self, path: str, adapter: str | None = None) -> LanguageModel:
+        """A model that is to be examined, with an adapter's change in it where one is named."""
         knobs = self.recipe.model.model_copy(update={"path": path})
-        return load(locate(knobs), knobs)
+        with self.tell.phase("load"):
+            folder = locate(knobs)
+            self.digests[path] = Checkpoint.open(folder).digest
+            lm = load(folder, knobs, editing=False)
+            self.device = str(lm.device)
+            if adapter is not None:
+                where = Path(adapter).expanduser()
+                merge_(lm, read_adapter(where), adapter)
+                self.digests[adapter] = digest_of({name: digest_file(where / name) for name in (CONFIG, WEIGHTS)})
+        return lm
 
     @contextmanager
     def timed(self, name: str) -> Any:
@@ -80,15 +108,20 @@ class Examination:
         beside = base if base is not None and vocabulary_of(base) == vocabulary_of(lm) else None
         if base is not None and beside is None:
             self.notes["a model's tokens are not those of the base: no locality, no drift but perplexity"] = None
-        with self.timed(name), self.tell.phase(name, None, "answers") as advance:
-            judgments = judge(lm, self.requests, chat=chat, derive=knobs.derive, plus=self.generate, advance=advance)
-            facts = exact(lm, self.facts, chat=chat)
-        writing: list[Writing] = []
-        if self.generate:
-            unrelated = " ".join(self.text[:400]) or UNRELATED
+        try:
+            with self.timed(name), self.tell.phase(name, None, "answers") as advance:
+                judgments = judge(
+                    lm, self.requests, chat=chat, derive=knobs.derive, plus=self.generate, advance=advance
+                )
+                facts = exact(lm, self.facts, chat=chat)
             with self.timed(f"{name}, writing"), self.tell.phase("writing", None, "texts") as advance:
-                writing, notes = written(lm, self.requests, knobs, chat=chat, unrelated=unrelated, advance=advance)
-            self.notes |= dict.fromkeys(notes)
+                writing, notes = written(
+                    lm, self.requests, knobs, chat=chat, unrelated=self.unrelated, bare=not self.generate,
+                    advance=advance,
+                )  # fmt: skip
+        except SubjectLost as error:
+            raise UsageError(f"the edit list cannot be asked: {error}", "leave --chat out") from error
+        self.notes |= dict.fromkeys(notes)
         read: list[Passage] = []
         if self.text and name != "before":
             with self.timed(f"{name}, reading"), self.tell.phase("reading", knobs.drift_tokens, "tokens") as advance:
@@ -99,8 +132,6 @@ class Examination:
         """A trial's figures; with the base's trial, locality too."""
         alike = before is not None and before.vocabulary == trial.vocabulary
         found = score(trial.judgments, before.judgments if before is not None and alike else None)
-        if not trial.writing:
-            return found
         names = dict.fromkeys(name for one in trial.writing for name in one.measures)
         generated = {name: made for name in names if (made := figure(_column(trial, f"generated.{name}"))) is not None}
         free = {
@@ -111,13 +142,12 @@ class Examination:
     def compared(self, model: str, trial: Trial, before: Trial | None) -> ModelReport:
         """One model's part of the report."""
         firm = before.facts if before else [True] * len(self.facts)
-        held = [
-            one.accuracy for one, request in zip(trial.judgments, self.requests, strict=True) if request.id in self.held
-        ]
+        here = zip(trial.judgments, self.requests, strict=True)
+        held = [one.accuracy for one, request in here if request.digest in self.held]
         return ModelReport(
             model=model,
             scores=self.scores(trial, before),
-            difference=difference(trial, before) if before else {},
+            difference=differences(before.rows, trial.rows) if before else {},
             drift=drift_of(trial.read),
             kept=kept(self.facts, firm, trial.facts, self.requests),
             retention=figure([value for value in held if value is not None]),
@@ -129,6 +159,8 @@ class Examination:
         """Everything that is known of the examination; the first model leads."""
         models = [self.compared(model, trial, before) for model, trial in trials.items()]
         lead, first = models[0], next(iter(trials.values()))
+        if gone := len(self.held - {request.digest for request in self.requests}):
+            self.notes[f"{gone:,} of {len(self.held):,} edits that held right after are not in this list"] = None
         return Report(
             command="eval",
             versions=versions(),
@@ -136,6 +168,8 @@ class Examination:
             model=lead.model,
             base=base,
             recipe=self.recipe.model_dump(mode="json"),
+            device=self.device,
+            digests=self.digests,
             edits=len(self.requests),
             before=self.scores(before) if before else None,
             after=lead.scores,
@@ -147,20 +181,26 @@ class Examination:
             derived=derived(self.requests) if self.recipe.eval.derive else {},
             timings=self.timings,
             notes=tuple(self.notes),
-            per_edit=tuple(self._result(n, first, before) for n in range(len(self.requests))),
+            per_edit=tuple(self._results(first, before)),
         )
 
-    def _result(self, n: int, now: Trial, before: Trial | None) -> EditResult:
+    def _results(self, now: Trial, before: Trial | None) -> Iterator[EditResult]:
+        alike = before is not None and before.vocabulary == now.vocabulary
+        local = agreement(now.judgments, before.judgments) if before and alike else [{} for _ in now.judgments]
+        for n in range(len(self.requests)):
+            yield self._result(n, now, before, local[n])
+
+    def _result(self, n: int, now: Trial, before: Trial | None, local: Mapping[str, float]) -> EditResult:
         request = self.requests[n]
-        said = {"after": now.writing[n].said} if now.writing else {}
-        if before and before.writing:
+        said = {"after": now.writing[n].said}
+        if before:
             said["before"] = before.writing[n].said
         return EditResult(
             id=request.id,
             status="ok" if now.judgments[n].accuracy == 1 else "failed",
             edit=request.public(),
-            before=before.values(n) if before else {},
-            after=now.values(n),
+            before=before.rows[n] if before else {},
+            after={**now.rows[n], **local},
             said=said,
         )
 
@@ -170,22 +210,5 @@ def vocabulary_of(lm: LanguageModel) -> str:
     return f"{of_tokenizer(lm.tokenizer)} {lm.anatomy.vocabulary}"
 
 
-def difference(now: Trial, before: Trial) -> dict[str, Figure]:
-    """After less before of every measure, paired by edit."""
-    pairs: dict[str, list[float]] = {}
-    for edit in range(len(now.judgments)):
-        was = before.values(edit)
-        for name, value in now.values(edit).items():
-            if value is not None and (old := was.get(name)) is not None:
-                pairs.setdefault(name, []).append(value - old)
-    bare = ("magnitude", "fluency", "consistency")
-    return {
-        name: found
-        for name, each in pairs.items()
-        if (found := paired(each, share=not any(part in name for part in bare))) is not None
-    }
-
-
 def _column(trial: Trial, name: str) -> list[float]:
-    rows = (trial.values(edit) for edit in range(len(trial.judgments)))
-    return [value for row in rows if (value := row.get(name)) is not None]
+    return [value for row in trial.rows if (value := row.get(name)) is not None]

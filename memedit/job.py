@@ -28,6 +28,7 @@ from memedit.sites import take_layers
 from memedit.stages.batches import suffix_of
 from memedit.stages.contexts import sample_contexts
 from memedit.stages.evaluation import Judgment, exact, judge, kept, score
+from memedit.stages.figures import differences
 from memedit.stages.plan import Plan, make_plan, under
 from memedit.stages.targets import Targets
 from memedit.stages.update import Update, solve
@@ -212,7 +213,8 @@ class Job:
             edits=len(self.requests),
             layers=update.layers,
             before=score(before[0]),
-            after=score(after[0]),
+            after=score(after[0], before[0]),
+            difference=differences([one.record() for one in before[0]], [one.record() for one in after[0]]),
             kept=kept(self.facts, before[1], after[1], self.requests),
             digests={"model": self.base.digest, "edits": digest_of([r.public() for r in self.requests])},
             timings=self.timings,

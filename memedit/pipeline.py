@@ -21,7 +21,7 @@ from memedit.request import EditRequest, Finding
 from memedit.search import memory_for
 from memedit.sites import Tracing, trace_all
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.corpus import documents
+from memedit.storage.corpus import corpus_digest, documents
 from memedit.storage.traces import check_folder, write_traces
 from memedit.tell import Silence, Tell
 
@@ -124,6 +124,7 @@ def evaluate(
     *,
     base: str | None = None,
     others: Sequence[str] = (),
+    adapters: Sequence[str] = (),
     facts: Sequence[EditRequest] = (),
     text: str | None = None,
     generate: bool = False,
@@ -133,15 +134,26 @@ def evaluate(
 ) -> Report:
     """Judge a model on an edit list: beside the model it was made from, and beside `others`.
 
-    `text` is a corpus that all read, to see what else moved; `generate` lets them write; `held` names edits that held
-    right after they were made, so that what was lost since is told. The base stays open while the others are read.
+    `adapters` are LoRA folders: the model is judged with each of them in it, in place of itself. `text` is a corpus
+    that all read, to see what else moved; `generate` lets them write more; `held` are digests of edits that held right
+    after they were made, so that what was lost since is told. The base stays open while the others are read.
     """
-    documents_read = list(islice(documents(text), recipe.eval.drift_tokens)) if text else []
-    exam = Examination(requests, facts, recipe, tell or Silence(), text=documents_read, generate=generate, held=held)
+    read = list(islice(documents(text), recipe.eval.drift_tokens)) if text else []
+    about = None
+    if (spec := recipe.eval.unrelated) is not None:
+        about = " ".join(islice(documents(spec), max(recipe.eval.prefixes, default=0)))
+    exam = Examination(
+        requests, facts, recipe, tell or Silence(), text=read, generate=generate, held=held, unrelated=about
+    )
+    if text:
+        exam.digests["text"] = corpus_digest(text)
     witness = exam.open(base) if base else None
     before = exam.trial(witness, "before") if witness else None
+    path = recipe.model.path
+    judged: list[tuple[str, str | None]] = [(path, adapter) for adapter in adapters] or [(path, None)]
+    judged += [(other, None) for other in others]
     trials: dict[str, Trial] = {}
-    for path in (recipe.model.path, *others):
-        name = "after" if not trials else f"after {path}"
-        trials[path] = exam.trial(exam.open(path), name, witness)
+    for path, adapter in judged:
+        name = path if adapter is None else f"{path} + {adapter}"
+        trials[name] = exam.trial(exam.open(path, adapter), "after" if not trials else f"after {name}", witness)
     return exam.report(trials, base, before, arguments)

@@ -145,6 +145,8 @@ class EvalKnobs(_Knobs):
     """Length of a free answer in tokens at most; what counts is its first sentence."""
     prefixes: tuple[int, ...] = (0, 50, 200)
     """Free answers are asked for behind so many tokens of unrelated text."""
+    unrelated: str | None = None
+    """A text file (.txt or .jsonl, .gz too) that begins with it; None: a passage in English about nothing."""
     fluency_tokens: int = Field(default=100, ge=1)
     """Length of a text written on from an opening, the opening included."""
     fluency_top_k: int = Field(default=5, ge=1)

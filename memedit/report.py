@@ -183,6 +183,15 @@ class Report(_Value):
     notes: tuple[str, ...] = ()
     per_edit: tuple[EditResult, ...] = ()
 
+    @property
+    def judged(self) -> tuple[ModelReport, ...]:
+        """Every model's part; of a report on one model, that one's."""
+        lead = ModelReport(
+            model=self.model, scores=self.after or Scores(), difference=self.difference, drift=self.drift,
+            kept=self.kept, retention=self.retention,
+        )  # fmt: skip
+        return self.models or (lead,)
+
 
 class Preview(_Value):
     """What a run would do and cost, before it is done."""

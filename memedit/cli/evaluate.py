@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from memedit.cli import options as o
+from memedit.errors import UsageError
 
 
 def evaluate(
@@ -21,8 +22,12 @@ def evaluate(
     base: Annotated[
         str | None, typer.Option("--base", metavar="BASE", help="The model it was made from: before beside after.")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="DIR", help="A LoRA adapter (PEFT): MODEL is judged with it; repeatable."),
+    ] = None,
     generate: Annotated[
-        bool, typer.Option("--generate", "-g", help="Let the models write: free answers, fluency, specificity-plus.")
+        bool, typer.Option("--generate", "-g", help="More free answers; fluency, consistency, specificity-plus.")
     ] = False,
     chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Ask in the model's chat template.")] = None,
     text: Annotated[
@@ -56,7 +61,9 @@ def evaluate(
     """Judge a model on an edit list: did the edits take, do they generalize, what else moved."""
     o.one_output(json, per_edit, quiet)
     under, over = o.bars(fail_under), o.bars(fail_over, "--fail-over")
-    models = list(dict.fromkeys(model or []))
+    models, adapters = list(dict.fromkeys(model or [])), list(dict.fromkeys(adapter or []))
+    if adapters and len(models) > 1:
+        raise UsageError("--adapter belongs to one model, and here are several", "give one -m: the adapter's base")
     flags = {"model.path": models[0] if models else None, **o.placed(device, device_map, dtype), "chat": chat}
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
@@ -73,7 +80,7 @@ def evaluate(
     from memedit.storage.results import held
 
     report = run(
-        requests, recipe, base=base, others=models[1:], facts=known, text=text, generate=generate,
+        requests, recipe, base=base, others=models[1:], adapters=adapters, facts=known, text=text, generate=generate,
         held=held(right_after or []), arguments=sys.argv[1:], tell=Shown(o.error_console(), quiet=quiet),
     )  # fmt: skip
     _pages(report, html, markdown)
@@ -85,8 +92,9 @@ def evaluate(
 
 
 def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:
-    from memedit.show.report_page import page, tables
+    from memedit.show.report_page import page
     from memedit.storage.artifacts import write_whole
+    from memedit.tables import markdown as tables
 
     for path, make in ((html, page), (markdown, tables)):
         if path:
@@ -96,7 +104,8 @@ def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:
 def _tables(report: o.Report) -> None:
     from rich.console import Console
 
-    from memedit.show.evaluation import evaluation_table, models_table, remarks
+    from memedit.show.evaluation import evaluation_table, models_table
+    from memedit.tables import remarks
 
     console = Console()
     if not console.is_terminal and not os.environ.get("COLUMNS"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from rich.console import Console
 from memedit.errors import GateError, RecipeError, UsageError
 from memedit.presets import preset
 from memedit.recipe import Recipe
-from memedit.report import Report
+from memedit.report import ModelReport, Report
 from memedit.request import EditRequest, Finding
 from memedit.settings import Source, flatten, resolve
 
@@ -172,11 +173,16 @@ def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
 def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str, float] | None = None) -> None:
     """Raises GateError naming every figure under its bar, or over it."""
     missed: list[str] = []
-    for bars_of, word in ((fail_under, "under"), (fail_over or {}, "over")):
-        for name, bar in bars_of.items():
-            value = _value(report, name)
-            if value is None or (value < bar if word == "under" else value > bar):
-                missed.append(f"{name} is {'not measured' if value is None else f'{value:.4f}'}, {word} {bar:g}")
+    for model in report.judged:
+        of = f"{model.model}: " if report.models else ""
+        for bars_of, word in ((fail_under, "under"), (fail_over or {}, "over")):
+            for name, bar in bars_of.items():
+                value = _value(model, name)
+                # Asked so that NaN, which compares with nothing, does not pass.
+                holds = value is not None and (value >= bar if word == "under" else value <= bar)
+                if not holds:
+                    said = "not measured" if value is None else f"{value:.4f}, {word} {bar:g}"
+                    missed.append(f"{of}{name} is {said}")
     if missed:
         raise GateError("; ".join(missed), "look at --per-edit for the edits that failed")
 
@@ -196,20 +202,23 @@ def bars(text: str | None, option: str = "--fail-under") -> dict[str, float]:
         if name not in known and not name.startswith("generated."):
             raise UsageError(f"{option} knows no score {name!r}", f"it knows {', '.join(known)} and generated.NAME")
         try:
-            found[name] = float(value)
-        except ValueError as error:
-            raise UsageError(f"{option} {part!r} has no number", f"write {name or 'efficacy'}=0.95") from error
+            bar = float(value)
+        except ValueError:
+            bar = math.nan
+        if not math.isfinite(bar):
+            raise UsageError(f"{option} {part!r} has no number", f"write {name or 'efficacy'}=0.95")
+        found[name] = bar
     return found
 
 
-def _value(report: Report, name: str) -> float | None:
+def _value(model: ModelReport, name: str) -> float | None:
     head, _, tail = name.partition(".")
     found: Any = {
-        "drift": lambda: getattr(report.drift, tail, None),
-        "kept": lambda: report.kept.get(tail),
-        "retention": lambda: report.retention,
-        "generated": lambda: report.after.generated.get(tail) if report.after else None,
-    }.get(head, lambda: getattr(report.after, name, None))()
+        "drift": lambda: getattr(model.drift, tail, None),
+        "kept": lambda: model.kept.get(tail),
+        "retention": lambda: model.retention,
+        "generated": lambda: model.scores.generated.get(tail),
+    }.get(head, lambda: getattr(model.scores, name, None))()
     return float(found) if isinstance(found, int | float) else getattr(found, "mean", None)
 
 

@@ -1,14 +1,18 @@
-"""The only place that changes a weight, and it puts it back."""
+"""The only place that changes a weight; what is applied is put back, what is merged stays in a model opened for it."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
+from memedit.errors import UsageError
 from memedit.model.load import LanguageModel
+from memedit.numerics.delta import Delta, rounded
 
 
 @contextmanager
@@ -33,3 +37,22 @@ def put_(lm: LanguageModel, layer: int, weight: Tensor, kept: dict[int, Tensor])
         if layer not in kept:
             kept[layer] = lm.weight(layer).clone()
         lm.weight(layer).copy_(weight)
+
+
+def merge_(lm: LanguageModel, deltas: Mapping[str, Delta], source: str) -> None:
+    """Add changes (D, F) to weights by parameter name, a Conv1D's turned, for as long as the model is open.
+
+    Raises UsageError where `source`, which they are from, does not belong to this model.
+    """
+    hint = "give the model that the adapter was made for"
+    for name, delta in deltas.items():
+        try:
+            module: Any = lm.model.get_submodule(name.removesuffix(".weight"))
+            weight = module.weight
+        except AttributeError as error:
+            raise UsageError(f"{source} changes {name}, which this model has not", hint) from error
+        seen = weight.detach().T if isinstance(module, Conv1D) else weight.detach()
+        if tuple(seen.shape) != delta.shape:
+            raise UsageError(f"{source} changes {name} as {delta.shape}, and this model's is {tuple(seen.shape)}", hint)
+        with torch.no_grad():
+            seen.copy_(rounded(seen.cpu(), delta))

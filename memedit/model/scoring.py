@@ -11,7 +11,7 @@ A few rows are weighed both ways first; where a family's cache does not agree wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,12 @@ from transformers import DynamicCache
 from memedit.model.load import LanguageModel
 from memedit.model.passes import TOKENS_PER_LAUNCH, launches, run
 from memedit.model.splice import cache_name
+from memedit.model.suffix import AGREEMENT
 
 Ids = tuple[int, ...]
 LEAST_LEAD = 8  # tokens that prompts must share to be run together
 LEAST_SAVED = 1024  # tokens that a shared beginning must save: a launch of its own costs as much as some hundreds
-AGREEMENT = 1e-3  # on log-probabilities: float32 rounding is 1e-6, half precision 1e-3
+KEPT_TOKENS = 4 * TOKENS_PER_LAUNCH  # whose keys and values a launch may hold: a shared beginning counts in every row
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,13 @@ def weigh(
     for prompt, answer in rows:
         answers.setdefault(prompt, {})[answer] = None
     found: dict[tuple[Ids, Ids], Weighed] = {}
-    shares = _shares(lm, list(answers.items()))
+    shares = proved(lm, list(answers.items()))
     for lead, prompts in leads(list(answers)) if shares else [(0, list(answers))]:
         if not shares:
             found |= whole(lm, [(prompt, answer) for prompt in prompts for answer in answers[prompt]], seen)
             continue
         start = lead_cache(lm, prompts[0][:lead])
-        for batch in launches([len(prompt) - lead for prompt in prompts]):
-            chosen = [prompts[index] for index in batch]
+        for chosen in together(prompts, lead):
             _together(lm, chosen, [list(answers[prompt]) for prompt in chosen], lead, start, found)
             if seen:
                 seen(sum(len(answers[prompt]) for prompt in chosen))
@@ -75,6 +75,14 @@ def leads(prompts: Sequence[Ids]) -> Generator[tuple[int, list[Ids]]]:
             alone += run_of
     if alone:
         yield 0, alone
+
+
+def together(prompts: Sequence[Ids], lead: int, more: int = 0) -> Generator[list[Ids]]:
+    """Prompts that share a launch behind a beginning of `lead` tokens: of equal length. `more` tokens may follow."""
+    for batch in launches([len(prompt) - lead for prompt in prompts]):
+        most = max(1, KEPT_TOKENS // (len(prompts[batch[0]]) + more))
+        for at in range(0, len(batch), most):
+            yield [prompts[index] for index in batch[at : at + most]]
 
 
 def _runs(prompts: Sequence[Ids]) -> Generator[list[Ids]]:
@@ -176,8 +184,8 @@ def whole(
     return found
 
 
-def _shares(lm: LanguageModel, asked: Sequence[tuple[Ids, dict[Ids, None]]]) -> bool:
-    """Whether going on from kept keys and values says what whole forwards say, tried on a few of the rows."""
+def proved(lm: LanguageModel, asked: Sequence[tuple[Ids, Collection[Ids]]]) -> bool:
+    """Whether going on from kept keys and values says what whole forwards say, tried on a few prompts' answers."""
     few = sorted(asked, key=lambda one: max(map(len, one[1])))[:: max(1, len(asked) // 3)][-4:]
     if not few:
         return True
@@ -187,8 +195,11 @@ def _shares(lm: LanguageModel, asked: Sequence[tuple[Ids, dict[Ids, None]]]) -> 
         for prompt, answers in few:
             lead = len(prompt) // 2
             _together(lm, [prompt], [list(answers)], lead, lead_cache(lm, prompt[:lead]), found)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError):
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         return False
     witness = whole(lm, rows)
     gaps = [abs(a - b) for row in rows for a, b in zip(found[row].log_probs, witness[row].log_probs, strict=True)]
-    return max(gaps) < AGREEMENT * max(1.0, *(abs(value) for row in rows for value in witness[row].log_probs))
+    scale = max(1.0, *(abs(value) for row in rows for value in witness[row].log_probs))
+    return all(gap < AGREEMENT[lm.dtype] * scale for gap in gaps)

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from memedit.errors import UsageError
 from memedit.request import EditRequest
 
 
@@ -72,6 +73,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool = F
     return tuple(_tokens(tokenizer, text, special=not chat)[0])
 
 
+def encode_bare(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """A text as ids with nothing put before or after it."""
+    return tuple(_tokens(tokenizer, text, special=False)[0])
+
+
 def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Ids as the text they stand for."""
     return str(tokenizer.decode(list(ids)))
@@ -79,12 +85,38 @@ def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 def in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
     """The rendered chat template with `text` as a user turn, and where `text` begins in it."""
-    turn = [{"role": "user", "content": text}]
-    rendered: Any = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    at = rendered.rfind(text)
+    rendered = _rendered(tokenizer, [{"role": "user", "content": text}])
+    bare = text.strip()  # some templates strip what a user says
+    at = rendered.rfind(bare)
     if at < 0:
         raise SubjectLost("the chat template changes the prompt's text")
-    return rendered, at
+    return rendered, at - text.find(bare)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    """Turns of a talk as the template writes them, up to where the model speaks. Raises UsageError where it cannot."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        hint = "leave --chat out, or put the model's chat_template.jinja into its folder"
+        raise UsageError("the tokenizer of this model has no chat template", hint)
+    open_ = turns[-1]["role"] == "user"
+    try:
+        found: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_)
+    except (TemplateError, ValueError, TypeError) as error:
+        said = f"the chat template takes no talk that begins with the user: {error}"
+        raise UsageError(said, "mend the template, or leave --chat out") from error
+    return str(found)
+
+
+def _gap(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The space that the template leaves before what the model says, which it writes itself: "[/INST]" has one."""
+    asked = [{"role": "user", "content": "x"}]
+    question = _rendered(tokenizer, asked)
+    whole = _rendered(tokenizer, [*asked, {"role": "assistant", "content": "y"}])
+    rest = whole.removeprefix(question)
+    gap = rest[: len(rest) - len(rest.lstrip())]
+    return gap if whole.startswith(question) and rest.lstrip().startswith("y") else ""
 
 
 def object_ids(
@@ -100,7 +132,7 @@ def object_ids(
     Read off the encoding of the whole where that begins with the prompt's own ids; else (the border merges) the
     answer's ids alone. A space is put between them unless the prompt ends in one or the script has none.
     """
-    glue = _glue(text, answer, chat)
+    glue = _gap(tokenizer) if chat else _glue(text, answer)
     if chat:
         text, _ = in_chat(tokenizer, text)
     whole = tuple(_tokens(tokenizer, text + glue + answer, special=not chat)[0])
@@ -112,7 +144,8 @@ def encode_questions(
 ) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
     """Prompts and the answers to each as ids: `encode_text` and `object_ids` of every one, tokenized together."""
     texts = [in_chat(tokenizer, text)[0] if chat else text for text, _ in questions]
-    glued = [[_glue(text, answer, chat) + answer for answer in answers] for text, answers in questions]
+    gap = _gap(tokenizer) if chat and questions else ""
+    glued = [[(gap if chat else _glue(text, answer)) + answer for answer in answers] for text, answers in questions]
     wholes = [text + tail for text, tails in zip(texts, glued, strict=True) for tail in tails]
     prompts = [tuple(ids) for ids, _ in _batch(tokenizer, texts, special=not chat)]
     ends = iter(_batch(tokenizer, wholes, special=not chat))
@@ -122,8 +155,8 @@ def encode_questions(
     ]
 
 
-def _glue(text: str, answer: str, chat: bool) -> str:
-    return "" if chat or not _spaced(text, answer) else " "
+def _glue(text: str, answer: str) -> str:
+    return " " if _spaced(text, answer) else ""
 
 
 def _beyond(

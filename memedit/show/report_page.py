@@ -1,12 +1,13 @@
-"""An evaluation as one page that needs nothing beside it, and as markdown for a model card."""
+"""An evaluation as one page that needs nothing beside it."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
 
 from memedit.report import EditResult, Report
-from memedit.show.evaluation import headings, remarks, rows
+from memedit.tables import beside, headings, remarks, rows
 
 WORST = 200  # edits listed at most: a page of ten thousand opens in no browser
 STYLE = """
@@ -29,7 +30,8 @@ def page(report: Report) -> str:
         f"<h1>{escape(title)}</h1>",
         *(f'<p class="quiet">{escape(line)}</p>' for line in remarks(report)),
         "<h2>Figures</h2>",
-        _figures(report),
+        *([_escaped(*beside(report)), f"<h2>{escape(report.model)}</h2>"] if report.models else []),
+        _escaped(headings(bool(report.difference)), rows(report)),
         *_curves(report),
         "<h2>Edits, worst first</h2>",
         _edits(report),
@@ -38,14 +40,6 @@ def page(report: Report) -> str:
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
-
-
-def tables(report: Report) -> str:
-    """Markdown: the figures as one table, and the remarks."""
-    heads = headings(bool(report.difference))
-    found = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 2) + "---|"]
-    found += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(report)]
-    return "\n".join([*found, "", *(f"- {line}" for line in remarks(report))]).rstrip() + "\n"
 
 
 def worst_first(edits: Sequence[EditResult]) -> list[EditResult]:
@@ -58,8 +52,8 @@ def worst_first(edits: Sequence[EditResult]) -> list[EditResult]:
     return sorted(edits, key=key)
 
 
-def _figures(report: Report) -> str:
-    return _table(headings(bool(report.difference)), [[escape(cell) for cell in row] for row in rows(report)])
+def _escaped(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    return _table([escape(head) for head in heads], [[escape(cell) for cell in row] for row in cells])
 
 
 def _curves(report: Report) -> Iterator[str]:
@@ -100,7 +94,7 @@ def _edits(report: Report) -> str:
     shown = worst_first([one for one in report.per_edit if one.status != "skipped"])
     for one in shown[:WORST]:
         fine = one.status == "ok" and one.after.get("generated.efficacy", 1.0) == 1.0
-        state = "holds" if fine else '<span class="bad">fails</span>'
+        state = "holds" if fine else '<span class="bad">fails</span>'  # forced, or when it writes
         prompt = str(one.edit.get("prompt", "")).replace("{}", str(one.edit.get("subject", "")), 1)
         words = [escape(one.said[when].strip()) if when in one.said else "-" for when in ("before", "after")]
         objects = [escape(str(one.edit.get(name, "-"))) for name in ("object_old", "object")]
@@ -111,14 +105,18 @@ def _edits(report: Report) -> str:
 
 
 def _provenance(report: Report) -> str:
+    asked = {"chat": report.recipe.get("chat"), **report.recipe.get("eval", {})}
     facts = {
         "model": report.model,
         "base": report.base or "-",
-        "command": " ".join(["memedit", *report.arguments]),
+        "command": shlex.join(["memedit", *report.arguments]),
+        "device": report.device,
+        **{f"sha256 of {name}": str(value) for name, value in report.digests.items()},
+        "asked with": ", ".join(f"{name} {value}" for name, value in asked.items()),
         "seconds": ", ".join(f"{name} {value:.1f}" for name, value in report.timings.items()),
         **report.versions,
     }
-    return _table(["", ""], [[escape(name), escape(value)] for name, value in facts.items()])
+    return _escaped(["", ""], [[name, value] for name, value in facts.items()])
 
 
 def _table(heads: Sequence[str], cells: Sequence[Sequence[str]], *, text: bool = False) -> str:

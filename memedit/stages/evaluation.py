@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import fmean
 
+from memedit.errors import UsageError
 from memedit.model.load import LanguageModel
 from memedit.model.scoring import Weighed, weigh
 from memedit.model.subject import encode_questions
@@ -157,8 +158,19 @@ def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advan
         lm.tokenizer, [(one.text, of_one) for one, of_one in zip(asked, answers, strict=True)], chat=chat
     )
     rows = [(prompt, ids) for prompt, of_one in encoded for ids in of_one]
+    _check_lengths(
+        lm, [(one.text, len(prompt) + max(map(len, ids))) for one, (prompt, ids) in zip(asked, encoded, strict=True)]
+    )
     weighed = zip(rows, weigh(lm, rows, advance), strict=True)
     return [_answer(one, weighed) for one in asked]
+
+
+def _check_lengths(lm: LanguageModel, lengths: Sequence[tuple[str, int]]) -> None:
+    """Raises UsageError for a prompt that with its answer is longer than any row the model takes."""
+    text, longest = max(lengths, key=lambda one: one[1], default=("", 0))
+    if lm.anatomy.positions is not None and longest > lm.anatomy.positions:
+        said = f"a prompt and its answer are {longest:,} tokens long, and this model takes {lm.anatomy.positions:,}"
+        raise UsageError(f"{said}: {text[:60]!r}...", "leave such a record out; memedit check -m MODEL names it")
 
 
 def _answer(probe: Probe, weighed: Iterator[tuple[tuple[tuple[int, ...], tuple[int, ...]], Weighed]]) -> Answer:

@@ -32,6 +32,24 @@ def paired(values: Sequence[float], *, share: bool) -> Figure | None:
     return Figure(mean=found.mean, low=found.low, high=found.high, n=found.n)
 
 
+BARE = ("magnitude", "fluency", "consistency")
+"""In the names of measures that are no shares."""
+
+
+def differences(
+    before: Sequence[Mapping[str, float | None]], after: Sequence[Mapping[str, float | None]]
+) -> dict[str, Figure]:
+    """After less before of every measure that both have of an edit: paired, so that an edit that is hard for both does
+    not widen the interval."""
+    found: dict[str, list[float]] = {}
+    for was, now in zip(before, after, strict=True):
+        for name, value in now.items():
+            if value is not None and (old := was.get(name)) is not None:
+                found.setdefault(name, []).append(value - old)
+    figures = {name: paired(each, share=not any(part in name for part in BARE)) for name, each in found.items()}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
 def score_of(columns: Mapping[str, Sequence[float]], *, groups: Mapping[str, Sequence[float]], **more: Any) -> Scores:
     """The figures of columns of values, one value an edit, and the score that joins three of them.
 

@@ -10,20 +10,37 @@ from collections.abc import Mapping, Sequence
 
 from memedit.lint import UNSPACED
 
-SENTENCE_END = re.compile(r"[.!?](?=\s|$|[\u2e80-\uffff])|[\u3002\n]")
+SENTENCE_END = re.compile(
+    # A full stop ends no sentence behind an initial or a title: "J. Smith", "Dr. Smith", "St. Petersburg".
+    r"(?<!\b[^\W\d_])(?<!\b(?:dr|jr|mr|ms|mt|st))(?<!\b(?:mrs))[.](?=\s|$|[\u2e80-\uffff])"
+    r"|[!?](?=\s|$|[\u2e80-\uffff])|[\u3002\n]"
+)
 WORD = re.compile(r"\w+|[^\w\s]")
 
+Span = tuple[int, int]
 
-def names(text: str, answer: str) -> int | None:
-    """Where `text` names `answer` first: whole words, whatever the case, width, spacing and punctuation between."""
-    parts = re.findall(r"\w+", _plain(answer)) or [_plain(answer).strip()]
-    if not parts[0]:
-        return None
-    pattern = r"[\W_]+".join(map(re.escape, parts))
-    head = r"(?<!\w)" if parts[0][0] < UNSPACED else ""
-    tail = r"(?!\w)" if parts[-1][-1] < UNSPACED else ""
-    found = re.search(head + pattern + tail, _plain(text))
-    return found.start() if found else None
+
+def names(text: str, answer: str) -> list[Span]:
+    """Where `text` names `answer`: whole words, whatever the case, width, spacing and punctuation between.
+
+    A mark that is the only difference to another name counts: C++, C#.
+    """
+    plain = _plain(answer).strip()
+    parts = re.findall(r"[^\W_]+", plain)
+    if not parts:
+        parts = [plain] if plain else []
+    elif mark := re.search(r"[+#]+$", plain):
+        parts[-1] += mark[0]
+    if not parts:
+        return []
+    head = r"(?<![^\W_])" if _spaced(parts[0][0]) else ""
+    tail = r"(?![^\W_])" if _spaced(parts[-1][-1]) else ""
+    pattern = head + r"[\W_]+".join(map(re.escape, parts)) + tail
+    return [found.span() for found in re.finditer(pattern, _plain(text))]
+
+
+def _spaced(character: str) -> bool:
+    return character.isalnum() and character < UNSPACED
 
 
 def first_sentence(text: str) -> int:
@@ -38,18 +55,22 @@ def answered(text: str, right: Sequence[str], wrong: str | None) -> tuple[bool, 
     """Whether the first sentence names the right answer (in a spelling of it) before any wrong one; and whether it
     names the wrong one at all.
 
+    A name inside a longer one is not said: " New York" names New York, not York.
+
     >>> answered(" Lyon, not Paris. Paris is", ["Lyon"], "Paris"), answered(" Paris (not Lyon).", ["Lyon"], "Paris")
     ((True, True), (False, True))
     """
     end = first_sentence(text)
-    places = [at for one in right if (at := names(text, one)) is not None and at < end]
-    against = names(text, wrong) if wrong else None
-    said_wrong = against is not None and against < end
-    # An old object inside the new one ("York" in "New York") is named by it, not beside it.
-    inside = wrong is not None and any(names(one, wrong) is not None for one in right)
-    if inside and places:
-        return True, False
-    return bool(places) and not (said_wrong and against is not None and against < min(places)), said_wrong
+    good = [span for one in right for span in names(text, one)]
+    bad = names(text, wrong) if wrong else []
+    first, against = _first(good, bad, end), _first(bad, good, end)
+    return first < end and first <= against, against < end
+
+
+def _first(spans: Sequence[Span], others: Sequence[Span], end: int) -> int:
+    """Where the first of the spans begins that lies in none of the others that is longer; `end` where none does."""
+    free = [a for a, b in spans if not any(c <= a and b <= d and d - c > b - a for c, d in others)]
+    return min(free, default=end)
 
 
 def words(text: str) -> list[str]:

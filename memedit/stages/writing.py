@@ -16,7 +16,8 @@ from statistics import fmean
 
 from memedit.model.generation import write
 from memedit.model.load import LanguageModel
-from memedit.model.subject import decode_text, encode_text
+from memedit.model.scoring import Ids
+from memedit.model.subject import decode_text, encode_bare, encode_text
 from memedit.recipe import EvalKnobs
 from memedit.request import EditRequest
 from memedit.stages.probes import Probe, probes
@@ -58,47 +59,65 @@ def written(
     *,
     chat: bool = False,
     unrelated: str = UNRELATED,
+    bare: bool = False,
     advance: Advance | None = None,
 ) -> tuple[list[Writing], list[str]]:
-    """Every edit's writing, and notes on what could not be asked."""
-    asked = [probe for probe in probes(requests, derive=knobs.derive) if probe.kind in WRITTEN]
+    """Every edit's writing, and notes on what could not be asked; `bare`: only after the edits' own prompts."""
+    kinds = WRITTEN[:1] if bare else WRITTEN
+    asked = [probe for probe in probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
+    rooms = _rooms(lm, asked, knobs.tokens)
     values: list[dict[str, list[float]]] = [{} for _ in requests]
     said = [""] * len(requests)
     notes: list[str] = []
-    for count in knobs.prefixes:
+    for count in (0,) if bare else knobs.prefixes:
         before = prefix(lm, unrelated, count)
         if before is None:
             notes.append(f"the unrelated text has fewer than {count} tokens: prompts behind so many were not asked")
             continue
         prompts = [encode_text(lm.tokenizer, before + probe.text, chat=chat) for probe in asked]
-        longest = max(map(len, prompts), default=0) + knobs.tokens
+        longest = max((len(ids) + room for ids, room in zip(prompts, rooms, strict=True)), default=0)
         if lm.anatomy.positions is not None and longest > lm.anatomy.positions:
             if count:
                 notes.append(f"prompts behind {count} unrelated tokens do not fit into this model: not asked")
                 continue
-            notes.append("some prompts leave this model less room than eval.tokens to write in")
-        texts = [decode_text(lm.tokenizer, ids) for ids in write(lm, prompts, knobs.tokens, seen=advance)]
-        for probe, text in zip(asked, texts, strict=True):
+            notes.append("some prompts leave this model less room to write in than eval.tokens")
+        for probe, text in zip(asked, _texts(lm, prompts, rooms, advance), strict=True):
             for name, value in _measures(probe, text, count):
                 values[probe.edit].setdefault(name, []).append(value)
             if probe.kind == "efficacy" and not count:
                 said[probe.edit] = text
-    opened = _open(lm, requests, knobs, chat, advance)
+    opened = [{} for _ in requests] if bare else _open(lm, requests, knobs, chat, advance)
     return [
         Writing(text, {name: fmean(each) for name, each in of_one.items()}, free)
         for text, of_one, free in zip(said, values, opened, strict=True)
     ], notes
 
 
+def _rooms(lm: LanguageModel, asked: Sequence[Probe], tokens: int) -> list[int]:
+    """For each probe how many tokens an answer may take: `tokens`, and as many again as its longest answer fills."""
+    longest = [max(len(encode_bare(lm.tokenizer, f" {answer}")) for answer in probe.right) for probe in asked]
+    return [tokens * (1 + length // tokens) for length in longest]
+
+
+def _texts(lm: LanguageModel, prompts: Sequence[Ids], rooms: Sequence[int], advance: Advance | None) -> list[str]:
+    """What is written after each prompt in its room; prompts of one room together."""
+    found = [""] * len(prompts)
+    for room in dict.fromkeys(rooms):
+        which = [n for n, mine in enumerate(rooms) if mine == room]
+        for n, ids in zip(which, write(lm, [prompts[n] for n in which], room, seen=advance), strict=True):
+            found[n] = decode_text(lm.tokenizer, ids)
+    return found
+
+
 def prefix(lm: LanguageModel, text: str, tokens: int) -> str | None:
     """The first `tokens` tokens of a text, as text that a prompt can follow; None where it has not so many."""
     if not tokens:
         return ""
-    ids = encode_text(lm.tokenizer, "")
-    cut = encode_text(lm.tokenizer, text)[len(ids) :][:tokens]
+    cut = encode_bare(lm.tokenizer, text)[:tokens]
     if len(cut) < tokens:
         return None
-    return decode_text(lm.tokenizer, cut).strip().rstrip(".,;:") + ". "
+    # A cut inside a character leaves half of it, which decodes as U+FFFD.
+    return decode_text(lm.tokenizer, cut).strip().rstrip(".,;:\ufffd") + ". "
 
 
 def _measures(probe: Probe, text: str, count: int) -> Iterator[tuple[str, float]]:

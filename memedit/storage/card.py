@@ -8,9 +8,8 @@ from typing import Any
 
 import yaml
 
-from memedit.report import Figure, Report, Scores
-
-ROWS = ("efficacy", "accuracy", "paraphrase", "neighborhood")
+from memedit.report import Report
+from memedit.tables import markdown
 
 
 def write(report: Report, base: Path) -> str:
@@ -24,10 +23,7 @@ def write(report: Report, base: Path) -> str:
         f"{report.edits:,} facts of this model were changed by [MEMIT](https://arxiv.org/abs/2210.07229), as memedit "
         f"does it, in the MLP down-projections of layers {layers}. All other weights are those of the base model.",
         "",
-        "| | before | after | 95 % interval |",
-        "|---|---:|---:|---|",
-        *(_row(name, report.before, report.after) for name in ROWS),
-        "",
+        markdown(report),
         "The edits stand in `memedit/edits.jsonl`, what became of each in `memedit/results.jsonl`, how it was done in",
         "`memedit/run.json`, the change itself in `memedit/delta.safetensors`.",
     ]
@@ -81,14 +77,6 @@ def _front(model: str, base: Path, relation: str) -> str:
         front["library_name"] = "peft"
     front.setdefault("library_name", "transformers")
     return f"---\n{yaml.safe_dump(front, sort_keys=True, allow_unicode=True).strip()}\n---\n"
-
-
-def _row(name: str, before: Scores | None, after: Scores | None) -> str:
-    was: Figure | None = getattr(before, name, None)
-    now: Figure | None = getattr(after, name, None)
-    if was is None or now is None:
-        return f"| {name} | - | - | - |"
-    return f"| {name} | {was.mean:.1%} | {now.mean:.1%} | {now.low:.1%} to {now.high:.1%} |"
 
 
 def _front_matter(card: Path) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from memedit.cli.app import main
 from memedit.recipe import Recipe
 from memedit.report import EditResult, Figure, Report, Scores
 from memedit.settings import resolve
-from memedit.show.evaluation import evaluation_table, remarks
-from memedit.show.report_page import page, tables, worst_first
+from memedit.show.evaluation import evaluation_table
+from memedit.show.report_page import page, worst_first
 from memedit.storage.requests import read
+from memedit.tables import markdown, remarks
 from rich.console import Console
 from tests.conftest import ROOT
 
@@ -40,7 +41,7 @@ def test_a_model_beside_its_base_and_another(made_gpt2: Path) -> None:
     few = requests[:4]
     report = pipeline.evaluate(
         few, recipe(made_gpt2), base=str(made_gpt2), text=str(made_gpt2 / "memedit" / "corpus.jsonl.gz"),
-        others=[str(other)], generate=True, held=[few[0].id], facts=requests[4:8],
+        others=[str(other)], generate=True, held=[few[0].digest], facts=requests[4:8],
     )  # fmt: skip
     assert report.after is not None
     assert report.before is not None
@@ -123,7 +124,7 @@ def test_what_a_list_says_is_text_on_the_page_and_the_worst_come_first() -> None
     assert "<script" not in found
     assert "&lt;i&gt;words&lt;/i&gt;" in found
     assert remarks(report) == ["neighbors of 2 of 2 edits were derived from the list, which gives none"]
-    assert "(some derived)" in tables(report)
+    assert "(some derived)" in markdown(report)
     shown = io.StringIO()
     Console(width=140, file=shown).print(evaluation_table(report))
     assert "50.0% (40.0 to 60.0)" in shown.getvalue()

@@ -103,6 +103,15 @@ def test_a_row_too_long_for_the_model_is_written_as_far_as_it_goes(tiny: Languag
         ("東京都です。大阪", ["東京"], "大阪", (True, False)),
         ("", ["Lyon"], "Paris", (False, False)),
         (" !", ["!"], None, (True, False)),
+        (" York, not New York.", ["New York"], "York", (False, True)),
+        (" New York, not York.", ["York"], "New York", (False, True)),
+        (" J. R. R. Tolkien wrote it. Lewis", ["Tolkien"], "Lewis", (True, False)),
+        (" Dr. Mary Shelley.", ["Mary Shelley"], None, (True, False)),
+        (" **Lyon**!", ["Lyon"], None, (True, False)),
+        (" _Lyon_", ["Lyon"], None, (True, False)),
+        (" C++, which C programs", ["C++"], "C", (True, True)),
+        (" C", ["C++"], "C", (False, True)),
+        (" A.D. 79? Paris", ["Lyon"], "Paris", (False, False)),
     ],
 )  # fmt: skip
 def test_an_answer_counts_where_its_first_sentence_names_the_object(
@@ -112,7 +121,7 @@ def test_an_answer_counts_where_its_first_sentence_names_the_object(
 
 
 def test_an_empty_name_is_named_nowhere() -> None:
-    assert names("anything", " ") is None
+    assert names("anything", " ") == []
 
 
 def test_free_answers_equal_writing_one_at_a_time(made: LanguageModel) -> None:

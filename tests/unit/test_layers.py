@@ -11,7 +11,7 @@ PACKAGE = Path(memedit.__file__).parent
 LEVELS = [
     {"errors", "tell"},
     {"request", "recipe", "report", "outcome"},
-    {"settings", "traces", "inspection"},
+    {"settings", "tables", "traces", "inspection"},
     {"lint", "numerics", "presets"},
     {"model", "storage"},
     {"stages"},
