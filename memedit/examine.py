@@ -86,9 +86,8 @@ class Examination:
         knobs = self.recipe.model.model_copy(update={"path": path})
         with self.tell.phase("load"):
             folder = locate(knobs)
-            self.digests[path] = Checkpoint.open(folder).digest
             lm = load(folder, knobs, editing=False)
-            self.device = str(lm.device)
+            self.digests[path], self.device = Checkpoint.open(folder).digest, str(lm.device)
             if adapter is not None:
                 where = Path(adapter).expanduser()
                 merge_(lm, read_adapter(where), adapter)

@@ -135,6 +135,23 @@ def mquake(plain: Plain, record: Record) -> Row:
     }
 
 
+def ours(plain: Plain, record: Record) -> Row:
+    """Our own form: any spelling of the object is exact, a neighbor without an answer of its own has the old object."""
+    new, old = record["object"], record["object_old"]
+    text = record["prompt"].replace("{}", record["subject"])
+    row: Row = {}
+    row["efficacy"], row["efficacy_magnitude"], _ = contrast(plain, [text], new, old)
+    row["accuracy"] = float(any(all(plain.weigh(text, one)[1]) for one in [new, *record["aliases"]]))
+    row["paraphrase"], row["paraphrase_magnitude"], _ = contrast(plain, record["paraphrases"], new, old)
+    pairs = [(one, old) if isinstance(one, str) else (one["prompt"], one["answer"]) for one in record["neighborhood"]]
+    around = [contrast(plain, [prompt], answer, new) for prompt, answer in pairs]
+    for n, name in enumerate(("neighborhood", "neighborhood_magnitude", "neighborhood_accuracy")):
+        row[name] = statistics.fmean(one[n] for one in around)
+    for one in record["reversal"]:
+        row["reversal"] = tokens_right(plain, [one["prompt"]], one["answer"])
+    return row
+
+
 def means(rows: list[Row]) -> Row:
     """Mean over records of each figure."""
     names = {name for row in rows for name in row}
@@ -149,3 +166,94 @@ def n_gram_entropy(words: list[str]) -> float:
         size = sum(counts.values())
         total += weight * sum(-c / size * math.log2(c / size) for c in counts.values())
     return total
+
+
+TITLES = ("dr", "jr", "mr", "mrs", "ms", "mt", "st")
+
+
+def scanned(text: str) -> list[tuple[str, int, int]]:
+    """The words of a text, one character after another: runs of letters and digits, and where each lies."""
+    found: list[tuple[str, int, int]] = []
+    start = None
+    for at, character in enumerate(text + " "):
+        if character.isalnum() and start is None:
+            start = at
+        elif not character.isalnum() and start is not None:
+            found.append((text[start:at], start, at))
+            start = None
+    return found
+
+
+def sentence_end(text: str) -> int:
+    """Where the first sentence ends; `text` is lower case and holds no script without spaces."""
+    at = len(text) - len(text.lstrip())
+    while at < len(text):
+        if text[at] == "\n":
+            return at + 1
+        if text[at] in ".!?" and (at + 1 == len(text) or text[at + 1].isspace()):
+            before = next((word for word, _, end in scanned(text[:at]) if end == at), "")
+            initial = len(before) == 1 and before.isalpha()
+            if text[at] != "." or not (initial or before in TITLES):
+                return at + 1
+        at += 1
+    return len(text)
+
+
+def places(text: str, name: str) -> list[tuple[int, int]]:
+    """Where a text names something, word by word."""
+    wanted, said = [word for word, _, _ in scanned(name.lower())], scanned(text)
+    return [
+        (said[at][1], said[at + len(wanted) - 1][2])
+        for at in range(len(said) - len(wanted) + 1)
+        if [word for word, _, _ in said[at : at + len(wanted)]] == wanted
+    ]
+
+
+def says(text: str, right: list[str], wrong: str | None) -> tuple[float, float]:
+    """Whether the first sentence names a right answer before the wrong one, and whether it names the wrong one."""
+    text = text.lower()
+    end = sentence_end(text)
+    good = [place for one in right for place in places(text, one)]
+    bad = places(text, wrong) if wrong else []
+
+    def free(mine: list[tuple[int, int]], others: list[tuple[int, int]]) -> list[int]:
+        inside = [
+            (a, b) for a, b in mine if any(c <= a and b <= d and (a, b) != (c, d) for c, d in others)
+        ]  # within a longer name
+        return [a for a, b in mine if (a, b) not in inside and a < end]
+
+    first, against = free(good, bad), free(bad, good)
+    return float(bool(first) and (not against or min(first) <= min(against))), float(bool(against))
+
+
+Asked = list[tuple[str, list[str], list[str], str | None]]
+"""Kind, prompts, right answers, the wrong one."""
+
+
+def generated(plain: Plain, asked: Asked, behind: dict[int, str], tokens: int) -> Row:
+    """Free answers of one record: each prompt behind each passage, written after greedily, a mean over prompts.
+
+    An answer has room for `tokens` tokens, and for as many again as its longest spelling fills.
+    """
+    row: Row = {}
+    for count, passage in behind.items():
+        tail = f"_{count}" if count else ""
+        for kind, prompts, right, wrong in asked:
+            stop = plain.tokenizer.eos_token_id
+            room = tokens * (1 + max(len(plain.target(one)) for one in right) // tokens)
+            texts = [plain.tokenizer.decode(plain.write(plain.ids(passage + one), room, stop)) for one in prompts]
+            both = [says(text, right, wrong) for text in texts]
+            row[kind + tail] = statistics.fmean(hit for hit, _ in both)
+            if wrong is not None:
+                old = "old" if kind == "efficacy" else f"{kind}_old"
+                row[old + tail] = statistics.fmean(named for _, named in both)
+    return row
+
+
+def tf_idf_cosine(one: list[str], other: list[str], documents: list[list[str]]) -> float:
+    """Cosine of two texts' tf-idf vectors, word by word of all that the documents have."""
+    known = sorted({word for text in documents for word in text})
+    idf = [math.log((1 + len(documents)) / (1 + sum(word in text for text in documents))) + 1 for word in known]
+    a, b = ([text.count(word) * weight for word, weight in zip(known, idf, strict=True)] for text in (one, other))
+    length = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / length if length else 0.0

@@ -5,9 +5,10 @@
 
 The oracle finds targets one edit at a time; where it gets a sample only, its seconds are those of the sample, scaled
 up, and its scores are left out. It knows no change that edits of one subject share, so by default memedit makes none
-here either; `--joint` lets it, as `apply` does. The table goes to stdout, then one line of JSON. `random:gptj-6b`,
-`random:llama3-8b` and `random:gpt2-xl` are random weights of real shapes, for a GPU: 20 steps, no edit stops early, no
-oracle.
+here either; `--joint` lets it, as `apply` does. Evaluation and tracing follow, small (`--scorings`, `--facts`): the
+modules `.evaluation` and `.tracing` take them by themselves. The table goes to stdout, then one line of JSON.
+`random:gptj-6b`, `random:llama3-8b` and `random:gpt2-xl` are random weights of real shapes, for a GPU: 20 steps, no
+edit stops early, no oracle.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from memedit.storage.requests import read
 from rich.console import Console
 from rich.table import Table
 
+from . import evaluation, tracing
 from .both import RANDOM, ROOT, SHIPPED, Both
 from .counting import peak_rate
 from .pairs import pairs
@@ -119,6 +122,10 @@ def main() -> None:
     }
     if not is_random:
         told["bfloat16"] = half_precision(first)
+        if given.scorings:
+            told["evaluation"] = evaluation.evaluation(Path(given.model), given.scorings, given.scorings // 10)
+        if given.facts:
+            told["tracing"] = tracing.compare(Path(given.model), given.facts)
     _print(told)
     print(json.dumps(told))
 
@@ -130,6 +137,8 @@ def _arguments() -> argparse.Namespace:
         "--edits", default="10,100,1000", help="numbers of edits; 10,000 take half an hour on two cores"
     )
     parser.add_argument("--oracle-sample", type=int, default=20, help="edits that the oracle gets at most; 0: none")
+    parser.add_argument("--scorings", type=int, default=2000, help="answers that evaluation weighs; 0: none")
+    parser.add_argument("--facts", type=int, default=4, help="facts that are traced; 0: none")
     parser.add_argument("--device", default="auto", help="auto: the CPU for a folder, a GPU for random weights")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--joint", action="store_true", help="edits of one subject share a change")
@@ -166,7 +175,12 @@ def _print(told: dict[str, Any]) -> None:
         same = f"{half['same_steps']} of as many steps" + (f", largest gap {gap:.1e}" if gap else "")
         other = f"{half['other_steps']} of others" + (f", smallest cosine {cosine:.5f}" if cosine else "")
         lines.append(f"targets in bfloat16 beside float32: {same}; {other}")
-    Console(width=140).print(table, *lines, sep="\n")
+    if scored := told.get("evaluation"):
+        lines.append(evaluation.line(scored))
+    console = Console(width=140)
+    console.print(table, *lines, sep="\n")
+    if traced := told.get("tracing"):
+        console.print(tracing.table(traced), f"largest difference of a score: {traced['largest_difference']:.1e}")
 
 
 if __name__ == "__main__":

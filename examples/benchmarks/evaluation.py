@@ -89,6 +89,16 @@ class Counting:
         self.total += args[0].numel() // args[0].shape[-1] * module.weight.numel()
 
 
+def line(row: dict[str, Any]) -> str:
+    """The row for people."""
+    return (
+        f"{row['scorings']:,} scorings: {row['seconds']} s, {row['multiply_adds'] / 1e9:,.1f} G multiply-adds; "
+        f"one by one {row['plain_seconds']} s (from {row['plain_sampled']:,}), "
+        f"{row['plain_multiply_adds'] / 1e9:,.1f} G; "
+        f"{row['ratio']} times as fast; largest gap {row['largest_gap']:.1e}"
+    )
+
+
 def main() -> None:
     """Run it and print a line for people and one of JSON."""
     parser = argparse.ArgumentParser(prog="python -m examples.benchmarks.evaluation")
@@ -97,12 +107,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400)
     given = parser.parse_args()
     row = evaluation(given.model, given.scorings, given.sample)
-    print(
-        f"{row['scorings']:,} scorings: {row['seconds']} s, {row['multiply_adds'] / 1e9:,.1f} G multiply-adds; "
-        f"one by one {row['plain_seconds']} s (from {row['plain_sampled']}), "
-        f"{row['plain_multiply_adds'] / 1e9:,.1f} G; "
-        f"{row['ratio']} times as fast; largest gap {row['largest_gap']:.1e}"
-    )
+    print(line(row))
     print(json.dumps({"model": given.model.name, "threads": torch.get_num_threads(), **row}))
 
 

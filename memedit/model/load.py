@@ -100,7 +100,9 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> dict[str, A
     """config.json, after the refusals that need no more than it."""
     file = folder / "config.json"
     if not file.is_file():
-        raise UsageError(f"{folder} holds no config.json, so it is no model folder", "give a Hugging Face model folder")
+        adapter = (folder / "adapter_config.json").is_file()
+        hint = "it is an adapter: memedit eval -m BASE --adapter DIR" if adapter else "give a Hugging Face model folder"
+        raise UsageError(f"{folder} holds no config.json, so it is no model folder", hint)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

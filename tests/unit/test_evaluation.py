@@ -108,6 +108,14 @@ def as_mquake(n: int, ours: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def as_ours(n: int, ours: dict[str, Any]) -> dict[str, Any]:
+    """Each neighbor with its own answer or none (then it is the old object), another spelling, the other end."""
+    near = [one if n % 3 else one["prompt"] for one in ours["neighborhood"][:2]]
+    back = [{"prompt": f"{ours['object']} is said of", "answer": ours["subject"]}] if n % 2 else []
+    return {**ours, "paraphrases": ours["paraphrases"][:1], "neighborhood": near, "reversal": back,
+            "aliases": [ours["object_old"]] if n % 5 == 0 else []}  # fmt: skip
+
+
 Made = Callable[[int, dict[str, Any]], dict[str, Any]]
 
 
@@ -154,6 +162,16 @@ def test_easyedits_figures_are_the_published_ones(lm: LanguageModel, moved: Lang
     expected = oracle.means([oracle.easyedit(now, was, record) for record in records])
     holds(score(judge(moved, requests), judge(lm, requests)), expected)
     assert 0 < expected["locality"] < 1
+
+
+def test_our_own_lists_figures_are_the_restated_ones(moved: LanguageModel, tmp_path: Path) -> None:
+    records, requests = written(as_ours, tmp_path)
+    plain = Plain(moved.model, moved.tokenizer)
+    expected = oracle.means([oracle.ours(plain, record) for record in records])
+    found = score(judge(moved, requests))
+    holds(found, expected)
+    assert found.reversal is not None
+    assert found.reversal.n == RECORDS // 2  # of the records that ask it
 
 
 def test_mquakes_questions_are_asked_once_a_case(moved: LanguageModel, tmp_path: Path) -> None:
@@ -256,24 +274,3 @@ def test_probes_are_derived_where_a_list_has_none_and_counted() -> None:
     assert near == [("Bo speaks", ("Dutch",), "Greek", "French"), ("Di speaks", ("Thai",), "Malay", "French")]
     assert [probe.text for probe in more if probe.edit == 1 and probe.kind == "paraphrase"] == ["Bo talks in"]
     assert derived(edits) == {"paraphrase": 3, "neighborhood": 4}
-
-
-@pytest.mark.parametrize(
-    ("name", "count", "spot"),
-    [
-        ("counterfact_3k_locft.json", 3000, ("Reedy Glacier", "Asia", "Antarctica", 1, 1)),
-        ("zsre_3k_locft.json", 3000, ("Charity Creek", "Chichester River", "Parramatta River", 1, 1)),
-        ("qaedit_1k.json", 1000, ("most 70 point games in nba history", "Wilt Chamberlain *", None, 1, 5)),
-    ],
-)
-def test_public_records_are_read_without_loss(name: str, count: int, spot: tuple[Any, ...]) -> None:
-    if not (DATA / name).is_file():
-        pytest.skip(f"{name} is not on this machine: public data is not shipped")
-    requests, findings = read(str(DATA / name))
-    assert len(requests) == count, [one.line for one in findings if one.severity == "error"]
-    first = requests[0]
-    assert (
-        first.subject, first.object, first.object_old, len(first.paraphrases), len(first.neighborhood)
-    ) == spot  # fmt: skip
-    asked = probes(requests)
-    assert sum(probe.kind == "efficacy" for probe in asked) == count

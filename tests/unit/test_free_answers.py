@@ -74,6 +74,44 @@ def test_writing_ends_at_the_end_of_text_and_leaves_it_out(tiny: LanguageModel) 
     assert cut[0] == free[0][: free[0].index(free[0][2])]
 
 
+def test_a_chat_models_end_of_turn_ends_what_it_writes(tiny: LanguageModel) -> None:
+    asked = prompts()[:4]
+    free = write(tiny, asked, 8)
+    tiny.model.generation_config.eos_token_id = [1, free[1][3]]  # type: ignore[union-attr]
+    cut = write(tiny, asked, 8)
+    assert cut[1] == free[1][: free[1].index(free[1][3])]
+    assert len(cut[1]) < len(free[1])
+
+
+def test_a_model_whose_cache_lies_writes_by_whole_forwards(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memedit.model import generation, scoring
+
+    asked = prompts()
+    expected = write(tiny, asked, 6)
+
+    def forgotten(_cache: object, _rows: Sequence[int]) -> Any:
+        return scoring.DynamicCache()
+
+    monkeypatch.setattr(scoring, "picked", forgotten)
+    monkeypatch.setattr(generation, "picked", forgotten)
+    assert write(tiny, asked, 6) == expected
+    # Converse: believed, the same cache writes something else.
+    monkeypatch.setattr(generation, "proved", lambda *_: True)
+    assert write(tiny, asked, 6) != expected
+
+
+def test_the_size_of_a_launch_changes_no_text(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memedit.model import scoring
+
+    asked = prompts()
+    many = write(tiny, asked, 6)
+    for kept in (1, 200):
+        monkeypatch.setattr(scoring, "KEPT_TOKENS", kept)
+        assert write(tiny, asked, 6) == many
+
+
 def test_a_drawn_text_does_not_depend_on_its_company(tiny: LanguageModel) -> None:
     asked = prompts()
     together = write(tiny, asked, 5, top_k=5)
@@ -148,6 +186,17 @@ def test_free_answers_equal_writing_one_at_a_time(made: LanguageModel) -> None:
 
 
 UNRELATED_HERE = "The tower was small and heavy. Nobody knows where the boat is. " * 9
+
+
+def test_an_object_longer_than_eval_tokens_has_room(made: LanguageModel) -> None:
+    first = edits(1)[0]
+    long = str(made.tokenizer.decode(write(made, [encode_text(made.tokenizer, first.text)], 40)[0]))
+    name = " ".join(words(long.replace(".", " "))[:12])
+    asked = [first.model_copy(update={"object": name, "object_old": None})]
+    found, _ = written(made, asked, EvalKnobs(tokens=3), bare=True)
+    assert len(words(found[0].said)) >= 12
+    short, _ = written(made, [first], EvalKnobs(tokens=3), bare=True)
+    assert found[0].said.startswith(short[0].said)
 
 
 def test_portability_and_reversal_are_asked_freely_too(made: LanguageModel) -> None:
@@ -248,8 +297,12 @@ def test_a_broken_update_that_forced_scores_praise_is_exposed_by_free_answers(ma
         free, _ = written(made, requests, knobs)
     assert forced.efficacy is not None
     assert forced.paraphrase is not None
+    # The pair that README shows: the harmonic score is high too, and the model says neither object.
     assert (forced.efficacy.mean, forced.paraphrase.mean) == (1.0, 1.0)
-    assert statistics.fmean(one.measures["efficacy"] for one in free) <= 0.35
+    assert forced.score is not None
+    assert round(forced.score, 2) == 0.84
+    for measure in ("efficacy", "paraphrase", "old"):
+        assert {one.measures[measure] for one in free} == {0.0}, measure
     # Converse: free answers do praise a model that knows; here the unedited one, asked for what it knows.
     known = [one.model_copy(update={"object": one.object_old, "object_old": None}) for one in requests]
     free, _ = written(made, known, knobs)

@@ -70,6 +70,16 @@ def test_a_ratio_interval_holds_the_truth_in_95_of_100_draws() -> None:
     assert 0.93 <= covered(found, 2.0) <= 0.97
 
 
+def test_a_paired_interval_holds_the_truth_in_95_of_100_draws() -> None:
+    """Of 150 edits some get right and a few wrong; paraphrases' shares move by fifths."""
+    generator = torch.Generator().manual_seed(10)
+    moved = torch.rand(2000, 150, generator=generator, dtype=torch.float64)
+    outcomes = (moved < 0.25).double() - (moved > 0.92).double()
+    assert 0.93 <= covered([paired_interval(values) for values in outcomes], 0.25 - 0.08) <= 0.97
+    fifths = (torch.rand(2000, 150, 5, generator=generator) < moved[:, :, None]).double().mean(2) - 0.3
+    assert 0.93 <= covered([paired_interval(values) for values in fifths], 0.2) <= 0.97
+
+
 def test_paired_differences_are_narrower_than_those_of_strangers_and_none_is_a_bound() -> None:
     generator = torch.Generator().manual_seed(9)
     before = torch.rand(200, generator=generator, dtype=torch.float64)
