@@ -41,25 +41,38 @@ def mean_interval(values: Tensor, *, share: bool = True) -> Interval:
     mean = float(values.mean())
     if bool((values == values[0]).all()):
         return share_interval(round(mean * n), n) if share and mean in (0.0, 1.0) else Interval(mean, mean, mean, n)
-    generator = torch.Generator().manual_seed(0)
-    # Counts of each value in a resample, drawn as indices in slices that bound the memory.
-    means = torch.cat(
-        [values[torch.randint(n, (100, n), generator=generator)].mean(1) for _ in range(RESAMPLES // 100)]
-    )
+    means = _resampled(values, torch.Generator().manual_seed(0))
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return Interval(mean, low, high, n)
+
+
+def _resampled(values: Tensor, generator: torch.Generator) -> Tensor:
+    """The means of RESAMPLES resamples of values (n,).
+
+    Where few values occur, how often each is drawn is all that a mean needs: one multinomial draw, value by value.
+    """
+    n = len(values)
+    kinds, counts = values.unique(return_counts=True)
+    if 10 * len(kinds) > n:
+        drawn = [torch.randint(n, (100, n), generator=generator) for _ in range(RESAMPLES // 100)]
+        return torch.cat([values[at].mean(1) for at in drawn])
+    left, total, rest = torch.full((RESAMPLES,), float(n), dtype=values.dtype), torch.zeros(RESAMPLES).double(), n
+    for kind, count in zip(kinds, counts.tolist(), strict=True):
+        times = torch.binomial(left, torch.full_like(left, count / rest), generator=generator)
+        total, left, rest = total + times * kind, left - times, rest - count
+    return total / n
 
 
 def paired_interval(values: Tensor) -> Interval:
     """The mean of one difference per edit (n,) float64, with a bootstrap interval over edits.
 
-    Where every edit says the same 0 of two outcomes that are right or wrong, the interval is as wide on either side as
-    Wilson's of no event in n: that none of twelve edits moved does not say that none would.
+    Outcomes are shares, differences lie from -1 to 1. Where every edit says the same, the interval is as wide on either
+    side as Wilson's of no event in n: that none of twelve edits moved does not say that none would.
     """
-    n = len(values)
-    if bool((values == 0).all()):
+    n, first = len(values), float(values[0])
+    if bool((values == first).all()):
         wide = share_interval(0, n).high
-        return Interval(0.0, -wide, wide, n)
+        return Interval(first, max(-1.0, first - wide), min(1.0, first + wide), n)
     return mean_interval(values, share=False)
 
 

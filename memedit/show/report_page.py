@@ -14,7 +14,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .2rem .7rem; text-align: right }
+td, th { padding: .2rem .7rem; text-align: right; white-space: nowrap }
+td.t, td:last-child { white-space: normal }
 td:first-child, th:first-child, td:last-child, th:last-child, td.t, th.t { text-align: left }
 tr { border-bottom: 1px solid #d8dee4 } .bad { color: #b42318 } .quiet { color: #656d76 } code { font-size: .9em }
 svg text { font-size: 11px; fill: #656d76 }
@@ -78,13 +79,14 @@ def _curve(drawn: dict[str, list[float]]) -> str:
     for level in (-1, 0, 1):
         y = round(height * (1 - level) / 2)
         marks.append(f'<line x1="0" x2="{width}" y1="{y}" y2="{y}" stroke="#8b949e" stroke-opacity=".35"/>')
-        marks.append(f'<text x="{width + 6}" y="{y + 4}">{level:+g}</text>')
+        marks.append(f'<text x="{width + 6}" y="{y + 4}">{f"{level:+}" if level else "0"}</text>')
     for at, (label, values) in enumerate(drawn.items()):
         if values:
             step = width / max(1, len(values) - 1)
             points = " ".join(f"{n * step:.1f},{height * (1 - value) / 2:.1f}" for n, value in enumerate(values))
             marks.append(f'<polyline points="{points}" fill="none" stroke-width="2" stroke="{colors[label]}"/>')
-            marks.append(f'<text x="{8 + 60 * at}" y="14" style="fill:{colors[label]}">{label}</text>')
+            place = f'x="{8 + 60 * at}" y="{height // 2 + 16}"'  # under the middle: curves begin far from it
+            marks.append(f'<text {place} style="fill:{colors[label]}">{label}</text>')
     box = f'viewBox="-2 -6 {width + 40} {height + 12}" width="{width + 40}" height="{height + 12}"'
     return f'<svg {box} role="img">{"".join(marks)}</svg>'
 

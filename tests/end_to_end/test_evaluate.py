@@ -128,15 +128,3 @@ def test_what_a_list_says_is_text_on_the_page_and_the_worst_come_first() -> None
     shown = io.StringIO()
     Console(width=140, file=shown).print(evaluation_table(report))
     assert "50.0% (40.0 to 60.0)" in shown.getvalue()
-
-
-def test_the_harness_takes_an_output_folder(made_gpt2: Path) -> None:
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; nothing depends on it")
-    from lm_eval.tasks import TaskManager
-
-    tasks = TaskManager(include_path=str(ROOT / "examples" / "harness"), include_defaults=False)
-    found = lm_eval.simple_evaluate(
-        model="hf", model_args={"pretrained": str(made_gpt2), "dtype": "float32"}, tasks=["memedit_facts"],
-        task_manager=tasks, limit=10, device="cpu", bootstrap_iters=0,
-    )  # fmt: skip
-    assert found["results"]["memedit_facts"]["acc,none"] >= 0.6

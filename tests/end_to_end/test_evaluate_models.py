@@ -237,3 +237,15 @@ def test_a_row_too_long_for_the_model_is_refused_in_words(made_gpt2: Path, lists
     long = first.model_copy(update={"paraphrases": ("The tower was small and heavy. " * 30 + first.text,)})
     with pytest.raises(UsageError, match="this model takes 128"):
         evaluate([long], made_gpt2, settings=SMALL)
+
+
+def test_the_harness_takes_an_output_folder(sequence: tuple[Path, Path, Report]) -> None:
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; nothing depends on it")
+    from lm_eval.tasks import TaskManager
+
+    tasks = TaskManager(include_path=str(ROOT / "examples" / "harness"), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model="hf", model_args={"pretrained": str(sequence[0]), "dtype": "float32"}, tasks=["memedit_facts"],
+        task_manager=tasks, limit=10, device="cpu", bootstrap_iters=0,
+    )  # fmt: skip
+    assert found["results"]["memedit_facts"]["acc,none"] >= 0.6

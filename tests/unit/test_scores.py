@@ -80,6 +80,16 @@ def test_a_paired_interval_holds_the_truth_in_95_of_100_draws() -> None:
     assert 0.93 <= covered([paired_interval(values) for values in fifths], 0.2) <= 0.97
 
 
+def test_drawing_how_often_each_value_comes_is_drawing_records() -> None:
+    generator = torch.Generator().manual_seed(11)
+    values = (torch.rand(400, generator=generator, dtype=torch.float64) * 3).round() / 3
+    few = mean_interval(values)  # four values: their counts are drawn
+    many = mean_interval(values + 1e-9 * torch.rand(400, generator=generator, dtype=torch.float64))  # records are
+    width = many.high - many.low
+    assert abs(few.low - many.low) < 0.06 * width
+    assert abs(few.high - many.high) < 0.06 * width
+
+
 def test_paired_differences_are_narrower_than_those_of_strangers_and_none_is_a_bound() -> None:
     generator = torch.Generator().manual_seed(9)
     before = torch.rand(200, generator=generator, dtype=torch.float64)
@@ -89,6 +99,8 @@ def test_paired_differences_are_narrower_than_those_of_strangers_and_none_is_a_b
     assert together.high - together.low < 0.1 * (mean_interval(after).high - mean_interval(after).low)
     still = paired_interval(torch.zeros(12, dtype=torch.float64))
     assert (still.mean, round(still.high, 3), round(still.low, 3)) == (0.0, 0.242, -0.242)
+    all_ = paired_interval(torch.ones(12, dtype=torch.float64))
+    assert (all_.mean, all_.high, round(all_.low, 3)) == (1.0, 1.0, 0.758)
     moved = mean_interval(torch.zeros(12, dtype=torch.float64), share=False)
     assert (moved.low, moved.high) == (0.0, 0.0)
 

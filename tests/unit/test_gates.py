@@ -1,0 +1,58 @@
+"""Gates close on what is under its bar, over it, not measured, or no number; on every model that was judged."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from memedit.cli.options import bars, gate
+from memedit.errors import GateError, UsageError
+from memedit.report import Drift, Figure, ModelReport, Report, Scores
+
+
+def figure(mean: float) -> Figure:
+    return Figure(mean=mean, low=mean, high=mean, n=4)
+
+
+def judged(name: str, efficacy: float, ppl: float) -> ModelReport:
+    scores = Scores(efficacy=figure(efficacy), generated={"old": figure(0.1)})
+    return ModelReport(model=name, scores=scores, drift=Drift(tokens=9, ppl=figure(ppl)))
+
+
+def report(*models: ModelReport) -> Report:
+    first = models[0]
+    return Report(
+        command="eval", model=first.model, after=first.scores, drift=first.drift,
+        models=models if len(models) > 1 else (),
+    )  # fmt: skip
+
+
+def test_a_bar_is_held_from_both_sides_and_at_the_bar_itself() -> None:
+    one = report(judged("a", 0.9, 1.02))
+    gate(one, bars("efficacy=0.9"), bars("drift.ppl=1.02"))
+    gate(one, {}, bars("generated.old=0.1"))
+    with pytest.raises(GateError, match=r"efficacy is 0\.9000, under 0\.91"):
+        gate(one, bars("efficacy=0.91"))
+    with pytest.raises(GateError, match=r"drift\.ppl is 1\.0200, over 1\.01; generated\.old is 0\.1000, over 0\.05"):
+        gate(one, {}, bars("drift.ppl=1.01,generated.old=0.05"))
+
+
+@pytest.mark.parametrize("word", ["under", "over"])
+def test_what_is_no_number_and_what_was_not_measured_do_not_pass(word: str) -> None:
+    one = report(judged("a", math.nan, math.nan))
+    for name in ("efficacy", "drift.ppl", "paraphrase", "retention", "kept.others", "generated.paraphrase"):
+        with pytest.raises(GateError, match=f"{name} is (nan|not measured)"):
+            gate(one, {name: 0.0} if word == "under" else {}, {name: 9.0} if word == "over" else {})
+
+
+def test_every_model_is_gated_and_named() -> None:
+    both = report(judged("a", 0.9, 1.0), judged("b", 0.5, 1.1))
+    with pytest.raises(GateError) as caught:
+        gate(both, bars("efficacy=0.8"), bars("drift.ppl=1.02"))
+    assert caught.value.message == "b: efficacy is 0.5000, under 0.8; b: drift.ppl is 1.1000, over 1.02"
+
+
+@pytest.mark.parametrize("text", ["efficacy", "efficacy=", "efficacy=high", "efficacy=nan", "efficacy=inf", "beauty=1"])
+def test_a_bar_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"has no number|knows no score"):
+        bars(text)
