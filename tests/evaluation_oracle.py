@@ -29,7 +29,8 @@ class Plain:
         return list(self.tokenizer(text)["input_ids"])
 
     def target(self, text: str) -> list[int]:
-        return list(self.tokenizer(" " + text, add_special_tokens=False)["input_ids"])
+        """An answer's ids: one space before it, its own where a list gives it one (the published code puts two)."""
+        return list(self.tokenizer(text if text[:1].isspace() else " " + text, add_special_tokens=False)["input_ids"])
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> torch.Tensor:
