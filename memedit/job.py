@@ -27,8 +27,7 @@ from memedit.search import Search
 from memedit.sites import take_layers
 from memedit.stages.batches import suffix_of
 from memedit.stages.contexts import sample_contexts
-from memedit.stages.evaluation import Judgment, exact, judge, kept, score
-from memedit.stages.figures import differences
+from memedit.stages.evaluation import Judgment, change, exact, judge, kept, score
 from memedit.stages.plan import Plan, make_plan, under
 from memedit.stages.targets import Targets
 from memedit.stages.update import Update, solve
@@ -214,7 +213,7 @@ class Job:
             layers=update.layers,
             before=score(before[0]),
             after=score(after[0], before[0]),
-            difference=differences([one.record() for one in before[0]], [one.record() for one in after[0]]),
+            difference=change(before[0], after[0]),
             kept=kept(self.facts, before[1], after[1], self.requests),
             digests={"model": self.base.digest, "edits": digest_of([r.public() for r in self.requests])},
             timings=self.timings,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from memedit.cli import gates
 from memedit.cli import options as o
 from memedit.errors import UsageError
 from memedit.recipe import Recipe
@@ -62,7 +63,7 @@ def apply(
 ) -> None:
     """Write facts into a model: an edited checkpoint in OUT, and what came of it."""
     o.one_output(json, per_edit, quiet)
-    bars = o.bars(fail_under)
+    bars = gates.bars(fail_under)
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "method.layers": layers, "moments.corpus": corpus,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
@@ -114,7 +115,7 @@ def apply(
         out = Console()
         out.print(layers_table(report), scores_table(report))
         out.print(f"{report.output}", markup=False, highlight=False, soft_wrap=True)
-    o.gate(report, bars)
+    gates.gate(report, bars)
 
 
 def _add(

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from memedit.cli import gates
 from memedit.cli import options as o
 from memedit.errors import UsageError
 
@@ -60,7 +61,7 @@ def evaluate(
 ) -> None:
     """Judge a model on an edit list: did the edits take, do they generalize, what else moved."""
     o.one_output(json, per_edit, quiet)
-    under, over = o.bars(fail_under), o.bars(fail_over, "--fail-over")
+    under, over = gates.bars(fail_under), gates.bars(fail_over, "--fail-over")
     models, adapters = list(dict.fromkeys(model or [])), list(dict.fromkeys(adapter or []))
     if adapters and len(models) > 1:
         raise UsageError("--adapter belongs to one model, and here are several", "give one -m: the adapter's base")
@@ -88,7 +89,7 @@ def evaluate(
         o.print_results(report, json=json, per_edit=per_edit)
     elif not quiet:
         _tables(report)
-    o.gate(report, under, over)
+    gates.gate(report, under, over)
 
 
 def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:

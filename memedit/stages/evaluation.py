@@ -23,7 +23,7 @@ from memedit.model.scoring import Weighed, weigh
 from memedit.model.subject import encode_questions
 from memedit.report import Figure, Scores
 from memedit.request import EditRequest
-from memedit.stages.figures import figure, score_of
+from memedit.stages.figures import differences, figure, score_of
 from memedit.stages.probes import Probe, probes
 from memedit.tell import Advance
 
@@ -96,6 +96,11 @@ def score(judgments: Sequence[Judgment], base: Sequence[Judgment] | None = None)
     whole = [one["locality"] for one in local if "locality" in one]
     groups |= {name: values for name, values in _columns(local).items() if name != "locality"}
     return score_of(columns, groups=groups, locality=figure(whole))
+
+
+def change(before: Sequence[Judgment], after: Sequence[Judgment]) -> dict[str, Figure]:
+    """After less before of every forced measure, paired by edit."""
+    return differences([one.record() for one in before], [one.record() for one in after])
 
 
 def agreement(judgments: Sequence[Judgment], base: Sequence[Judgment]) -> list[dict[str, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from memedit.cli.options import bars, gate
+from memedit.cli.gates import bars, gate
 from memedit.errors import GateError, UsageError
 from memedit.report import Drift, Figure, ModelReport, Report, Scores
 
