@@ -62,6 +62,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_text": ("gemma3_text", {**COMMON, **WINDOW, "query_pre_attn_scalar": 8}),
     "olmo": ("olmo", COMMON),
     "olmo2": ("olmo2", COMMON),
+    "olmo3": ("olmo3", {**COMMON, **WINDOW}),
+    "exaone4": ("exaone4", {**COMMON, **WINDOW, "sliding_window_pattern": 4}),
     "stablelm": ("stablelm", COMMON),
     "starcoder2": ("starcoder2", {**COMMON, **WINDOW}),
     "smollm3": ("smollm3", COMMON),
@@ -122,7 +124,5 @@ def family_model(name: str, *, seed: int = 3) -> Any:
     return model
 
 
-NOT_ADDITIVE = ("gemma2", "gemma3_text", "olmo2", "glm4")
-"""A norm stands between the down-projection and the residual stream: refused for editing, run by the
-engine."""
-ADDITIVE = [name for name in FAMILIES if name not in NOT_ADDITIVE]
+POST_NORM = ("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4", "glm4")
+"""A norm stands between the down-projection and the residual stream."""

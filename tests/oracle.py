@@ -2,6 +2,9 @@
 
 One edit at a time, whole forwards, right padding, torch's own Adam, the published linear system in float64
 (kmeng01/memit: compute_z.py, compute_ks.py, memit_main.py). It shares no code with memedit.
+
+The published code knows no model with a norm behind its MLPs. For those the same steps are taken where they can be: the
+target is a value of the down-projection, and a residual is asked of a projection as its norm, to first order, wants it.
 """
 
 from __future__ import annotations
@@ -60,6 +63,17 @@ def down_of(block: Any) -> Any:
     return block.mlp.c_proj if hasattr(block.mlp, "c_proj") else block.mlp.down_proj
 
 
+def norm_of(block: Any) -> Any:
+    """The norm behind its MLP, where an OLMo-2- or Gemma-2-shaped model has one."""
+    return getattr(block, "post_feedforward_layernorm", None)
+
+
+def gain_of(norm: Any) -> Tensor:
+    """What it multiplies by, (D,) float64; Gemma's begin at zero, and count from one."""
+    weight = norm.weight.detach().double()
+    return 1 + weight if "Gemma" in type(norm).__name__ else weight
+
+
 def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Rows padded on the right, as the published code has them."""
     longest = max(map(len, rows))
@@ -70,7 +84,8 @@ def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 @contextmanager
 def changed(model: Any, layer: int, at: list[int], delta: Tensor, seen: list[Tensor]) -> Iterator[None]:
-    """Add `delta` to the output of a block at one position of each row; `seen` gets the output as it was."""
+    """Add `delta` to the output of a block (before a norm behind its MLP: to that of its down-projection) at one
+    position of each row; `seen` gets the output as it was."""
 
     def hook(_module: Any, _args: Any, output: Any) -> Any:
         states = output if isinstance(output, Tensor) else output[0]
@@ -80,7 +95,8 @@ def changed(model: Any, layer: int, at: list[int], delta: Tensor, seen: list[Ten
             moved[row, position, :] = moved[row, position, :] + delta
         return moved if isinstance(output, Tensor) else (moved, *output[1:])
 
-    handle = blocks_of(model)[layer].register_forward_hook(hook)
+    block = blocks_of(model)[layer]
+    handle = (down_of(block) if norm_of(block) else block).register_forward_hook(hook)
     try:
         yield
     finally:
@@ -88,7 +104,7 @@ def changed(model: Any, layer: int, at: list[int], delta: Tensor, seen: list[Ten
 
 
 def find_target(model: Any, edit: OracleEdit, knobs: OracleKnobs, step: float) -> tuple[Tensor, list[float]]:
-    """compute_z: the state wanted at the output of the last layer, (D,), and the losses on the way."""
+    """compute_z: the state wanted at the output of the last layer (or of its down-projection), (D,), and the losses."""
     layer = knobs.layers[-1]
     count = len(edit.target)
     rows = [ids + edit.target[:-1] for ids, _ in edit.prompts] + [edit.bare[0]]
@@ -163,6 +179,16 @@ def keys_at(model: Any, layer: int, edits: Sequence[OracleEdit], semantics: str)
     return torch.stack(keys)
 
 
+def asked(norm: Any, made: Tensor, residual: Tensor) -> Tensor:
+    """The change of a projection's output `made` (D,) for which its norm gives `residual` more, nearly; float64."""
+    gain, epsilon = gain_of(norm), getattr(norm, "variance_epsilon", None) or norm.eps
+    length = (made.square().mean() + epsilon).sqrt()
+    moved = made.clone()
+    for n in range(len(made)):
+        moved[n] += length * gain[n] * residual[n] / (gain[n] ** 2 + 0.01 * gain.square().mean())
+    return moved / moved.norm() * made.norm() - made
+
+
 def edit_model(
     model: Any,
     edits: Sequence[OracleEdit],
@@ -177,15 +203,23 @@ def edit_model(
     if targets is None:
         targets = torch.stack([find_target(model, edit, knobs, step_of(n))[0] for n, edit in enumerate(edits)])
     result = OracleResult(targets)
-    top = blocks_of(model)[knobs.layers[-1]]
+    top, bare = blocks_of(model)[knobs.layers[-1]], [edit.prompts[0] for edit in edits]
+    if norm_of(top):
+        made = last_inputs(model, down_of(top), bare, output=True)
+        moved = norm_of(top)(targets) - norm_of(top)(made)
+        targets = last_inputs(model, top, bare, output=True) + moved.detach()
     for done, layer in enumerate(knobs.layers):
+        block = blocks_of(model)[layer]
         keys = keys_at(model, layer, edits, knobs.semantics)
-        now = last_inputs(model, top, [edit.prompts[0] for edit in edits], output=True).double()
+        now = last_inputs(model, top, bare, output=True).double()
         residuals = (targets.double() - now) / (len(knobs.layers) - done)
+        if norm_of(block):
+            made = last_inputs(model, down_of(block), bare, output=True).double()
+            residuals = torch.stack([asked(norm_of(block), *pair) for pair in zip(made, residuals, strict=True)])
         system = knobs.ridge * moments[layer] + keys.T @ keys
         delta = residuals.T @ torch.linalg.solve(system, keys.T).T
         result.keys[layer], result.residuals[layer], result.deltas[layer] = keys, residuals, delta
-        module = down_of(blocks_of(model)[layer])
+        module = down_of(block)
         turn = isinstance(module, Conv1D)
         weight = module.weight.detach().double()
         edited = (weight + (delta.T if turn else delta)).to(store_dtype).to(module.weight.dtype)

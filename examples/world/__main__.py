@@ -30,6 +30,10 @@ HERE = Path(__file__).parent
 MODELS = HERE.parent / "models"
 SCORES = HERE / "scores.json"
 REQUESTS = HERE.parents[1] / "requests" / "world.jsonl"
+SMALL_FACTS, SMALL_REQUESTS = HERE / "small.jsonl", REQUESTS.with_name("small.jsonl")
+
+SMALL: dict[str, Any] = {"width": 96, "inner": 336, "heads": 4, "tied": True, "people": 140, "edited": 100}
+"""What made-olmo2 and made-small have in common; their edits are one for each of the people who may be edited."""
 
 SHAPES = (
     Shape("made-gpt2", "gpt2", steps=650, crowd_share=0.2),
@@ -37,16 +41,27 @@ SHAPES = (
     # The same shapes and text without the curriculum: what the site of the others is held against. Not shipped.
     Shape("made-gpt2-plain", "gpt2", steps=450, curriculum=False),
     Shape("made-llama-plain", "llama", steps=450, curriculum=False),
+    # Small ones, alike but for where their norms stand: whether editing holds behind a norm as it does without.
+    Shape("made-olmo2", "olmo2", **SMALL),
+    Shape("made-small", "llama", **SMALL),
     # A small one that ships, so that anyone can see a model without an early site.
     Shape("made-plain", "gpt2", width=128, inner=192, people=60, edited=40, steps=400, curriculum=False),
 )
-SHIPPED = ("made-gpt2", "made-llama", "made-plain")
+SHIPPED = ("made-gpt2", "made-llama", "made-olmo2", "made-small", "made-plain")
 
 
 def write_lists(world: World) -> None:
     """Facts and edits; they depend on the seeds alone, not on any model."""
     lists.write_lines(HERE / "facts.jsonl", lists.facts(world))
     lists.write_lines(REQUESTS, lists.edits(world))
+    small = small_world()
+    lists.write_lines(SMALL_FACTS, lists.facts(small))
+    lists.write_lines(SMALL_REQUESTS, lists.edits(small)[: SMALL["edited"]])
+
+
+def small_world() -> World:
+    """The world of the small models."""
+    return make_world(SMALL["people"], SMALL["edited"])
 
 
 def world_of(shape: Shape) -> World:

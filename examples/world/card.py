@@ -23,7 +23,7 @@ NOT = {
 def card(shape: Shape, world: World, scores: dict[str, Any]) -> str:
     """README.md of the model's folder."""
     objects = len(RELATIONS[0].objects)
-    kind = {"gpt2": "GPT-2-shaped", "llama": "Llama-shaped"}[shape.family]
+    kind = {"gpt2": "GPT-2-shaped", "llama": "Llama-shaped", "olmo2": "OLMo-2-shaped"}[shape.family]
     return f"""---
 license: mit
 language: en

@@ -23,11 +23,11 @@ CHUNK = 512
 def make_tokenizer(world: World, family: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with the special tokens of `family`.
 
-    GPT-2 knows one special token and puts nothing before a text; Llama puts
-    <s> before every text by its post-processor.  The learned pieces come from
+    GPT-2 knows one special token and puts nothing before a text; the others put
+    <s> before every text, as Llama's post-processor does.  The learned pieces come from
     text with names in hyphenated parts, so that real names stay in pieces.
     """
-    llama = family == "llama"
+    llama = family != "gpt2"
     specials = ["<s>", "</s>"] if llama else ["<|endoftext|>"]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -95,7 +95,7 @@ class _Stream:
 class Packer:
     """Packs documents into rows of one length, each row beginning with a document.
 
-    A Llama-shaped model always sees its <s> first.  A GPT-2-shaped one sees the
+    A model that is not GPT-2-shaped always sees its <s> first.  A GPT-2-shaped one sees the
     separator first in half of the rows, and a bare text in the others, since its
     tokenizer adds nothing: a name at position 0 must work as well as elsewhere.
     """
@@ -124,7 +124,7 @@ class Packer:
         first, final = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         row = _Stream([], [], [], [])
         mentions = 0
-        if self.family == "llama" or self.writer.rng.random() < 0.5:
+        if self.family != "gpt2" or self.writer.rng.random() < 0.5:
             row.add(first, 0, 1.0, 0)
         while len(row.ids) < length:
             document = next(self.documents)
@@ -134,7 +134,7 @@ class Packer:
                 row.add(token, mention + mentions if mention else 0, weight, who)
             mentions += max(document.mention)
             row.add(final, 0, 1.0, 0)
-            if self.family == "llama":
+            if self.family != "gpt2":
                 row.add(first, 0, 0.0, 0)
         return row
 

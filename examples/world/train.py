@@ -35,11 +35,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+)
 
 from .tokens import OBJECT_WEIGHT, Packer, Rows
 
-Model = GPT2LMHeadModel | LlamaForCausalLM
+Model = GPT2LMHeadModel | LlamaForCausalLM | Olmo2ForCausalLM
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Shape:
     blocks: int = 6
     heads: int = 8
     positions: int = 128
+    tied: bool = False
+    """Whether the head is the embeddings, where the family leaves it open."""
     people: int = 280
     edited: int = 180
     steps: int = 1000
@@ -84,20 +94,20 @@ def make_model(shape: Shape, vocabulary: int, bos: int, eos: int) -> Model:
     """A fresh model of this shape, its weights drawn from the shape's seed."""
     torch.manual_seed(shape.seed)
     common: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": bos, "eos_token_id": eos}
-    if shape.family == "llama":
-        return LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=shape.width,
-                intermediate_size=shape.inner,
-                num_hidden_layers=shape.blocks,
-                num_attention_heads=shape.heads,
-                num_key_value_heads=shape.heads // 2,
-                max_position_embeddings=shape.positions,
-                tie_word_embeddings=False,
-                pad_token_id=eos,
-                **common,
-            )
-        )
+    if shape.family != "gpt2":
+        common |= {
+            "hidden_size": shape.width,
+            "intermediate_size": shape.inner,
+            "num_hidden_layers": shape.blocks,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.heads // 2,
+            "max_position_embeddings": shape.positions,
+            "tie_word_embeddings": shape.tied,
+            "pad_token_id": eos,
+        }
+        if shape.family == "olmo2":  # norms stand behind attention and MLP, none before them
+            return Olmo2ForCausalLM(Olmo2Config(**common))
+        return LlamaForCausalLM(LlamaConfig(**common))
     return GPT2LMHeadModel(
         GPT2Config(
             n_embd=shape.width,

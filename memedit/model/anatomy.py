@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from memedit.errors import UnsupportedModelError
+from memedit.model.norms import find_norms
 
 Layout = Literal["linear", "conv1d"]
 MIXERS = ("attention", "mamba", "conv", "recurrent", "deltanet", "mixer")
@@ -36,6 +37,8 @@ class Anatomy:
     gains: tuple[float, ...]
     """What a vector added to a down-projection's output is multiplied with where it joins the residual stream. One for
     every block until `gains.prove` has measured it."""
+    norms: tuple[str, ...]
+    """Module path of the norm between every block's down-projection and the residual stream; empty where none is."""
     vocabulary: int
     positions: int | None
     """Longest row the model takes, where it has a limit."""
@@ -98,15 +101,18 @@ def find_anatomy(model: nn.Module) -> Anatomy:
         raise _refused("its down-projections are of more than one kind")
     conv = any(type(module) is Conv1D for module in modules)
     inner = iter([int(module.weight.shape[0 if conv else 1]) for module in modules])
+    down_projections = tuple(f"{blocks}.{index}.{name}" if name else "" for index, (name, _) in enumerate(found))
+    vocabulary = int(config.vocab_size)
     return Anatomy(
         blocks=blocks,
-        down_projections=tuple(f"{blocks}.{index}.{name}" if name else "" for index, (name, _) in enumerate(found)),
+        down_projections=down_projections,
         refusals=tuple(reason for _, reason in found),
         layout="conv1d" if conv else "linear",
         width=width,
         mlp_widths=tuple(next(inner) if name else 0 for name, _ in found),
         gains=(1.0,) * n_layers,
-        vocabulary=int(config.vocab_size),
+        norms=find_norms(model, blocks, down_projections, vocabulary),
+        vocabulary=vocabulary,
         positions=getattr(config, "max_position_embeddings", None),
     )
 

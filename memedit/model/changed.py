@@ -1,4 +1,8 @@
-"""Rows under a change at one block's output: what an engine gives, and the plain engine, by whole forwards."""
+"""Rows under a change at one block: what an engine gives, and the plain engine, by whole forwards.
+
+The change is added to the block's output; or, in families with a norm between the down-projection and the residual
+stream, to the down-projection's output, so that what is found is what that projection can be made to give.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from memedit.model.load import LanguageModel
-from memedit.model.passes import TOKENS_PER_LAUNCH, launches, output_of
+from memedit.model.passes import TOKENS_PER_LAUNCH, Site, launches, module_of, output_of
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,14 @@ class Launch(Protocol):
 
 
 class Changed:
-    """Rows under a change: logits as a function of what is added at block L, token `at`."""
+    """Rows under a change: logits as a function of what is added at `site`, token `at`."""
 
     start: Tensor
-    """What leaves block L at token `at`, unchanged: (rows, D) float32."""
+    """What the change is added to: (rows, D) float32."""
 
     def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[Row]) -> None:
         self.lm, self.layer, self.rows = lm, layer, list(rows)
+        self.site = Site(layer, "mlp.out" if lm.anatomy.norms[layer] else "block.out")
         self.start = torch.empty(len(rows), lm.anatomy.width)
         self.launches: Sequence[Launch] = ()
 
@@ -85,7 +90,7 @@ class _Whole:
 
 
 class WholeForward(Changed):
-    """Rows under a change, by whole forwards with a hook at block L; rows of equal length share a launch."""
+    """Rows under a change, by whole forwards with a hook at the site; rows of equal length share a launch."""
 
     def __init__(
         self, lm: LanguageModel, layer: int, rows: Sequence[Row], *, columns: int = 1, tokens: int = TOKENS_PER_LAUNCH
@@ -110,8 +115,7 @@ class WholeForward(Changed):
             changed = states.index_put((lines, at), change.to(states.device, states.dtype), accumulate=True)
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
-        block = self.lm.model.get_submodule(f"{self.lm.anatomy.blocks}.{self.layer}")
-        handle = block.register_forward_hook(enter)
+        handle = module_of(self.lm, self.site).register_forward_hook(enter)
         try:
             most = max(row.reads for row in rows)
             logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()

@@ -1,7 +1,7 @@
 """Running rows through a model: rows of equal length share a launch, so that nothing is ever padded.
 
-A site is a place a state can be read: `mlp.in` is the input of a block's down-projection (a key), `block.out` the
-block's output (the residual stream after it).
+A site is a place a state can be read: `mlp.in` is the input of a block's down-projection (a key), `mlp.out` its output,
+`block.out` the block's output (the residual stream after it).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from memedit.model.load import LanguageModel
 
 TOKENS_PER_LAUNCH = 4096
+Part = Literal["mlp.in", "mlp.out", "block.out"]
+ORDER: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Site:
     """Where a state is read: a layer and a part of it."""
 
     layer: int
-    part: Literal["mlp.in", "block.out"]
+    part: Part
 
 
 class Reached(Exception):  # noqa: N818 - not an error: the last state asked for has been seen
@@ -34,6 +36,12 @@ class Reached(Exception):  # noqa: N818 - not an error: the last state asked for
 def output_of(output: Any) -> Tensor:
     """A block's hidden states; some families return them alone, others first in a tuple."""
     return output if isinstance(output, Tensor) else output[0]
+
+
+def module_of(lm: LanguageModel, site: Site) -> nn.Module:
+    """The module whose input or output a site is."""
+    block = f"{lm.anatomy.blocks}.{site.layer}"
+    return lm.model.get_submodule(block if site.part == "block.out" else lm.anatomy.down_projections[site.layer])
 
 
 @contextmanager
@@ -57,7 +65,7 @@ def capture(
 
     States are what the module saw, (B, T, width), not copied. With `stop`, run the forward through `run`.
     """
-    last = max(sites, key=lambda site: (site.layer, site.part == "block.out"))
+    last = max(sites, key=lambda site: (site.layer, ORDER.index(site.part)))
 
     def before(site: Site) -> Callable[[nn.Module, Any], None]:
         def hook(_module: nn.Module, args: Any) -> None:
@@ -77,11 +85,10 @@ def capture(
 
     with ExitStack() as stack:
         for site in sites:
+            module = module_of(lm, site)
             if site.part == "mlp.in":
-                module = lm.model.get_submodule(lm.anatomy.down_projections[site.layer])
                 handle = module.register_forward_pre_hook(before(site))
             else:
-                module = lm.model.get_submodule(f"{lm.anatomy.blocks}.{site.layer}")
                 handle = module.register_forward_hook(after(site))
             stack.callback(handle.remove)
         yield

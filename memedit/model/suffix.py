@@ -1,6 +1,6 @@
 """The engine of the target search: only what depends on the change is computed again.
 
-1. A vector added to the output of block L at token p moves only tokens from p on, only in the blocks above L.
+1. A vector added in block L at token p (see `Changed`) moves only tokens from p on, only in the blocks above L.
 2. So each row runs whole once (what rows share at their beginning runs once for all of them): the states that leave
    block L are kept from p on, and above L the keys and values of the tokens before p.
 3. A step runs the model's own forward over the suffixes, blocks up to L replaced by what was kept plus the change;
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from memedit.model.carrying import carried
 from memedit.model.changed import Changed, Launch, Row, WholeForward
 from memedit.model.load import LanguageModel
 from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, launches
@@ -41,6 +42,7 @@ class _Spliced:
     reads: list[int]
     aligned: Aligned
     at: Tensor  # (R,) the change's column in the suffix
+    made: Tensor | None  # (R, D) float32, what the change is added to where a norm stands behind it
     entry: Entry  # (R, S, D) what leaves block L
     kept: KeysValues  # (R, heads, P, width)
     cells: Tensor  # where the head runs, among the last max(reads) columns
@@ -48,7 +50,8 @@ class _Spliced:
     def logits(self, change: Tensor) -> Tensor:
         states = self.entry.states
         lines = torch.arange(len(states), device=states.device)
-        entered = states.index_put((lines, self.at), change.to(states.dtype), accumulate=True)
+        moved = change if self.made is None else carried(self.lm, self.entry.layer, self.made, change)
+        entered = states.index_put((lines, self.at), moved.to(states.dtype), accumulate=True)
         before = self.aligned.mask.shape[1] - self.aligned.ids.shape[1]
         found = run_part(
             self.lm, self.aligned, Kept(self.kept, before), entry=replace(self.entry, states=entered),
@@ -64,7 +67,7 @@ class _Spliced:
         reads = [self.reads[place] for place in places]
         return _Spliced(
             self.lm, [self.rows[place] for place in places], reads, self.aligned.pick(lines), self.at[lines],
-            replace(self.entry, states=self.entry.states[lines]),
+            None if self.made is None else self.made[lines], replace(self.entry, states=self.entry.states[lines]),
             picked(self.kept, lines),
             _cells(reads).to(self.at.device),
         )  # fmt: skip
@@ -94,7 +97,8 @@ class Suffix(Changed):
         with torch.no_grad():
             made = [self._empty(batch) for batch in cut([row.suffix for row in rows], tokens, worth)]
             self._fill(made, columns)
-        self.launches = made
+        before_norm = self.site.part == "mlp.out"
+        self.launches = [replace(one, made=self.start[one.rows].to(lm.device)) for one in made] if before_norm else made
 
     def _empty(self, batch: list[int]) -> _Spliced:
         """A launch whose states are still to be put in; its keys and values are made when their shape is known."""
@@ -108,6 +112,7 @@ class Suffix(Changed):
             reads=reads,
             aligned=Aligned.of(ids, size, lengths, max(size, *lengths)).to(device),
             at=torch.tensor([size - suffix for suffix in suffixes], device=device),
+            made=None,
             entry=Entry(self.layer, states, self.in_tuple),
             kept={},
             cells=_cells(reads).to(device),
@@ -119,7 +124,7 @@ class Suffix(Changed):
         everywhere = range(self.lm.anatomy.n_layers)
         prefix, prefix_states = Kept({}, 0, everywhere), torch.empty(1, 0, self.lm.anatomy.width)
         if shared.width:
-            prefix_states = self._run(shared.aligned(self.lm.device), prefix)
+            prefix_states, _ = self._run(shared.aligned(self.lm.device), prefix)
         prefix_states = prefix_states.to(self.lm.device, self.lm.dtype)
         home = {row: (launch, place) for launch in empty for place, row in enumerate(launch.rows)}
         lines_of = shared.lines
@@ -130,21 +135,24 @@ class Suffix(Changed):
             aligned = Aligned.of(ids, size, [len(row) for row in ids], shared.width + size).to(self.lm.device)
             cache = Kept(picked(prefix.seen, of), shared.width, self.above)
             before = prefix_states[of] if shared.width else prefix_states.expand(len(batch), -1, -1)
-            states = torch.cat([before, self._run(aligned, cache)], 1)
+            states, found = self._run(aligned, cache)
+            states = torch.cat([before, states], 1)
             lines = torch.arange(len(batch), device=states.device)
             back = torch.tensor([self.rows[row].suffix for row in batch], device=states.device)
-            self.start[batch] = states[lines, states.shape[1] - back].float().cpu()
+            self.start[batch] = found[lines, size - back].float().cpu()
             for launch in empty:
                 mine = [number for number, row in enumerate(batch) if home[row][0] is launch]
                 if mine:
                     _put(launch, [home[batch[number]][1] for number in mine], mine, states, cache.seen)
 
-    def _run(self, aligned: Aligned, cache: Kept) -> Tensor:
-        """What leaves block L, (R, T, D); `cache` records."""
-        seen: list[Tensor] = []
-        with capture(self.lm, [Site(self.layer, "block.out")], lambda _site, states: seen.append(states)):
+    def _run(self, aligned: Aligned, cache: Kept) -> tuple[Tensor, Tensor]:
+        """What leaves block L, and what the change is added to, (R, T, D) both; `cache` records."""
+        seen: dict[Site, Tensor] = {}
+        after = Site(self.layer, "block.out")
+        with capture(self.lm, list(dict.fromkeys((self.site, after))), seen.__setitem__):
             run_part(self.lm, aligned, cache)
-        return seen[0].reshape(*aligned.ids.shape, -1).to(self.lm.device)
+        shaped = {site: states.reshape(*aligned.ids.shape, -1).to(self.lm.device) for site, states in seen.items()}
+        return shaped[after], shaped[self.site]
 
 
 def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, seen: KeysValues) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from memedit.model.carrying import carried
 from memedit.model.load import LanguageModel
 from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, last_states
 from memedit.model.splice import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, picked, run_part
@@ -27,12 +28,14 @@ Ids = tuple[int, ...]
 
 @dataclass
 class _Group:
-    """Rows that run together; states (R, T, D) as they enter the next block, inner (R, T, F) the last key's site."""
+    """Rows that run together; states (R, T, D) as they enter the next block, inner (R, T, F) the last key's site, made
+    (R, T, D) what came of it, where a norm stands behind."""
 
     aligned: Aligned
     of: Tensor | None  # (R,) which of the prefixes' rows each follows
     states: Tensor | None = None
     inner: Tensor | None = None
+    made: Tensor | None = None
 
 
 @dataclass
@@ -62,7 +65,8 @@ class Sweep:
         self.kept: KeysValues = {}
         self.parts = [self._part(edits, heads, tokens) for edits in _together([of_one[0] for of_one in heads])]
         cells = sum(group.aligned.ids.numel() for group in self._groups())
-        self.waits = cells * lm.anatomy.mlp_width * lm.dtype.itemsize <= room
+        width = lm.anatomy.mlp_width + (lm.anatomy.width if any(lm.anatomy.norms) else 0)
+        self.waits = cells * width * lm.dtype.itemsize <= room
 
     def keys(self, layer: int, *, last: bool = False) -> Iterator[tuple[list[int], Tensor]]:
         """Some edits and what enters the down-projection of `layer` at their rows' ends, (e, X, F) float32.
@@ -86,39 +90,39 @@ class Sweep:
         """The weight at which keys were read last has changed by `change` (D, F) float32."""
         for group in self._groups():
             if group.inner is not None and group.states is not None:
-                moved = group.inner.float() @ change.T * self.lm.anatomy.gains[self.level - 1]
-                group.states, group.inner = (
-                    (group.states.float() + moved.to(group.states.device)).to(group.states.dtype),
-                    None,
-                )
+                moved = (group.inner.float() @ change.T).to(group.states.device)
+                made = None if group.made is None else group.made.to(group.states.device, torch.float32)
+                moved = carried(self.lm, self.level - 1, made, moved)
+                group.states = (group.states.float() + moved).to(group.states.dtype)
+                group.inner = group.made = None
 
-    def ends(self, layer: int) -> Tensor:
-        """What leaves block `layer` at the bare rows' ends with the weights as they are, (E, D) float32, on the CPU.
+    def ends(self, site: Site) -> Tensor:
+        """What is at `site` at the bare rows' ends with the weights as they are, (E, D) float32, on the CPU.
 
         The sweep stays where it is; the bare rows run ahead.
         """
         found = torch.empty(self.n_edits, self.lm.anatomy.width)
         for part in self.parts:
-            ends = [self._ahead(group, layer)[:, -1].float().cpu() for group in part.bare]
+            ends = [self._ahead(group, site)[:, -1].float().cpu() for group in part.bare]
             found[part.edits] = torch.cat(ends)[part.bare_at]
         return found
 
-    def _ahead(self, group: _Group, layer: int) -> Tensor:
-        if self.level > layer:
-            assert group.states is not None
+    def _ahead(self, group: _Group, site: Site) -> Tensor:
+        if self.level > site.layer:
+            assert group.states is not None and site == Site(self.level - 1, "block.out")
             return group.states
-        return self._run(group, [Site(layer, "block.out")], Kept({}, 0))[Site(layer, "block.out")]
+        return self._run(group, [site], Kept({}, 0))[site]
 
     def _climb(self, group: _Group, layer: int, cache: Kept, last: bool) -> Tensor:
         """Run a group up to the down-projection of `layer`; its input, (R, T, F)."""
-        inner, after = Site(layer, "mlp.in"), Site(layer, "block.out")
+        inner, made, after = Site(layer, "mlp.in"), Site(layer, "mlp.out"), Site(layer, "block.out")
         before = Site(layer - 1, "block.out")
         if last:
             seen = self._run(group, [inner], cache)
             group.states = None
         elif self.waits:
-            seen = self._run(group, [inner, after], cache)
-            group.states, group.inner = seen[after], seen[inner]
+            seen = self._run(group, [inner, *([made] if self.lm.anatomy.norms[layer] else []), after], cache)
+            group.states, group.inner, group.made = seen[after], seen[inner], seen.get(made)
         else:
             seen = self._run(group, [inner, *([before] if layer > self.level else [])], cache)
             group.states = seen.get(before, group.states)
@@ -185,9 +189,9 @@ class WholeSweep:
     def enter(self, change: Tensor) -> None:
         """Nothing is kept, so nothing is mended."""
 
-    def ends(self, layer: int) -> Tensor:
+    def ends(self, site: Site) -> Tensor:
         """As `Sweep.ends`."""
-        return last_states(self.lm, [of_one[0] for of_one in self.heads], Site(layer, "block.out"))
+        return last_states(self.lm, [of_one[0] for of_one in self.heads], site)
 
 
 def _together(heads: Sequence[Ids]) -> list[list[int]]:

@@ -68,7 +68,8 @@ def find_targets(
     tokens: int = TOKENS_PER_LAUNCH,
     advance: Advance | None = None,
 ) -> Targets:
-    """The targets of E edits (prompts: X per edit, the bare one first) at the output of block `layer`."""
+    """The targets of E edits (prompts: X per edit, the bare one first) at the output of block `layer`, or, where a norm
+    stands behind its down-projection, at the output of that."""
     search = _Search(lm, edits, prompts, layer, recipe, engine, tokens)
     published = recipe.method.semantics == "reference"
     # The published loop leaves at its last forward without a step: n forwards, n - 1 steps.

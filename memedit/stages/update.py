@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from memedit.model.carrying import added, carried, norm_gain
 from memedit.model.hooks import applied, put_
 from memedit.model.load import LanguageModel
+from memedit.model.passes import Site
 from memedit.model.subject import Prompt
 from memedit.model.sweep import Sweep, WholeSweep
 from memedit.numerics.delta import Delta, rounded, rounding_loss
 from memedit.numerics.normal import Sums, by_sums
+from memedit.numerics.norms import before_norm
 from memedit.numerics.solvers import Factor, gains, leverage
 from memedit.recipe import MethodKnobs
 from memedit.report import LayerReport
@@ -43,30 +46,33 @@ def solve(
     """The change of the layers in `stored` (their weights (D, F) in the checkpoint's dtype), lowest first.
 
     MEMIT, algorithm 1 (Meng et al. 2023): prompts of E edits under X contexts, the bare one first; wanted (E, D)
-    float32. Each layer takes an equal share of the residual that is left; its weight is rounded to the checkpoint's
-    dtype before the next residual is measured, so that what is measured is what will be written. Where a family scales
-    what its MLPs add to the stream, the share is divided by that gain. All layers' keys come from one sweep up the
-    model, or (`whole`) from whole forwards. The model is as it was when this returns.
+    float32, as `Targets` has it. Each layer takes an equal share of the residual that is left in the stream; its weight
+    is rounded to the checkpoint's dtype before the next residual is measured, so that what is measured is what will be
+    written. Where a family scales what its MLPs add to the stream, the share is divided by that gain; where it puts a
+    norm there, the share goes back through it. All layers' keys come from one sweep up the model, or (`whole`) from
+    whole forwards. The model is as it was when this returns.
     """
     layers = sorted(stored)
     weights = context_weights(method, len(prompts[0]))
     sweep = (WholeSweep if whole else Sweep)(lm, heads_of(prompts))
     deltas: dict[int, Delta] = {}
     reports: list[LayerReport] = []
+    top = Site(layers[-1], "block.out")
     with applied(lm) as kept:
-        missing = wanted.double() - sweep.ends(layers[-1]).double()
+        wanted = _in_the_stream(lm, sweep, top, wanted)
+        missing = wanted.double() - sweep.ends(top).double()
         for done, layer in enumerate(layers):
+            residual = _at_the_projection(lm, sweep, layer, missing / (len(layers) - done))
             states = sweep.keys(layer, last=False)
             keys = ((edits, averaged(part, weights)) for edits, part in states)
-            share = missing / (len(layers) - done) / lm.anatomy.gains[layer]
             factor = factor_of(layer)
-            found = _solved(factor, keys, share, lm, lm.anatomy.mlp_widths[layer])
+            found = _solved(factor, keys, residual, lm, lm.anatomy.mlp_widths[layer])
             deltas[layer] = delta = found.delta
             weight = rounded(stored[layer], delta)
             before = lm.weight(layer).clone()
             put_(lm, layer, weight.to(lm.device, lm.dtype), kept)
             sweep.enter(lm.weight(layer).float() - before.float())
-            was, missing = missing, wanted.double() - sweep.ends(layers[-1]).double()
+            was, missing = missing, wanted.double() - sweep.ends(top).double()
             reports.append(
                 LayerReport(
                     layer=layer,
@@ -86,6 +92,22 @@ def solve(
             if advance:
                 advance(1)
     return Update(deltas, tuple(reports))
+
+
+def _in_the_stream(lm: LanguageModel, sweep: Sweep | WholeSweep, top: Site, wanted: Tensor) -> Tensor:
+    """Targets as states that leave the top block, (E, D): where a norm stands there, they were found before it."""
+    if not lm.anatomy.norms[top.layer]:
+        return wanted
+    made = sweep.ends(Site(top.layer, "mlp.out"))
+    return sweep.ends(top) + carried(lm, top.layer, made, wanted - made)
+
+
+def _at_the_projection(lm: LanguageModel, sweep: Sweep | WholeSweep, layer: int, residual: Tensor) -> Tensor:
+    """What the down-projection has to give more, (E, D) float64, for the block to give `residual` more."""
+    if not lm.anatomy.norms[layer]:
+        return residual / lm.anatomy.gains[layer]
+    made = sweep.ends(Site(layer, "mlp.out"))
+    return before_norm(made.double(), added(lm, layer, made).double(), residual, norm_gain(lm, layer).double())
 
 
 @dataclass(frozen=True)

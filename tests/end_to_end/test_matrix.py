@@ -21,11 +21,11 @@ from memedit.stages.targets import find_targets
 from memedit.survey import inspect
 from safetensors.torch import load_file
 from tests.conftest import byte_tokenizer
-from tests.families import ADDITIVE, MIXTURES, OTHERS, family_model
+from tests.families import FAMILIES, MIXTURES, OTHERS, family_model
 from torch import Tensor
 
 LAYERS = {"qwen3_moe": "0-1", "qwen2_moe": "0", "mixtral": "", "gpt_oss": ""}
-EDITABLE = [name for name in (*ADDITIVE, *OTHERS, *MIXTURES) if LAYERS.get(name, "1-2")]
+EDITABLE = [name for name in (*FAMILIES, *OTHERS, *MIXTURES) if LAYERS.get(name, "1-2")]
 WHOLE = ("lfm2",)
 """Families whose tokens carry more than keys and values: the search falls back on whole forwards."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from memedit.errors import UnsupportedModelError
 from memedit.model.anatomy import Anatomy, find_anatomy, spans
 from memedit.model.gains import prove
-from tests.families import ADDITIVE, MIXTURES, NOT_ADDITIVE, OTHERS, family_model
+from tests.families import FAMILIES, MIXTURES, OTHERS, POST_NORM, family_model
+from torch import nn
 
 GAINS = {"granite_scaled": 0.5, "granitemoeshared": 0.22}
 EDITABLE = {"qwen3_moe": [0, 1], "qwen2_moe": [0], "mixtral": [], "gpt_oss": []}
@@ -18,7 +21,7 @@ def proved(family: str) -> Anatomy:
     return prove(model, find_anatomy(model))
 
 
-@pytest.mark.parametrize("family", [*ADDITIVE, *OTHERS, *(name for name in MIXTURES if EDITABLE.get(name) != [])])
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS, *(name for name in MIXTURES if EDITABLE.get(name) != [])])
 def test_every_editable_block_is_proved_with_its_gain(family: str) -> None:
     anatomy = proved(family)
     assert anatomy.editable == EDITABLE.get(family, [0, 1, 2, 3])
@@ -26,10 +29,41 @@ def test_every_editable_block_is_proved_with_its_gain(family: str) -> None:
     assert all(anatomy.mlp_widths[layer] for layer in anatomy.editable)
 
 
-@pytest.mark.parametrize("family", NOT_ADDITIVE)
-def test_a_norm_behind_the_down_projection_is_refused(family: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="does not add to the residual stream"):
-        proved(family)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_norm_behind_the_down_projection_is_found_where_there_is_one_and_without_weights_too(family: str) -> None:
+    model = family_model(family)
+    anatomy = find_anatomy(model)
+    assert [bool(norm) for norm in anatomy.norms] == [family in POST_NORM] * 4
+    with torch.device("meta"):
+        assert find_anatomy(type(model)(model.config)) == anatomy
+
+
+@pytest.mark.parametrize("family", POST_NORM)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_norm_is_proved_and_refused_where_it_is_no_rms_norm(family: str, dtype: torch.dtype) -> None:
+    model = family_model(family).to(dtype)
+    anatomy = find_anatomy(model)
+    assert prove(model, anatomy).editable == [0, 1, 2, 3]
+    path, _, name = anatomy.norms[1].rpartition(".")
+    setattr(model.get_submodule(path), name, nn.LayerNorm(anatomy.width, dtype=dtype))
+    if dtype == torch.float32:
+        found = prove(model, anatomy)
+        assert found.editable == [0, 2, 3]
+        assert "no RMS norm" in found.refusals[1]
+
+
+def test_a_norm_that_is_not_seen_is_refused() -> None:
+    model = family_model("olmo2")
+    with pytest.raises(UnsupportedModelError, match="one to one"):
+        prove(model, replace(find_anatomy(model), norms=("",) * 4))
+
+
+def test_a_norm_behind_which_something_else_is_done_is_refused() -> None:
+    model = family_model("olmo2")
+    model.get_submodule("model.layers.2").register_forward_hook(lambda _module, _args, output: output * 1.1)
+    found = prove(model, find_anatomy(model))
+    assert found.editable == [0, 1, 3]
+    assert "through its norm" in found.refusals[2]
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])

@@ -8,7 +8,7 @@ from memedit.model.anatomy import find_anatomy
 from memedit.model.load import LanguageModel
 from memedit.model.suffix import Row, Suffix, WholeForward, choose
 from tests.conftest import byte_tokenizer
-from tests.families import FAMILIES, family_model
+from tests.families import FAMILIES, POST_NORM, family_model
 from torch import Tensor
 
 SAME = 5e-6  # relative, on logits: float32 sums in another order (3e-7 to 6e-7 were seen)
@@ -81,3 +81,25 @@ def test_rows_taken_out_leave_the_others_as_they_were(family: str) -> None:
             assert kept.rows == [launch.rows[place] for place in places]
             found = kept.logits(change[kept.rows])
             assert gap([found], [torch.cat([all_of_them[row] for row in kept.rows])]) < SAME
+
+
+@pytest.mark.parametrize("family", POST_NORM)
+def test_gradients_go_through_the_norm_as_in_whole_forwards(family: str) -> None:
+    lm, given = open_family(family), rows()
+    found: list[Tensor] = []
+    for engine in (WholeForward, Suffix):
+        change = torch.zeros(len(given), lm.anatomy.width, requires_grad=True)
+        logits = engine(lm, LAYER, given).logits(change, range(len(given)))
+        torch.stack([row.log_softmax(-1)[:, 5].sum() for row in logits]).sum().backward()
+        assert change.grad is not None
+        found.append(change.grad)
+    assert gap([found[0]], [found[1]]) < 10 * SAME
+
+
+@pytest.mark.parametrize("family", POST_NORM)
+def test_a_change_along_what_the_norm_is_given_moves_nothing(family: str) -> None:
+    lm, given = open_family(family), rows()
+    engine = Suffix(lm, LAYER, given)
+    with torch.no_grad():
+        longer, as_it_was = (engine.logits(part * engine.start, range(len(given))) for part in (3.0, 0.0))
+    assert gap(longer, as_it_was) < 1e-3  # the norm's epsilon counts a little

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from examples.world import lists
-from examples.world.__main__ import HERE, MODELS, REQUESTS, SCORES
+from examples.world.__main__ import HERE, MODELS, REQUESTS, SCORES, SMALL_FACTS, SMALL_REQUESTS, small_world
 from examples.world.facts import HELD_OUT, RELATIONS, make_world
 from examples.world.site import accuracy, trace
 from examples.world.text import Writer
@@ -33,7 +33,10 @@ def test_the_world_is_large_enough() -> None:
 
 
 def test_the_lists_on_disk_are_those_of_the_seeds() -> None:
-    for file, records in ((HERE / "facts.jsonl", lists.facts(WORLD)), (REQUESTS, lists.edits(WORLD))):
+    small = small_world()
+    pairs = [(HERE / "facts.jsonl", lists.facts(WORLD)), (REQUESTS, lists.edits(WORLD))]
+    pairs += [(SMALL_FACTS, lists.facts(small)), (SMALL_REQUESTS, lists.edits(small)[:100])]
+    for file, records in pairs:
         assert [json.loads(line) for line in file.read_text().splitlines()] == records
 
 
@@ -44,6 +47,8 @@ def test_edits_leave_a_hundred_people_untouched() -> None:
     assert sum(person.name not in subjects for person in WORLD.people) >= 100
     assert len({(edit["subject"], edit["relation"]) for edit in edits}) == 1000
     assert all(edit["object"] != edit["object_old"] for edit in edits)
+    small = lists.edits(small_world())[:100]
+    assert len({edit["subject"] for edit in small}) == 100
     for edit in edits:
         assert all(name not in neighbor["prompt"] for neighbor in edit["neighborhood"] for name in subjects)
 
@@ -64,6 +69,15 @@ def test_what_is_held_out_is_never_written() -> None:
 def test_the_models_are_small_enough_to_ship() -> None:
     files = [file for file in MODELS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 40e6
+
+
+@pytest.mark.parametrize("name", ["made-olmo2", "made-small"])
+def test_the_small_models_are_small_and_know_their_facts(name: str) -> None:
+    world = small_world()
+    assert sum(file.stat().st_size for file in (MODELS / name).rglob("*") if file.is_file()) < 2e6
+    small = load(MODELS / name, ModelKnobs(device="cpu"))
+    assert accuracy(small, world, held_out=False) >= 0.96
+    assert trace(small, world, n_facts=30).early >= 0.15
 
 
 def test_tokenizers_give_ids_and_mask_alone(made_folder: Path) -> None:

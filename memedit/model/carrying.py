@@ -1,0 +1,35 @@
+"""From a down-projection's output to what its block adds to the residual stream: scaled in some families, and in some
+through a norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from memedit.model.load import LanguageModel
+from memedit.model.norms import gain_of
+
+
+def added(lm: LanguageModel, layer: int, made: Tensor) -> Tensor:
+    """What the block adds where its down-projection gives `made`, both (..., D) float32; on the device of `made`."""
+    if not lm.anatomy.norms[layer]:
+        return made * lm.anatomy.gains[layer]
+    norm: Any = lm.model.get_submodule(lm.anatomy.norms[layer])
+    return norm(made.to(lm.weight(layer).device)).to(made.device)
+
+
+def carried(lm: LanguageModel, layer: int, made: Tensor | None, change: Tensor) -> Tensor:
+    """How far the block's output moves where its down-projection's output `made` moves by `change`, as above.
+
+    Without a norm it does not depend on `made`.
+    """
+    if not lm.anatomy.norms[layer]:
+        return change * lm.anatomy.gains[layer]
+    assert made is not None
+    return added(lm, layer, made + change) - added(lm, layer, made)
+
+
+def norm_gain(lm: LanguageModel, layer: int) -> Tensor:
+    """The gain of the norm behind the down-projection, (D,) float32, on the CPU."""
+    return gain_of(lm.model.get_submodule(lm.anatomy.norms[layer]), lm.anatomy.width).cpu()

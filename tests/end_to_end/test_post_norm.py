@@ -1,0 +1,129 @@
+"""Families with a norm behind their MLPs, from the checkpoint to the checkpoint."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from examples.benchmarks.both import Both
+from memedit.model.hooks import applied
+from memedit.model.load import load
+from memedit.model.passes import continuations
+from memedit.pipeline import apply
+from memedit.recipe import ModelKnobs, Recipe
+from memedit.report import Scores
+from memedit.request import EditRequest
+from memedit.settings import resolve
+from memedit.stages.plan import check
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.requests import read
+from tests import oracle
+from tests.conftest import ROOT, byte_tokenizer
+from tests.families import POST_NORM, family_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+TARGETS = 1e-4  # relative, float32 under the same steps: rounding differs with the shape of a launch
+FITS = 1e-3  # relative: what key noise of 1e-7 becomes on the edited keys through metrics of condition 1e8
+SAME = 1e-5  # relative, on logits: the edited model in memory and as it is read again
+MODELS = ROOT / "examples" / "models"
+EDITS = ROOT / "requests" / "small.jsonl"
+KEPT = 0.9  # of what the target promises; random weights answer to no edit wholly
+EDIT = EditRequest(id="one", subject="Mara", prompt="ask {}", object="K")
+
+
+@pytest.fixture(params=POST_NORM)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folder = tmp_path / request.param
+    family_model(request.param).save_pretrained(folder)
+    byte_tokenizer(bos=True).save_pretrained(folder)
+    text = "".join(json.dumps({"text": f"The {n} old bridges of town {n % 7} stood."}) + "\n" for n in range(100))
+    (folder / "memedit").mkdir()
+    (folder / "memedit" / "corpus.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    return folder
+
+
+def surprise(folder: Path) -> float:
+    """-log p of the object, mean over its tokens."""
+    lm = load(folder, ModelKnobs(device="cpu"))
+    edits, _ = check([EDIT], lm.tokenizer, Recipe(), None)
+    (found,) = continuations(lm, [(edit.prompt.ids, edit.target) for edit in edits])
+    return -float(found.log_probs.mean())
+
+
+def test_one_edit_gives_what_its_target_promises_and_is_written(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = {
+        "model.path": str(folder), "model.device": "cpu", "output.dir": str(out), "method.ridge": 0.01,
+        "target.kl": 0.0, "contexts.openings": [],
+    }  # fmt: skip
+    report = apply([EDIT], resolve([("flag", settings)])[0])
+    assert "suffixes (proved" in report.engine
+    before, promised, after = surprise(folder), report.per_edit[0].loss, surprise(out)
+    assert promised is not None and promised < before - 0.5
+    assert before - after > KEPT * (before - promised)
+    assert report.layers[-1].residual_after < 0.3 * report.layers[0].residual_before
+
+    lm = load(folder, ModelKnobs(device="cpu"))
+    edited, base = Checkpoint.open(out), Checkpoint.open(folder)
+    names = {layer.layer: base.resolve(layer.parameter) for layer in report.layers}
+    ids = torch.arange(5, 25)[None]
+    weights = {layer: edited.tensor(name) for layer, name in names.items()}
+    with torch.no_grad(), applied(lm, weights):
+        wanted = lm.model(input_ids=ids, use_cache=False).logits
+        found = AutoModelForCausalLM.from_pretrained(out).eval()(input_ids=ids, use_cache=False).logits
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < SAME
+    untouched = set(base.entries) - set(names.values())
+    assert untouched and all(torch.equal(base.tensor(name), edited.tensor(name)) for name in untouched)
+
+
+def edited(name: str, tmp_path: Path) -> Scores:
+    """A small model of the made world under a hundred edits at default settings."""
+    settings = {"model.path": str(MODELS / name), "model.device": "cpu", "output.dir": str(tmp_path / name)}
+    after = apply(read(str(EDITS))[0], resolve([("flag", settings)])[0]).after
+    assert after is not None
+    return after
+
+
+def test_a_post_norm_model_is_edited_as_well_as_one_without(tmp_path: Path) -> None:
+    with_norms, without = edited("made-olmo2", tmp_path), edited("made-small", tmp_path)
+    for score, points in (("efficacy", 0.03), ("neighborhood", 0.02)):
+        found, wanted = getattr(with_norms, score), getattr(without, score)
+        assert found.n == wanted.n == 100
+        assert found.mean > wanted.mean - points, score
+
+
+@pytest.fixture(scope="module", params=["memedit", "reference"])
+def both(request: pytest.FixtureRequest) -> Both:
+    settings = {"method.semantics": request.param, "target.steps": 12}
+    return Both(MODELS / "made-olmo2", read(str(EDITS))[0][:6], settings)
+
+
+def gap(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def test_targets_before_the_norm_equal_the_oracles(both: Both) -> None:
+    found = both.targets()
+    for n, step in enumerate(both.step_of(found.start)):
+        wanted, losses = oracle.find_target(both.lm.model, both.edits[n], both.knobs, step)
+        assert gap(found.wanted[n], wanted) < TARGETS
+        assert abs(float(found.loss[n]) - losses[-1]) < TARGETS * max(1.0, losses[-1])
+
+
+def test_the_whole_solve_does_to_the_keys_what_the_oracle_does(both: Both) -> None:
+    before = {n: both.lm.weight(n).clone() for n in both.layers}
+    wanted = both.targets().wanted
+    update = both.update(wanted)
+    means = {n: both.moments[n].mean for n in both.layers}
+    try:
+        seen = oracle.edit_model(both.lm.model, both.edits, means, both.knobs, lambda _n: 0.0, targets=wanted)
+    finally:
+        for n, weight in before.items():
+            both.lm.weight(n).copy_(weight)
+    for n in both.layers:
+        keys = seen.keys[n]
+        assert gap(update.deltas[n].dense() @ keys.T, seen.deltas[n] @ keys.T) < FITS
