@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from memedit.job import versions
 from memedit.model.digests import of_tokenizer
 from memedit.model.load import LanguageModel, load, locate
 from memedit.model.reading import Passage
@@ -21,6 +20,7 @@ from memedit.stages.figures import figure, paired
 from memedit.stages.probes import derived
 from memedit.stages.writing import UNRELATED, Writing, written
 from memedit.tell import Tell
+from memedit.versions import versions
 
 
 @dataclass(frozen=True)
