@@ -12,7 +12,6 @@ import torch
 
 from memedit.carry import Change, Ground, in_dtype, originals, subtracted, summed
 from memedit.errors import UsageError
-from memedit.job import versions
 from memedit.model.load import locate
 from memedit.numerics.delta import Delta
 from memedit.numerics.lowrank import factored, truncated
@@ -21,12 +20,14 @@ from memedit.recipe import ModelKnobs, Recipe
 from memedit.storage import card
 from memedit.storage.adapters import adapter_bytes
 from memedit.storage.artifacts import digest_file, digest_of
-from memedit.storage.checkpoint import BASE_CARD, CARD, Checkpoint, check_output, write, write_files
+from memedit.storage.checkpoint import CARD, Checkpoint
 from memedit.storage.comparison import compare
 from memedit.storage.deltas import delta_bytes, originals_bytes
 from memedit.storage.records import DELTA, EDITS, ORIGINALS, RUN, base_of, card_of, records
 from memedit.storage.tensorfile import stream
+from memedit.storage.writer import BASE_CARD, check_output, write, write_files
 from memedit.tell import Silence, Tell
+from memedit.versions import versions
 
 
 def export(
@@ -105,7 +106,10 @@ def revert(
     with tell.phase("write"):
         run = f"revert-{digest_of([change.base, str(edited.resolve())])[:16]}"
         knobs = recipe.output
-        write(checkpoint, out, weights, extra, link=knobs.link, overwrite=knobs.overwrite, run=run)
+        write(
+            checkpoint, out, weights, extra,
+            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, run=run,
+        )  # fmt: skip
         digest = Checkpoint.open(out).digest
     return Outcome(
         command="revert", versions=versions(), arguments=list(arguments), model=recorded.path, output=str(out),
@@ -153,7 +157,10 @@ def _checkpoint(
             extra[ORIGINALS] = originals_bytes({name: ground.checkpoint.tensor(name) for name in weights}, digest)
     with tell.phase("write"):
         knobs, run = recipe.output, digest_of([command, recipe.output.dir, list(outcome.deltas)])[:16]
-        write(ground.checkpoint, _out(recipe), weights, extra, link=knobs.link, overwrite=knobs.overwrite, run=run)
+        write(
+            ground.checkpoint, _out(recipe), weights, extra,
+            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, run=run,
+        )  # fmt: skip
     return outcome
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from memedit.errors import UsageError
-from memedit.measure import MomentPlan, factor_of, measure_missing, plan_moments
+from memedit.measure import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
 from memedit.model.load import LanguageModel, load, locate
 from memedit.model.suffix import Suffix
 from memedit.numerics.delta import Delta, rounded
@@ -29,14 +27,17 @@ from memedit.stages.batches import suffix_of
 from memedit.stages.contexts import sample_contexts
 from memedit.stages.evaluation import Judgment, change, exact, judge, kept, score
 from memedit.stages.plan import Plan, make_plan, under
+from memedit.stages.rounding import Rounding
 from memedit.stages.targets import Targets
 from memedit.stages.update import Update, solve
 from memedit.storage import card
 from memedit.storage.artifacts import Store, cache_dir, digest_of
-from memedit.storage.checkpoint import Checkpoint, check_output, write
+from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes, originals_bytes
 from memedit.storage.requests import write_lines
+from memedit.storage.writer import check_output, write
 from memedit.tell import Tell
+from memedit.versions import versions
 
 
 class Job:
@@ -155,16 +156,15 @@ class Job:
         method = self.recipe.method
         prompts = [under(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
         with self.timed("solve", len(self.plan.layers), "layers") as advance:
+            factor = lambda layer: factor_of(moments, layer, method.ridge)  # noqa: E731
             return solve(
-                self.lm,
-                prompts,
-                targets.wanted,
-                lambda layer: factor_of(moments, layer, method.ridge),
-                self.stored,
-                method,
-                whole=not self.splices,
-                advance=advance,
-            )
+                self.lm, prompts, targets.wanted, factor, self.stored, method,
+                rounding=self.rounding(moments), whole=not self.splices, advance=advance,
+            )  # fmt: skip
+
+    def rounding(self, moments: MomentPlan) -> Rounding:
+        """How the changes enter the stored weights."""
+        return Rounding(self.recipe.output.rounding, lambda layer: moment_of(moments, layer))
 
     def weights(self, update: Update) -> dict[int, torch.Tensor]:
         """The edited weights as the model holds them: rounded to the checkpoint's dtype first."""
@@ -242,11 +242,7 @@ class Job:
             were = {self.names[layer]: anatomy.turned(stored) for layer, stored in self.stored.items()}
             extra["memedit/originals.safetensors"] = originals_bytes(were, self.base.digest)
         with self.tell.phase("write"):
-            name = self.store().folder.name
-            write(self.base, self.out, weights, extra, link=knobs.link, overwrite=knobs.overwrite, run=name)
-
-
-def versions() -> dict[str, str]:
-    """What was run with what."""
-    names = ("memedit", "torch", "transformers", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+            write(
+                self.base, self.out, weights, extra, link=knobs.link, max_shard=knobs.max_shard,
+                overwrite=knobs.overwrite, run=self.store().folder.name,
+            )  # fmt: skip

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from memedit.errors import RecipeError
 
+SIZE = r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$"
+
 
 class _Knobs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -134,6 +136,16 @@ class OutputKnobs(_Knobs):
     keep_originals: bool = False
     """Keep the edited tensors as they were in memedit/originals.safetensors, so that the edit can be taken back to the
     bit without the base; as large as those tensors are."""
+    rounding: Literal["auto", "nearest", "key-aware"] = "auto"
+    """How an edited weight is rounded to the checkpoint's dtype: to nearest, or so that the edited keys keep what they
+    were given; auto: the second where the first would lose over 1 % of it. It counts in the digest."""
+    max_shard_size: str | None = Field(default=None, pattern=SIZE)
+    """Write the weights anew into files of this size at most, such as 5GB; None: the files stay as they are."""
+
+    @property
+    def max_shard(self) -> int | None:
+        """The same in bytes."""
+        return bytes_of(self.max_shard_size) if self.max_shard_size else None
 
 
 class EvalKnobs(_Knobs):
@@ -171,7 +183,7 @@ class Recipe(_Knobs):
     """Prompts are put into the model's chat template as a user turn."""
     chunk: int = Field(default=256, ge=1)
     """Edits whose targets are found together, at most: the unit of resume."""
-    memory: str | None = Field(default=None, pattern=r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$")
+    memory: str | None = Field(default=None, pattern=SIZE)
     """What the target search may take, such as 20GB; None: most of what is free. It decides no result but rounding."""
     seed: int = Field(default=0, ge=0)
 
@@ -182,8 +194,9 @@ class Recipe(_Knobs):
 
     @property
     def digest(self) -> str:
-        """sha256 of the values; output, memory and what is asked afterward do not count."""
+        """sha256 of the values; of output its rounding alone counts, memory and what is asked afterward do not."""
         record = self.model_dump(mode="json", exclude={"output", "memory", "eval"})
+        record["rounding"] = self.output.rounding
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -136,8 +136,13 @@ class LayerReport(_Value):
     """Share of this layer's part of the residual that the change reproduces on the edited keys."""
     delta_norm: float
     """|delta| / |W|, Frobenius."""
+    rounding: Literal["nearest", "key-aware"]
     rounding_loss: float
-    """|stored - W - delta| / |delta|: what the checkpoint's dtype swallowed."""
+    """|(stored - W - delta) K^T| / |delta K^T| over the edited keys K: what the checkpoint's dtype swallowed."""
+    nearest_loss: float
+    """The same where every element is rounded to nearest."""
+    disturbance: float
+    """|stored - W - delta| in the metric of the moments, over that of rounding to nearest."""
     rank: int
     gain: float = 1.0
     """What the family multiplies its MLPs' outputs with where they join the residual stream."""

@@ -83,7 +83,13 @@ def try_ranges(
             targets: Targets = find_targets(lm, edits, prompts, last, recipe)
             stored = {layer: job.stored[layer] for layer in range(first, last + 1)}
             update = solve(
-                lm, prompts, targets.wanted, lambda layer: factor_of(moments, layer, ridge), stored, recipe.method
+                lm,
+                prompts,
+                targets.wanted,
+                lambda layer: factor_of(moments, layer, ridge),
+                stored,
+                recipe.method,
+                rounding=job.rounding(moments),
             )
             with applied(lm, job.weights(update)):
                 tried.append(Tried((first, last), score(judge(lm, job.requests, chat=recipe.chat))))

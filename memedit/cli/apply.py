@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -45,6 +45,14 @@ def apply(
     any_base: o.AnyBaseOption = False,
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
+    rounding: Annotated[
+        Literal["auto", "nearest", "key-aware"] | None,
+        typer.Option("--rounding", metavar="HOW", help="auto, nearest or key-aware: into OUT's dtype."),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option("--max-shard-size", metavar="SIZE", help="Write all weights anew, in files of this size."),
+    ] = None,
     keep_originals: Annotated[
         bool | None,
         typer.Option(
@@ -68,6 +76,7 @@ def apply(
         "model.path": model, **o.placed(device, device_map, dtype), "method.layers": layers, "moments.corpus": corpus,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
         "output.keep_originals": keep_originals,
+        "output.rounding": rounding, "output.max_shard_size": max_shard_size,
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags, preset)
     if show_config:
@@ -80,7 +89,7 @@ def apply(
         given = {
             "EDITS": edits, "--layers": layers, "--corpus": corpus, "--facts": facts, "--relations": relations,
             "--input-format": input_format, "--limit": limit, "--memory": memory, "--dry-run": dry_run,
-            "--fail-under": fail_under, "--per-edit": per_edit,
+            "--fail-under": fail_under, "--per-edit": per_edit, "--rounding": rounding,
         }  # fmt: skip
         _add(deltas, recipe, given, any_base=any_base, json=json, quiet=quiet)
         return

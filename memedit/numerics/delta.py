@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memedit.numerics.rounding import moved, nearest
+
 ROWS = 512  # rows of the product made at once: bounds the float64 memory, and fixes the order of summation
 
 
@@ -15,11 +17,13 @@ class Delta:
     """W' - W = left @ right; left (D, r), right (r, F) float32, or right None and left the dense (D, F) change.
 
     The float32 factors are the definition of the change: what is saved, applied, written and verified is the same
-    product of them in float64.
+    product of them in float64. `steps` (D, F) int8 tell how it enters the narrow weight that it was found for: how
+    many representable numbers each element lies from the nearest one; None: none does.
     """
 
     left: Tensor
     right: Tensor | None = None
+    steps: Tensor | None = None
 
     @classmethod
     def of(cls, residuals: Tensor, gains: Tensor) -> Delta:
@@ -54,26 +58,14 @@ class Delta:
 
 
 def rounded(weight: Tensor, delta: Delta) -> Tensor:
-    """W' = round(W + left @ right): weight (D, F) in its stored dtype -> the same shape and dtype, to nearest even.
+    """W' = round(W + left @ right): weight (D, F) in its stored dtype -> the same shape and dtype.
 
-    The one function for the model being edited, the writer and the export. The sum is made in float64 on the CPU,
-    where two thread counts differ by 1e-16 relative at most: far under what any stored dtype can hold.
+    To nearest even, then by the delta's steps where it has some. The one function for the model being edited, the
+    writer and the export. The sum is made in float64 on the CPU, where two thread counts differ by 1e-16 relative at
+    most: far under what any stored dtype can hold.
     """
-    return _nearest(weight.double() + delta.dense(), weight.dtype)
-
-
-def _nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 -> dtype, rounded once.
-
-    The conversion to float16 and bfloat16 passes through float32, and two roundings to nearest are not one: 1 + 2^-8
-    + 2^-40 would become the tie 1 + 2^-8, then 1. Rounded to odd, the float32 keeps which side of a tie it is on.
-    """
-    near = exact.float()
-    if dtype == torch.float32:
-        return near
-    below_or_above = torch.where(exact > near, torch.inf, -torch.inf).float()
-    inexact_and_even = (near != exact) & (near.view(torch.int32) % 2 == 0)
-    return torch.where(inexact_and_even, torch.nextafter(near, below_or_above), near).to(dtype)
+    near = nearest(weight.double() + delta.dense(), weight.dtype)
+    return near if delta.steps is None else moved(near, delta.steps)
 
 
 def rounding_loss(weight: Tensor, delta: Delta, stored: Tensor) -> float:

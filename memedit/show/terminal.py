@@ -19,6 +19,7 @@ MEANINGS = {
     "neighborhood": "neighbors keep their own object likelier",
     "neighborhood_accuracy": "neighbors still say their own object",
 }
+TOLD = 0.01  # a loss to rounding over which it is told beside that of the other way
 KEPT = {
     "others": "facts of others right before, right after",
     "siblings": "other facts of the edited, right after",
@@ -52,18 +53,24 @@ def scores_table(report: Report) -> Table:
 def layers_table(report: Report) -> Table:
     """One row a layer: how much was missing, how well the keys were fitted, how much the weight moved.
 
-    Where units never fired, or a moment had to be made positive definite, that stands beside it.
+    Where units never fired, or a moment had to be made positive definite, that stands beside it; and where rounding
+    to nearest would lose over 1 % of a layer's effect, what it would lose.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     singular = any(one.dead or one.shift for one in report.layers)
     titles = ["layer", "missing before", "after", "leverage", "fitted", "|delta| / |W|", "lost to rounding"]
     for title in titles + (["dead units", "moment's shift"] if singular else []):
         table.add_column(title, justify="right")
+    matters = any(one.nearest_loss > TOLD for one in report.layers)
+    if matters:
+        table.add_column("to nearest", justify="right")
+        table.add_column("rounding")
     for one in report.layers:
         table.add_row(
             str(one.layer), f"{one.residual_before:.3g}", f"{one.residual_after:.3g}", f"{one.leverage:.2f}",
             f"{one.fitted:.1%}", f"{one.delta_norm:.2%}", f"{one.rounding_loss:.2%}",
             *([f"{one.dead:,}", f"{one.shift:.0e}"] if singular else []),
+            *((f"{one.nearest_loss:.2%}", one.rounding) if matters else ()),
         )  # fmt: skip
     return table
 

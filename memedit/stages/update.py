@@ -11,16 +11,19 @@ from torch import Tensor
 from memedit.model.carrying import added, carried, norm_gain
 from memedit.model.hooks import applied, put_
 from memedit.model.load import LanguageModel
+from memedit.model.memory import in_double
 from memedit.model.passes import Site
 from memedit.model.subject import Prompt
 from memedit.model.sweep import Sweep, WholeSweep
-from memedit.numerics.delta import Delta, rounded, rounding_loss
+from memedit.numerics.delta import Delta
 from memedit.numerics.normal import Sums, by_sums
 from memedit.numerics.norms import before_norm
+from memedit.numerics.rounding import EditedKeys
 from memedit.numerics.solvers import Factor, gains, leverage
 from memedit.recipe import MethodKnobs
 from memedit.report import LayerReport
 from memedit.stages.keys import averaged, context_weights, heads_of
+from memedit.stages.rounding import NARROW, Rounding, enter
 from memedit.tell import Advance
 
 
@@ -40,6 +43,7 @@ def solve(
     stored: Mapping[int, Tensor],
     method: MethodKnobs,
     *,
+    rounding: Rounding | None = None,
     whole: bool = False,
     advance: Advance | None = None,
 ) -> Update:
@@ -64,11 +68,15 @@ def solve(
         for done, layer in enumerate(layers):
             residual = _at_the_projection(lm, sweep, layer, missing / (len(layers) - done))
             states = sweep.keys(layer, last=False)
-            keys = ((edits, averaged(part, weights)) for edits, part in states)
+            few = stored[layer].dtype in NARROW and len(prompts) * len(weights) <= lm.anatomy.mlp_widths[layer]
+            rows: list[Tensor] | None = [] if few else None
+            keys = _averaged(states, weights, rows)
             factor = factor_of(layer)
             found = _solved(factor, keys, residual, lm, lm.anatomy.mlp_widths[layer])
-            deltas[layer] = delta = found.delta
-            weight = rounded(stored[layer], delta)
+            seen = found.keys if rows is None else EditedKeys(len(prompts), torch.cat(rows).to(found.keys.device))
+            entered = enter(layer, stored[layer], found.delta, seen, rounding or Rounding())
+            deltas[layer] = delta = entered.delta
+            weight = entered.weight
             before = lm.weight(layer).clone()
             put_(lm, layer, weight.to(lm.device, lm.dtype), kept)
             sweep.enter(lm.weight(layer).float() - before.float())
@@ -82,7 +90,10 @@ def solve(
                     leverage=found.leverage / lm.anatomy.mlp_widths[layer],
                     fitted=found.fitted,
                     delta_norm=delta.norm / float(stored[layer].double().norm()),
-                    rounding_loss=rounding_loss(stored[layer], delta, weight),
+                    rounding=entered.way,
+                    rounding_loss=entered.loss,
+                    nearest_loss=entered.nearest_loss,
+                    disturbance=entered.disturbance,
                     rank=delta.rank,
                     gain=lm.anatomy.gains[layer],
                     dead=factor.dead,
@@ -114,6 +125,7 @@ def _at_the_projection(lm: LanguageModel, sweep: Sweep | WholeSweep, layer: int,
 class _Solved:
     delta: Delta
     fitted: float
+    keys: EditedKeys  # averaged over contexts
     leverage: float  # median of k C^-1 k
 
 
@@ -134,14 +146,26 @@ def _solved(
             keys[edits] = part.to(home)
         a = gains(factor, keys)
         spread = leverage(factor, keys)
-        return _Solved(_on_cpu(Delta.of(residual, a)), _fitted(residual, a, keys), float(spread.median()))
+        fitted = _fitted(residual, a, keys)
+        return _Solved(_on_cpu(Delta.of(residual, a)), fitted, EditedKeys(n_edits, keys), float(spread.median()))
     sums, spreads = Sums.empty(inner, width, home), list[Tensor]()
     for edits, part in parts:
         keys = part.to(home)
         sums.add_(keys, residual[edits])
         spreads.append(leverage(factor, keys))
     change = sums.delta(factor)
-    return _Solved(Delta(change.float().cpu()), sums.fitted(change), float(torch.cat(spreads).median()))
+    seen = EditedKeys(n_edits, square=sums.gram)
+    return _Solved(Delta(change.float().cpu()), sums.fitted(change), seen, float(torch.cat(spreads).median()))
+
+
+def _averaged(
+    states: Iterator[tuple[list[int], Tensor]], weights: Tensor, rows: list[Tensor] | None
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Edits and their keys, some at a time; with `rows` each context's own keys are kept there, (e X, F) float64."""
+    for edits, part in states:
+        if rows is not None:
+            rows.append(in_double(part).flatten(0, 1))
+        yield edits, averaged(part, weights)
 
 
 def _on_cpu(delta: Delta) -> Delta:

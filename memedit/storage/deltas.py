@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -18,13 +21,18 @@ FORMAT, VERSION = "memedit-delta", "1"
 
 
 def delta_bytes(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]) -> bytes:
-    """The file's bytes: `<tensor>.left` and `<tensor>.right`, or `<tensor>.dense`, oriented (D, F)."""
+    """The file's bytes: `<tensor>.left` and `<tensor>.right`, or `<tensor>.dense`, oriented (D, F).
+
+    Where the edited weight is not the nearest one, `<tensor>.steps`: a zlib stream of one int8 an element, (D, F).
+    """
     tensors: dict[str, Tensor] = {}
     for name, delta in deltas.items():
         if delta.right is None:
             tensors[f"{name}.dense"] = delta.left
         else:
             tensors |= {f"{name}.left": delta.left, f"{name}.right": delta.right}
+        if delta.steps is not None:
+            tensors[f"{name}.steps"] = _packed(delta.steps)
     metadata = {"format": FORMAT, "version": VERSION, "base": base, "about": json.dumps(dict(about), sort_keys=True)}
     return saved(tensors, metadata)
 
@@ -71,8 +79,29 @@ def read_originals(file: Path, base: str, names: Collection[str]) -> dict[str, T
 
 def _delta(name: str, tensors: Mapping[str, Tensor]) -> Delta:
     if (dense := tensors.get(f"{name}.dense")) is not None:
-        return Delta(dense)
-    left, right = tensors[f"{name}.left"], tensors[f"{name}.right"]
-    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+        found = Delta(dense)
+    else:
+        found = Delta(tensors[f"{name}.left"], tensors[f"{name}.right"])
+    if any(part is not None and part.ndim != 2 for part in (found.left, found.right)):
         raise ValueError(name)
-    return Delta(left, right)
+    if found.right is not None and found.left.shape[1] != found.right.shape[0]:
+        raise ValueError(name)
+    packed = tensors.get(f"{name}.steps")
+    return found if packed is None else replace(found, steps=_unpacked(packed, found.shape))
+
+
+def _packed(steps: Tensor) -> Tensor:
+    return torch.frombuffer(bytearray(zlib.compress(steps.contiguous().numpy().tobytes(), 9)), dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Raises ValueError where the stream is damaged, or not of this shape."""
+    size = shape[0] * shape[1]
+    stream = zlib.decompressobj()
+    try:
+        data = stream.decompress(packed.numpy().tobytes(), size + 1)
+    except zlib.error as error:
+        raise ValueError("steps") from error
+    if len(data) != size or not stream.eof:
+        raise ValueError("steps")
+    return torch.frombuffer(bytearray(data), dtype=torch.int8).reshape(shape)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from memedit.storage.checkpoint import Checkpoint, verify
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.writer import verify
 from safetensors.torch import save_file
 
 MIB = 1 << 20
@@ -22,7 +23,8 @@ WRITES = """
 import resource, sys
 from pathlib import Path
 from memedit.errors import MemeditError
-from memedit.storage.checkpoint import Checkpoint, write
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.writer import write
 source, out, limit, told = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "told"
 base = Checkpoint.open(source)
 weights = {"a": base.tensor("a") + 1}

@@ -37,8 +37,8 @@ PHASES = [
     ("memedit.job", "Job", "targets"),
     ("memedit.job", "Job", "update"),
     ("memedit.job", "Job", "report"),
-    ("memedit.storage.checkpoint", "", "_patch"),
-    ("memedit.storage.checkpoint", "", "_sync"),
+    ("memedit.storage.writer", "", "_patch"),
+    ("memedit.storage.writer", "", "_sync"),
 ]
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
-from memedit.storage.checkpoint import Checkpoint, check_output, verify, write, write_files
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.shards import plan_shards, verify_shards
 from memedit.storage.tensorfile import read_header
+from memedit.storage.writer import check_output, verify, write, write_files
 from safetensors.torch import load_file, save_file
 
 CARD = {"README.md": b"# edited\n", "memedit/run.json": b"{}"}
@@ -244,3 +246,69 @@ def test_a_folder_of_files_is_there_whole_or_not_at_all(tmp_path: Path, monkeypa
         write_files(out, {"a.json": b"[]"}, overwrite=True)
     assert (out / "a.json").read_bytes() == b"{}"
     assert [file.name for file in tmp_path.iterdir() if file.name != "cache"] == ["out"]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_shards_of_a_size_hold_every_tensor_as_it_was(tmp_path: Path, sharded: bool) -> None:
+    # Three tensors of 48 bytes: two fit into 100, the edited one among them.
+    base, out = Checkpoint.open(folder(tmp_path / "base", sharded=sharded)), tmp_path / "out"
+    weights = edited(base)
+    write(base, out, weights, CARD, max_shard=100)
+    names = sorted(file.name for file in out.glob("*.safetensors*"))
+    assert names == [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)] + ["model.safetensors.index.json"]
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 3 * 48 and sorted(index["weight_map"]) == sorted(base.entries)
+    for file in out.glob("*.safetensors"):
+        for name, part in load_file(file).items():
+            assert index["weight_map"][name] == file.name
+            assert torch.equal(part, weights.get(name, base.tensor(name)))
+    assert (out / "chat_template.jinja").read_text() == "{{ x }}"
+    assert list(Checkpoint.open(out).entries) == sorted(base.entries)
+
+
+def test_shards_become_one_file_where_all_fits(tmp_path: Path) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base", sharded=True)), tmp_path / "out"
+    write(base, out, edited(base), CARD, max_shard=1000, link="hard")
+    assert [file.name for file in out.glob("*.safetensors*")] == ["model.safetensors"]
+    assert load_file(out / "model.safetensors").keys() == base.entries.keys()
+    assert (out / "config.json").samefile(tmp_path / "base" / "config.json")
+
+
+def test_a_tensor_larger_than_a_shard_has_one_alone(tmp_path: Path) -> None:
+    base = Checkpoint.open(folder(tmp_path / "base"))
+    assert [len(shard) for shard in plan_shards(base.entries, 1)] == [1, 1, 1]
+    assert [len(shard) for shard in plan_shards(base.entries, 96)] == [2, 1]
+
+
+def test_tensors_of_several_dtypes_begin_on_their_boundaries(tmp_path: Path) -> None:
+    source, out = tmp_path / "base", tmp_path / "out"
+    source.mkdir()
+    parts = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.ones(2), "c": torch.ones(5, dtype=torch.float16)}
+    for name, part in parts.items():
+        save_file({name: part}, source / f"{name}.safetensors", {"format": "pt"})
+    where = {name: f"{name}.safetensors" for name in parts}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"mine": 1}, "weight_map": where}))
+    write(Checkpoint.open(source), out, {}, {}, max_shard=100)
+    for entry in read_header(out / "model.safetensors").values():
+        assert entry.start % parts[entry.name].element_size() == 0
+        assert torch.equal(load_file(out / "model.safetensors")[entry.name], parts[entry.name])
+
+
+def test_a_byte_changed_in_a_new_shard_is_found(tmp_path: Path) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
+    weights = edited(base)
+    write(base, out, weights, CARD, max_shard=60)
+    verify_shards(out, weights, base)
+    file = out / "model-00003-of-00003.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(StorageError, match="does not hold"):
+        verify_shards(out, weights, base)
+
+
+def test_an_untouched_shard_is_the_same_file_where_hard_links_are_asked(tmp_path: Path) -> None:
+    source, out = folder(tmp_path / "base", sharded=True), tmp_path / "out"
+    base = Checkpoint.open(source)
+    write(base, out, edited(base), CARD, link="hard")
+    same = [(out / file.name).samefile(file) for file in base.files]
+    assert same == [True, False, True]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,26 @@ def test_tensors_written_one_by_one_are_a_file_like_any(tmp_path: Path) -> None:
         stream(file, {"a": (2, 3)}, fails, {})
     assert load_file(file).keys() == parts.keys()
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == [file.name]
+
+
+def test_steps_are_packed_and_come_back(tmp_path: Path) -> None:
+    steps = torch.randint(-3, 4, (4, 6), dtype=torch.int8)
+    file = tmp_path / "delta.safetensors"
+    file.write_bytes(delta_bytes({"h.0.w": replace(DELTAS["h.0.w"], steps=steps), "h.1.w": DELTAS["h.1.w"]}, "abc", {}))
+    found, _ = read_delta(file)
+    assert found["h.0.w"].steps is not None and torch.equal(found["h.0.w"].steps, steps)
+    assert found["h.1.w"].steps is None
+
+
+@pytest.mark.parametrize("size", [23, 25])
+@pytest.mark.parametrize("cut", [0, 3])
+def test_steps_that_do_not_fit_are_refused(tmp_path: Path, size: int, cut: int) -> None:
+    stream = zlib.compress(bytes(size if not cut else 24))
+    tensors = {
+        "w.dense": torch.ones(4, 6),
+        "w.steps": torch.tensor(list(stream[: len(stream) - cut]), dtype=torch.uint8),
+    }
+    file = tmp_path / "delta.safetensors"
+    file.write_bytes(save(tensors, KNOWN))
+    with pytest.raises(StorageError, match="damaged"):
+        read_delta(file)

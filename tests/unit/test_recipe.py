@@ -60,3 +60,9 @@ def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
     with pytest.raises(RecipeError) as caught:
         preset("gpt-5")
     assert "gpt-j-6b" in caught.value.hint
+
+
+def test_how_weights_are_rounded_counts_in_the_digest() -> None:
+    recipe, _ = resolve([("flag", {"output.rounding": "nearest"})])
+    assert recipe.digest != Recipe().digest
+    assert resolve([("flag", {"output.max_shard_size": "5GB"})])[0].digest == Recipe().digest

@@ -1,0 +1,163 @@
+"""W + delta in a dtype of few bits: rounded to nearest, or so that the edited keys keep what they were given.
+
+Rounded to nearest, a change of a few steps of the dtype loses much of its effect: single elements are right to half a
+step, and their errors add up on the keys. Which neighbor an element takes can instead be chosen so that errors cancel
+where it matters. A row of errors e costs e H e^T with the metric H = C + weight K^T K: the edited keys first, then
+what the model sees otherwise. The search is a nearest plane (Babai 1986; GPTQ is the same from the other end) followed
+by sweeps over single elements. Rows do not see each other, so all of them go at once. Everything is float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+REACH = 3
+"""Representable numbers that an element may lie from its nearest. Small elements, whose steps are small, go farthest
+and make up for the large ones; with 127 the error is 2 % smaller than with 3, with 1 it is 5 % larger."""
+KEYS = 0.03
+"""The keys' weight in units of the trace of C, for each edit. Of 18 changes of 0.03 % of |W| of the shipped models in
+bfloat16 it keeps 97 % (0.1: 98 %, 0.003: 88 %), and disturbs the rest 0.78 times as much as rounding to nearest (0.1:
+0.85, 0.003: 0.68)."""
+DAMPING = 1e-6  # of the mean diagonal: units that never fire leave C singular
+BLOCK = 128  # columns worked through before what they did to the others is added, in one product
+SWEEPS = 2  # without any the error is 5 % larger than with one, a third makes it 1 % smaller
+
+
+def nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 -> dtype, to nearest even, rounded once.
+
+    The conversion to float16 and bfloat16 passes through float32, and two roundings to nearest are not one: 1 + 2^-8
+    + 2^-40 would become the tie 1 + 2^-8, then 1. Rounded to odd, the float32 keeps which side of a tie it is on.
+    """
+    near = exact.float()
+    if dtype == torch.float32:
+        return near
+    below_or_above = torch.where(exact > near, torch.inf, -torch.inf).float()
+    inexact_and_even = (near != exact) & (near.view(torch.int32) % 2 == 0)
+    return torch.where(inexact_and_even, torch.nextafter(near, below_or_above), near).to(dtype)
+
+
+def moved(near: Tensor, steps: Tensor) -> Tensor:
+    """Each element of `near` (float16 or bfloat16) as many representable numbers up as `steps` (int8) says.
+
+    Where the step is zero the bits stay, those of a negative zero too.
+    """
+    return torch.where(steps == 0, near, _number(_place(near) + steps, near.dtype))
+
+
+@dataclass(frozen=True)
+class EditedKeys:
+    """What a change is for: rows (n, F), or where they are many their K^T K (F, F); float64. `edits` they belong to."""
+
+    edits: int
+    rows: Tensor | None = None
+    square: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        held = self.rows if self.rows is not None else self.square
+        assert held is not None
+        return held.device
+
+    @property
+    def gram(self) -> Tensor:
+        """K^T K, (F, F)."""
+        if self.square is not None:
+            return self.square
+        assert self.rows is not None
+        return self.rows.T @ self.rows
+
+    def effect(self, change: Tensor) -> float:
+        """|change K^T|, Frobenius; change (D, F) float64."""
+        if self.rows is not None:
+            return float((change @ self.rows.T).norm())
+        assert self.square is not None
+        return float((change @ self.square * change).sum().clamp_min(0).sqrt())
+
+
+def key_aware(exact: Tensor, dtype: torch.dtype, keys: EditedKeys, moment: Tensor) -> Tensor:
+    """W + delta (D, F) float64, the edited keys and C (F, F) float64 -> steps from the nearest of `dtype`, (D, F) int8.
+
+    Columns of large moment go first, while there are others left to make up for them.
+    """
+    scale, gram = moment.diagonal().mean(), keys.gram
+    length = gram.trace().clamp_min(torch.finfo(gram.dtype).tiny)
+    metric = moment + KEYS * keys.edits * scale * len(gram) / length * gram
+    metric.diagonal().add_(DAMPING * scale)
+    order = metric.diagonal().argsort(stable=True)
+    metric, wanted = metric[order][:, order], exact[:, order]
+    near = nearest(wanted, dtype)
+    grid = _Grid(dtype, _number(_place(near) - REACH, dtype), _number(_place(near) + REACH, dtype))
+    found = _plane(wanted, metric, grid)
+    for _ in range(SWEEPS):
+        _sweep_(found, wanted, metric, grid)
+    steps = torch.empty_like(near, dtype=torch.int8)
+    steps[:, order] = (_place(found.to(dtype)) - _place(near)).to(torch.int8)
+    return steps
+
+
+def disturbance(error: Tensor, moment: Tensor) -> float:
+    """|error| in the metric of the moments: error (D, F), C (F, F) float64 -> sqrt(sum e C e^T)."""
+    return float((error @ moment * error).sum().clamp_min(0).sqrt())
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The numbers that each element may become."""
+
+    dtype: torch.dtype
+    low: Tensor
+    high: Tensor
+
+    def nearest(self, column: int, values: Tensor) -> Tensor:
+        low, high = self.low[:, column].double(), self.high[:, column].double()
+        return nearest(values, self.dtype).double().clamp(low, high)
+
+
+def _plane(wanted: Tensor, metric: Tensor, grid: _Grid) -> Tensor:
+    """Columns from the last to the first, each making up for those behind it: H = L L^T, and e H e^T = |e L|^2."""
+    lower = torch.linalg.cholesky(metric)
+    error, found = torch.zeros_like(wanted), torch.empty_like(wanted)
+    for end in range(wanted.shape[1], 0, -BLOCK):
+        start = max(0, end - BLOCK)
+        behind = error[:, end:] @ lower[end:, start:end]
+        block = lower[start:end, start:end]
+        for n in range(end - start - 1, -1, -1):
+            column = start + n
+            found[:, column] = grid.nearest(column, wanted[:, column] - behind[:, n] / block[n, n])
+            error[:, column] = found[:, column] - wanted[:, column]
+            behind[:, :n].addr_(error[:, column], block[n, :n])
+    return found
+
+
+def _sweep_(found: Tensor, wanted: Tensor, metric: Tensor, grid: _Grid) -> None:
+    """Every column once, in place: the number that costs least where all others stay."""
+    slope = (found - wanted) @ metric
+    for start in range(0, wanted.shape[1], BLOCK):
+        end = min(start + BLOCK, wanted.shape[1])
+        here, block = slope[:, start:end].clone(), metric[start:end, start:end]
+        before = found[:, start:end].clone()
+        for n in range(end - start):
+            column = start + n
+            best = grid.nearest(column, found[:, column] - here[:, n] / block[n, n])
+            here.addr_(best - found[:, column], block[n])
+            found[:, column] = best
+        slope.addmm_(found[:, start:end] - before, metric[start:end])
+
+
+def _place(numbers: Tensor) -> Tensor:
+    """The place of float16 or bfloat16 numbers among all of them in ascending order, zero at 0; int32."""
+    bits = numbers.view(torch.int16).int()
+    return torch.where(bits < 0, -(bits & 0x7FFF), bits)
+
+
+def _number(places: Tensor, dtype: torch.dtype) -> Tensor:
+    """The finite number at a place."""
+    largest = int(_place(torch.tensor(torch.finfo(dtype).max, dtype=dtype)))
+    places = places.clamp(-largest, largest)
+    bits = torch.where(places < 0, -places - 0x8000, places)
+    return bits.to(torch.int16).view(dtype)

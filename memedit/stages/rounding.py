@@ -1,0 +1,67 @@
+"""How a layer's change enters its stored weight, and what is lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from memedit.numerics.delta import Delta, rounded
+from memedit.numerics.moments import Moment
+from memedit.numerics.rounding import EditedKeys, disturbance, key_aware
+
+LOSS = 0.01
+"""Share of the effect that rounding to nearest may lose before auto takes pains."""
+NARROW = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Which way, and where the moments of the layers are when it needs them."""
+
+    way: Literal["auto", "nearest", "key-aware"] = "nearest"
+    moment_of: Callable[[int], Moment] | None = None
+
+
+@dataclass(frozen=True)
+class Entered:
+    """A change as it entered its weight."""
+
+    delta: Delta
+    """With its steps, where it did not take the nearest numbers."""
+    weight: Tensor
+    """(D, F), in the stored dtype."""
+    way: Literal["nearest", "key-aware"]
+    loss: float
+    """|(stored - W - delta) K^T| / |delta K^T| over the edited keys."""
+    nearest_loss: float
+    """The same of the nearest numbers."""
+    disturbance: float
+    """|stored - W - delta| in the metric of the moments, over that of the nearest numbers."""
+
+
+def enter(layer: int, weight: Tensor, delta: Delta, keys: EditedKeys, rounding: Rounding) -> Entered:
+    """Round W + delta: weight (D, F) in its stored dtype; the keys say where the work is done."""
+    near = rounded(weight, delta)
+    change = delta.dense()
+    exact = weight.double() + change
+    effect = keys.effect(change.to(keys.device))
+
+    def error(stored: Tensor) -> Tensor:
+        return (stored.double() - exact).to(keys.device)
+
+    def loss(stored: Tensor) -> float:
+        return keys.effect(error(stored)) / effect if effect else 0.0
+
+    lost = loss(near)
+    wanted = rounding.way == "key-aware" or (rounding.way == "auto" and lost > LOSS)
+    if not wanted or weight.dtype not in NARROW or rounding.moment_of is None:
+        return Entered(delta, near, "nearest", lost, lost, 1.0)
+    moment = rounding.moment_of(layer).mean.to(keys.device)
+    delta = replace(delta, steps=key_aware(exact.to(keys.device), weight.dtype, keys, moment).cpu())
+    stored = rounded(weight, delta)
+    base, found = (disturbance(error(one), moment) for one in (near, stored))
+    return Entered(delta, stored, "key-aware", loss(stored), lost, found / base if base else 1.0)

@@ -1,0 +1,82 @@
+"""Single edits of the shipped models, made small and stored in bfloat16: what they keep, and what is disturbed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import memedit
+import pytest
+import torch
+from examples.benchmarks.both import Both
+from memedit.model.sweep import Sweep
+from memedit.numerics.delta import Delta, rounded
+from memedit.numerics.rounding import EditedKeys
+from memedit.stages.keys import heads_of
+from memedit.stages.rounding import Rounding, enter
+from memedit.stages.update import solve
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.deltas import read_delta
+from safetensors.torch import load_file, save_file
+from tests.conftest import ROOT
+
+BARS = {1e-3: 0.95, 3e-4: 0.85}  # |delta| / |W| -> the least of its effect on the edited keys that is kept
+NEAREST = {1e-3: 0.8, 3e-4: 0.5}  # the most that rounding to nearest keeps, on average: the converse
+DISTURBED = 1.2
+EDITS = 2
+
+
+@pytest.fixture(scope="module")
+def both(made_folder: Path) -> Both:
+    found = Both(made_folder, EDITS)
+    found.stored = {layer: weight.bfloat16() for layer, weight in found.stored.items()}
+    return found
+
+
+def test_single_edits_keep_their_effect_and_disturb_no_more(both: Both) -> None:
+    wanted = both.targets().wanted
+    way = Rounding("key-aware", both.moments.__getitem__)
+    kept: dict[float, list[float]] = {size: [] for size in BARS}
+    for n in range(EDITS):
+        prompts = both.prompts[n : n + 1]
+        deltas = solve(both.lm, prompts, wanted[n : n + 1], both.factor, both.stored, both.recipe.method).deltas
+        sweep = Sweep(both.lm, heads_of(prompts))
+        for layer in both.layers:
+            rows = next(iter(sweep.keys(layer, last=layer == both.layers[-1])))[1]
+            keys = EditedKeys(1, rows.flatten(0, 1).double())
+            for size, bar in BARS.items():
+                found = enter(layer, both.stored[layer], scaled(deltas[layer], both.stored[layer], size), keys, way)
+                assert 1 - found.loss >= bar, (n, layer, size, found.loss)
+                assert found.disturbance <= DISTURBED, (n, layer, size, found.disturbance)
+                kept[size].append(1 - found.nearest_loss)
+    assert all(fmean(kept[size]) <= most for size, most in NEAREST.items()), kept
+
+
+def scaled(delta: Delta, weight: torch.Tensor, size: float) -> Delta:
+    return replace(delta, left=delta.left * (size * float(weight.double().norm()) / delta.norm))
+
+
+def test_what_is_written_comes_back_from_the_base_and_the_delta_file(tmp_path: Path, made_gpt2: Path) -> None:
+    base = bfloat16_copy(made_gpt2, tmp_path / "base")
+    out, edits = tmp_path / "out", memedit.load_edits(ROOT / "requests" / "world.jsonl")[:1]
+    settings = {"target.steps": 3, "moments.tokens": 4000, "output.rounding": "key-aware"}
+    report = memedit.apply(edits, base, out, settings=settings)
+    assert all(one.rounding == "key-aware" and one.rounding_loss < one.nearest_loss for one in report.layers)
+    source, written = Checkpoint.open(base), Checkpoint.open(out)
+    deltas, digest = read_delta(out / "memedit" / "delta.safetensors")
+    assert digest == source.digest and len(deltas) == len(report.layers)
+    for name, delta in deltas.items():
+        weight = source.tensor(name).T  # Conv1D
+        assert delta.steps is not None
+        assert torch.equal(rounded(weight, delta), written.tensor(name).T)
+        assert not torch.equal(rounded(weight, replace(delta, steps=None)), written.tensor(name).T)
+
+
+def bfloat16_copy(model: Path, folder: Path) -> Path:
+    """The model's weights in bfloat16, its other files as they are."""
+    shutil.copytree(model, folder)
+    tensors = {name: part.bfloat16() for name, part in load_file(model / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
