@@ -159,7 +159,7 @@ class Job:
                 self.lm,
                 prompts,
                 targets.wanted,
-                lambda layer: factor_of(moments, layer, method.ridge),
+                lambda layer: factor_of(moments, layer, method),
                 self.stored,
                 method,
                 whole=not self.splices,

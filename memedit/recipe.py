@@ -8,11 +8,13 @@ import hashlib
 import json
 import math
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from memedit.errors import RecipeError
+from memedit.methods import METHODS, Method, Name
 
 
 class _Knobs(BaseModel):
@@ -39,14 +41,34 @@ class ModelKnobs(_Knobs):
 class MethodKnobs(_Knobs):
     """The solve: which layers, how strongly old knowledge holds."""
 
-    name: Literal["memit"] = "memit"
+    name: Name = "memit"
+    """memit (Meng et al. 2023, eq. 14): fits all edits, weighed against what the model knew. emmet (Gupta et al. 2024):
+    meets all edits exactly, at one layer, and disturbs the rest as little as that allows. rome (Meng et al. 2022,
+    eq. 2): the same edit after edit; the consistent form, one averaged key throughout. alphaedit (Fang et al. 2025):
+    weighed as in memit, but changes only directions in which old keys hold next to nothing."""
     layers: str = "depth"
     """`3-8`, `5`, depth: from relative depth, or auto: where tracing the edits finds their recall. From 0, both ends
-    included."""
-    ridge: float = Field(default=1.0, gt=0)
-    """lambda / d_mlp: the weight of what the model knew against the edits; k C^-1 k averages d_mlp."""
+    included. Of depth and auto, emmet and rome take the last layer."""
+    ridge: float = Field(ge=0)
+    """lambda / d_mlp: the weight of what the model knew against the edits; k C^-1 k averages d_mlp. 0: edits are met
+    exactly. Unless given, the method's own: memit 1, alphaedit 0.01 (its L2, in units of the trace of C), else 0."""
+    null_space: float = Field(default=0.02, gt=0, lt=1)
+    """alphaedit: a change moves in the directions of smallest moment that together hold this share of it."""
     semantics: Literal["memedit", "reference"] = "memedit"
     """memedit: contexts weigh alike, n steps. reference: the published code's 1/2 and 1/10, n - 1 steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_ridge(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("ridge") is None:
+            method = METHODS.get(values.get("name", "memit"))
+            return {**values, "ridge": method.ridge} if method else values
+        return values
+
+    @property
+    def kind(self) -> Method:
+        """What the method chooses."""
+        return METHODS[self.name]
 
 
 class TargetKnobs(_Knobs):
@@ -160,7 +182,7 @@ class Recipe(_Knobs):
     """Everything that decides what a run does, but for the edits themselves."""
 
     model: ModelKnobs = ModelKnobs()
-    method: MethodKnobs = MethodKnobs()
+    method: MethodKnobs = MethodKnobs.model_validate({})
     target: TargetKnobs = TargetKnobs()
     contexts: ContextKnobs = ContextKnobs()
     moments: MomentKnobs = MomentKnobs()
@@ -225,6 +247,11 @@ def default_layers(n_layers: int) -> list[int]:
     return list(range(last - count + 1, last + 1))
 
 
-def layers_of(chosen: str, n_layers: int) -> list[int]:
-    """The layers of a recipe: a range, or by relative depth. Raises RecipeError, also for auto: that asks for edits."""
-    return default_layers(n_layers) if chosen == "depth" else layer_range(chosen, n_layers)
+def layers_of(chosen: str, n_layers: int, *, single: bool = False) -> list[int]:
+    """The layers of a recipe: a range, or by relative depth (`single`: the last of those alone).
+
+    Raises RecipeError, also for auto: that asks for edits.
+    """
+    if chosen != "depth":
+        return layer_range(chosen, n_layers)
+    return default_layers(n_layers)[-1 if single else 0 :]

@@ -108,12 +108,14 @@ def take_layers(lm: LanguageModel, digest: str, recipe: Recipe, plan: Plan, tell
     found, why = tracing.average.layers, tracing.average.reason
     if found is None:
         raise GateError(why, "name the layers (--layers 3-8), or say --layers depth")
+    layers = layers_of(found, lm.anatomy.n_layers)
+    if recipe.method.kind.single:
+        layers, found = layers[-1:], str(layers[-1])
     said = f"layers {found} by tracing: {why}"
     tell.note(said)
     method = recipe.method.model_copy(update={"layers": found})
-    layers = tuple(layers_of(found, lm.anatomy.n_layers))
     lm.anatomy.require(layers)
-    return recipe.model_copy(update={"method": method}), replace(plan, layers=layers), said
+    return recipe.model_copy(update={"method": method}), replace(plan, layers=tuple(layers)), said
 
 
 def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], about: Mapping[str, Any]) -> Average:

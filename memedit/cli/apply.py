@@ -21,6 +21,7 @@ def apply(
     ] = None,
     model: o.ModelOption = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.")] = None,
+    method: o.MethodOption = None,
     layers: o.LayersOption = None,
     corpus: o.CorpusOption = None,
     facts: o.FactsOption = None,
@@ -65,7 +66,8 @@ def apply(
     o.one_output(json, per_edit, quiet)
     bars = gates.bars(fail_under)
     flags = {
-        "model.path": model, **o.placed(device, device_map, dtype), "method.layers": layers, "moments.corpus": corpus,
+        "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
+        "moments.corpus": corpus,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
         "output.keep_originals": keep_originals,
     }  # fmt: skip
@@ -80,7 +82,7 @@ def apply(
         given = {
             "EDITS": edits, "--layers": layers, "--corpus": corpus, "--facts": facts, "--relations": relations,
             "--input-format": input_format, "--limit": limit, "--memory": memory, "--dry-run": dry_run,
-            "--fail-under": fail_under, "--per-edit": per_edit,
+            "--method": method, "--fail-under": fail_under, "--per-edit": per_edit,
         }  # fmt: skip
         _add(deltas, recipe, given, any_base=any_base, json=json, quiet=quiet)
         return

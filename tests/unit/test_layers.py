@@ -9,7 +9,7 @@ import memedit
 
 PACKAGE = Path(memedit.__file__).parent
 LEVELS = [
-    {"errors", "tell"},
+    {"errors", "methods", "tell"},
     {"request", "recipe", "report", "outcome"},
     {"settings", "tables", "traces", "inspection"},
     {"lint", "numerics", "presets"},
