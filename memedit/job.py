@@ -21,7 +21,7 @@ from memedit.model.suffix import Suffix
 from memedit.numerics.delta import Delta, rounded
 from memedit.preflight import about, check_room, check_weights, seconds
 from memedit.recipe import Recipe
-from memedit.report import EditResult, Report
+from memedit.report import EditResult, RedoRound, Report
 from memedit.request import EditRequest, Finding
 from memedit.search import Search
 from memedit.sites import take_layers
@@ -79,7 +79,7 @@ class Job:
         start = time.monotonic()
         with self.tell.phase(name, total, unit) as advance:
             yield advance
-        self.timings[name] = time.monotonic() - start
+        self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - start
 
     @contextmanager
     def run_folder(self) -> Any:
@@ -179,8 +179,10 @@ class Job:
         after: tuple[list[Judgment], list[bool]],
         targets: Targets,
         update: Update,
+        rounds: Sequence[RedoRound] = (),
     ) -> Report:
         """Everything that is known of the run."""
+        redone = {name: number for number, one in enumerate(rounds, start=1) if one.helped for name in one.ids}
         results = [
             EditResult(
                 id=request.id,
@@ -191,6 +193,7 @@ class Job:
                 after=now.record(),
                 loss=float(loss),
                 steps=int(steps),
+                redone=redone.get(request.id),
             )
             for request, was, now, loss, steps in zip(
                 self.requests, before[0], after[0], targets.loss, targets.steps, strict=True
@@ -211,6 +214,7 @@ class Job:
             engine=engine,
             edits=len(self.requests),
             layers=update.layers,
+            redo=tuple(rounds),
             before=score(before[0]),
             after=score(after[0], before[0]),
             difference=change(before[0], after[0]),

@@ -119,6 +119,26 @@ class EditResult(_Value):
     loss: float | None = None
     """The target's loss when its search ended."""
     steps: int | None = None
+    redone: int | None = None
+    """The last round of `--redo` in which its target was found again, on the edited weights, and kept."""
+
+
+class RedoRound(_Value):
+    """One round of `--redo`: some targets found again on the edited weights, everything solved anew."""
+
+    ids: tuple[str, ...]
+    """Whose: the edits that had not taken, and with each those that share its change."""
+    took_before: int
+    """How many edits of the list the model said before the round."""
+    took_after: int
+    helped: bool
+    """More took, so the round's targets were kept; else it changed nothing."""
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        said = f"{len(self.ids):,} targets found again: {self.took_before:,} edits took, then {self.took_after:,}"
+        return said if self.helped else f"{said}; the round was not kept"
 
 
 class LayerReport(_Value):
@@ -163,6 +183,8 @@ class Report(_Value):
     """How the targets were found: by suffixes, or by whole forwards and why."""
     edits: int = 0
     layers: tuple[LayerReport, ...] = ()
+    redo: tuple[RedoRound, ...] = ()
+    """The rounds of `--redo`; how many helped is how many were kept."""
     before: Scores | None = None
     after: Scores | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)

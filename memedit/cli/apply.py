@@ -31,6 +31,9 @@ def apply(
     preset: o.PresetOption = None,
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
+    redo: Annotated[
+        int | None, typer.Option("--redo", min=0, metavar="N", help="Rounds for edits that do not take.")
+    ] = None,
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
     dtype: o.DtypeOption = None,
@@ -67,7 +70,7 @@ def apply(
     bars = gates.bars(fail_under)
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
-        "moments.corpus": corpus,
+        "moments.corpus": corpus, "target.redo": redo,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
         "output.keep_originals": keep_originals,
     }  # fmt: skip
@@ -82,7 +85,7 @@ def apply(
         given = {
             "EDITS": edits, "--layers": layers, "--corpus": corpus, "--facts": facts, "--relations": relations,
             "--input-format": input_format, "--limit": limit, "--memory": memory, "--dry-run": dry_run,
-            "--method": method, "--fail-under": fail_under, "--per-edit": per_edit,
+            "--method": method, "--redo": redo, "--fail-under": fail_under, "--per-edit": per_edit,
         }  # fmt: skip
         _add(deltas, recipe, given, any_base=any_base, json=json, quiet=quiet)
         return

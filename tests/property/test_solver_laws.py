@@ -162,7 +162,7 @@ def test_more_exact_fits_than_dimensions_are_refused_unless_keys_are_equal() -> 
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 8), st.booleans())
+@given(st.integers(0, 10_000), st.integers(2, 8), st.booleans())
 def test_memit_tends_to_emmet_as_its_ridge_goes_to_0(seed: int, edits: int, repeated: bool) -> None:
     moment, keys, residuals = problem(seed, edits)
     keys = torch.cat([keys, keys[:1]]) if repeated else keys

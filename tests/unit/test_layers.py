@@ -18,7 +18,7 @@ LEVELS = [
     {"preflight"},
     {"measure", "search", "sites", "survey"},
     {"job", "carry"},
-    {"trials", "examine"},
+    {"examine", "redo", "trials"},
     {"pipeline", "changes"},
     {"show"},
     {"api"},
