@@ -32,7 +32,8 @@ def apply(
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
     redo: Annotated[
-        int | None, typer.Option("--redo", min=0, metavar="N", help="Rounds for edits that do not take.")
+        int | None,
+        typer.Option("--redo", min=0, metavar="N", help="Rounds in which edits that did not take are tried again."),
     ] = None,
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,

@@ -41,7 +41,7 @@ DtypeOption = Annotated[
     str | None, typer.Option("--dtype", metavar="DTYPE", help="Of the forward: auto, float32, bfloat16, float16.")
 ]
 MethodOption = Annotated[
-    Name | None, typer.Option("--method", help="How edits enter a layer; see --set method.ridge for its strength.")
+    Name | None, typer.Option("--method", metavar="NAME", help="memit (unless said), rome, emmet or alphaedit.")
 ]
 LayersOption = Annotated[
     str | None, typer.Option("--layers", metavar="RANGE", help="Layers to edit: 3-8, 5, depth, auto.")
