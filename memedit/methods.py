@@ -37,7 +37,7 @@ class Method:
     """Edit after edit in the order of the list, each fitted to what those before it left; else all at once."""
 
 
-METHODS: dict[Name, Method] = {
+METHODS: dict[str, Method] = {
     "memit": Method("MEMIT", "https://arxiv.org/abs/2210.07229", "moment", ridge=1.0),
     "rome": Method("ROME", "https://arxiv.org/abs/2202.05262", "moment", ridge=0.0, single=True, in_turn=True),
     "emmet": Method("EMMET", "https://arxiv.org/abs/2403.14236", "moment", ridge=0.0, single=True),

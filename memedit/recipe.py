@@ -48,11 +48,11 @@ class MethodKnobs(_Knobs):
     weighed as in memit, but changes only directions in which old keys hold next to nothing."""
     layers: str = "depth"
     """`3-8`, `5`, depth: from relative depth, or auto: where tracing the edits finds their recall. From 0, both ends
-    included. Of depth and auto, emmet and rome take the last layer."""
+    included. Of depth and auto, emmet and rome take the middle layer."""
     ridge: float = Field(ge=0)
     """lambda / d_mlp: the weight of what the model knew against the edits; k C^-1 k averages d_mlp. 0: edits are met
     exactly. Unless given, the method's own: memit 1, alphaedit 0.01 (its L2, in units of the trace of C), else 0."""
-    null_space: float = Field(default=0.02, gt=0, lt=1)
+    null_space: float = Field(default=0.05, gt=0, lt=1)
     """alphaedit: a change moves in the directions of smallest moment that together hold this share of it."""
     semantics: Literal["memedit", "reference"] = "memedit"
     """memedit: contexts weigh alike, n steps. reference: the published code's 1/2 and 1/10, n - 1 steps."""
@@ -251,10 +251,17 @@ def default_layers(n_layers: int) -> list[int]:
 
 
 def layers_of(chosen: str, n_layers: int, *, single: bool = False) -> list[int]:
-    """The layers of a recipe: a range, or by relative depth (`single`: the last of those alone).
+    """The layers of a recipe: a range, or by relative depth (`single`: the middle one of those).
 
     Raises RecipeError, also for auto: that asks for edits.
     """
     if chosen != "depth":
         return layer_range(chosen, n_layers)
-    return default_layers(n_layers)[-1 if single else 0 :]
+    layers = default_layers(n_layers)
+    return [middle(layers)] if single else layers
+
+
+def middle(layers: list[int]) -> int:
+    """The layer that stands for a range: the published single layers (17 of GPT-2 XL's 48, 5 of GPT-J's 28) lie within
+    MEMIT's ranges, not at one end. On the shipped models it spares more neighbors than the last."""
+    return layers[len(layers) // 2]

@@ -13,7 +13,7 @@ from memedit.model.load import LanguageModel
 from memedit.model.parts import find_parts
 from memedit.model.restoring import choose
 from memedit.numerics.effects import ROLES, default_window, windows
-from memedit.recipe import Recipe, layers_of
+from memedit.recipe import Recipe, layers_of, middle
 from memedit.request import EditRequest, Finding
 from memedit.stages.plan import Plan
 from memedit.stages.site import curve, effects, figure, range_text, reason, suggest
@@ -110,7 +110,8 @@ def take_layers(lm: LanguageModel, digest: str, recipe: Recipe, plan: Plan, tell
         raise GateError(why, "name the layers (--layers 3-8), or say --layers depth")
     layers = layers_of(found, lm.anatomy.n_layers)
     if recipe.method.kind.single:
-        layers, found = layers[-1:], str(layers[-1])
+        layers = [middle(layers)]
+        found = str(layers[0])
     said = f"layers {found} by tracing: {why}"
     tell.note(said)
     method = recipe.method.model_copy(update={"layers": found})

@@ -1,8 +1,10 @@
 """A recipe says where each value came from, and refuses what it does not know."""
 
+from typing import get_args
+
 import pytest
 from memedit.errors import RecipeError
-from memedit.methods import METHODS
+from memedit.methods import METHODS, Name
 from memedit.presets import PRESETS, preset
 from memedit.recipe import Recipe, default_layers, layer_range, layers_of
 from memedit.settings import flatten, resolve
@@ -32,13 +34,16 @@ def test_a_ridge_not_given_is_the_methods_own() -> None:
             recipe, _ = resolve([("flag", {"method.name": name, **given})])
             assert recipe.method.ridge == method.ridge
         assert resolve([("flag", {"method.name": name, "method.ridge": 0.5})])[0].method.ridge == 0.5
+    assert get_args(Name) == tuple(METHODS)
     with pytest.raises(RecipeError, match=r"method\.name = 'romme'"):
         resolve([("flag", {"method.name": "romme"})])
 
 
-def test_methods_of_one_layer_take_the_last_of_the_default() -> None:
+def test_methods_of_one_layer_take_the_middle_of_the_default() -> None:
     for n_layers in (1, 6, 28, 48):
-        assert layers_of("depth", n_layers, single=True) == layers_of("depth", n_layers)[-1:]
+        layers = layers_of("depth", n_layers)
+        (one,) = layers_of("depth", n_layers, single=True)
+        assert abs((one - layers[0]) - (layers[-1] - one)) <= 1
     assert layers_of("1-3", 6, single=True) == [1, 2, 3]
 
 
