@@ -262,6 +262,6 @@ def layers_of(chosen: str, n_layers: int, *, single: bool = False) -> list[int]:
 
 
 def middle(layers: list[int]) -> int:
-    """The layer that stands for a range: the published single layers (17 of GPT-2 XL's 48, 5 of GPT-J's 28) lie within
-    MEMIT's ranges, not at one end. On the shipped models it spares more neighbors than the last."""
+    """The layer that stands for a range. Published single layers lie in MEMIT's ranges (GPT-J's 5 in 3-8, GPT-2 XL's 17
+    at the end of 13-17); on the shipped GPT-2 the middle spares more neighbors than the last."""
     return layers[len(layers) // 2]
