@@ -56,7 +56,8 @@ def redo(
             break
         targets, update, took = sought, made, now
     for one in rounds:
-        job.tell.note(one.line)
+        said = f"{len(one.ids):,} targets found again: {one.took_before:,} edits took, then {one.took_after:,}"
+        job.tell.note(said if one.helped else f"{said}; the round was not kept")
     return Redone(targets, update, tuple(rounds))
 
 

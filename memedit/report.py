@@ -134,12 +134,6 @@ class RedoRound(_Value):
     helped: bool
     """More took, so the round's targets were kept; else it changed nothing."""
 
-    @property
-    def line(self) -> str:
-        """For people."""
-        said = f"{len(self.ids):,} targets found again: {self.took_before:,} edits took, then {self.took_after:,}"
-        return said if self.helped else f"{said}; the round was not kept"
-
 
 class LayerReport(_Value):
     """One layer's solve."""

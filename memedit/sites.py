@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from memedit.errors import GateError
+from memedit.layers import layers_of, middle
 from memedit.model.load import LanguageModel
 from memedit.model.parts import find_parts
 from memedit.model.restoring import choose
 from memedit.numerics.effects import ROLES, default_window, windows
-from memedit.recipe import Recipe, layers_of, middle
+from memedit.recipe import Recipe
 from memedit.request import EditRequest, Finding
 from memedit.stages.plan import Plan
 from memedit.stages.site import curve, effects, figure, range_text, reason, suggest

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memedit.job import Job
+from memedit.layers import default_layers
 from memedit.measure import factor_of
 from memedit.model.hooks import applied
 from memedit.model.load import count_layers, locate
 from memedit.numerics.scores import harmonic
-from memedit.recipe import Recipe, default_layers
+from memedit.recipe import Recipe
 from memedit.report import Scores
 from memedit.request import EditRequest, Finding
 from memedit.stages.contexts import sample_contexts

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memedit.layers import layer_range
 from memedit.model.hooks import applied
 from memedit.model.load import LanguageModel, load
 from memedit.model.suffix import Row
 from memedit.numerics.delta import rounded
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare
-from memedit.recipe import ModelKnobs, Recipe, layer_range
+from memedit.recipe import ModelKnobs, Recipe
 from memedit.request import EditRequest
 from memedit.search import Search
 from memedit.settings import resolve

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from memedit.errors import EditListError, RecipeError
+from memedit.layers import layers_of
 from memedit.lint import lint, shown
 from memedit.model.anatomy import Anatomy
 from memedit.model.subject import Prompt, SubjectLost, encode, encode_prompt, object_ids
-from memedit.recipe import Recipe, layers_of
+from memedit.recipe import Recipe
 from memedit.request import EditRequest, Finding
 
 

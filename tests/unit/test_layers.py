@@ -10,7 +10,7 @@ import memedit
 PACKAGE = Path(memedit.__file__).parent
 LEVELS = [
     {"errors", "methods", "tell"},
-    {"request", "recipe", "report", "outcome"},
+    {"layers", "outcome", "recipe", "report", "request"},
     {"settings", "tables", "traces", "inspection"},
     {"lint", "numerics", "presets"},
     {"model", "storage"},

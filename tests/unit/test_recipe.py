@@ -4,9 +4,10 @@ from typing import get_args
 
 import pytest
 from memedit.errors import RecipeError
+from memedit.layers import default_layers, layer_range, layers_of
 from memedit.methods import METHODS, Name
 from memedit.presets import PRESETS, preset
-from memedit.recipe import Recipe, default_layers, layer_range, layers_of
+from memedit.recipe import Recipe
 from memedit.settings import flatten, resolve
 
 
