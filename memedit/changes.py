@@ -12,7 +12,6 @@ import torch
 
 from memedit.carry import Change, Ground, in_dtype, originals, subtracted, summed
 from memedit.errors import UsageError
-from memedit.job import versions
 from memedit.model.load import locate
 from memedit.numerics.delta import Delta
 from memedit.numerics.lowrank import factored, truncated
@@ -24,6 +23,7 @@ from memedit.storage.artifacts import digest_file, digest_of
 from memedit.storage.checkpoint import BASE_CARD, CARD, Checkpoint, check_output, write, write_files
 from memedit.storage.comparison import compare
 from memedit.storage.deltas import delta_bytes, originals_bytes
+from memedit.storage.machine import versions
 from memedit.storage.records import DELTA, EDITS, ORIGINALS, RUN, base_of, card_of, records
 from memedit.storage.tensorfile import stream
 from memedit.tell import Silence, Tell

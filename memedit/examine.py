@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from memedit.errors import UsageError
-from memedit.job import versions
 from memedit.model.digests import of_tokenizer
 from memedit.model.hooks import merge_
 from memedit.model.load import LanguageModel, load, locate
@@ -28,6 +27,7 @@ from memedit.stages.writing import UNRELATED, Writing, written
 from memedit.storage.adapters import CONFIG, WEIGHTS, read_adapter
 from memedit.storage.artifacts import digest_file, digest_of
 from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.machine import versions
 from memedit.tell import Tell
 
 

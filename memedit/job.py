@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from memedit.storage import card
 from memedit.storage.artifacts import Store, cache_dir, digest_of
 from memedit.storage.checkpoint import Checkpoint, check_output, write
 from memedit.storage.deltas import delta_bytes, originals_bytes
+from memedit.storage.machine import versions
 from memedit.storage.requests import write_lines
 from memedit.tell import Tell
 
@@ -248,9 +247,3 @@ class Job:
         with self.tell.phase("write"):
             name = self.store().folder.name
             write(self.base, self.out, weights, extra, link=knobs.link, overwrite=knobs.overwrite, run=name)
-
-
-def versions() -> dict[str, str]:
-    """What was run with what."""
-    names = ("memedit", "torch", "transformers", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memedit.errors import UsageError
+from memedit.inspection import MomentRow
 from memedit.layers import layers_of
 from memedit.methods import Metric
 from memedit.model.digests import feeding, of_tokenizer
@@ -19,7 +20,6 @@ from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, decomposed, factored
 from memedit.preflight import check_room, check_weights
 from memedit.recipe import MethodKnobs, Recipe
-from memedit.report import MomentRow
 from memedit.stages.statistics import Moments, measure, packed
 from memedit.storage.artifacts import Store, cache_dir, digest_file
 from memedit.storage.checkpoint import Checkpoint

@@ -1,7 +1,8 @@
 """Edits that did not take: their targets are found again on the edited model, and all is solved anew from the base.
 
 A target is found with one edit in mind on a model that holds no other. Found again with all changes in place, it allows
-for what they, and the solve, left of it.
+for what they, and the solve, left of it. (Where a norm stands behind the MLPs a target is the top MLP's alone, and what
+the layers below it gave is not in it: there a round may help less.)
 """
 
 from __future__ import annotations

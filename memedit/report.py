@@ -124,15 +124,12 @@ class EditResult(_Value):
 
 
 class RedoRound(_Value):
-    """One round of `--redo`: some targets found again on the edited weights, everything solved anew."""
+    """One round of `--redo`: whose targets were found again, and how many of all edits took. Kept where it helped."""
 
     ids: tuple[str, ...]
-    """Whose: the edits that had not taken, and with each those that share its change."""
     took_before: int
-    """How many edits of the list the model said before the round."""
     took_after: int
     helped: bool
-    """More took, so the round's targets were kept; else it changed nothing."""
 
 
 class LayerReport(_Value):
@@ -178,7 +175,6 @@ class Report(_Value):
     edits: int = 0
     layers: tuple[LayerReport, ...] = ()
     redo: tuple[RedoRound, ...] = ()
-    """The rounds of `--redo`; how many helped is how many were kept."""
     before: Scores | None = None
     after: Scores | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)
@@ -245,19 +241,3 @@ class Preview(_Value):
             f"time      about {self.seconds:,.0f} s",
             f"resumes   {'an unfinished run' if self.resumes else 'nothing'}",
         ]
-
-
-class MomentRow(_Value):
-    """One layer's second moment in the cache."""
-
-    layer: int
-    width: int
-    tokens: int
-    bytes: int
-    state: Literal["cached", "measured", "imported", "missing"]
-    file: str
-
-    @property
-    def line(self) -> str:
-        """For people."""
-        return f"layer {self.layer:>3}  {self.width:,} units  {self.tokens:,} tokens  {self.state:<8}  {self.file}"

@@ -1,9 +1,11 @@
-"""What the machine has free."""
+"""What the machine has free, and what runs on it."""
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -23,3 +25,9 @@ def free_disk(folder: Path) -> int:
     while not here.exists():
         here = here.parent
     return shutil.disk_usage(here).free
+
+
+def versions() -> dict[str, str]:
+    """What was run with what."""
+    names = ("memedit", "torch", "transformers", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -14,7 +14,18 @@ from tests.conftest import byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-ANATOMY = Anatomy("h", tuple(f"h.{n}.mlp" for n in range(6)), "linear", 8, 16, 258, 64)
+ANATOMY = Anatomy(
+    blocks="h",
+    down_projections=tuple(f"h.{n}.mlp" for n in range(6)),
+    refusals=("",) * 6,
+    layout="linear",
+    width=8,
+    mlp_widths=(16,) * 6,
+    gains=(1.0,) * 6,
+    norms=("",) * 6,
+    vocabulary=258,
+    positions=64,
+)
 
 
 def edit(number: int, **changes: Any) -> EditRequest:
