@@ -1,4 +1,4 @@
-"""What a look at a model finds: plain values that turn into JSON. Layers count from 0."""
+"""What a look at a model finds, and which moments it has: plain values that turn into JSON. Layers count from 0."""
 
 from __future__ import annotations
 
@@ -95,3 +95,19 @@ class Inspection(_Value):
     costs: Costs
     problems: tuple[str, ...] = ()
     """What keeps memedit from editing it at all."""
+
+
+class MomentRow(_Value):
+    """One layer's second moment in the cache."""
+
+    layer: int
+    width: int
+    tokens: int
+    bytes: int
+    state: Literal["cached", "measured", "imported", "missing"]
+    file: str
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        return f"layer {self.layer:>3}  {self.width:,} units  {self.tokens:,} tokens  {self.state:<8}  {self.file}"

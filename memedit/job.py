@@ -19,7 +19,7 @@ from memedit.model.suffix import Suffix
 from memedit.numerics.delta import Delta, rounded
 from memedit.preflight import about, check_room, check_weights, seconds
 from memedit.recipe import Recipe
-from memedit.report import EditResult, Report
+from memedit.report import EditResult, RedoRound, Report
 from memedit.request import EditRequest, Finding
 from memedit.search import Search
 from memedit.sites import take_layers
@@ -80,7 +80,7 @@ class Job:
         start = time.monotonic()
         with self.tell.phase(name, total, unit) as advance:
             yield advance
-        self.timings[name] = time.monotonic() - start
+        self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - start
 
     @contextmanager
     def run_folder(self) -> Any:
@@ -156,7 +156,7 @@ class Job:
         method = self.recipe.method
         prompts = [under(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
         with self.timed("solve", len(self.plan.layers), "layers") as advance:
-            factor = lambda layer: factor_of(moments, layer, method.ridge)  # noqa: E731
+            factor = lambda layer: factor_of(moments, layer, method)  # noqa: E731
             return solve(
                 self.lm, prompts, targets.wanted, factor, self.stored, method,
                 rounding=self.rounding(moments), whole=not self.splices, advance=advance,
@@ -179,8 +179,10 @@ class Job:
         after: tuple[list[Judgment], list[bool]],
         targets: Targets,
         update: Update,
+        rounds: Sequence[RedoRound] = (),
     ) -> Report:
         """Everything that is known of the run."""
+        redone = {name: number for number, one in enumerate(rounds, start=1) if one.helped for name in one.ids}
         results = [
             EditResult(
                 id=request.id,
@@ -191,6 +193,7 @@ class Job:
                 after=now.record(),
                 loss=float(loss),
                 steps=int(steps),
+                redone=redone.get(request.id),
             )
             for request, was, now, loss, steps in zip(
                 self.requests, before[0], after[0], targets.loss, targets.steps, strict=True
@@ -211,6 +214,7 @@ class Job:
             engine=engine,
             edits=len(self.requests),
             layers=update.layers,
+            redo=tuple(rounds),
             before=score(before[0]),
             after=score(after[0], before[0]),
             difference=change(before[0], after[0]),

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from memedit.errors import UsageError
+from memedit.inspection import MomentRow
+from memedit.layers import layers_of
+from memedit.methods import Metric
 from memedit.model.digests import feeding, of_tokenizer
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.moments import Moment
-from memedit.numerics.solvers import Factor, prepare_memit
+from memedit.numerics.solvers import Factor, decomposed, factored
 from memedit.preflight import check_room, check_weights
-from memedit.recipe import Recipe, layers_of
-from memedit.report import MomentRow
+from memedit.recipe import MethodKnobs, Recipe
 from memedit.stages.statistics import Moments, measure, packed
 from memedit.storage.artifacts import Store, cache_dir, digest_file
 from memedit.storage.checkpoint import Checkpoint
@@ -27,6 +29,7 @@ from memedit.tell import Advance, Silence, Tell
 
 CODE = 1  # raise it when the way of measuring changes: what older code kept is then measured again
 FACTOR_CODE = 1  # the same for the way of factoring
+_FACTORS: dict[Metric, str] = {"moment": "factor", "null space": "spectrum"}
 TOKENS_PER_DIMENSION = 10  # arXiv 2506.04226: 2 suffice on GPT-J, 10 are the safe setting
 
 
@@ -122,26 +125,25 @@ def moment_of(plan: MomentPlan, layer: int) -> Moment:
     return _moment(moment_store().find(f"moment-{layer}", plan.on[layer]) or {})
 
 
-def factor_of(plan: MomentPlan, layer: int, ridge: float) -> Factor:
-    """The factor of a layer's moment, kept beside it: a run with another ridge or other edits need not make it again.
+def factor_of(plan: MomentPlan, layer: int, knobs: MethodKnobs) -> Factor:
+    """A method's factor of a layer's moment. What is made of the moment is kept beside it: other edits, another ridge
+    or another share for the null space need not make it again.
 
-    `ridge` is in units of the MLP's width. Raises UsageError where the moment has no factor.
+    Raises UsageError where the moment has no factor.
     """
-    store, on = moment_store(), {**plan.on[layer], "factor": FACTOR_CODE}
-    kept = store.find(f"factor-{layer}", on)
-    if kept is not None:
-        told = {"shift": float(kept["shift"]), "dead": int(kept["dead"])}
-        return Factor(kept["lower"], ridge * len(kept["lower"]), **told)  # type: ignore[arg-type]
-    moment = moment_of(plan, layer)
+    store, method = moment_store(), knobs.kind
+    name, on = f"{_FACTORS[method.metric]}-{layer}", {**plan.on[layer], "factor": FACTOR_CODE}
+    parts = store.find(name, on)
     try:
-        factor = prepare_memit(moment, ridge * len(moment.total))
+        if parts is None:
+            parts = decomposed(moment_of(plan, layer), method.metric)
+            with store.locked(lambda _text: None):
+                store.keep(name, on, parts)
+        width = max(map(len, (part for part in parts.values() if part.ndim)))
+        return factored(parts, method, knobs.ridge * width, knobs.null_space)
     except ValueError as error:
-        hint = "read more text: --set moments.tokens=..."
+        hint = "read more text: --set moments.tokens=..., or for a null space raise --set method.null_space=..."
         raise UsageError(f"layer {layer}: {error}", hint) from error
-    told = {"shift": torch.tensor(factor.shift, dtype=torch.float64), "dead": torch.tensor(factor.dead)}
-    with store.locked(lambda _text: None):
-        store.keep(f"factor-{layer}", on, {"lower": factor.lower, **told})
-    return factor
 
 
 def stats(

@@ -16,6 +16,7 @@ from memedit.model.hooks import applied
 from memedit.model.load import load, locate
 from memedit.preflight import cache_bytes, check_weights, moment_bytes
 from memedit.recipe import Recipe
+from memedit.redo import redo
 from memedit.report import Preview, Report
 from memedit.request import EditRequest, Finding
 from memedit.search import memory_for
@@ -46,11 +47,11 @@ def apply(
         moments = job.moments()
         before = job.judged(run, "before")
         targets, engine = job.targets(run, contexts)
-        update = job.update(contexts, moments, targets)
-        with applied(job.lm, job.weights(update)):
+        made = redo(job, run, contexts, moments, targets, job.update(contexts, moments, targets))
+        with applied(job.lm, job.weights(made.update)):
             after = job.judged(None, "after")
-        report = job.report(arguments, engine, before, after, targets, update)
-        job.write(report, update)
+        report = job.report(arguments, engine, before, after, made.targets, made.update, made.rounds)
+        job.write(report, made.update)
         run.remove()
     return report
 

@@ -1,7 +1,8 @@
 """Published settings, by model: what the reference implementations ship, in this recipe's units.
 
 lambda is divided by the MLP's width. Sources: kmeng01/memit hparams/MEMIT (gpt2-xl, gpt-j-6b),
-zjunlp/EasyEdit hparams/MEMIT (llama-2-7b, mistral-7b), jianghoucheng/AlphaEdit hparams/MEMIT (llama-3-8b).
+zjunlp/EasyEdit hparams/MEMIT (llama-2-7b, mistral-7b), jianghoucheng/AlphaEdit hparams/MEMIT (llama-3-8b). The ridge is
+MEMIT's alone; methods of one layer take that of hparams/ROME there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from memedit.errors import RecipeError
+from memedit.methods import METHODS
 
 
 def _published(
@@ -33,8 +35,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str) -> dict[str, Any]:
+ONE_LAYER = {"gpt2-xl": "17", "gpt-j-6b": "5", "llama-2-7b": "5", "llama-3-8b": "5", "mistral-7b": "5"}
+
+
+def preset(name: str, method: str = "memit") -> dict[str, Any]:
     """The knobs of a preset by their dotted names. Raises RecipeError for a name that is none."""
     if name not in PRESETS:
         raise RecipeError(f"there is no preset {name!r}", f"there are {', '.join(PRESETS)}")
-    return PRESETS[name]
+    knobs, found = dict(PRESETS[name]), METHODS.get(method)
+    if method != "memit":
+        del knobs["method.ridge"]
+    if found and found.single:
+        knobs["method.layers"] = ONE_LAYER[name]
+    return knobs

@@ -8,11 +8,12 @@ import hashlib
 import json
 import math
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from memedit.errors import RecipeError
+from memedit.methods import METHODS, Method, Name
 
 SIZE = r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$"
 
@@ -41,14 +42,34 @@ class ModelKnobs(_Knobs):
 class MethodKnobs(_Knobs):
     """The solve: which layers, how strongly old knowledge holds."""
 
-    name: Literal["memit"] = "memit"
+    name: Name = "memit"
+    """memit (Meng et al. 2023, eq. 14): fits all edits, weighed against what the model knew. emmet (Gupta et al. 2024):
+    meets all edits exactly, at one layer, and disturbs the rest as little as that allows. rome (Meng et al. 2022,
+    eq. 2): the same edit after edit; the consistent form, one averaged key throughout. alphaedit (Fang et al. 2025):
+    weighed as in memit, but changes only directions in which old keys hold next to nothing."""
     layers: str = "depth"
     """`3-8`, `5`, depth: from relative depth, or auto: where tracing the edits finds their recall. From 0, both ends
-    included."""
-    ridge: float = Field(default=1.0, gt=0)
-    """lambda / d_mlp: the weight of what the model knew against the edits; k C^-1 k averages d_mlp."""
+    included. Of depth and auto, emmet and rome take the middle layer."""
+    ridge: float = Field(ge=0)
+    """lambda / d_mlp: the weight of what the model knew against the edits; k C^-1 k averages d_mlp. 0: edits are met
+    exactly. Unless given, the method's own: memit 1, alphaedit 0.01 (its L2, in units of the trace of C), else 0."""
+    null_space: float = Field(default=0.05, gt=0, lt=1)
+    """alphaedit: a change moves in the directions of smallest moment that together hold this share of it."""
     semantics: Literal["memedit", "reference"] = "memedit"
     """memedit: contexts weigh alike, n steps. reference: the published code's 1/2 and 1/10, n - 1 steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_ridge(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("ridge") is None:
+            method = METHODS.get(values.get("name", "memit"))
+            return {**values, "ridge": method.ridge} if method else values
+        return values
+
+    @property
+    def kind(self) -> Method:
+        """What the method chooses."""
+        return METHODS[self.name]
 
 
 class TargetKnobs(_Knobs):
@@ -68,6 +89,9 @@ class TargetKnobs(_Knobs):
     """Weight of KL(edited || original) at the subject's last token of the bare subject."""
     stop: float = Field(default=0.05, ge=0)
     """An edit whose loss is under this is found."""
+    redo: int = Field(default=0, ge=0)
+    """Rounds in which edits that did not take have their targets found again on the edited weights, and everything is
+    solved anew from the base; a round after which no more edits take is not kept."""
     joint: bool = True
     """Edits of one subject share one change, found for all of them at once; off, and under the published semantics,
     each finds its own, and the solve averages those that share a key."""
@@ -172,7 +196,7 @@ class Recipe(_Knobs):
     """Everything that decides what a run does, but for the edits themselves."""
 
     model: ModelKnobs = ModelKnobs()
-    method: MethodKnobs = MethodKnobs()
+    method: MethodKnobs = MethodKnobs.model_validate({})
     target: TargetKnobs = TargetKnobs()
     contexts: ContextKnobs = ContextKnobs()
     moments: MomentKnobs = MomentKnobs()
@@ -206,38 +230,3 @@ def bytes_of(text: str) -> int:
     assert match, text  # the recipe was validated
     power = " KMGT".index(match[2].upper() or " ")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-def layer_range(text: str, n_layers: int) -> list[int]:
-    """`3-8`, `5` or `3,5` -> layer indices, ascending; counted from 0, both ends included.
-
-    Raises RecipeError when it is none of these, empty, or beyond the model.
-    """
-    if text == "auto":
-        raise RecipeError("method.layers = auto traces edits, and here are none", "name the layers, or say depth")
-    found: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if not match:
-            raise RecipeError(f"method.layers = {text!r} is no range of layers", "write 3-8, or 5, or 3,5, or depth")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last >= n_layers:
-            hint = f"layers count from 0: 0 to {n_layers - 1}"
-            raise RecipeError(f"method.layers = {text!r} does not fit a model of {n_layers} layers", hint)
-        found |= set(range(first, last + 1))
-    return sorted(found)
-
-
-def default_layers(n_layers: int) -> list[int]:
-    """The early site by relative depth: MEMIT's 3-8 of GPT-J's 28 and 13-17 of GPT-2 XL's 48 lie around it.
-
-    A fifth of the depth, three layers at least so that the change is spread, ending a third of the way up.
-    """
-    count = min(n_layers, max(3, round(n_layers / 5)))
-    last = max(count - 1, round(n_layers / 3) - 1)
-    return list(range(last - count + 1, last + 1))
-
-
-def layers_of(chosen: str, n_layers: int) -> list[int]:
-    """The layers of a recipe: a range, or by relative depth. Raises RecipeError, also for auto: that asks for edits."""
-    return default_layers(n_layers) if chosen == "depth" else layer_range(chosen, n_layers)

@@ -119,6 +119,17 @@ class EditResult(_Value):
     loss: float | None = None
     """The target's loss when its search ended."""
     steps: int | None = None
+    redone: int | None = None
+    """The last round of `--redo` in which its target was found again, on the edited weights, and kept."""
+
+
+class RedoRound(_Value):
+    """One round of `--redo`: whose targets were found again, and how many of all edits took. Kept where it helped."""
+
+    ids: tuple[str, ...]
+    took_before: int
+    took_after: int
+    helped: bool
 
 
 class LayerReport(_Value):
@@ -131,7 +142,7 @@ class LayerReport(_Value):
     residual_after: float
     """The same after it, with the rounded weights in the model."""
     leverage: float
-    """Median of k C^-1 k / d_mlp over the edited keys: 1 on average over the corpus."""
+    """Median of k M^-1 k / d_mlp over the edited keys: 1 on average over the corpus, in a null space its share."""
     fitted: float
     """Share of this layer's part of the residual that the change reproduces on the edited keys."""
     delta_norm: float
@@ -168,6 +179,7 @@ class Report(_Value):
     """How the targets were found: by suffixes, or by whole forwards and why."""
     edits: int = 0
     layers: tuple[LayerReport, ...] = ()
+    redo: tuple[RedoRound, ...] = ()
     before: Scores | None = None
     after: Scores | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)
@@ -234,19 +246,3 @@ class Preview(_Value):
             f"time      about {self.seconds:,.0f} s",
             f"resumes   {'an unfinished run' if self.resumes else 'nothing'}",
         ]
-
-
-class MomentRow(_Value):
-    """One layer's second moment in the cache."""
-
-    layer: int
-    width: int
-    tokens: int
-    bytes: int
-    state: Literal["cached", "measured", "imported", "missing"]
-    file: str
-
-    @property
-    def line(self) -> str:
-        """For people."""
-        return f"layer {self.layer:>3}  {self.width:,} units  {self.tokens:,} tokens  {self.state:<8}  {self.file}"

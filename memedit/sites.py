@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from memedit.errors import GateError
+from memedit.layers import layers_of, middle
 from memedit.model.load import LanguageModel
 from memedit.model.parts import find_parts
 from memedit.model.restoring import choose
 from memedit.numerics.effects import ROLES, default_window, windows
-from memedit.recipe import Recipe, layers_of
+from memedit.recipe import Recipe
 from memedit.request import EditRequest, Finding
 from memedit.stages.plan import Plan
 from memedit.stages.site import curve, effects, figure, range_text, reason, suggest
@@ -108,12 +109,15 @@ def take_layers(lm: LanguageModel, digest: str, recipe: Recipe, plan: Plan, tell
     found, why = tracing.average.layers, tracing.average.reason
     if found is None:
         raise GateError(why, "name the layers (--layers 3-8), or say --layers depth")
+    layers = layers_of(found, lm.anatomy.n_layers)
+    if recipe.method.kind.single:
+        layers = [middle(layers)]
+        found = str(layers[0])
     said = f"layers {found} by tracing: {why}"
     tell.note(said)
     method = recipe.method.model_copy(update={"layers": found})
-    layers = tuple(layers_of(found, lm.anatomy.n_layers))
     lm.anatomy.require(layers)
-    return recipe.model_copy(update={"method": method}), replace(plan, layers=layers), said
+    return recipe.model_copy(update={"method": method}), replace(plan, layers=tuple(layers)), said
 
 
 def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], about: Mapping[str, Any]) -> Average:

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
 from memedit.inspection import Block, Carrier, Costs, Head, Inspection
+from memedit.layers import default_layers
 from memedit.model.adapters import peft_carries, vllm_carries
 from memedit.model.anatomy import Anatomy, find_anatomy, spans
 from memedit.model.gains import prove
 from memedit.model.load import PATTERNS, forward_dtype, load_tokenizer, locate, open_model, skeleton
 from memedit.model.surroundings import look_around
 from memedit.preflight import cache_bytes, check_weights, moment_bytes
-from memedit.recipe import Recipe, default_layers
+from memedit.recipe import Recipe
 from memedit.storage.checkpoint import Checkpoint
 from memedit.tell import Silence, Tell
 

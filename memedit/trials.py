@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memedit.job import Job
+from memedit.layers import default_layers
 from memedit.measure import factor_of
 from memedit.model.hooks import applied
 from memedit.model.load import count_layers, locate
 from memedit.numerics.scores import harmonic
-from memedit.recipe import Recipe, default_layers
+from memedit.recipe import Recipe
 from memedit.report import Scores
 from memedit.request import EditRequest, Finding
 from memedit.stages.contexts import sample_contexts
@@ -52,9 +53,10 @@ class Tried:
         return f"layers {range_text(self.layers):>7}  score {self.value:.4f}"
 
 
-def candidates(n_layers: int) -> list[tuple[int, int]]:
-    """Ranges as wide as the default's, from the first layer up, each half its width above the one before."""
-    width = len(default_layers(n_layers))
+def candidates(n_layers: int, *, single: bool = False) -> list[tuple[int, int]]:
+    """Ranges as wide as the default's (`single`: of one layer), from the first layer up, each half its width above the
+    one before."""
+    width = 1 if single else len(default_layers(n_layers))
     starts = list(range(0, n_layers - width + 1, max(1, width // 2)))
     if starts[-1] != n_layers - width:
         starts.append(n_layers - width)
@@ -73,10 +75,9 @@ def try_ranges(
     method = recipe.method.model_copy(update={"layers": f"0-{n_layers - 1}"})
     some = requests[:: max(1, -(-len(requests) // SAMPLE))]
     job = Job(some, recipe.model_copy(update={"method": method}), findings, (), tell)
-    lm, edits, ranges, moments = job.lm, job.plan.edits, candidates(n_layers), job.moments()
+    lm, edits, ranges, moments = job.lm, job.plan.edits, candidates(n_layers, single=method.kind.single), job.moments()
     contexts = sample_contexts(lm, recipe.contexts, recipe.seed)
     prompts = [under(edit, contexts, lm.tokenizer, chat=recipe.chat) for edit in edits]
-    ridge = recipe.method.ridge
     tried: list[Tried] = []
     with tell.phase("ranges", len(ranges), "ranges") as advance:
         for first, last in ranges:
@@ -86,7 +87,7 @@ def try_ranges(
                 lm,
                 prompts,
                 targets.wanted,
-                lambda layer: factor_of(moments, layer, ridge),
+                lambda layer: factor_of(moments, layer, recipe.method),
                 stored,
                 recipe.method,
                 rounding=job.rounding(moments),

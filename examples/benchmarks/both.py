@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memedit.layers import layer_range
 from memedit.model.hooks import applied
 from memedit.model.load import LanguageModel, load
 from memedit.model.suffix import Row
 from memedit.numerics.delta import rounded
 from memedit.numerics.moments import Moment
-from memedit.numerics.solvers import Factor, prepare_memit
-from memedit.recipe import ModelKnobs, Recipe, layer_range
+from memedit.numerics.solvers import Factor, prepare
+from memedit.recipe import ModelKnobs, Recipe
 from memedit.request import EditRequest
 from memedit.search import Search
 from memedit.settings import resolve
@@ -114,7 +115,8 @@ class Both:
         """A layer's factor, made once, where float64 is fast."""
         if layer not in self._factors:
             moment = self.moments[layer]
-            self._factors[layer] = prepare_memit(Moment(moment.total.to(self.lm.device), moment.count), self.ridge)
+            moment = Moment(moment.total.to(self.lm.device), moment.count)
+            self._factors[layer] = prepare(moment, self.recipe.method.kind, self.ridge, self.recipe.method.null_space)
         return self._factors[layer]
 
     def update(self, wanted: Tensor) -> Update:

@@ -21,6 +21,7 @@ def apply(
     ] = None,
     model: o.ModelOption = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.")] = None,
+    method: o.MethodOption = None,
     layers: o.LayersOption = None,
     corpus: o.CorpusOption = None,
     facts: o.FactsOption = None,
@@ -30,6 +31,10 @@ def apply(
     preset: o.PresetOption = None,
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
+    redo: Annotated[
+        int | None,
+        typer.Option("--redo", min=0, metavar="N", help="Rounds in which edits that did not take are tried again."),
+    ] = None,
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
     dtype: o.DtypeOption = None,
@@ -73,7 +78,8 @@ def apply(
     o.one_output(json, per_edit, quiet)
     bars = gates.bars(fail_under)
     flags = {
-        "model.path": model, **o.placed(device, device_map, dtype), "method.layers": layers, "moments.corpus": corpus,
+        "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
+        "moments.corpus": corpus, "target.redo": redo,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
         "output.keep_originals": keep_originals,
         "output.rounding": rounding, "output.max_shard_size": max_shard_size,
@@ -89,7 +95,8 @@ def apply(
         given = {
             "EDITS": edits, "--layers": layers, "--corpus": corpus, "--facts": facts, "--relations": relations,
             "--input-format": input_format, "--limit": limit, "--memory": memory, "--dry-run": dry_run,
-            "--fail-under": fail_under, "--per-edit": per_edit, "--rounding": rounding,
+            "--method": method, "--redo": redo, "--fail-under": fail_under, "--per-edit": per_edit,
+            "--rounding": rounding,
         }  # fmt: skip
         _add(deltas, recipe, given, any_base=any_base, json=json, quiet=quiet)
         return

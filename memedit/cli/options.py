@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from memedit.errors import RecipeError, UsageError
+from memedit.methods import Name
 from memedit.presets import preset
 from memedit.recipe import Recipe
 from memedit.report import Report
@@ -38,6 +39,9 @@ DeviceMapOption = Annotated[
 ]
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", metavar="DTYPE", help="Of the forward: auto, float32, bfloat16, float16.")
+]
+MethodOption = Annotated[
+    Name | None, typer.Option("--method", metavar="NAME", help="memit (unless said), rome, emmet or alphaedit.")
 ]
 LayersOption = Annotated[
     str | None, typer.Option("--layers", metavar="RANGE", help="Layers to edit: 3-8, 5, depth, auto.")
@@ -79,12 +83,14 @@ def read_recipe(
     named = {name: value for name, value in flags.items() if value is not None}
     environment = {key: os.environ[name] for name, key in ENVIRONMENT.items() if os.environ.get(name)}
     layers: list[tuple[Source, Mapping[str, Any]]] = [
-        ("preset", preset(preset_name) if preset_name else {}),
         ("file", _file(config) if config else {}),
         ("environment", environment),
         ("flag", dict(_assignment(text) for text in sets or [])),
         ("flag", named),
     ]
+    if preset_name:
+        method = {name: value for _, layer in layers for name, value in layer.items()}.get("method.name", "memit")
+        layers.insert(0, ("preset", preset(preset_name, method)))
     return resolve(layers)
 
 

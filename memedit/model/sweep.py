@@ -183,7 +183,9 @@ class WholeSweep:
         """As `Sweep.keys`."""
         for edits in _together([of_one[0] for of_one in self.heads]):
             rows = [row for edit in edits for row in self.heads[edit]]
-            states = last_states(self.lm, rows, Site(layer, "mlp.in"))
+            # Equal rows run once: keys of one subject must be equal to the last bit, for edits met exactly.
+            seat = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+            states = last_states(self.lm, list(seat), Site(layer, "mlp.in"))[[seat[row] for row in rows]]
             yield edits, states.view(len(edits), len(self.heads[0]), -1)
 
     def enter(self, change: Tensor) -> None:

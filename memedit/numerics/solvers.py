@@ -6,56 +6,132 @@ With keys as rows K (E, F), a metric M (r, r) in a basis U (F, r) and k = K U:
     delta  W' - W = R^T A                                (D, F)
 
 MEMIT is U = I, M = C (the mean second moment) and ridge = lambda: by the Woodbury identity that equals its
-published (lambda C + K^T K)^-1 K^T. Everything here is float64.
+published (lambda C + K^T K)^-1 K^T. What the other methods choose: memedit/methods.py. Everything here is float64.
+
+Edits in turn, each fitted to what those before it left (ROME, at one layer), keep of the E x E matrix its upper
+triangle: the shares c of the residuals that enter solve R_n = c_n G_nn + sum over m < n of c_m G_mn.
+
+A ridge of 0 asks for an exact fit and gives the limit of the law as the ridge goes to 0: exact where keys are
+independent, least squares where they are not; edits of one key get the mean of what they ask for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from memedit.methods import Method, Metric
 from memedit.numerics.moments import Moment
 
 SMALLEST_PIVOT = 1e-10  # of the mean diagonal: under it the factor is noise in float64
 SHIFTS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)  # of the mean diagonal, tried in turn
+DEPENDENT = 1e-12  # of the largest eigenvalue: a key that adds less to the others is their combination
 
 
 @dataclass(frozen=True)
 class Factor:
     """What `prepare` leaves behind, reusable for any keys.
 
-    lower (r, r): M = lower lower^T, float64. basis (F, r) or None for the identity. ridge >= 0. shift: what had to
-    be added to the diagonal, relative to its mean. dead: units that never fired.
+    lower (r, r): M = lower lower^T, float64. basis (F, r), orthonormal, or None for the identity. ridge >= 0. shift:
+    what had to be added to the diagonal, relative to its mean. dead: units that never fired.
     """
 
     lower: Tensor
     ridge: float
     basis: Tensor | None = None
+    in_turn: bool = False
     shift: float = 0.0
     dead: int = 0
 
+    @property
+    def summable(self) -> bool:
+        """Whether K^T K and K^T R are all that a change depends on: then no E x E matrix is needed."""
+        return self.ridge > 0 and not self.in_turn
 
-def prepare_memit(moment: Moment, ridge: float) -> Factor:
-    """MEMIT (Meng et al. 2023, eq. 14): metric C, ridge = lambda.
+    def seen(self, keys: Tensor) -> Tensor:
+        """keys (E, F) -> k (E, r): what of them the basis holds."""
+        return keys if self.basis is None else keys @ self.basis
 
-    A ReLU's units that never fire leave C singular however much is read: then the smallest of SHIFTS that gives a
-    sound factor is added, and told. Raises ValueError when none does.
+    def to(self, device: torch.device) -> Factor:
+        """The same elsewhere."""
+        basis = None if self.basis is None else self.basis.to(device)
+        return replace(self, lower=self.lower.to(device), basis=basis)
+
+
+def prepare(moment: Moment, method: Method, ridge: float, share: float = 0.0) -> Factor:
+    """A method's factor of a layer's moment; `ridge` as it stands in the law, `share` as for `factored`.
+
+    Raises ValueError where the moment has none.
+    """
+    return factored(decomposed(moment, method.metric), method, ridge, share)
+
+
+def decomposed(moment: Moment, metric: Metric) -> dict[str, Tensor]:
+    """What a solve needs of a moment, worth keeping: it serves every ridge, share and key.
+
+    moment: `lower` (F, F), C = lower lower^T. A ReLU's units that never fire leave C singular however much is read:
+    then the smallest of SHIFTS that gives a sound factor is added; `shift` and `dead` tell. null space: the spectrum of
+    C, `values` (F,) ascending and `vectors` (F, F). Raises ValueError where there is no sound factor.
     """
     mean = moment.mean
     scale = mean.diagonal().mean()
     if not torch.isfinite(mean).all() or scale <= 0:
         raise ValueError("the second moment is not finite, or zero")
-    dead = int((mean.diagonal() <= 0).sum())
+    if metric == "null space":
+        values, vectors = torch.linalg.eigh(mean)
+        return {"values": values, "vectors": vectors}
+    dead = (mean.diagonal() <= 0).sum()
     eye = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
     for shift in SHIFTS:
         lower, info = torch.linalg.cholesky_ex(mean + shift * scale * eye)
         if info.item() == 0 and lower.diagonal().square().min() >= SMALLEST_PIVOT * scale:
-            return Factor(lower, ridge, shift=shift, dead=dead)
+            return {"lower": lower, "shift": torch.tensor(shift, dtype=torch.float64), "dead": dead.cpu()}
     raise ValueError(
         f"the second moment is not positive definite: {moment.count:,} tokens for {len(mean):,} dimensions"
     )
+
+
+def factored(parts: Mapping[str, Tensor], method: Method, ridge: float, share: float = 0.0) -> Factor:
+    """A method's factor from what was kept of a moment.
+
+    In the null space the metric is the identity at C's mean eigenvalue, so that a ridge means the same at every scale
+    of the keys; `share` says what the null space is. Raises ValueError where there is none.
+    """
+    if method.metric == "moment":
+        told = {"shift": float(parts["shift"]), "dead": int(parts["dead"])}
+        return Factor(parts["lower"], ridge, in_turn=method.in_turn, **told)  # type: ignore[arg-type]
+    values, basis = parts["values"], null_space(parts["values"], parts["vectors"], share)
+    lower = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device) * values.mean().sqrt()
+    return Factor(lower, ridge, basis, in_turn=method.in_turn)
+
+
+def null_space(values: Tensor, vectors: Tensor, share: float) -> Tensor:
+    """The directions of smallest eigenvalue that together hold at most `share` of C's trace, (F, r) orthonormal.
+
+    values (F,) ascending, vectors (F, F). So of what old keys are, squared, at most that share is in reach of a change;
+    the published threshold is on eigenvalues themselves (0.02), and means another subspace at every scale of the keys.
+    """
+    held = values.clamp_min(0.0).cumsum(0)
+    count = int((held <= share * held[-1]).sum())
+    if not count:
+        raise ValueError(f"the moment has no null space: its smallest direction holds more than {share:g} of the trace")
+    return vectors[:, :count]
+
+
+def guarded(factor: Factor, past: Tensor) -> Factor:
+    """A factor that holds earlier edits too: `past` (F, F) is K^T K of their keys.
+
+    Its metric M + U^T past U / ridge turns ridge M into lambda C + past for MEMIT, as its sequential form has it, and
+    into L2 I + P past P for AlphaEdit. Raises ValueError for a ridge of 0, under which earlier edits weigh nothing.
+    """
+    if factor.ridge == 0:
+        raise ValueError("a solve with ridge 0 cannot weigh earlier edits against new ones")
+    inside = past if factor.basis is None else factor.basis.T @ past @ factor.basis
+    metric = torch.addmm(inside / factor.ridge, factor.lower, factor.lower.T)
+    return replace(factor, lower=torch.linalg.cholesky(metric))
 
 
 def gains(factor: Factor, keys: Tensor) -> Tensor:
@@ -64,21 +140,52 @@ def gains(factor: Factor, keys: Tensor) -> Tensor:
         A = (k M^-1 k^T + ridge I)^-1 k M^-1 U^T,   k = keys U,   M = L L^T
 
     keys (E, F) float64 -> gains (E, F). The residual is not an argument, on purpose. When edits outnumber the
-    metric's width the same A is (ridge M + k^T k)^-1 k^T, in which no E x E matrix appears.
+    metric's width the same A is (ridge M + k^T k)^-1 k^T, in which no E x E matrix appears. Raises ValueError where
+    ridge 0 asks for more exact fits than there are dimensions.
     """
-    k = keys if factor.basis is None else keys @ factor.basis
-    if len(k) > len(factor.lower) and factor.ridge > 0:
+    if factor.ridge == 0 and not factor.in_turn:
+        return _exact(factor, keys)
+    k = factor.seen(keys)
+    if factor.summable and len(k) > len(factor.lower):
         normal = factor.ridge * factor.lower @ factor.lower.T + k.T @ k
         a = torch.cholesky_solve(k.T, torch.linalg.cholesky(normal)).T
     else:
-        white = torch.linalg.solve_triangular(factor.lower, k.T, upper=False)  # (r, E)  L^-1 k^T
-        gram = white.T @ white + factor.ridge * torch.eye(len(k), dtype=k.dtype, device=k.device)
-        dual = torch.linalg.solve_triangular(factor.lower.T, white, upper=True).T  # (E, r)  k M^-1
-        a = torch.cholesky_solve(dual, torch.linalg.cholesky(gram))
+        gram, dual = _gram(factor, k)
+        gram.diagonal().add_(factor.ridge)
+        if factor.in_turn:
+            gram.diagonal().masked_fill_(gram.diagonal() == 0, 1.0)  # no key, no change
+            a = torch.linalg.solve_triangular(gram.triu(), dual, upper=True)
+        else:
+            a = torch.cholesky_solve(dual, torch.linalg.cholesky(gram))
     return a if factor.basis is None else a @ factor.basis.T
 
 
 def leverage(factor: Factor, keys: Tensor) -> Tensor:
-    """k M^-1 k^T for each key, (E,): averages the width over the corpus that made M, whatever the keys' scale."""
-    k = keys if factor.basis is None else keys @ factor.basis
-    return torch.linalg.solve_triangular(factor.lower, k.T, upper=False).square().sum(0)
+    """k M^-1 k^T for each key, (E,): averages the width over the corpus that made M, whatever the keys' scale.
+
+    In a null space it averages the width times the share that it holds.
+    """
+    return torch.linalg.solve_triangular(factor.lower, factor.seen(keys).T, upper=False).square().sum(0)
+
+
+def _gram(factor: Factor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """k (E, r) -> k M^-1 k^T (E, E) and k M^-1 (E, r)."""
+    white = torch.linalg.solve_triangular(factor.lower, k.T, upper=False)  # (r, E)  L^-1 k^T
+    return white.T @ white, torch.linalg.solve_triangular(factor.lower.T, white, upper=True).T
+
+
+def _exact(factor: Factor, keys: Tensor) -> Tensor:
+    """The gains of ridge 0: (k M^-1 k^T)^+ k M^-1 U^T, equal keys taken as one."""
+    distinct, which, count = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
+    if len(distinct) > len(factor.lower):
+        raise ValueError(f"ridge 0 asks for {len(distinct):,} exact fits in {len(factor.lower):,} dimensions")
+    gram, dual = _gram(factor, factor.seen(distinct))
+    lower, info = torch.linalg.cholesky_ex(gram)
+    if info.item() == 0 and lower.diagonal().square().min() > DEPENDENT * gram.diagonal().max():
+        a = torch.cholesky_solve(dual, lower)
+    else:
+        values, vectors = torch.linalg.eigh(gram)
+        sound = values > DEPENDENT * values[-1].clamp_min(0.0)
+        a = vectors[:, sound] / values[sound] @ (vectors[:, sound].T @ dual)
+    a = (a / count[:, None])[which]
+    return a if factor.basis is None else a @ factor.basis.T

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from memedit.errors import EditListError
+from memedit.errors import EditListError, RecipeError
+from memedit.layers import layers_of
 from memedit.lint import lint, shown
 from memedit.model.anatomy import Anatomy
 from memedit.model.subject import Prompt, SubjectLost, encode, encode_prompt, object_ids
-from memedit.recipe import Recipe, layers_of
+from memedit.recipe import Recipe
 from memedit.request import EditRequest, Finding
 
 
@@ -59,9 +60,10 @@ def make_plan(
         raise EditListError(f"the edit list has {count}", "mend the lines above", tuple(everything))
     # auto asks for a sound list first: who makes the plan traces it, and puts what it finds in place of these.
     chosen = "depth" if recipe.method.layers == "auto" else recipe.method.layers
-    layers = layers_of(chosen, anatomy.n_layers)
+    layers = layers_of(chosen, anatomy.n_layers, single=recipe.method.kind.single)
     if recipe.method.layers != "auto":
         anatomy.require(layers)
+    _room(edits, recipe, min(anatomy.mlp_widths[layer] for layer in layers))
     kept = {edit.request.id for edit in edits}
     skipped = tuple(request for request in requests if request.id not in kept)
     return Plan(tuple(edits), tuple(layers), tuple(everything), skipped)
@@ -88,6 +90,14 @@ def check(
         findings += _of_one(edit, room)
     findings += _shared_keys(edits)
     return edits, findings
+
+
+def _room(edits: Sequence[Edit], recipe: Recipe, inner: int) -> None:
+    """Raises RecipeError where more edits are to be met exactly than a layer has dimensions."""
+    method, keys = recipe.method, len({edit.prompt.head for edit in edits})
+    if method.ridge == 0 and not method.kind.in_turn and keys > inner:
+        said = f"method.ridge = 0 meets every edit exactly: {keys:,} keys are too many for {inner:,} dimensions"
+        raise RecipeError(said, "say --set method.ridge=1, or --method memit")
 
 
 def under(edit: Edit, contexts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[Prompt]:

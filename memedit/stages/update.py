@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,12 +49,12 @@ def solve(
 ) -> Update:
     """The change of the layers in `stored` (their weights (D, F) in the checkpoint's dtype), lowest first.
 
-    MEMIT, algorithm 1 (Meng et al. 2023): prompts of E edits under X contexts, the bare one first; wanted (E, D)
-    float32, as `Targets` has it. Each layer takes an equal share of the residual that is left in the stream; its weight
-    is rounded to the checkpoint's dtype before the next residual is measured, so that what is measured is what will be
-    written. Where a family scales what its MLPs add to the stream, the share is divided by that gain; where it puts a
-    norm there, the share goes back through it. All layers' keys come from one sweep up the model, or (`whole`) from
-    whole forwards. The model is as it was when this returns.
+    MEMIT, algorithm 1 (Meng et al. 2023), whatever method the factors are of: prompts of E edits under X contexts, the
+    bare one first; wanted (E, D) float32, as `Targets` has it. Each layer takes an equal share of the residual that is
+    left in the stream; its weight is rounded to the checkpoint's dtype before the next residual is measured, so that
+    what is measured is what will be written. Where a family scales what its MLPs add to the stream, the share is
+    divided by that gain; where it puts a norm there, the share goes back through it. All layers' keys come from one
+    sweep up the model, or (`whole`) from whole forwards. The model is as it was when this returns.
     """
     layers = sorted(stored)
     weights = context_weights(method, len(prompts[0]))
@@ -126,7 +126,7 @@ class _Solved:
     delta: Delta
     fitted: float
     keys: EditedKeys  # averaged over contexts
-    leverage: float  # median of k C^-1 k
+    leverage: float  # median of k M^-1 k
 
 
 def _solved(
@@ -137,10 +137,10 @@ def _solved(
     Whichever of two systems costs less: edits by edits, or inner by inner from sums that grow with no edit.
     """
     home = lm.device if lm.device.type == "cuda" else torch.device("cpu")  # where float64 is at hand, and fast
-    factor = replace(factor, lower=factor.lower.to(home))
+    factor = factor.to(home)
     residual = residual.to(home)
     n_edits, width = residual.shape
-    if not by_sums(n_edits, inner, width):
+    if not (factor.summable and by_sums(n_edits, inner, width)):
         keys = torch.empty(n_edits, inner, dtype=torch.float64, device=home)
         for edits, part in parts:
             keys[edits] = part.to(home)

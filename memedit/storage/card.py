@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from memedit.methods import METHODS
 from memedit.report import Report
 from memedit.tables import markdown
 
@@ -16,11 +17,12 @@ def write(report: Report, base: Path) -> str:
     """README.md for the output: valid front matter with base_model, and a table of the results."""
     front = _front(report.model, base, "finetune")
     layers = ", ".join(str(layer.layer) for layer in report.layers)
+    method = METHODS[report.recipe["method"]["name"]]
     text = [
         front,
         f"# {base.resolve().name}, edited",
         "",
-        f"{report.edits:,} facts of this model were changed by [MEMIT](https://arxiv.org/abs/2210.07229), as memedit "
+        f"{report.edits:,} facts of this model were changed by [{method.title}]({method.paper}), as memedit "
         f"does it, in the MLP down-projections of layers {layers}. All other weights are those of the base model.",
         "",
         markdown(report),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from examples.benchmarks.both import Both
-from memedit.numerics.solvers import gains, prepare_memit
+from memedit.methods import METHODS
+from memedit.numerics.solvers import gains, prepare
 from memedit.stages.keys import context_weights, find_keys
 from tests import oracle
 from torch import Tensor
@@ -49,7 +50,7 @@ def test_deltas_solve_the_published_system_given_the_same_keys_and_residuals(bot
     residuals = torch.randn(N, both.lm.anatomy.width, generator=generator, dtype=torch.float64)
     for layer in both.layers:
         keys = oracle.keys_at(both.lm.model, layer, both.edits, both.knobs.semantics)
-        found = residuals.T @ gains(prepare_memit(both.moments[layer], both.ridge), keys)
+        found = residuals.T @ gains(prepare(both.moments[layer], METHODS["memit"], both.ridge), keys)
         system = both.ridge * both.moments[layer].mean + keys.T @ keys
         assert gap(found, residuals.T @ torch.linalg.solve(system, keys.T).T) < DELTAS
 

@@ -36,6 +36,7 @@ PHASES = [
     ("memedit.search", "", "find_targets"),
     ("memedit.job", "Job", "targets"),
     ("memedit.job", "Job", "update"),
+    ("memedit.redo", "", "_sought"),
     ("memedit.job", "Job", "report"),
     ("memedit.storage.writer", "", "_patch"),
     ("memedit.storage.writer", "", "_sync"),
@@ -46,7 +47,7 @@ def arguments(out: Path) -> list[str]:
     edits = str(ROOT / "requests" / "world.jsonl")
     model = str(ROOT / "examples" / "models" / "made-gpt2")
     knobs = ["--set", "target.steps=4", "--set", "chunk=2", "--set", "moments.tokens=4000"]
-    return ["apply", edits, "-m", model, "-o", str(out), "--limit", "4", "-q", *knobs]
+    return ["apply", edits, "-m", model, "-o", str(out), "--limit", "4", "--redo", "2", "-q", *knobs]
 
 
 def start(cache: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -9,8 +9,8 @@ import memedit
 
 PACKAGE = Path(memedit.__file__).parent
 LEVELS = [
-    {"errors", "tell", "versions"},
-    {"request", "recipe", "report", "outcome"},
+    {"errors", "methods", "tell", "versions"},
+    {"layers", "outcome", "recipe", "report", "request"},
     {"settings", "tables", "traces", "inspection"},
     {"lint", "numerics", "presets"},
     {"model", "storage"},
@@ -18,7 +18,7 @@ LEVELS = [
     {"preflight"},
     {"measure", "search", "sites", "survey"},
     {"job", "carry"},
-    {"trials", "examine"},
+    {"examine", "redo", "trials"},
     {"pipeline", "changes"},
     {"show"},
     {"api"},

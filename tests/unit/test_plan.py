@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from memedit.errors import EditListError
+from memedit.errors import EditListError, RecipeError
 from memedit.model.anatomy import Anatomy
-from memedit.recipe import Recipe
+from memedit.recipe import MethodKnobs, Recipe
 from memedit.request import EditRequest
 from memedit.stages.plan import check, make_plan
 from tests.conftest import byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-ANATOMY = Anatomy("h", tuple(f"h.{n}.mlp" for n in range(6)), "linear", 8, 16, 258, 64)
+ANATOMY = Anatomy(
+    blocks="h",
+    down_projections=tuple(f"h.{n}.mlp" for n in range(6)),
+    refusals=("",) * 6,
+    layout="linear",
+    width=8,
+    mlp_widths=(16,) * 6,
+    gains=(1.0,) * 6,
+    norms=("",) * 6,
+    vocabulary=258,
+    positions=64,
+)
 
 
 def edit(number: int, **changes: Any) -> EditRequest:
@@ -57,6 +68,18 @@ def test_duplicates_are_skipped_and_the_first_is_kept() -> None:
     assert [one.request.id for one in plan.edits] == ["1", "3"]
     assert [one.id for one in plan.skipped] == ["2"]
     assert plan.layers == (0, 1, 2)
+
+
+def test_more_keys_than_can_be_met_exactly_are_refused() -> None:
+    several = [edit(n) for n in range(ANATOMY.mlp_width + 1)]
+    emmet = Recipe(method=MethodKnobs(name="emmet"))
+    with pytest.raises(RecipeError, match="17 keys are too many for 16 dimensions"):
+        make_plan(several, byte_tokenizer(), ANATOMY, emmet)
+    # As many as there are dimensions, edits of one key, edits in turn, and edits weighed against the rest are not.
+    make_plan(several[:-1], byte_tokenizer(), ANATOMY, emmet)
+    make_plan([*several[:-1], edit(99, subject="S1", prompt="{} was")], byte_tokenizer(), ANATOMY, emmet)
+    for knobs in (MethodKnobs(name="rome"), MethodKnobs(name="emmet", ridge=0.1)):
+        make_plan(several, byte_tokenizer(), ANATOMY, Recipe(method=knobs))
 
 
 def test_all_errors_are_told_at_once() -> None:

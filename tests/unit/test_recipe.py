@@ -1,9 +1,13 @@
 """A recipe says where each value came from, and refuses what it does not know."""
 
+from typing import get_args
+
 import pytest
 from memedit.errors import RecipeError
+from memedit.layers import default_layers, layer_range, layers_of
+from memedit.methods import METHODS, Name
 from memedit.presets import PRESETS, preset
-from memedit.recipe import Recipe, default_layers, layer_range
+from memedit.recipe import Recipe
 from memedit.settings import flatten, resolve
 
 
@@ -23,6 +27,25 @@ def test_an_unknown_knob_is_refused_with_the_nearest() -> None:
 def test_a_value_that_cannot_be_names_its_key_and_source() -> None:
     with pytest.raises(RecipeError, match=r"method\.ridge = -1\.0 \(from flag\)"):
         resolve([("flag", {"method.ridge": -1.0})])
+
+
+def test_a_ridge_not_given_is_the_methods_own() -> None:
+    for name, method in METHODS.items():
+        for given in ({}, {"method.ridge": None}):
+            recipe, _ = resolve([("flag", {"method.name": name, **given})])
+            assert recipe.method.ridge == method.ridge
+        assert resolve([("flag", {"method.name": name, "method.ridge": 0.5})])[0].method.ridge == 0.5
+    assert get_args(Name) == tuple(METHODS)
+    with pytest.raises(RecipeError, match=r"method\.name = 'romme'"):
+        resolve([("flag", {"method.name": "romme"})])
+
+
+def test_methods_of_one_layer_take_the_middle_of_the_default() -> None:
+    for n_layers in (1, 6, 28, 48):
+        layers = layers_of("depth", n_layers)
+        (one,) = layers_of("depth", n_layers, single=True)
+        assert abs((one - layers[0]) - (layers[-1] - one)) <= 1
+    assert layers_of("1-3", 6, single=True) == [1, 2, 3]
 
 
 def test_layers_count_from_zero_and_include_both_ends() -> None:
@@ -54,6 +77,15 @@ def test_every_preset_is_a_recipe_and_yields_to_a_file() -> None:
         recipe, sources = resolve([("preset", preset(name)), ("file", {"target.steps": 3})])
         assert recipe.target.steps == 3
         assert sources["method.layers"] == "preset"
+
+
+def test_a_presets_ridge_is_memits_alone() -> None:
+    for name in PRESETS:
+        assert "method.ridge" in preset(name)
+        for method, kind in METHODS.items():
+            recipe, _ = resolve([("preset", preset(name, method)), ("flag", {"method.name": method})])
+            assert recipe.method.ridge == (preset(name)["method.ridge"] if method == "memit" else kind.ridge)
+            assert ("-" in recipe.method.layers) == (not kind.single)
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:

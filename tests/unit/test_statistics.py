@@ -14,7 +14,7 @@ from memedit.measure import factor_of, moments_for, plan_moments, stats
 from memedit.model.load import LanguageModel, load
 from memedit.model.passes import Site, capture, run
 from memedit.numerics.moments import Moment
-from memedit.recipe import ModelKnobs
+from memedit.recipe import MethodKnobs, ModelKnobs
 from memedit.settings import resolve
 from memedit.stages import statistics
 from memedit.stages.statistics import Moments, ahead, measure, packed
@@ -121,9 +121,13 @@ def test_the_factor_is_kept_beside_its_moment(lm: LanguageModel, tiny_folder: Pa
     recipe = resolve([("flag", {"model.path": str(tiny_folder), "moments.tokens": 2000})])[0]
     plan = plan_moments(lm, tiny_folder, [1], recipe)
     moment = moments_for(lm, plan, Silence(), lambda _n: None)[1]
-    made = factor_of(plan, 1, 2.0)
-    monkeypatch.setattr(measure_module, "prepare_memit", lambda *_: pytest.fail("factored again"))
-    found = factor_of(plan, 1, 3.0)
+    made = factor_of(plan, 1, MethodKnobs(ridge=2.0))
+    space = factor_of(plan, 1, MethodKnobs(name="alphaedit", null_space=0.1)).basis
+    monkeypatch.setattr(measure_module, "decomposed", lambda *_: pytest.fail("factored again"))
+    found = factor_of(plan, 1, MethodKnobs(ridge=3.0))
+    wider = factor_of(plan, 1, MethodKnobs(name="alphaedit", null_space=0.5)).basis
+    assert space is not None and wider is not None
+    assert wider.shape[1] > space.shape[1] and torch.equal(wider[:, : space.shape[1]], space)
     assert torch.equal(found.lower, made.lower)
     assert (found.shift, found.dead) == (made.shift, made.dead)
     assert (made.ridge, found.ridge) == (2.0 * len(made.lower), 3.0 * len(made.lower))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from memedit.methods import METHODS
 from memedit.model.anatomy import find_anatomy
 from memedit.model.gains import prove
 from memedit.model.load import LanguageModel, load
 from memedit.model.subject import Prompt
 from memedit.numerics.moments import Moment
-from memedit.numerics.solvers import Factor, prepare_memit
+from memedit.numerics.solvers import Factor, prepare
 from memedit.recipe import ModelKnobs, Recipe
 from memedit.stages import update as module
 from memedit.stages.update import Update, solve
@@ -40,7 +41,7 @@ def solved(
 
     def factor_of(layer: int) -> Factor:
         rows = torch.randn(4 * width, width, generator=torch.Generator().manual_seed(layer)) * 0.3
-        return prepare_memit(Moment.of(rows), ridge)
+        return prepare(Moment.of(rows), METHODS["memit"], ridge)
 
     stored = {layer: lm.weight(layer).clone() for layer in (1, 2)}
     return solve(lm, prompts, wanted, factor_of, stored, Recipe().method, whole=whole)

@@ -1,0 +1,54 @@
+"""Which layers are edited: by number, or by relative depth. Layers count from 0, both ends of a range included."""
+
+from __future__ import annotations
+
+import re
+
+from memedit.errors import RecipeError
+
+
+def layer_range(text: str, n_layers: int) -> list[int]:
+    """`3-8`, `5` or `3,5` -> layer indices, ascending; counted from 0, both ends included.
+
+    Raises RecipeError when it is none of these, empty, or beyond the model.
+    """
+    if text == "auto":
+        raise RecipeError("method.layers = auto traces edits, and here are none", "name the layers, or say depth")
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match:
+            raise RecipeError(f"method.layers = {text!r} is no range of layers", "write 3-8, or 5, or 3,5, or depth")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= n_layers:
+            hint = f"layers count from 0: 0 to {n_layers - 1}"
+            raise RecipeError(f"method.layers = {text!r} does not fit a model of {n_layers} layers", hint)
+        found |= set(range(first, last + 1))
+    return sorted(found)
+
+
+def default_layers(n_layers: int) -> list[int]:
+    """The early site by relative depth: MEMIT's 3-8 of GPT-J's 28 and 13-17 of GPT-2 XL's 48 lie around it.
+
+    A fifth of the depth, three layers at least so that the change is spread, ending a third of the way up.
+    """
+    count = min(n_layers, max(3, round(n_layers / 5)))
+    last = max(count - 1, round(n_layers / 3) - 1)
+    return list(range(last - count + 1, last + 1))
+
+
+def layers_of(chosen: str, n_layers: int, *, single: bool = False) -> list[int]:
+    """The layers of a recipe: a range, or by relative depth (`single`: the middle one of those).
+
+    Raises RecipeError, also for auto: that asks for edits.
+    """
+    if chosen != "depth":
+        return layer_range(chosen, n_layers)
+    layers = default_layers(n_layers)
+    return [middle(layers)] if single else layers
+
+
+def middle(layers: list[int]) -> int:
+    """The layer that stands for a range. Published single layers lie in MEMIT's ranges (GPT-J's 5 in 3-8, GPT-2 XL's 17
+    at the end of 13-17); on the shipped GPT-2 the middle spares more neighbors than the last."""
+    return layers[len(layers) // 2]

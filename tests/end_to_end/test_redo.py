@@ -1,0 +1,42 @@
+"""Edits that did not take are sought again where the others are in place; what does not help is not kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import memedit
+from memedit.report import Report
+from tests.conftest import ROOT
+
+EDITS = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:8]
+FEW_STEPS = {"target.steps": 6, "moments.tokens": 4000}
+
+
+def run(model: Path, folder: Path, **settings: Any) -> tuple[Report, bytes]:
+    report = memedit.apply(EDITS, model, folder, settings={**FEW_STEPS, **settings})
+    return report, (folder / "memedit" / "delta.safetensors").read_bytes()
+
+
+def test_a_round_finds_again_the_targets_of_edits_that_did_not_take_alone(made_gpt2: Path, tmp_path: Path) -> None:
+    plain, _ = run(made_gpt2, tmp_path / "plain")
+    again, _ = run(made_gpt2, tmp_path / "again", **{"target.redo": 1})
+    failed = {one.id for one in plain.per_edit if one.status == "failed"}
+    assert plain.redo == () and 0 < len(failed) < len(EDITS)
+    (only,) = again.redo
+    assert set(only.ids) == failed
+    assert only.took_before == len(EDITS) - len(failed) < only.took_after
+    assert only.took_after == sum(one.status == "ok" for one in again.per_edit)
+    for was, now in zip(plain.per_edit, again.per_edit, strict=True):
+        assert now.redone == (1 if was.id in failed else None)
+        assert (was.loss == now.loss) == (was.id not in failed)
+
+
+def test_a_round_that_does_not_help_changes_nothing_and_is_the_last(made_gpt2: Path, tmp_path: Path) -> None:
+    tight = {"target.ball": 1e-3}
+    _, plain = run(made_gpt2, tmp_path / "plain", **tight)
+    again, delta = run(made_gpt2, tmp_path / "again", **tight, **{"target.redo": 3})
+    (only,) = again.redo
+    assert not only.helped and only.took_before == only.took_after
+    assert delta == plain
+    assert all(one.redone is None for one in again.per_edit)
