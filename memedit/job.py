@@ -183,6 +183,7 @@ class Job:
     ) -> Report:
         """Everything that is known of the run."""
         redone = {name: number for number, one in enumerate(rounds, start=1) if one.helped for name in one.ids}
+        rows = zip(self.requests, before[0], after[0], targets.loss, targets.steps, strict=True)
         results = [
             EditResult(
                 id=request.id,
@@ -195,9 +196,7 @@ class Job:
                 steps=int(steps),
                 redone=redone.get(request.id),
             )
-            for request, was, now, loss, steps in zip(
-                self.requests, before[0], after[0], targets.loss, targets.steps, strict=True
-            )
+            for request, was, now, loss, steps in rows
         ]
         results += [
             EditResult(id=request.id, status="skipped", reason="an exact duplicate", edit=request.public())
@@ -231,8 +230,8 @@ class Job:
         deltas: dict[str, Delta] = {self.names[layer]: delta for layer, delta in update.deltas.items()}
         anatomy = self.lm.anatomy
         weights = {
-            self.names[layer]: anatomy.turned(rounded(self.stored[layer], delta)).contiguous()
-            for layer, delta in update.deltas.items()
+            self.names[n]: anatomy.turned(rounded(self.stored[n], delta)).contiguous()
+            for n, delta in update.deltas.items()
         }
         extra = {
             "README.md": card.write(report, self.base.folder).encode(),
