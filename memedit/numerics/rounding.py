@@ -87,6 +87,7 @@ def key_aware(exact: Tensor, dtype: torch.dtype, keys: EditedKeys, moment: Tenso
     scale, gram = moment.diagonal().mean(), keys.gram
     length = gram.trace().clamp_min(torch.finfo(gram.dtype).tiny)
     metric = moment + KEYS * keys.edits * scale * len(gram) / length * gram
+    del gram  # as large as the metric
     metric.diagonal().add_(DAMPING * scale)
     order = metric.diagonal().argsort(stable=True)
     metric, wanted = metric[order][:, order], exact[:, order]
