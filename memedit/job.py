@@ -198,10 +198,9 @@ class Job:
             )
             for request, was, now, loss, steps in rows
         ]
-        results += [
-            EditResult(id=request.id, status="skipped", reason="an exact duplicate", edit=request.public())
-            for request in self.plan.skipped
-        ]
+        for request in self.plan.skipped:
+            why = "an exact duplicate"
+            results.append(EditResult(id=request.id, status="skipped", reason=why, edit=request.public()))
         return Report(
             command="apply",
             versions=versions(),
