@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,15 +87,23 @@ def test_forgotten_ids_come_from_a_pipe_and_with_none_left_the_base_is_written(e
         (["forget", "jobissa-brerandor-language", "ultuno-morlarsk-employer", "-m", "out"], "no output folder"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_said_before_any_work(edited: Path, arguments: list[str], says: str) -> None:
-    (edited / "text.jsonl").write_text(
-        '{"text": "The old bridge stood near the river, and the town lay behind it."}\n' * 400
-    )
-    there = [str(edited / word) if word in ("out", "base", "x", "text.jsonl") else word for word in arguments]
-    done = memedit(*there, cache=edited / "cache", stdin=LINES[2])
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert says in done.stderr
-    assert [line.split(":")[0] for line in done.stderr.strip().splitlines()[-2:]] == ["error", "hint"]
+def test_what_cannot_be_done_is_said_before_any_work(
+    edited: Path, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, since each is refused before anything heavy."""
+    from memedit.cli.app import main
+
+    text = '{"text": "The old bridge stood near the river, and the town lay behind it."}\n'
+    (edited / "text.jsonl").write_text(text * 400)
+    places = ("out", "base", "x", "text.jsonl")
+    monkeypatch.setattr(sys, "argv", ["memedit", *(str(edited / one) if one in places else one for one in arguments)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(LINES[2]))
+    with pytest.raises(SystemExit) as caught:
+        main()
+    said = capfd.readouterr()
+    assert (caught.value.code, said.out) == (2, ""), said.err
+    assert says in said.err
+    assert [line.split(":")[0] for line in said.err.strip().splitlines()[-2:]] == ["error", "hint"]
     assert not (edited / "x").exists()
 
 
