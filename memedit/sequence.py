@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from memedit.errors import RecipeError, UsageError
-from memedit.layers import layer_range
+from memedit.layers import layer_range, layers_text
 from memedit.ledger import Joined, Ledger, Past, Way, joined
 from memedit.lint import lint, shown
 from memedit.model.load import at_hand, locate
 from memedit.recipe import Recipe
 from memedit.request import EditRequest, Finding
 from memedit.settings import flatten, resolve
-from memedit.storage.checkpoint import Checkpoint, write
+from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.ledger import read_ledger
+from memedit.storage.writer import write
 from memedit.tell import Tell
 
 BY_CONTENT = "moments.corpus"
@@ -130,12 +131,6 @@ def told_of(found: Joined) -> list[Finding]:
         *(_finding(was, "W231", f"an edit in force has this id; here it is {shown(now.id)}")
           for was, now in found.renamed),
     ]  # fmt: skip
-
-
-def layers_text(layers: Sequence[int]) -> str:
-    """Layers as `--layers` takes them."""
-    whole = list(layers) == list(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else ",".join(map(str, layers))
 
 
 def _settled(recipe: Recipe, sources: Mapping[str, str], ledger: Ledger) -> Recipe:

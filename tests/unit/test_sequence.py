@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from memedit.errors import RecipeError, UsageError
+from memedit.layers import layer_range, layers_text
 from memedit.ledger import About, Base, Entry, Ledger, deciding
 from memedit.request import EditRequest
-from memedit.sequence import Start, begin, layers_text, without
+from memedit.sequence import Start, begin, without
 from memedit.settings import resolve
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.ledger import ledger_files, read_ledger
@@ -159,4 +160,6 @@ def test_forgetting_leaves_the_others_and_brings_back_what_had_given_way(edited:
 
 
 def test_layers_are_written_as_they_are_read() -> None:
-    assert [layers_text(one) for one in ((3,), (0, 1, 2), (1, 3))] == ["3", "0-2", "1,3"]
+    layers = [[3], [0, 1, 2], [1, 3]]
+    assert [layers_text(one) for one in layers] == ["3", "0-2", "1,3"]
+    assert [layer_range(layers_text(one), 4) for one in layers] == layers
