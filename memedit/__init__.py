@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from memedit.api import apply as apply
     from memedit.api import evaluate as evaluate
+    from memedit.api import forget as forget
     from memedit.api import inspect as inspect
     from memedit.api import load_edits as load_edits
     from memedit.api import trace as trace
     from memedit.request import EditRequest as EditRequest
 
 __version__ = "0.1.0"
-__all__ = ["EditRequest", "__version__", "apply", "evaluate", "inspect", "load_edits", "trace"]
+__all__ = ["EditRequest", "__version__", "apply", "evaluate", "forget", "inspect", "load_edits", "trace"]
 
 _HOMES = {
-    **dict.fromkeys(("apply", "evaluate", "inspect", "load_edits", "trace"), "api"),
+    **dict.fromkeys(("apply", "evaluate", "forget", "inspect", "load_edits", "trace"), "api"),
     "EditRequest": "request",
 }
 

@@ -9,11 +9,12 @@ from typing import Any
 from memedit import pipeline, survey
 from memedit.errors import EditListError
 from memedit.inspection import Inspection
+from memedit.ledger import Way
 from memedit.lint import lint
 from memedit.recipe import Recipe
 from memedit.report import Report
 from memedit.request import EditRequest
-from memedit.settings import resolve
+from memedit.settings import Source, resolve
 from memedit.show.html import page
 from memedit.sites import Tracing
 from memedit.storage.requests import read
@@ -42,11 +43,15 @@ def apply(
     output: str | Path,
     *,
     facts: Edits = (),
+    way: Way | None = None,
+    base: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     tell: Tell | None = None,
 ) -> Report:
     """Write facts into a model: the edited checkpoint is in `output` when this returns.
 
+    A model that was edited before, and has its ledger, is gone on with: by solving all its edits anew from its base,
+    which lies at `base` where it was moved ("re-solve", the default), or by editing the edited weights ("on top").
     `settings` are knobs of the recipe by their dotted names. `facts` are known facts; the report says how many stay.
     Raises children of MemeditError, before any heavy work where the input is at fault.
 
@@ -57,8 +62,34 @@ def apply(
     >>> report.edits, [one.layer for one in report.layers]
     (2, [0, 1, 2])
     """
-    recipe = _recipe(model, {**(settings or {}), "output.dir": str(output)})
-    return pipeline.apply(_edits(edits), recipe, facts=_edits(facts), tell=tell)
+    recipe, sources = _resolved(model, {**(settings or {}), "output.dir": str(output)})
+    where = None if base is None else str(base)
+    return pipeline.apply(_edits(edits), recipe, facts=_edits(facts), sources=sources, way=way, base=where, tell=tell)
+
+
+def forget(
+    ids: Sequence[str],
+    model: str | Path,
+    output: str | Path,
+    *,
+    facts: Edits = (),
+    base: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    tell: Tell | None = None,
+) -> Report:
+    """Take edits out of an edited model by their ids: in `output` they were never made. With none left it is the base.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     edits, one, two = load_edits("requests/world.jsonl")[:2], folder + "/one", folder + "/two"
+    ...     _ = apply(edits, "examples/models/made-gpt2", one, settings={"target.steps": 20})
+    ...     report = forget([edits[0].id], one, two)
+    >>> report.edits, report.ledger.kept
+    (1, 1)
+    """
+    recipe, sources = _resolved(model, {**(settings or {}), "output.dir": str(output)})
+    where = None if base is None else str(base)
+    return pipeline.forget(ids, recipe, facts=_edits(facts), sources=sources, base=where, tell=tell)
 
 
 def evaluate(
@@ -129,4 +160,8 @@ def _edits(edits: Edits) -> list[EditRequest]:
 
 
 def _recipe(model: str | Path, settings: Mapping[str, Any] | None) -> Recipe:
-    return resolve([("flag", {**(settings or {}), "model.path": str(model)})])[0]
+    return _resolved(model, settings)[0]
+
+
+def _resolved(model: str | Path, settings: Mapping[str, Any] | None) -> tuple[Recipe, dict[str, Source]]:
+    return resolve([("flag", {**(settings or {}), "model.path": str(model)})])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
+from memedit.books import about_of, check_moments, entered, filled, groups_of, kept_rows, results_of, retained, told
 from memedit.errors import UsageError
+from memedit.ledger import Ledger, Past
 from memedit.measure import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
 from memedit.model.load import LanguageModel, load, locate
 from memedit.model.suffix import Suffix
 from memedit.numerics.delta import Delta, rounded
 from memedit.preflight import about, check_room, check_weights, seconds
 from memedit.recipe import Recipe
-from memedit.report import EditResult, RedoRound, Report
+from memedit.report import RedoRound, Report
 from memedit.request import EditRequest, Finding
 from memedit.search import Search
 from memedit.sites import take_layers
@@ -34,10 +36,14 @@ from memedit.storage import card
 from memedit.storage.artifacts import Store, cache_dir, digest_of
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes, originals_bytes
+from memedit.storage.ledger import digest_of_ledger, ledger_files
 from memedit.storage.requests import write_lines
 from memedit.storage.writer import check_output, write
 from memedit.tell import Tell
 from memedit.versions import versions
+
+Judged = tuple[list[Judgment], list[bool]]
+"""Every edit's judgment, and whether each fact is known."""
 
 
 class Job:
@@ -50,8 +56,9 @@ class Job:
         findings: Sequence[Finding],
         facts: Sequence[EditRequest],
         tell: Tell,
+        past: Past | None = None,
     ) -> None:
-        self.recipe, self.facts, self.tell = recipe, list(facts), tell
+        self.recipe, self.facts, self.tell, self.past = recipe, list(facts), tell, past or Past()
         self.timings: dict[str, float] = {}
         self.splices = True
         self.folder = locate(recipe.model)
@@ -69,6 +76,11 @@ class Job:
             start = time.monotonic()
             self.recipe, self.plan, why = take_layers(self.lm, self.base.digest, recipe, self.plan, self.tell)
             self.notes, self.timings["trace"] = (why,), time.monotonic() - start
+        self.groups = groups_of(self.plan.edits, joint=self.recipe.joint)
+        self.kept = kept_rows(self.past, self.plan.edits, self.groups, self.base.digest)
+        """Edits whose target the ledger has, each with its row there."""
+        for finding in self.past.conflicts:
+            self.tell.note(finding.line)
         anatomy = self.lm.anatomy
         self.names = {layer: self.base.resolve(anatomy.parameter(layer)) for layer in self.plan.layers}
         self.stored = {layer: anatomy.turned(self.base.tensor(name)) for layer, name in self.names.items()}
@@ -95,6 +107,8 @@ class Job:
         """Where an unfinished run lives: by the digest of its edits, model and recipe."""
         record = [request.public() for request in (*self.requests, *self.facts)]
         inputs = {"edits": digest_of(record), "model": self.base.digest, "recipe": self.recipe.digest}
+        if self.past.ledger is not None:
+            inputs["ledger"] = digest_of_ledger(self.past.ledger)
         return Store(cache_dir() / "runs" / digest_of(inputs)[:16])
 
     @cached_property
@@ -111,12 +125,14 @@ class Job:
     def takes(self) -> float:
         """Seconds that moments and targets take, about."""
         rows, plan = len(self.recipe.contexts.openings) + 2, self.moment_plan
-        suffixes = rows * sum(suffix_of(edit) for edit in self.plan.edits)
+        suffixes = rows * sum(suffix_of(edit) for n, edit in enumerate(self.plan.edits) if n not in self.kept)
         read = plan.tokens if plan.missing else 0
         return seconds(self.lm, self.plan.layers, read, suffixes, self.recipe.target.steps)
 
     def contexts(self, run: Store) -> list[str]:
-        """The prefixes, the empty one first."""
+        """The prefixes, the empty one first; where there is a ledger, its own."""
+        if self.past.ledger is not None:
+            return list(self.past.ledger.about.contexts)
         knobs, seed = self.recipe.contexts, self.recipe.seed
         with self.timed("contexts", None):
             on = {"model": self.base.digest, "knobs": knobs.model_dump(mode="json"), "seed": seed}
@@ -125,11 +141,12 @@ class Job:
     def moments(self) -> MomentPlan:
         """The second moments of the layers: in the cache when this returns, read from there as they are needed."""
         plan = self.moment_plan
+        check_moments(self.past, plan.on)
         with self.timed("moments", plan.tokens if plan.missing else None, "tokens") as advance:
             measure_missing(self.lm, plan, self.tell, advance)
         return plan
 
-    def judged(self, run: Store | None, name: str) -> tuple[list[Judgment], list[bool]]:
+    def judged(self, run: Store | None, name: str) -> Judged:
         """Every edit's judgment and every fact's by the model as it is now; recalled where a store is given."""
         chat = self.recipe.chat
 
@@ -142,23 +159,29 @@ class Job:
         return [Judgment(**one) for one in found["edits"]], found["facts"]
 
     def targets(self, run: Store, contexts: Sequence[str]) -> tuple[Targets, str]:
-        """Targets batch by batch (each is kept), and which engine found them."""
+        """Targets batch by batch (each is kept), and which engine found them; the ledger's are not searched again."""
         prompts = [under(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
         search = Search(self.lm, self.plan.edits, prompts, self.plan.layers[-1], self.recipe)
-        with self.timed("targets", len(prompts), "edits") as advance:
+        rest = [n for n in range(len(prompts)) if n not in self.kept]
+        with self.timed("targets", len(rest), "edits") as advance:
             engine, told = search.engine()
             on = {"contexts": list(contexts), "layer": search.layer, "engine": engine.__name__}
             self.splices = engine is Suffix
-            return search.run(run, on, engine, advance), told
+            found = search.run(run, on, engine, advance, rest) if rest else None
+        return filled(self.past, self.kept, found, len(prompts), self.lm.anatomy.width), told
 
-    def update(self, contexts: Sequence[str], moments: MomentPlan, targets: Targets) -> Update:
-        """The change of every layer."""
-        method = self.recipe.method
-        prompts = [under(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
+    def update(
+        self, contexts: Sequence[str], moments: MomentPlan, targets: Targets, redone: Collection[int] = ()
+    ) -> Update:
+        """The change of every layer. Rows go by the digests of their edits: the order of the list changes no bit."""
+        method, edits = self.recipe.method, self.plan.edits
+        order = sorted(range(len(edits)), key=lambda n: edits[n].request.digest)
+        prompts = [under(edits[n], contexts, self.lm.tokenizer, chat=self.recipe.chat) for n in order]
+        held = torch.tensor([self.past.way == "on top" and n in self.kept and n not in redone for n in order])
         with self.timed("solve", len(self.plan.layers), "layers") as advance:
             factor = lambda layer: factor_of(moments, layer, method)  # noqa: E731
             return solve(
-                self.lm, prompts, targets.wanted, factor, self.stored, method,
+                self.lm, prompts, targets.wanted[order], factor, self.stored, method, held=held,
                 rounding=self.rounding(moments), whole=not self.splices, advance=advance,
             )  # fmt: skip
 
@@ -166,64 +189,38 @@ class Job:
         """How the changes enter the stored weights."""
         return Rounding(self.recipe.output.rounding, lambda layer: moment_of(moments, layer))
 
+    def entered(
+        self, contexts: Sequence[str], moments: MomentPlan, targets: Targets, after: Judged, rounds: Sequence[RedoRound]
+    ) -> Ledger:
+        """The ledger of the edited model."""
+        on, past, plan = self.base.digest, self.past, self.plan
+        about = about_of(past, self.recipe, on, plan.layers, contexts, moments.on)
+        return entered(past, about, plan.edits, self.groups, self.kept, targets, after[0], on, rounds)
+
     def weights(self, update: Update) -> dict[int, torch.Tensor]:
         """The edited weights as the model holds them: rounded to the checkpoint's dtype first."""
         lm = self.lm
         return {n: rounded(self.stored[n], delta).to(lm.device, lm.dtype) for n, delta in update.deltas.items()}
 
     def report(
-        self,
-        arguments: Sequence[str],
-        engine: str,
-        before: tuple[list[Judgment], list[bool]],
-        after: tuple[list[Judgment], list[bool]],
-        targets: Targets,
-        update: Update,
+        self, arguments: Sequence[str], engine: str, before: Judged, after: Judged, targets: Targets, update: Update,
         rounds: Sequence[RedoRound] = (),
-    ) -> Report:
+    ) -> Report:  # fmt: skip
         """Everything that is known of the run."""
-        redone = {name: number for number, one in enumerate(rounds, start=1) if one.helped for name in one.ids}
-        rows = zip(self.requests, before[0], after[0], targets.loss, targets.steps, strict=True)
-        results = [
-            EditResult(
-                id=request.id,
-                status="ok" if now.accuracy == 1 else "failed",
-                reason=None if now.accuracy == 1 else "the model does not say the object",
-                edit=request.public(),
-                before=was.record(),
-                after=now.record(),
-                loss=float(loss),
-                steps=int(steps),
-                redone=redone.get(request.id),
-            )
-            for request, was, now, loss, steps in rows
-        ]
-        for request in self.plan.skipped:
-            why = "an exact duplicate"
-            results.append(EditResult(id=request.id, status="skipped", reason=why, edit=request.public()))
+        skipped = (*self.plan.skipped, *self.past.twins)
+        earlier, took = retained(self.past, before[0], after[0])
         return Report(
-            command="apply",
-            versions=versions(),
-            arguments=list(arguments),
-            model=self.recipe.model.path,
-            output=self.recipe.output.dir,
-            recipe=self.recipe.model_dump(mode="json"),
-            device=str(self.lm.device),
-            engine=engine,
-            edits=len(self.requests),
-            layers=update.layers,
-            redo=tuple(rounds),
-            before=score(before[0]),
-            after=score(after[0], before[0]),
-            difference=change(before[0], after[0]),
-            kept=kept(self.facts, before[1], after[1], self.requests),
+            command=self.past.command, versions=versions(), arguments=list(arguments), model=self.recipe.model.path,
+            output=self.recipe.output.dir, recipe=self.recipe.model_dump(mode="json"), device=str(self.lm.device),
+            engine=engine, edits=len(self.requests), layers=update.layers, redo=tuple(rounds), before=score(before[0]),
+            after=score(after[0], before[0]), difference=change(before[0], after[0]),
+            kept={**kept(self.facts, before[1], after[1], self.requests), **earlier}, retention=took,
+            ledger=told(self.past, self.groups, self.kept), timings=self.timings, notes=self.notes,
             digests={"model": self.base.digest, "edits": digest_of([r.public() for r in self.requests])},
-            timings=self.timings,
-            notes=self.notes,
-            per_edit=tuple(results),
-        )
+            per_edit=results_of(self.requests, before[0], after[0], targets, skipped, rounds),
+        )  # fmt: skip
 
-    def write(self, report: Report, update: Update) -> None:
+    def write(self, report: Report, update: Update, ledger: Ledger) -> None:
         """The output folder, verified."""
         assert self.out is not None
         deltas: dict[str, Delta] = {self.names[layer]: delta for layer, delta in update.deltas.items()}
@@ -238,6 +235,7 @@ class Job:
             "memedit/edits.jsonl": write_lines(self.requests).encode(),
             "memedit/results.jsonl": "".join(f"{one.model_dump_json()}\n" for one in report.per_edit).encode(),
             "memedit/delta.safetensors": delta_bytes(deltas, self.base.digest, {"method": self.recipe.method.name}),
+            **ledger_files(ledger),
         }
         knobs = self.recipe.output
         if knobs.keep_originals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from memedit.errors import RecipeError
 
@@ -25,6 +26,12 @@ def layer_range(text: str, n_layers: int) -> list[int]:
             raise RecipeError(f"method.layers = {text!r} does not fit a model of {n_layers} layers", hint)
         found |= set(range(first, last + 1))
     return sorted(found)
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """Layers as `--layers` takes them."""
+    whole = list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else ",".join(map(str, layers))
 
 
 def default_layers(n_layers: int) -> list[int]:

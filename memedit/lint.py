@@ -43,8 +43,11 @@ CODES: dict[str, str] = {
     "W205": "white space around the subject or at the end of the prompt",
     "W220": "the subject merges with what follows it in this tokenizer",
     "W221": "the same key with different objects",
+    "W230": "an earlier edit of this model gives way: the same fact with another object",
+    "W231": "an earlier edit of this model has the id, and another fact",
 }
-"""Every code and its meaning; E12x and W22x come from the check that has a tokenizer."""
+"""Every code and its meaning; E12x and W22x come from the check that has a tokenizer, W23x from an edited model's
+ledger."""
 
 
 UNSPACED = "\u2e80"
@@ -56,7 +59,7 @@ def lint(requests: Sequence[EditRequest]) -> list[Finding]:
     findings: list[Finding] = []
     ids: dict[str, EditRequest] = {}
     digests: dict[str, EditRequest] = {}
-    facts: dict[tuple[str, str], EditRequest] = {}
+    answers: dict[tuple[str, ...], EditRequest] = {}
     for request in requests:
         findings += content(request)
         first = ids.setdefault(request.id, request)
@@ -65,9 +68,9 @@ def lint(requests: Sequence[EditRequest]) -> list[Finding]:
         twin = digests.setdefault(request.digest, request)
         if twin is not request:
             findings.append(_duplicate(request, twin))
-        known = facts.setdefault(request.fact, request)
-        if known.object != request.object:
-            findings.append(_contradiction(request, known))
+        known = [answers.setdefault(question, request) for question in request.questions]
+        if rivals := [other for other in known if other.object != request.object]:
+            findings.append(_contradiction(request, rivals[0]))
     return findings
 
 

@@ -34,7 +34,7 @@ class Method:
     single: bool = False
     """Edits one layer unless told which; else a range."""
     in_turn: bool = False
-    """Edit after edit in the order of the list, each fitted to what those before it left; else all at once."""
+    """Edit after edit, in the order of their digests, each fitted to what those before it left; else all at once."""
 
 
 METHODS: dict[str, Method] = {

@@ -10,16 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from memedit.books import told
 from memedit.examine import Examination, Trial
 from memedit.job import Job
+from memedit.ledger import Way
 from memedit.model.hooks import applied
 from memedit.model.load import load, locate
 from memedit.preflight import cache_bytes, check_weights, moment_bytes
+from memedit.preview import Preview
 from memedit.recipe import Recipe
 from memedit.redo import redo
-from memedit.report import Preview, Report
+from memedit.report import Report
 from memedit.request import EditRequest, Finding
 from memedit.search import memory_for
+from memedit.sequence import begin, restore, without
 from memedit.sites import Tracing, trace_all
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
@@ -33,14 +37,45 @@ def apply(
     *,
     findings: Sequence[Finding] = (),
     facts: Sequence[EditRequest] = (),
+    sources: Mapping[str, str] | None = None,
+    way: Way | None = None,
+    base: str | None = None,
     arguments: Sequence[str] = (),
     tell: Tell | None = None,
 ) -> Report:
     """Edit a model and write the result to `recipe.output.dir`; `facts` are known facts that must stay.
 
-    Raises EditListError with every finding before any heavy work, and the other children of MemeditError.
+    A model that was edited before is gone on with: solved anew from its base (which lies at `base`, where that is not
+    where it was), or edited on top. `sources` tell which knobs were asked for. Raises EditListError with every finding
+    before any heavy work, and the other children of MemeditError.
     """
-    job = Job(requests, recipe, findings, facts, tell or Silence())
+    start = begin(requests, recipe, findings, sources=sources, way=way, base=base)
+    return _edited(Job(start.requests, start.recipe, start.findings, facts, tell or Silence(), start.past), arguments)
+
+
+def forget(
+    ids: Sequence[str],
+    recipe: Recipe,
+    *,
+    facts: Sequence[EditRequest] = (),
+    sources: Mapping[str, str] | None = None,
+    base: str | None = None,
+    arguments: Sequence[str] = (),
+    tell: Tell | None = None,
+) -> Report:
+    """Take edits out of an edited model, as if they had never been made: what is left is solved anew from the base.
+
+    Where none is left, what is written is the base. Raises UsageError for an id that is not in the model's ledger.
+    """
+    tell, start = tell or Silence(), without(ids, recipe, sources=sources, base=base)
+    if start.requests:
+        return _edited(Job(start.requests, start.recipe, start.findings, facts, tell, start.past), arguments)
+    output = restore(start.recipe, tell)
+    return Report(command="forget", model=start.recipe.model.path, output=output, arguments=list(arguments))
+
+
+def _edited(job: Job, arguments: Sequence[str]) -> Report:
+    """The run itself, step by step."""
     job.preflight()
     with job.run_folder() as run:
         contexts = job.contexts(run)
@@ -51,16 +86,24 @@ def apply(
         with applied(job.lm, job.weights(made.update)):
             after = job.judged(None, "after")
         report = job.report(arguments, engine, before, after, made.targets, made.update, made.rounds)
-        job.write(report, made.update)
+        job.write(report, made.update, job.entered(contexts, moments, made.targets, after, made.rounds))
         run.remove()
     return report
 
 
 def preview(
-    requests: Sequence[EditRequest], recipe: Recipe, *, findings: Sequence[Finding] = (), tell: Tell | None = None
+    requests: Sequence[EditRequest],
+    recipe: Recipe,
+    *,
+    findings: Sequence[Finding] = (),
+    sources: Mapping[str, str] | None = None,
+    way: Way | None = None,
+    base: str | None = None,
+    tell: Tell | None = None,
 ) -> Preview:
     """What `apply` would do and cost; nothing is written. Raises what `apply` would raise before its heavy work."""
-    job = Job(requests, recipe, findings, (), tell or Silence())
+    start = begin(requests, recipe, findings, sources=sources, way=way, base=base)
+    job = Job(start.requests, start.recipe, start.findings, (), tell or Silence(), start.past)
     lm, layers = job.lm, job.plan.layers
     moments = job.moment_plan
     rows = min(recipe.chunk, len(job.requests)) * (len(recipe.contexts.openings) + 2)
@@ -71,7 +114,7 @@ def preview(
     search = min(search, memory_for(lm, recipe))
     return Preview(
         edits=len(job.requests),
-        skipped=len(job.plan.skipped),
+        skipped=len(job.plan.skipped) + len(job.past.twins),
         warnings=len(job.plan.warnings),
         layers=layers,
         parameters=tuple(job.names.values()),
@@ -83,6 +126,7 @@ def preview(
         bytes_cache=cache_bytes([lm.anatomy.mlp_widths[layer] for layer in moments.missing]),
         bytes_memory=weights + moment_bytes([lm.anatomy.mlp_widths[layer] for layer in layers]) + search,
         seconds=job.takes(),
+        ledger=told(job.past, job.groups, job.kept),
         resumes=job.store().folder.is_dir(),
     )
 

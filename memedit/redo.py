@@ -44,12 +44,13 @@ def redo(
 
     A round helps where more edits take than before. Of one that does not, nothing is kept, and the next would equal it.
     """
-    rounds: list[RedoRound] = []
+    rounds, again = list[RedoRound](), set[int]()
     took = _took(job, update) if job.recipe.target.redo else []
     while len(rounds) < job.recipe.target.redo and not all(took):
         which = missed(job.plan.edits, took, joint=job.recipe.joint)
         sought = _sought(job, run, contexts, moments, targets, update, which)
-        made = job.update(contexts, moments, sought)
+        again |= set(which)
+        made = job.update(contexts, moments, sought, again)
         now = _took(job, made)
         ids = tuple(job.requests[n].id for n in which)
         rounds.append(RedoRound(ids=ids, took_before=sum(took), took_after=sum(now), helped=sum(now) > sum(took)))

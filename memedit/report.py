@@ -163,6 +163,33 @@ class LayerReport(_Value):
     """tau F / trace(C): what was added to the moment's diagonal, over its mean, to make it positive definite."""
 
 
+class LedgerReport(_Value):
+    """How a run stood to the edits that were made before it."""
+
+    way: Literal["re-solve", "on top"]
+    earlier: int
+    """Edits of the ledger that stay in force."""
+    new: int
+    replaced: int
+    """Edits of the ledger that gave way to new ones."""
+    twins: int
+    """New edits that said what one in force says."""
+    kept: int
+    """Targets that were taken from the ledger."""
+    searched: int
+    joint: int
+    """Of those searched, targets that serve all edits of a subject at once."""
+    conflicts: tuple[str, ...] = ()
+    """What gave way to what, one line each."""
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        kept = f"{self.kept:,} targets kept, {self.searched:,} searched ({self.joint:,} for a subject's edits together)"
+        gone = f"{self.replaced:,} replaced, {self.twins:,} there already"
+        return f"{self.way}: {self.earlier:,} earlier edits and {self.new:,} new ones; {gone}; {kept}"
+
+
 class Report(_Value):
     """The outcome of a run."""
 
@@ -183,13 +210,15 @@ class Report(_Value):
     before: Scores | None = None
     after: Scores | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)
-    """Of known facts right before, the share right after: of `others`, and of `siblings` (edited subjects)."""
+    """Of known facts right before, the share right after: of `others`, and of `siblings` (edited subjects); of edits
+    of earlier runs that held right before, the same: `earlier`."""
     difference: dict[str, Figure] = Field(default_factory=dict)
     """After less before, edit by edit, with an interval of the mean difference: paired, so edits that are hard for both
     do not widen it."""
     drift: Drift | None = None
     retention: Figure | None = None
     """Of edits that held right after they were made, the share that holds now."""
+    ledger: LedgerReport | None = None
     models: tuple[ModelReport, ...] = ()
     """Every model judged, where there were several; `after` is the first's."""
     derived: dict[str, int] = Field(default_factory=dict)
@@ -208,41 +237,3 @@ class Report(_Value):
             kept=self.kept, retention=self.retention,
         )  # fmt: skip
         return self.models or (lead,)
-
-
-class Preview(_Value):
-    """What a run would do and cost, before it is done."""
-
-    edits: int
-    skipped: int
-    warnings: int
-    layers: tuple[int, ...]
-    parameters: tuple[str, ...]
-    corpus: str | None
-    tokens: int
-    moments_cached: tuple[int, ...]
-    moments_missing: tuple[int, ...]
-    bytes_output: int
-    bytes_cache: int
-    """What the missing moments will take in the cache."""
-    bytes_memory: int
-    """Model, moments and target search at their largest, about."""
-    seconds: float
-    """What moments and targets take, about."""
-    resumes: bool
-    """A run of the same edits, model and recipe was begun, and will be gone on with."""
-
-    def lines(self) -> list[str]:
-        """For people."""
-        layers = ", ".join(str(layer) for layer in self.layers)
-        missing = ", ".join(str(layer) for layer in self.moments_missing) or "none"
-        return [
-            f"edits     {self.edits:,} ({self.skipped:,} skipped, {self.warnings:,} warnings)",
-            f"layers    {layers}",
-            *(f"          {name}" for name in self.parameters),
-            f"moments   {len(self.moments_cached)} cached; to measure: {missing} ({self.tokens:,} tokens)",
-            f"writes    {self.bytes_output / 1e6:,.1f} MB of output, {self.bytes_cache / 1e6:,.1f} MB of cache",
-            f"memory    about {self.bytes_memory / 1e9:,.2f} GB",
-            f"time      about {self.seconds:,.0f} s",
-            f"resumes   {'an unfinished run' if self.resumes else 'nothing'}",
-        ]

@@ -97,6 +97,13 @@ class EditRequest(BaseModel):
         """Subject and relation (else prompt): two edits that agree here and differ in object contradict."""
         return self.subject, self.relation or self.prompt
 
+    @property
+    def questions(self) -> tuple[tuple[str, ...], ...]:
+        """What it answers: its prompt, and its relation where it has one. Edits that answer one question with different
+        objects contradict."""
+        by_relation = (("relation", self.subject, self.relation),) if self.relation else ()
+        return (("prompt", self.text), *by_relation)
+
     def public(self) -> dict[str, Any]:
         """The record as people write it: public fields only, empty ones left out."""
         record = self.model_dump(exclude={"origin"}, mode="json")

@@ -71,14 +71,15 @@ class Search:
         on: dict[str, Any],
         engine: type[Suffix] | type[WholeForward],
         advance: Advance | None = None,
+        which: Sequence[int] | None = None,
     ) -> Targets:
-        """Every edit's target, in the list's order; what the store has is not searched again.
+        """The targets of the edits `which` (all, in the list's order); what the store has is not searched again.
 
         Where the memory is full, the rest of the plan is halved and written down before it is gone on with; what was
         found stays. A plan made for another `--memory` is made anew for what was not found.
         """
         plan = _Kept(store, on, self.recipe.memory)
-        batches = plan.read(self.plan, range(len(self.edits)))
+        batches = plan.read(self.plan, which := range(len(self.edits)) if which is None else which)
         found: list[Targets] = []
         while len(found) < len(batches):
             batch = batches[len(found)]
@@ -97,8 +98,9 @@ class Search:
                 changes = changes_of(self.edits, joint=self.recipe.joint)
                 batches = [*batches[: len(found)], *halved(batches[len(found) :], changes)]
                 plan.write(batches)
-        back = torch.tensor([n for batch in batches for n in batch.edits]).argsort()
-        return Targets(**{name: rows[back] for name, rows in vars(Targets.join(found)).items()})
+        rows = {n: row for row, n in enumerate(n for batch in batches for n in batch.edits)}
+        back = torch.tensor([rows[n] for n in which])
+        return Targets(**{name: part[back] for name, part in vars(Targets.join(found)).items()})
 
     def _made(
         self, batch: Batch, engine: type[Suffix] | type[WholeForward], advance: Advance | None

@@ -15,6 +15,7 @@ from memedit.cli.check import check
 from memedit.cli.diff import diff
 from memedit.cli.evaluate import evaluate
 from memedit.cli.export import export
+from memedit.cli.forget import forget
 from memedit.cli.inspect import inspect
 from memedit.cli.revert import revert
 from memedit.cli.schema import schema
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("apply")(apply)
+app.command("forget")(forget)
 app.command("eval")(evaluate)
 app.command("check")(check)
 app.command("stats")(stats)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,9 @@ from memedit.cli import gates
 from memedit.cli import options as o
 from memedit.errors import UsageError
 from memedit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from memedit.ledger import Way
 
 
 def apply(
@@ -65,6 +68,13 @@ def apply(
             help="Keep the edited tensors as they were (their size again): revert needs no base.",
         ),
     ] = None,
+    re_solve: Annotated[
+        bool | None,
+        typer.Option(
+            "--re-solve/--on-top", help="An edited MODEL: solve all its edits anew from its base, or edit it as it is."
+        ),
+    ] = None,
+    base: o.BaseOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what it costs; change nothing.")
     ] = False,
@@ -96,7 +106,7 @@ def apply(
             "EDITS": edits, "--layers": layers, "--corpus": corpus, "--facts": facts, "--relations": relations,
             "--input-format": input_format, "--limit": limit, "--memory": memory, "--dry-run": dry_run,
             "--method": method, "--redo": redo, "--fail-under": fail_under, "--per-edit": per_edit,
-            "--rounding": rounding,
+            "--rounding": rounding, "--re-solve": re_solve, "--on-top": re_solve is False, "--base": base,
         }  # fmt: skip
         _add(deltas, recipe, given, any_base=any_base, json=json, quiet=quiet)
         return
@@ -106,31 +116,23 @@ def apply(
         raise UsageError("no edit list was given", "say memedit apply EDITS, or --delta DELTA for changes made before")
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     known = o.read_facts(facts)
-    from rich.console import Console
-
+    way: Way | None = None if re_solve is None else "re-solve" if re_solve else "on top"
     from memedit.show.progress import Shown
 
-    console = o.error_console()
-    tell = Shown(console, quiet=quiet)
+    tell = Shown(o.error_console(), quiet=quiet)
     if dry_run:
         from memedit.pipeline import preview
 
-        said = preview(requests, recipe, findings=findings, tell=tell)
+        said = preview(requests, recipe, findings=findings, sources=sources, way=way, base=base, tell=tell)
         print(said.model_dump_json(indent=2) if json else "\n".join(said.lines()))
         return
     from memedit.pipeline import apply as run
 
-    report = run(requests, recipe, findings=findings, facts=known, arguments=sys.argv[1:], tell=tell)
-    if quiet:
-        print(report.output)
-    elif json or per_edit:
-        o.print_results(report, json=json, per_edit=per_edit)
-    else:
-        from memedit.show.terminal import layers_table, scores_table
-
-        out = Console()
-        out.print(layers_table(report), scores_table(report))
-        out.print(f"{report.output}", markup=False, highlight=False, soft_wrap=True)
+    report = run(
+        requests, recipe, findings=findings, facts=known, sources=sources, way=way, base=base,
+        arguments=sys.argv[1:], tell=tell,
+    )  # fmt: skip
+    o.print_edited(report, json=json, per_edit=per_edit, quiet=quiet)
     gates.gate(report, bars)
 
 

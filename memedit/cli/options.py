@@ -61,6 +61,9 @@ FailUnderOption = Annotated[
 FailOverOption = Annotated[
     str | None, typer.Option("--fail-over", metavar="NAME=X,...", help="Exit 3 where one is over it: drift.ppl=1.02.")
 ]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", metavar="BASE", help="The model before all edits, where it was moved.")
+]
 ShowConfigOption = Annotated[bool, typer.Option("--show-config", help="Print every knob, and where it is from; exit.")]
 AnyBaseOption = Annotated[
     bool, typer.Option("--any-base", help="Put a change on a model that it was not made for, where it fits.")
@@ -173,6 +176,23 @@ def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
         if outcome.kind == "lora":
             lines += [line for line in (serving.command(outcome), *serving.limits(outcome)) if line]
         print("\n".join([*lines, outcome.output]))
+
+
+def print_edited(report: Report, *, json: bool, per_edit: bool, quiet: bool) -> None:
+    """What came of editing, on stdout."""
+    if quiet:
+        print(report.output)
+    elif json or per_edit:
+        print_results(report, json=json, per_edit=per_edit)
+    else:
+        from memedit.show.terminal import layers_table, scores_table
+
+        out = Console()
+        if report.layers:
+            out.print(layers_table(report), scores_table(report))
+        if report.ledger:
+            out.print(report.ledger.line, markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{report.output}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _file(path: str) -> dict[str, Any]:

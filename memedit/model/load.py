@@ -41,7 +41,7 @@ class LanguageModel:
         return weight.detach().T if self.anatomy.layout == "conv1d" else weight.detach()
 
 
-PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*")
+PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*", "memedit/*.jsonl*")
 """What of a Hub repository is fetched."""
 
 

@@ -23,6 +23,7 @@ TOLD = 0.01  # a loss to rounding over which it is told beside that of the other
 KEPT = {
     "others": "facts of others right before, right after",
     "siblings": "other facts of the edited, right after",
+    "earlier": "edits of earlier runs right before, right after",
 }
 
 
@@ -47,6 +48,9 @@ def scores_table(report: Report) -> Table:
     for name, meaning in KEPT.items():
         if (share := report.kept.get(name)) is not None:
             table.add_row(f"kept, {name}", "100.0%", percent(share), interval(share), f"{share.n:,}", meaning)
+    if (held := report.retention) is not None:
+        meaning = "edits of earlier runs that took when made"
+        table.add_row("retention", "", percent(held), interval(held), f"{held.n:,}", meaning)
     return table
 
 

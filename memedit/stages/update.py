@@ -44,6 +44,7 @@ def solve(
     method: MethodKnobs,
     *,
     rounding: Rounding | None = None,
+    held: Tensor | None = None,
     whole: bool = False,
     advance: Advance | None = None,
 ) -> Update:
@@ -55,6 +56,9 @@ def solve(
     what is measured is what will be written. Where a family scales what its MLPs add to the stream, the share is
     divided by that gain; where it puts a norm there, the share goes back through it. All layers' keys come from one
     sweep up the model, or (`whole`) from whole forwards. The model is as it was when this returns.
+
+    Edits that are `held` (E,) are to stay as they are, whatever is wanted of them: rows with no residual are to the
+    others what K^T K / ridge of them in the metric would be, and what a lower layer moves of them is put back above.
     """
     layers = sorted(stored)
     weights = context_weights(method, len(prompts[0]))
@@ -63,8 +67,11 @@ def solve(
     reports: list[LayerReport] = []
     top = Site(layers[-1], "block.out")
     with applied(lm) as kept:
-        wanted = _in_the_stream(lm, sweep, top, wanted)
-        missing = wanted.double() - sweep.ends(top).double()
+        ends, wanted = sweep.ends(top), _in_the_stream(lm, sweep, top, wanted)
+        if held is not None:
+            wanted = torch.where(held[:, None], ends.to(wanted.dtype), wanted)
+        moving = slice(None) if held is None or bool(held.all()) else ~held
+        missing = wanted.double() - ends.double()
         for done, layer in enumerate(layers):
             residual = _at_the_projection(lm, sweep, layer, missing / (len(layers) - done))
             states = sweep.keys(layer, last=False)
@@ -85,8 +92,8 @@ def solve(
                 LayerReport(
                     layer=layer,
                     parameter=lm.anatomy.parameter(layer),
-                    residual_before=float(was.norm(dim=-1).mean()),
-                    residual_after=float(missing.norm(dim=-1).mean()),
+                    residual_before=float(was[moving].norm(dim=-1).mean()),
+                    residual_after=float(missing[moving].norm(dim=-1).mean()),
                     leverage=found.leverage / lm.anatomy.mlp_widths[layer],
                     fitted=found.fitted,
                     delta_norm=delta.norm / float(stored[layer].double().norm()),

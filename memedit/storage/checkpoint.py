@@ -17,7 +17,10 @@ from memedit.storage.tensorfile import Entry, read_header
 
 SINGLE = "model.safetensors"
 CARD = "README.md"
-OWN = ("run.json", "edits.jsonl", "results.jsonl", "delta.safetensors", "originals.safetensors", "base_README.md")
+OWN = (
+    "run.json", "edits.jsonl", "results.jsonl", "delta.safetensors", "originals.safetensors", "base_README.md",
+    "ledger.jsonl", "ledger.safetensors",
+)  # fmt: skip
 """What an edited model's memedit folder tells of that edit; an output tells of its own."""
 
 

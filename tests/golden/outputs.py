@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("", "apply", "eval", "check", "stats", "trace", "inspect", "export", "revert", "diff", "schema")
+NAMES = (
+    "", "apply", "eval", "check", "stats", "trace", "inspect", "forget", "export", "revert", "diff", "schema",
+)  # fmt: skip
 COMMANDS = {
     **{f"help/{name or 'memedit'}.txt": [*name.split(), "--help"] for name in NAMES},
     "schema/edits.json": ["schema", "edits"],

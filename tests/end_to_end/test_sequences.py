@@ -1,0 +1,138 @@
+"""Edits in batches, one after another: the end is where one batch would have led, and what is lost is told."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import memedit
+from memedit.measure import moment_of, plan_moments
+from memedit.model.load import load
+from memedit.recipe import ModelKnobs
+from memedit.report import Report
+from memedit.request import EditRequest
+from memedit.settings import resolve
+from memedit.storage.deltas import read_delta
+from tests.conftest import ROOT
+
+EDITS = ROOT / "requests" / "world.jsonl"
+BATCHES, SIZE = 3, 15
+SAME_CHANGE = 1e-3
+"""Relative, in the metric of the moments: a search in another batch sums in another order, and Adam carries it on."""
+MOST_OTHER_VERDICTS = 2 / 500
+CHANGED = 200
+"""Edits in the three batches of the chains."""
+
+
+def in_batches(folder: Path, base: Path, batches: Sequence[Sequence[EditRequest]], **more: Any) -> list[Report]:
+    """Batch after batch, each on the output of the one before."""
+    model, reports = base, list[Report]()
+    for number, batch in enumerate(batches):
+        reports.append(memedit.apply(batch, model, folder / str(number), **(more if number else {})))
+        model = folder / str(number)
+    return reports
+
+
+def apart(base: Path, one: Path, other: Path) -> float:
+    """How far two changes of a model are from each other in the metric of its moments, beside the length of the first:
+    the mean square of what they do to the corpus."""
+    lm = load(base, ModelKnobs(device="cpu"))
+    deltas = [read_delta(folder / "memedit" / "delta.safetensors")[0] for folder in (one, other)]
+    plan = plan_moments(lm, base, [0, 1, 2], resolve([])[0])
+    gap = length = 0.0
+    for layer in plan.on:
+        (name,) = (name for name in deltas[0] if name.endswith(lm.anatomy.parameter(layer)))
+        mean = moment_of(plan, layer).mean
+        changes = [delta[name].dense() for delta in deltas]
+        change, difference = changes[0], changes[1] - changes[0]
+        gap += float((difference @ mean * difference).sum())
+        length += float((change @ mean * change).sum())
+    return (gap / length) ** 0.5
+
+
+def test_batch_by_batch_is_what_one_batch_is(made_folder: Path, tmp_path: Path) -> None:
+    edits = memedit.load_edits(EDITS)[: BATCHES * SIZE]
+    clean = memedit.apply(edits, made_folder, tmp_path / "clean")
+    mixed = edits[:]
+    random.Random(5).shuffle(mixed)
+    batches = [mixed[at : at + SIZE] for at in range(0, len(mixed), SIZE)]
+    last = in_batches(tmp_path / "batches", made_folder, batches)[-1]
+    assert apart(made_folder, tmp_path / "clean", tmp_path / "batches" / str(BATCHES - 1)) < SAME_CHANGE
+    wanted = {one.id: one.status for one in clean.per_edit}
+    other = [one.id for one in last.per_edit if one.status != wanted[one.id]]
+    assert len(other) <= MOST_OTHER_VERDICTS * len(edits)
+    assert last.ledger is not None and last.ledger.earlier == len(edits) - SIZE
+    # The converse: on top each batch is fitted to what those before it left, and that is another change.
+    top = in_batches(tmp_path / "top", made_folder, batches[:2], way="on top")[-1]
+    assert top.ledger is not None and top.ledger.way == "on top"
+    written = [(tmp_path / way / "1" / "model.safetensors").read_bytes() for way in ("top", "batches")]
+    assert written[0] != written[1]
+
+
+def test_on_top_what_is_left_of_earlier_edits_is_told(made_folder: Path, tmp_path: Path) -> None:
+    edits = memedit.load_edits(EDITS)[:60]
+    first, second = in_batches(tmp_path, made_folder, [edits[:30], edits[30:]], way="on top")
+    held = {one.id for one in first.per_edit if one.status == "ok"}
+    after = {one.id: one.status == "ok" for one in second.per_edit}
+    share = sum(after[name] for name in held) / len(held)
+    assert second.retention is not None and second.retention.n == len(held)
+    assert second.retention.mean == share
+    assert second.kept["earlier"] is not None and second.kept["earlier"].mean == share
+    assert share >= 0.9
+    assert first.retention is None and "earlier" not in first.kept
+    # New edits take beside them.
+    new = [after[one.id] for one in edits[30:]]
+    assert sum(new) / len(new) >= 0.8
+
+
+def chains(edits: Sequence[EditRequest]) -> tuple[list[list[EditRequest]], dict[str, EditRequest], list[EditRequest]]:
+    """200 edits in three batches, facts changed again, said again, and changed back; the latest of each fact, and what
+    it took the place of. Later objects are those that other facts of the relation have."""
+    chance = random.Random(11)
+    pool: dict[str, list[str]] = {}
+    for edit in edits:
+        pool.setdefault(edit.relation or "", []).append(edit.object)
+    batches: list[list[EditRequest]] = []
+    latest: dict[str, EditRequest] = {}
+    gone: dict[tuple[str, str], EditRequest] = {}
+    for number, size in enumerate((80, 60, 60)):
+        known = list(latest.values())
+        again = chance.sample(known, min(len(known), 3 * size // 4))
+        fresh = edits[len(latest) : len(latest) + size - len(again)]
+        batch: list[EditRequest] = []
+        for edit in again:
+            if chance.random() < 0.25:
+                batch.append(edit)  # said again
+                continue
+            other = chance.choice(
+                [one for one in pool[edit.relation or ""] if one not in (edit.object, edit.object_old)]
+            )
+            batch.append(edit.model_copy(update={"object": other, "id": edit.id, "origin": f"batch-{number}"}))
+        batch += fresh
+        for edit in batch:
+            name = edit.id
+            if name in latest and latest[name].object != edit.object:
+                gone[name, latest[name].object] = latest[name]
+            latest[name] = edit
+            gone.pop((name, edit.object), None)
+        batches.append(batch)
+    return batches, latest, list(gone.values())
+
+
+def test_chains_of_contradicting_edits_end_in_the_latest_object(made_gpt2: Path, tmp_path: Path) -> None:
+    batches, latest, gone = chains(memedit.load_edits(EDITS))
+    assert sum(map(len, batches)) == CHANGED
+    assert len(gone) > 40
+    last = in_batches(tmp_path / "chains", made_gpt2, batches)[-1]
+    assert last.edits == len(latest)
+    clean = memedit.apply(list(latest.values()), made_gpt2, tmp_path / "clean")
+    assert last.after is not None and clean.after is not None
+    assert last.after.accuracy is not None and clean.after.accuracy is not None
+    assert last.after.accuracy.mean >= clean.after.accuracy.mean - 0.01
+    old = memedit.evaluate(gone, tmp_path / "chains" / "2")
+    assert old.after is not None and old.after.accuracy is not None
+    assert old.after.accuracy.mean <= 0.02
+    assert last.ledger is not None and last.ledger.replaced == len(last.ledger.conflicts) > 10
+    assert all("takes the place of" in line for line in last.ledger.conflicts)

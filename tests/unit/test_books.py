@@ -1,0 +1,116 @@
+"""What of the ledger serves a run, and what a run leaves in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from memedit.books import check_moments, entered, filled, groups_of, kept_rows, retained, told
+from memedit.errors import UsageError
+from memedit.ledger import About, Base, Ledger, Past, Way
+from memedit.model.subject import Prompt
+from memedit.report import RedoRound
+from memedit.request import EditRequest
+from memedit.stages.evaluation import Judgment
+from memedit.stages.plan import Edit
+from memedit.stages.targets import Targets
+
+ABOUT = About(base=Base(path="b", digest="base"), contexts=("",), knobs={}, layers=(0,), moments="m")
+
+
+def edit(number: int, subject: int) -> Edit:
+    request = EditRequest(id=f"e{number}", subject=f"S{subject}", prompt=f"{{}} {number}", object="o", origin="a:1")
+    return Edit(request, Prompt((1, 2), 0), (3,), (subject,))
+
+
+def said(*accuracies: float) -> list[Judgment]:
+    return [Judgment(accuracy=one) for one in accuracies]
+
+
+def targets(count: int, value: float = 1.0) -> Targets:
+    rows = torch.full((count, 2), value)
+    return Targets(rows, rows, torch.arange(count) / 10, torch.arange(count))
+
+
+def ledger_of(edits: list[Edit], *accuracies: float, on: str = "base", rounds: tuple[RedoRound, ...] = ()) -> Ledger:
+    return entered(
+        Past(), ABOUT, edits, groups_of(edits, joint=True), {}, targets(len(edits)), said(*accuracies), on, rounds
+    )
+
+
+EDITS = [edit(0, 7), edit(1, 8), edit(2, 7)]
+
+
+def past_of(ledger: Ledger, way: Way) -> Past:
+    return Past(ledger, way, tuple(ledger.in_force))
+
+
+def test_a_target_holds_as_long_as_the_edits_that_it_serves() -> None:
+    way: Way = "re-solve"
+    past = past_of(ledger_of(EDITS, 1, 1, 1), way)
+    assert [one.found for one in past.ledger.entries] == ["joint", "searched", "joint"]  # type: ignore[union-attr]
+    assert kept_rows(past, EDITS, groups_of(EDITS, joint=True), "base") == {0: 0, 1: 1, 2: 2}
+    more = [*EDITS, edit(3, 8)]
+    assert kept_rows(past, more, groups_of(more, joint=True), "base") == {0: 0, 2: 2}
+    fewer = EDITS[:2]
+    assert kept_rows(Past(past.ledger, way, (0, 1)), fewer, groups_of(fewer, joint=True), "base") == {1: 1}
+    assert kept_rows(Past(), EDITS, groups_of(EDITS, joint=True), "base") == {}
+
+
+def test_a_re_solve_takes_targets_of_the_base_alone() -> None:
+    ledger, groups = ledger_of(EDITS, 1, 1, 1, on="edited"), groups_of(EDITS, joint=True)
+    assert kept_rows(past_of(ledger, "re-solve"), EDITS, groups, "base") == {}
+    assert len(kept_rows(past_of(ledger, "on top"), EDITS, groups, "edited twice")) == 3
+
+
+def test_targets_come_from_where_they_are() -> None:
+    past = past_of(ledger_of(EDITS, 1, 1, 1), "re-solve")
+    found = filled(past, {0: 0, 2: 2}, targets(1, 5.0), 3, 2)
+    assert found.wanted[:, 0].tolist() == [1, 5, 1]
+    assert found.steps.tolist() == [0, 0, 2]
+    assert found.start.isnan().all(1).tolist() == [True, False, True]
+    assert filled(past, {0: 0, 1: 1, 2: 2}, None, 3, 2).wanted.tolist() == torch.ones(3, 2).tolist()
+
+
+def test_what_is_entered_is_what_was_found_and_what_came_of_it() -> None:
+    past = past_of(ledger_of(EDITS[:2], 1, 0), "re-solve")
+    groups = groups_of(EDITS, joint=True)
+    kept = kept_rows(past, EDITS, groups, "base")
+    assert kept == {1: 1}
+    ledger = entered(past, ABOUT, EDITS, groups, kept, targets(3, 2.0), said(0, 1, 1), "base")
+    assert [one.found for one in ledger.entries] == ["joint", "searched", "joint"]
+    assert [(one.took, one.holds) for one in ledger.entries] == [(True, False), (False, True), (True, True)]
+    assert ledger.targets.tolist() == torch.full((3, 2), 2.0).tolist()
+    report = told(past, groups, kept)
+    assert report is not None
+    assert (report.earlier, report.new, report.kept, report.searched, report.joint) == (2, 1, 1, 2, 2)
+
+
+def test_targets_of_rounds_that_helped_are_marked_and_kept() -> None:
+    helped = RedoRound(ids=("e1",), took_before=1, took_after=2, helped=True)
+    useless = RedoRound(ids=("e0", "e2"), took_before=2, took_after=2, helped=False)
+    ledger = ledger_of(EDITS, 1, 1, 0, rounds=(helped, useless))
+    assert [one.found for one in ledger.entries] == ["joint", "redone", "joint"]
+    groups = groups_of(EDITS, joint=True)
+    assert len(kept_rows(past_of(ledger, "re-solve"), EDITS, groups, "base")) == 3
+    again = entered(
+        past_of(ledger, "re-solve"), ABOUT, EDITS, groups, {0: 0, 1: 1, 2: 2}, targets(3), said(1, 1, 1), "base"
+    )
+    assert [one.found for one in again.entries] == ["joint", "redone", "joint"]
+
+
+@pytest.mark.parametrize(("way", "earlier"), [("re-solve", 0.5), ("on top", 1.0)])
+def test_retention_counts_what_took_and_what_held_right_before(way: Way, earlier: float) -> None:
+    ledger = ledger_of(EDITS, 1, 1, 0)
+    # As written down e0 and e1 held; as the model opened for on top says it, e0 alone.
+    kept, took = retained(past_of(ledger, way), said(1, 0, 0), said(1, 0, 1))
+    assert kept["earlier"] is not None and kept["earlier"].mean == earlier
+    assert took is not None and (took.mean, took.n) == (0.5, 2)
+    assert retained(Past(), said(1), said(1)) == ({}, None)
+
+
+def test_moments_of_another_text_are_refused_where_all_is_solved_anew() -> None:
+    past = past_of(ledger_of(EDITS, 1, 1, 1), "re-solve")
+    with pytest.raises(UsageError, match="moments at hand"):
+        check_moments(past, {0: {"tokens": 1}})
+    check_moments(past_of(ledger_of(EDITS, 1, 1, 1), "on top"), {0: {"tokens": 1}})
+    check_moments(Past(), {0: {"tokens": 1}})

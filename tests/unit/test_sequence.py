@@ -1,0 +1,165 @@
+"""From an edited model to the start of its next run: the two ways, the base, and knobs that must agree."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memedit.errors import RecipeError, UsageError
+from memedit.layers import layer_range, layers_text
+from memedit.ledger import About, Base, Entry, Ledger, deciding
+from memedit.request import EditRequest
+from memedit.sequence import Start, begin, without
+from memedit.settings import resolve
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.ledger import ledger_files, read_ledger
+
+
+def edit(number: int, said: str = "Rome") -> EditRequest:
+    return EditRequest(id=f"e{number}", subject=f"S{number}", prompt="{} lives in", object=said, origin=f"new:{number}")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has a digest; no weight of it is ever read here."""
+    folder = tmp_path_factory.mktemp("base")
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    return folder
+
+
+@pytest.fixture
+def edited(base: Path, tmp_path: Path) -> Path:
+    """A copy of it with a ledger: e1 gave way to e2, which speaks of the same fact; e3 is in force."""
+    folder = tmp_path / "edited"
+    shutil.copytree(base, folder)
+    (folder / "memedit").mkdir()
+    recipe = resolve([("flag", {"method.ridge": 3})])[0]
+    about = About(
+        base=Base(path=str(base), digest=Checkpoint.open(base).digest), contexts=("",), knobs=deciding(recipe),
+        layers=(1, 2, 3), moments="m",
+    )  # fmt: skip
+    first = edit(1, "Oslo")
+    requests = [first, first.model_copy(update={"id": "e2", "object": "Bonn"}), edit(3)]
+    entries = tuple(
+        Entry(edit=one, digest=one.digest, found="searched", on="0", group="g", loss=0, steps=1, superseded_by=line)
+        for one, line in zip(requests, (2, None, None), strict=True)
+    )
+    for name, data in ledger_files(Ledger(about, entries, torch.ones(3, 2))).items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def start(model: Path, *requests: EditRequest, knobs: dict[str, Any] | None = None, **more: Any) -> Start:
+    recipe, sources = resolve([("flag", {"model.path": str(model), **(knobs or {})})])
+    return begin(requests, recipe, sources=sources, **more)
+
+
+def test_a_model_without_a_ledger_starts_from_itself(base: Path) -> None:
+    found = start(base, edit(1))
+    assert [one.id for one in found.requests] == ["e1"]
+    assert found.recipe.model.path == str(base)
+    assert found.past.way is None
+    for more in ({"way": "on top"}, {"way": "re-solve"}, {"base": str(base)}):
+        with pytest.raises(UsageError, match="has no ledger"):
+            start(base, edit(1), **more)
+
+
+def test_where_the_base_is_at_hand_all_in_force_start_from_it(base: Path, edited: Path) -> None:
+    found = start(edited, edit(4))
+    assert (found.past.way, found.recipe.model.path) == ("re-solve", str(base))
+    assert [one.id for one in found.requests] == ["e2", "e3", "e4"]
+    assert (found.recipe.method.ridge, found.recipe.method.layers) == (3, "1-3")
+
+
+def test_on_top_starts_from_the_edited_weights(edited: Path) -> None:
+    found = start(edited, edit(4), way="on top")
+    assert (found.past.way, found.recipe.model.path) == ("on top", str(edited))
+    assert [one.id for one in found.requests] == ["e2", "e3", "e4"]
+    with pytest.raises(UsageError, match="opens no base"):
+        start(edited, edit(4), way="on top", base=str(edited))
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "says"), [("path", "gone", "is not at hand"), ("digest", "1", "has changed")]
+)
+def test_a_lost_base_is_an_error_that_names_both_ways(edited: Path, part: str, other: str, says: str) -> None:
+    ledger = read_ledger(edited)
+    assert ledger is not None
+    about = ledger.about.model_copy(update={"base": ledger.about.base.model_copy(update={part: other})})
+    for name, data in ledger_files(replace(ledger, about=about)).items():
+        (edited / name).write_bytes(data)
+    with pytest.raises(UsageError, match=says) as caught:
+        start(edited, edit(4))
+    assert "--base" in caught.value.hint and "--on-top" in caught.value.hint
+    assert start(edited, edit(4), way="on top").past.way == "on top"
+    with pytest.raises(UsageError, match=says):
+        start(edited, edit(4), way="re-solve")
+
+
+def test_the_base_is_known_by_its_digest(base: Path, edited: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(base, moved)
+    assert start(edited, edit(4), base=str(moved)).recipe.model.path == str(moved)
+    (moved / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="is not the base"):
+        start(edited, edit(4), base=str(moved))
+
+
+def test_what_gives_way_and_what_is_there_already_is_told_with_both_places(edited: Path) -> None:
+    again = edit(1, "Rome").model_copy(update={"id": "e9"})
+    found = start(edited, again, edit(3))
+    assert [one.id for one in found.requests] == ["e3", "e9"]
+    assert [(one.code, one.origin) for one in found.findings] == [("W230", "new:1"), ("W201", "new:3")]
+    assert 'takes the place of "Bonn", as edited at new:1 (edit "e2")' in found.findings[0].message
+    assert [one.id for one in found.past.twins] == ["e3"]
+    assert found.past.conflicts == found.findings[:1]
+
+
+def test_a_list_that_contradicts_itself_is_left_to_be_refused(edited: Path) -> None:
+    found = start(edited, edit(4), edit(4, "Oslo"))
+    assert [one.id for one in found.requests] == ["e4", "e4"]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "fine"),
+    [
+        ({"method.ridge": 3}, True), ({"method.ridge": 2}, False), ({"target.steps": 3}, False), ({"seed": 1}, False),
+        ({"contexts.tokens": 4}, False), ({"chat": True}, False), ({"method.layers": "1-3"}, True),
+        ({"method.layers": "depth"}, True), ({"method.layers": "1-2"}, False), ({"method.layers": "auto"}, False),
+        ({"memory": "1GB"}, True), ({"chunk": 4}, True), ({"output.link": "hard"}, True), ({"eval.tokens": 3}, True),
+        ({"moments.corpus": "elsewhere.txt"}, True), ({"moments.tokens": 5}, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("way", ["re-solve", "on top"])
+def test_knobs_that_decide_must_be_those_of_the_ledger(
+    edited: Path, knobs: dict[str, Any], fine: bool, way: str
+) -> None:
+    if fine:
+        assert start(edited, edit(4), knobs=knobs, way=way).recipe.method.ridge == 3
+        return
+    (name,) = knobs
+    with pytest.raises(RecipeError, match=f"made with other knobs: {name}"):
+        start(edited, edit(4), knobs=knobs, way=way)
+
+
+def test_forgetting_leaves_the_others_and_brings_back_what_had_given_way(edited: Path) -> None:
+    recipe = resolve([("flag", {"model.path": str(edited)})])[0]
+    assert [one.id for one in without(["e3"], recipe).requests] == ["e2"]
+    back = without(["e2"], recipe)
+    assert [one.id for one in back.requests] == ["e1", "e3"]
+    assert "holds again" in back.past.conflicts[0].message
+    assert without(["e1", "e2", "e3"], recipe).requests == ()
+    with pytest.raises(UsageError, match='has no edit "e33"') as caught:
+        without(["e33"], recipe)
+    assert caught.value.hint == "did you mean e3?"
+
+
+def test_layers_are_written_as_they_are_read() -> None:
+    layers = [[3], [0, 1, 2], [1, 3]]
+    assert [layers_text(one) for one in layers] == ["3", "0-2", "1,3"]
+    assert [layer_range(layers_text(one), 4) for one in layers] == layers
