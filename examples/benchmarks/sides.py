@@ -139,12 +139,12 @@ def sweep_keys(both: Both) -> None:
     """All layers' keys and the residuals' states in one sweep, as the solve asks for them, without a change."""
     weights = context_weights(both.recipe.method, len(both.prompts[0]))
     sweep = Sweep(both.lm, heads_of(both.prompts))
-    sweep.ends(both.layers[-1])
+    sweep.ends(Site(both.layers[-1], "block.out"))
     for layer in both.layers:
         for _, states in sweep.keys(layer):
             averaged(states, weights)
         sweep.enter(torch.zeros_like(both.lm.weight(layer), dtype=torch.float32))
-        sweep.ends(both.layers[-1])
+        sweep.ends(Site(both.layers[-1], "block.out"))
 
 
 def bare_rate(both: Both) -> float:

@@ -65,6 +65,8 @@ def main() -> NoReturn:
     debug = bool(os.environ.get("MEMEDIT_DEBUG"))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    if not sys.stderr.isatty():  # what the libraries under us draw while they load is for a terminal too
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
         sys.exit(0)

@@ -22,7 +22,7 @@ def accuracy(made: Path, lists: list[list[EditRequest]], folder: Path, **setting
     return sum(said) / len(said)
 
 
-def test_pairs_about_one_subject_take_as_well_as_as_many_about_two(made_folder: Path, tmp_path: Path) -> None:
+def test_pairs_about_one_subject_take_as_well_as_as_many_about_two(made_gpt2: Path, tmp_path: Path) -> None:
     edits = memedit.load_edits(EDITS)
     by_subject: dict[str, list[EditRequest]] = {}
     for edit in edits:
@@ -33,7 +33,7 @@ def test_pairs_about_one_subject_take_as_well_as_as_many_about_two(made_folder: 
     # The world has 180 people to edit: some lists share people, no list holds one twice.
     single = [mine[0] for mine in by_subject.values()]
     apart = [[single[(at * 2 * PAIRS + n) % len(single)] for n in range(2 * PAIRS)] for at in range(LISTS)]
-    joint = accuracy(made_folder, paired, tmp_path / "joint")
-    assert joint >= accuracy(made_folder, apart, tmp_path / "apart") - 0.03
-    averaged = accuracy(made_folder, paired, tmp_path / "averaged", **{"target.joint": False})
+    joint = accuracy(made_gpt2, paired, tmp_path / "joint")
+    assert joint >= accuracy(made_gpt2, apart, tmp_path / "apart") - 0.03
+    averaged = accuracy(made_gpt2, paired, tmp_path / "averaged", **{"target.joint": False})
     assert joint >= averaged + 0.15
