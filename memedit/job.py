@@ -161,7 +161,7 @@ class Job:
     def targets(self, run: Store, contexts: Sequence[str]) -> tuple[Targets, str]:
         """Targets batch by batch (each is kept), and which engine found them; the ledger's are not searched again."""
         prompts = [under(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
-        search = Search(self.lm, self.plan.edits, prompts, self.plan.layers[-1], self.recipe)
+        search = Search(self.lm, self.plan.edits, prompts, self.plan.layers[-1], self.recipe, len(self.plan.layers))
         rest = [n for n in range(len(prompts)) if n not in self.kept]
         with self.timed("targets", len(rest), "edits") as advance:
             engine, told = search.engine()

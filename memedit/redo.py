@@ -1,8 +1,7 @@
 """Edits that did not take: their targets are found again on the edited model, and all is solved anew from the base.
 
 A target is found with one edit in mind on a model that holds no other. Found again with all changes in place, it allows
-for what they, and the solve, left of it. (Where a norm stands behind the MLPs a target is the top MLP's alone, and what
-the layers below it gave is not in it: there a round may help less.)
+for what they, and the solve, left of it.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def _sought(
     """The targets, those of the edits `which` found on the edited weights; recalled where the run folder has them."""
     edits = [job.plan.edits[n] for n in which]
     prompts = [under(edit, contexts, job.lm.tokenizer, chat=job.recipe.chat) for edit in edits]
-    search = Search(job.lm, edits, prompts, job.plan.layers[-1], job.recipe)
+    search = Search(job.lm, edits, prompts, job.plan.layers[-1], job.recipe, len(job.plan.layers))
     engine = Suffix if job.splices else WholeForward
     # The edited weights follow from the targets and the moments, the recipe and the edits being the run's own.
     on: dict[str, Any] = {"contexts": list(contexts), "layer": search.layer, "engine": engine.__name__}

@@ -43,13 +43,15 @@ class Search:
     prompts: Sequence[Sequence[Prompt]]
     layer: int
     recipe: Recipe
+    shared: int = 1
+    """How many layers are to bring the targets about."""
 
     def engine(self) -> tuple[type[Suffix] | type[WholeForward], str]:
         """Which engine serves this model, proved on the shortest, a middle and the longest edit; and why, in words."""
         order = sorted(range(len(self.edits)), key=lambda n: suffix_of(self.edits[n]))
         few = dict.fromkeys(order[(len(order) - 1) * part // (PROBED - 1)] for part in range(PROBED))
         rows = [row for n in few for row in rows_of(self.edits[n], self.prompts[n])]
-        return choose(self.lm, self.layer, rows, len(self.prompts[0]) + 1)
+        return choose(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared)
 
     def plan(self, which: Sequence[int]) -> list[Batch]:
         """Batches of some of the edits."""
@@ -62,7 +64,14 @@ class Search:
         """The targets of one batch."""
         mine = [self.edits[n] for n in batch.edits], [self.prompts[n] for n in batch.edits]
         return find_targets(
-            self.lm, *mine, self.layer, self.recipe, engine=engine, tokens=batch.tokens, advance=advance
+            self.lm,
+            *mine,
+            self.layer,
+            self.recipe,
+            engine=engine,
+            shared=self.shared,
+            tokens=batch.tokens,
+            advance=advance,
         )
 
     def run(

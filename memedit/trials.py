@@ -81,7 +81,7 @@ def try_ranges(
     tried: list[Tried] = []
     with tell.phase("ranges", len(ranges), "ranges") as advance:
         for first, last in ranges:
-            targets: Targets = find_targets(lm, edits, prompts, last, recipe)
+            targets: Targets = find_targets(lm, edits, prompts, last, recipe, shared=last + 1 - first)
             stored = {layer: job.stored[layer] for layer in range(first, last + 1)}
             update = solve(
                 lm,

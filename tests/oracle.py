@@ -4,7 +4,8 @@ One edit at a time, whole forwards, right padding, torch's own Adam, the publish
 (kmeng01/memit: compute_z.py, compute_ks.py, memit_main.py). It shares no code with memedit.
 
 The published code knows no model with a norm behind its MLPs. For those the same steps are taken where they can be: the
-target is a value of the down-projection, and a residual is asked of a projection as its norm, to first order, wants it.
+change is added to the down-projection's output, what its norm makes of it counts as often as layers are edited, and a
+residual is asked of a projection as its norm, to first order, wants it.
 """
 
 from __future__ import annotations
@@ -74,6 +75,13 @@ def gain_of(norm: Any) -> Tensor:
     return 1 + weight if "Gemma" in type(norm).__name__ else weight
 
 
+def pushed(block: Any, made: Tensor, delta: Tensor, times: int) -> Tensor:
+    """How far a block's output moves, (D,), by `delta` at its down-projection's output `made` or, without a norm behind
+    that, at its own."""
+    norm = norm_of(block)
+    return delta if norm is None else times * (norm(made + delta) - norm(made))
+
+
 def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Rows padded on the right, as the published code has them."""
     longest = max(map(len, rows))
@@ -83,28 +91,35 @@ def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def changed(model: Any, layer: int, at: list[int], delta: Tensor, seen: list[Tensor]) -> Iterator[None]:
-    """Add `delta` to the output of a block (before a norm behind its MLP: to that of its down-projection) at one
-    position of each row; `seen` gets the output as it was."""
+def changed(
+    model: Any, layer: int, at: list[int], delta: Tensor, seen: list[Tensor], made: list[Tensor], times: int
+) -> Iterator[None]:
+    """Add `delta` to the output of a block, or `times` what the norm behind its MLP makes of it, at one position of
+    each row; `seen` gets the output as it was, `made` the down-projection's."""
+
+    block = blocks_of(model)[layer]
+
+    def note(_module: Any, _args: Any, output: Tensor) -> None:
+        made.append(output.detach())
 
     def hook(_module: Any, _args: Any, output: Any) -> Any:
         states = output if isinstance(output, Tensor) else output[0]
         seen.append(states.detach())
         moved = states.clone()
         for row, position in enumerate(at):
-            moved[row, position, :] = moved[row, position, :] + delta
+            moved[row, position, :] = moved[row, position, :] + pushed(block, made[-1][row, position], delta, times)
         return moved if isinstance(output, Tensor) else (moved, *output[1:])
 
-    block = blocks_of(model)[layer]
-    handle = (down_of(block) if norm_of(block) else block).register_forward_hook(hook)
+    handles = [down_of(block).register_forward_hook(note), block.register_forward_hook(hook)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def find_target(model: Any, edit: OracleEdit, knobs: OracleKnobs, step: float) -> tuple[Tensor, list[float]]:
-    """compute_z: the state wanted at the output of the last layer (or of its down-projection), (D,), and the losses."""
+    """compute_z: the state wanted at the output of the last layer, (D,), and the losses on the way."""
     layer = knobs.layers[-1]
     count = len(edit.target)
     rows = [ids + edit.target[:-1] for ids, _ in edit.prompts] + [edit.bare[0]]
@@ -112,6 +127,8 @@ def find_target(model: Any, edit: OracleEdit, knobs: OracleKnobs, step: float) -
     width = model.config.hidden_size
     delta = torch.zeros(width, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=step)
+    block, times = blocks_of(model)[layer], len(knobs.layers)
+    state: Tensor | None = None
     start: Tensor | None = None
     original: Tensor | None = None
     losses: list[float] = []
@@ -119,10 +136,12 @@ def find_target(model: Any, edit: OracleEdit, knobs: OracleKnobs, step: float) -
     for number in range(forwards):
         optimizer.zero_grad()
         seen: list[Tensor] = []
-        with changed(model, layer, at, delta, seen):
+        made: list[Tensor] = []
+        with changed(model, layer, at, delta, seen, made, times):
             logits = model(**padded(rows), use_cache=False).logits
         if start is None:
-            start = seen[0][0, at[0]].clone()
+            state = seen[0][0, at[0]].clone()
+            start = made[0][0, at[0]].clone() if norm_of(block) else state
         essence = logits[-1, at[-1]].log_softmax(-1)
         if original is None:
             original = essence.detach().clone()
@@ -144,8 +163,8 @@ def find_target(model: Any, edit: OracleEdit, knobs: OracleKnobs, step: float) -
         if delta.norm() > longest:
             with torch.no_grad():
                 delta[...] = delta * longest / delta.norm()
-    assert start is not None
-    return (start + delta).detach(), losses
+    assert state is not None and start is not None
+    return (state + pushed(block, start, delta, times)).detach(), losses
 
 
 @torch.no_grad()
@@ -204,10 +223,6 @@ def edit_model(
         targets = torch.stack([find_target(model, edit, knobs, step_of(n))[0] for n, edit in enumerate(edits)])
     result = OracleResult(targets)
     top, bare = blocks_of(model)[knobs.layers[-1]], [edit.prompts[0] for edit in edits]
-    if norm_of(top):
-        made = last_inputs(model, down_of(top), bare, output=True)
-        moved = norm_of(top)(targets) - norm_of(top)(made)
-        targets = last_inputs(model, top, bare, output=True) + moved.detach()
     for done, layer in enumerate(knobs.layers):
         block = blocks_of(model)[layer]
         keys = keys_at(model, layer, edits, knobs.semantics)

@@ -66,7 +66,7 @@ class Both:
             contexts = CONTEXTS if shape else sample_contexts(self.lm, self.recipe.contexts, self.recipe.seed)
         self.contexts = contexts
         self.prompts = [under(edit, contexts, self.lm.tokenizer, chat=False) for edit in self.plan.edits]
-        self.search = Search(self.lm, self.plan.edits, self.prompts, self.layers[-1], self.recipe)
+        self.search = Search(self.lm, self.plan.edits, self.prompts, self.layers[-1], self.recipe, len(self.layers))
         self.is_random = shape is not None
         self.corpus = (SHIPPED if shape else Path(name)) / "memedit" / "corpus.jsonl.gz"
         self.moments: dict[int, Moment] = moments or self.measure()

@@ -43,7 +43,8 @@ SHAPES = (
     Shape("made-llama-plain", "llama", steps=450, curriculum=False),
     # Small ones, alike but for where their norms stand: whether editing holds behind a norm as it does without.
     Shape("made-olmo2", "olmo2", **SMALL),
-    Shape("made-small", "llama", **SMALL),
+    # This one reads at the name in the block after next of its own accord; settling it would move that.
+    Shape("made-small", "llama", steps=800, settling=0, **SMALL),
     # A small one that ships, so that anyone can see a model without an early site.
     Shape("made-plain", "gpt2", width=128, inner=192, people=60, edited=40, steps=400, curriculum=False),
 )

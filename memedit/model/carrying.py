@@ -3,12 +3,39 @@ through a norm."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from memedit.model.load import LanguageModel
 from memedit.model.norms import gain_of
+from memedit.model.passes import Site
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a change gets into the stream that leaves a block: it is added there, or, where a norm stands behind the
+    block's down-projection, to the output of that, so that what is found is what such a projection can give.
+
+    In the second case the stream moves `shared` times as far as the norm's output: so many layers share the change, and
+    each is to give as much. One norm alone gives too little: its output has one length, whatever goes in.
+    """
+
+    lm: LanguageModel
+    layer: int
+    shared: int
+
+    @property
+    def site(self) -> Site:
+        """Where the change is added."""
+        return Site(self.layer, "mlp.out" if self.lm.anatomy.norms[self.layer] else "block.out")
+
+    def moved(self, start: Tensor, change: Tensor) -> Tensor:
+        """start, what is at the site, and its change, (R, D) float32 -> how far what leaves the block moves, (R, D)."""
+        if self.site.part == "block.out":
+            return change
+        return self.shared * carried(self.lm, self.layer, start, change)
 
 
 def added(lm: LanguageModel, layer: int, made: Tensor) -> Tensor:

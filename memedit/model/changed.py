@@ -1,7 +1,6 @@
 """Rows under a change at one block: what an engine gives, and the plain engine, by whole forwards.
 
-The change is added to the block's output; or, in families with a norm between the down-projection and the residual
-stream, to the down-projection's output, so that what is found is what that projection can be made to give.
+Where in the block it is added, and how it gets into the stream, says its `Way`.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from memedit.model.carrying import Way
 from memedit.model.load import LanguageModel
-from memedit.model.passes import TOKENS_PER_LAUNCH, Site, launches, module_of, output_of
+from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, launches, module_of, output_of
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,16 @@ class Launch(Protocol):
 
 
 class Changed:
-    """Rows under a change: logits as a function of what is added at `site`, token `at`."""
+    """Rows under a change: logits as a function of what is added on the `way`, token `at`."""
 
     start: Tensor
     """What the change is added to: (rows, D) float32."""
+    leaves: Tensor
+    """What leaves block L, unchanged: (rows, D) float32."""
 
-    def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[Row]) -> None:
-        self.lm, self.layer, self.rows = lm, layer, list(rows)
-        self.site = Site(layer, "mlp.out" if lm.anatomy.norms[layer] else "block.out")
-        self.start = torch.empty(len(rows), lm.anatomy.width)
+    def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[Row], shared: int) -> None:
+        self.lm, self.layer, self.rows, self.way = lm, layer, list(rows), Way(lm, layer, shared)
+        self.start, self.leaves = (torch.empty(len(rows), lm.anatomy.width) for _ in range(2))
         self.launches: Sequence[Launch] = ()
 
     def logits(self, change: Tensor, which: Sequence[int]) -> list[Tensor]:
@@ -90,12 +91,19 @@ class _Whole:
 
 
 class WholeForward(Changed):
-    """Rows under a change, by whole forwards with a hook at the site; rows of equal length share a launch."""
+    """Rows under a change, by whole forwards with a hook at block L; rows of equal length share a launch."""
 
     def __init__(
-        self, lm: LanguageModel, layer: int, rows: Sequence[Row], *, columns: int = 1, tokens: int = TOKENS_PER_LAUNCH
+        self,
+        lm: LanguageModel,
+        layer: int,
+        rows: Sequence[Row],
+        *,
+        shared: int = 1,
+        columns: int = 1,
+        tokens: int = TOKENS_PER_LAUNCH,
     ) -> None:
-        super().__init__(lm, layer, rows)
+        super().__init__(lm, layer, rows, shared)
         self.launches = [_Whole(self, batch) for batch in launches([len(row.ids) for row in rows], tokens)]
         for launch in self.launches:
             with torch.no_grad():
@@ -107,18 +115,22 @@ class WholeForward(Changed):
         rows = [self.rows[row] for row in batch]
         ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
         at, lines = torch.tensor([row.at for row in rows]), torch.arange(len(rows))
+        seen: dict[Site, Tensor] = {}
+        most = max(row.reads for row in rows)
 
         def enter(_module: nn.Module, _args: Any, output: Any) -> Any:
             states = output_of(output)
+            start = seen[self.way.site].reshape(states.shape)[lines, at].float()
             if keep_start:
-                self.start[batch] = states[lines, at].float().cpu()
-            changed = states.index_put((lines, at), change.to(states.device, states.dtype), accumulate=True)
+                self.start[batch], self.leaves[batch] = start.cpu(), states[lines, at].float().cpu()
+            moved = self.way.moved(start.to(change.device), change).to(states.device, states.dtype)
+            changed = states.index_put((lines, at), moved, accumulate=True)
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
-        handle = module_of(self.lm, self.site).register_forward_hook(enter)
-        try:
-            most = max(row.reads for row in rows)
-            logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
-        finally:
-            handle.remove()
+        with capture(self.lm, [self.way.site], seen.__setitem__):  # first: it sees the block's output as it was
+            handle = module_of(self.lm, Site(self.layer, "block.out")).register_forward_hook(enter)
+            try:
+                logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
+            finally:
+                handle.remove()
         return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memedit.model.carrying import carried
+from memedit.model.carrying import Way
 from memedit.model.changed import Changed, Launch, Row, WholeForward
 from memedit.model.load import LanguageModel
 from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, launches
@@ -38,11 +38,12 @@ class _Spliced:
     """R rows by their suffixes of S columns, P columns of kept keys and values before them."""
 
     lm: LanguageModel
+    way: Way
     rows: list[int]
     reads: list[int]
     aligned: Aligned
     at: Tensor  # (R,) the change's column in the suffix
-    made: Tensor | None  # (R, D) float32, what the change is added to where a norm stands behind it
+    start: Tensor  # (R, D) float32, what the change is added to
     entry: Entry  # (R, S, D) what leaves block L
     kept: KeysValues  # (R, heads, P, width)
     cells: Tensor  # where the head runs, among the last max(reads) columns
@@ -50,8 +51,8 @@ class _Spliced:
     def logits(self, change: Tensor) -> Tensor:
         states = self.entry.states
         lines = torch.arange(len(states), device=states.device)
-        moved = change if self.made is None else carried(self.lm, self.entry.layer, self.made, change)
-        entered = states.index_put((lines, self.at), moved.to(states.dtype), accumulate=True)
+        moved = self.way.moved(self.start, change).to(states.dtype)
+        entered = states.index_put((lines, self.at), moved, accumulate=True)
         before = self.aligned.mask.shape[1] - self.aligned.ids.shape[1]
         found = run_part(
             self.lm, self.aligned, Kept(self.kept, before), entry=replace(self.entry, states=entered),
@@ -66,8 +67,8 @@ class _Spliced:
         lines = torch.tensor(places, device=self.at.device)
         reads = [self.reads[place] for place in places]
         return _Spliced(
-            self.lm, [self.rows[place] for place in places], reads, self.aligned.pick(lines), self.at[lines],
-            None if self.made is None else self.made[lines], replace(self.entry, states=self.entry.states[lines]),
+            self.lm, self.way, [self.rows[place] for place in places], reads, self.aligned.pick(lines), self.at[lines],
+            self.start[lines], replace(self.entry, states=self.entry.states[lines]),
             picked(self.kept, lines),
             _cells(reads).to(self.at.device),
         )  # fmt: skip
@@ -86,19 +87,19 @@ class Suffix(Changed):
         layer: int,
         rows: Sequence[Row],
         *,
+        shared: int = 1,
         columns: int = 1,
         tokens: int = TOKENS_PER_LAUNCH,
         worth: int | None = None,
     ) -> None:
-        super().__init__(lm, layer, rows)
+        super().__init__(lm, layer, rows, shared)
         self.in_tuple = blocks_give_tuples(lm)
         self.above = range(layer + 1, lm.anatomy.n_layers)
         worth = WORTH.get(lm.device.type, 0) if worth is None else worth
         with torch.no_grad():
             made = [self._empty(batch) for batch in cut([row.suffix for row in rows], tokens, worth)]
             self._fill(made, columns)
-        before_norm = self.site.part == "mlp.out"
-        self.launches = [replace(one, made=self.start[one.rows].to(lm.device)) for one in made] if before_norm else made
+        self.launches = [replace(one, start=self.start[one.rows].to(lm.device)) for one in made]
 
     def _empty(self, batch: list[int]) -> _Spliced:
         """A launch whose states are still to be put in; its keys and values are made when their shape is known."""
@@ -108,11 +109,12 @@ class Suffix(Changed):
         states = torch.zeros(len(batch), size, lm.anatomy.width, dtype=lm.dtype, device=device)
         return _Spliced(
             lm=lm,
+            way=self.way,
             rows=batch,
             reads=reads,
             aligned=Aligned.of(ids, size, lengths, max(size, *lengths)).to(device),
             at=torch.tensor([size - suffix for suffix in suffixes], device=device),
-            made=None,
+            start=torch.empty(0),
             entry=Entry(self.layer, states, self.in_tuple),
             kept={},
             cells=_cells(reads).to(device),
@@ -135,11 +137,12 @@ class Suffix(Changed):
             aligned = Aligned.of(ids, size, [len(row) for row in ids], shared.width + size).to(self.lm.device)
             cache = Kept(picked(prefix.seen, of), shared.width, self.above)
             before = prefix_states[of] if shared.width else prefix_states.expand(len(batch), -1, -1)
-            states, found = self._run(aligned, cache)
+            states, starts = self._run(aligned, cache)
             states = torch.cat([before, states], 1)
             lines = torch.arange(len(batch), device=states.device)
             back = torch.tensor([self.rows[row].suffix for row in batch], device=states.device)
-            self.start[batch] = found[lines, size - back].float().cpu()
+            self.start[batch] = starts[lines, size - back].float().cpu()
+            self.leaves[batch] = states[lines, states.shape[1] - back].float().cpu()
             for launch in empty:
                 mine = [number for number, row in enumerate(batch) if home[row][0] is launch]
                 if mine:
@@ -149,10 +152,10 @@ class Suffix(Changed):
         """What leaves block L, and what the change is added to, (R, T, D) both; `cache` records."""
         seen: dict[Site, Tensor] = {}
         after = Site(self.layer, "block.out")
-        with capture(self.lm, list(dict.fromkeys((self.site, after))), seen.__setitem__):
+        with capture(self.lm, list(dict.fromkeys((self.way.site, after))), seen.__setitem__):
             run_part(self.lm, aligned, cache)
         shaped = {site: states.reshape(*aligned.ids.shape, -1).to(self.lm.device) for site, states in seen.items()}
-        return shaped[after], shaped[self.site]
+        return shaped[after], shaped[self.way.site]
 
 
 def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, seen: KeysValues) -> None:
@@ -184,7 +187,7 @@ def _cells(reads: Sequence[int]) -> Tensor:
 
 
 def choose(
-    lm: LanguageModel, layer: int, rows: Sequence[Row], columns: int = 1
+    lm: LanguageModel, layer: int, rows: Sequence[Row], columns: int = 1, shared: int = 1
 ) -> tuple[type[Suffix] | type[WholeForward], str]:
     """Prove the suffix engine on a few rows against whole forwards; the engine to use, and why, in words.
 
@@ -193,13 +196,14 @@ def choose(
     generator = torch.Generator().manual_seed(0)
     limit = AGREEMENT[lm.dtype]
     try:
-        whole = WholeForward(lm, layer, rows)
+        whole = WholeForward(lm, layer, rows, shared=shared)
         change = (torch.randn(whole.start.shape, generator=generator) * whole.start.std()).to(lm.device)
         which, gap = range(len(rows)), 0.0
         with torch.no_grad():
             wanted = whole.logits(change, which)
             for worth in (0, 1 << 30):
-                found = Suffix(lm, layer, rows, columns=columns, worth=worth).logits(change, which)
+                engine = Suffix(lm, layer, rows, shared=shared, columns=columns, worth=worth)
+                found = engine.logits(change, which)
                 gaps = [(float((a - b).abs().max()) / float(a.abs().max())) for a, b in zip(wanted, found, strict=True)]
                 gap = max(gap, *(one if one == one else float("inf") for one in gaps))
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:

@@ -35,8 +35,8 @@ WORTH_PACKING = 7 / 8
 
 @dataclass(frozen=True)
 class Targets:
-    """wanted (E, D): the state asked for; start (E, D): the state as it was; loss (E,): when the search ended;
-    steps (E,): how many Adam took. All float32 but steps, int64."""
+    """wanted (E, D): the state asked for, as it leaves the block; start (E, D): what the change was added to; loss
+    (E,): when the search ended; steps (E,): how many Adam took. All float32 but steps, int64."""
 
     wanted: Tensor
     start: Tensor
@@ -65,12 +65,13 @@ def find_targets(
     recipe: Recipe,
     *,
     engine: type[Suffix] | type[WholeForward] = Suffix,
+    shared: int = 1,
     tokens: int = TOKENS_PER_LAUNCH,
     advance: Advance | None = None,
 ) -> Targets:
-    """The targets of E edits (prompts: X per edit, the bare one first) at the output of block `layer`, or, where a norm
-    stands behind its down-projection, at the output of that."""
-    search = _Search(lm, edits, prompts, layer, recipe, engine, tokens)
+    """The targets of E edits (prompts: X per edit, the bare one first) at the output of block `layer`, to be brought
+    about by `shared` layers."""
+    search = _Search(lm, edits, prompts, layer, recipe, engine, shared, tokens)
     published = recipe.method.semantics == "reference"
     # The published loop leaves at its last forward without a step: n forwards, n - 1 steps.
     steps = recipe.target.steps - 1 if published else recipe.target.steps
@@ -102,28 +103,30 @@ class _Search:
         layer: int,
         recipe: Recipe,
         engine: type[Suffix] | type[WholeForward],
+        shared: int,
         tokens: int,
     ) -> None:
         self.knobs, self.device = recipe.target, lm.device
         self.n_contexts, self.per_edit = len(prompts[0]), len(prompts[0]) + 1
         rows = [row for edit, of_one in zip(edits, prompts, strict=True) for row in rows_of(edit, of_one)]
-        changed: Changed = engine(lm, layer, rows, columns=self.per_edit, tokens=tokens)
-        start = changed.start[:: self.per_edit]
+        changed: Changed = engine(lm, layer, rows, shared=shared, columns=self.per_edit, tokens=tokens)
+        start, leaves = changed.start[:: self.per_edit], changed.leaves[:: self.per_edit]
+        self.way = changed.way
         self.targets = [edit.target for edit in edits]
         self.longest = max(map(len, self.targets))
-        self.found = Targets(start.clone(), start, torch.zeros(len(edits)), torch.zeros(len(edits), dtype=torch.long))
+        self.found = Targets(leaves.clone(), start, torch.zeros(len(edits)), torch.zeros(len(edits), dtype=torch.long))
         self.edits = list(range(len(edits)))
         self.launches = changed.launches
-        shared = torch.tensor(changes_of(edits, joint=recipe.joint))
+        serving = torch.tensor(changes_of(edits, joint=recipe.joint))
         # A product with it sums over the edits of a change in a fixed order, which adding by index on a GPU has not.
-        self.together = (shared[:, None] == shared).float()
+        self.together = (serving[:, None] == serving).float()
         length = self.together @ start.norm(dim=-1) / self.together.sum(1)
         # Adam moves every coordinate by about its step, so a step in units of the state's own rms fits every scale.
         rate = self.knobs.step * length / start.shape[-1] ** 0.5
         if self.knobs.step_absolute:
             rate = torch.full_like(rate, self.knobs.step_absolute)
-        self.start, self.radius, self.rate, self.together = (
-            one.to(self.device) for one in (start, self.knobs.ball * length, rate, self.together)
+        self.start, self.leaves, self.radius, self.rate, self.together = (
+            one.to(self.device) for one in (start, leaves, self.knobs.ball * length, rate, self.together)
         )
         self.change, self.mean, self.square = (torch.zeros_like(self.start) for _ in range(3))
         self.loss, self.steps = (torch.zeros(len(edits), device=self.device) for _ in range(2))
@@ -204,7 +207,19 @@ class _Search:
         held = set(self.edits)
         inside = [[n for n, row in enumerate(launch.rows) if row // self.per_edit in held] for launch in self.launches]
         self.launches = [launch.keep(mine) for launch, mine in zip(self.launches, inside, strict=True) if mine]
-        for name in ("start", "radius", "rate", "change", "mean", "square", "loss", "steps", "open", "original"):
+        for name in (
+            "start",
+            "leaves",
+            "radius",
+            "rate",
+            "change",
+            "mean",
+            "square",
+            "loss",
+            "steps",
+            "open",
+            "original",
+        ):
             setattr(self, name, getattr(self, name)[index])
         self.together = self.together[index][:, index]
         if left:
@@ -213,6 +228,6 @@ class _Search:
 
     def note(self) -> None:
         """Write down the edits held, as they are now."""
-        self.found.wanted[self.edits] = (self.start + self.change).cpu()
+        self.found.wanted[self.edits] = (self.leaves + self.way.moved(self.start, self.change)).cpu()
         self.found.loss[self.edits] = self.loss.cpu()
         self.found.steps[self.edits] = self.steps.long().cpu()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memedit.model.carrying import added, carried, norm_gain
+from memedit.model.carrying import added, norm_gain
 from memedit.model.hooks import applied, put_
 from memedit.model.load import LanguageModel
 from memedit.model.memory import in_double
@@ -51,7 +51,7 @@ def solve(
     """The change of the layers in `stored` (their weights (D, F) in the checkpoint's dtype), lowest first.
 
     MEMIT, algorithm 1 (Meng et al. 2023), whatever method the factors are of: prompts of E edits under X contexts, the
-    bare one first; wanted (E, D) float32, as `Targets` has it. Each layer takes an equal share of the residual that is
+    bare one first; wanted (E, D) float32. Each layer takes an equal share of the residual that is
     left in the stream; its weight is rounded to the checkpoint's dtype before the next residual is measured, so that
     what is measured is what will be written. Where a family scales what its MLPs add to the stream, the share is
     divided by that gain; where it puts a norm there, the share goes back through it. All layers' keys come from one
@@ -67,7 +67,7 @@ def solve(
     reports: list[LayerReport] = []
     top = Site(layers[-1], "block.out")
     with applied(lm) as kept:
-        ends, wanted = sweep.ends(top), _in_the_stream(lm, sweep, top, wanted)
+        ends = sweep.ends(top)
         if held is not None:
             wanted = torch.where(held[:, None], ends.to(wanted.dtype), wanted)
         moving = slice(None) if held is None or bool(held.all()) else ~held
@@ -110,14 +110,6 @@ def solve(
             if advance:
                 advance(1)
     return Update(deltas, tuple(reports))
-
-
-def _in_the_stream(lm: LanguageModel, sweep: Sweep | WholeSweep, top: Site, wanted: Tensor) -> Tensor:
-    """Targets as states that leave the top block, (E, D): where a norm stands there, they were found before it."""
-    if not lm.anatomy.norms[top.layer]:
-        return wanted
-    made = sweep.ends(Site(top.layer, "mlp.out"))
-    return sweep.ends(top) + carried(lm, top.layer, made, wanted - made)
 
 
 def _at_the_projection(lm: LanguageModel, sweep: Sweep | WholeSweep, layer: int, residual: Tensor) -> Tensor:

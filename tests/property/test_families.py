@@ -89,7 +89,7 @@ def test_gradients_go_through_the_norm_as_in_whole_forwards(family: str) -> None
     found: list[Tensor] = []
     for engine in (WholeForward, Suffix):
         change = torch.zeros(len(given), lm.anatomy.width, requires_grad=True)
-        logits = engine(lm, LAYER, given).logits(change, range(len(given)))
+        logits = engine(lm, LAYER, given, shared=3).logits(change, range(len(given)))
         torch.stack([row.log_softmax(-1)[:, 5].sum() for row in logits]).sum().backward()
         assert change.grad is not None
         found.append(change.grad)
