@@ -21,6 +21,8 @@ class Block(_Value):
     """F, the MLP's width here."""
     gain: float | None = None
     """What its output is multiplied with where it joins the residual stream; None where that was not measured."""
+    norm: str | None = None
+    """The norm that stands before it joins; None where none does. What goes through one has no gain."""
     editable: bool
     reason: str | None = None
     """Why it cannot be edited."""

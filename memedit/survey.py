@@ -120,7 +120,8 @@ def _block(anatomy: Anatomy, layer: int, proved: bool) -> Block:
         layer=layer,
         down_projection=anatomy.down_projections[layer] or None,
         inputs=anatomy.mlp_widths[layer],
-        gain=anatomy.gains[layer] if proved and not reason else None,
+        gain=anatomy.gains[layer] if proved and not reason and not anatomy.norms[layer] else None,
+        norm=anatomy.norms[layer] or None,
         editable=not reason,
         reason=reason or None,
     )

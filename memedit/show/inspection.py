@@ -53,7 +53,7 @@ def _runs(each: tuple[Block, ...]) -> list[list[Block]]:
 def _like(block: Block) -> tuple[object, ...]:
     number = f"{block.layer}"
     path = (block.down_projection or "").replace(f".{number}.", ".N.")
-    return path, block.inputs, block.gain, block.editable
+    return path, block.inputs, block.gain, bool(block.norm), block.editable
 
 
 def _layers(run: list[Block]) -> str:
@@ -64,5 +64,7 @@ def _block(block: Block, proved: bool) -> str:
     if not block.editable:
         return f"not editable: {block.reason}"
     path = (block.down_projection or "").replace(f".{block.layer}.", ".N.")
-    gain = f"gain {block.gain:g}" if proved and block.gain is not None else "gain not measured"
-    return f"{path}, {block.inputs:,} units, {gain}"
+    joins = f"gain {block.gain:g}" if proved and block.gain is not None else "gain not measured"
+    if block.norm:
+        joins = f"through {block.norm.replace(f'.{block.layer}.', '.N.')}"
+    return f"{path}, {block.inputs:,} units, {joins}"
