@@ -58,6 +58,13 @@ def test_a_config_is_enough(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     assert weighed[0] == 0 and not Inspection.model_validate_json(weighed[1]).proved
 
 
+def test_a_norm_behind_the_mlps_is_named_from_the_config_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, _ = ran(monkeypatch, capfd, config_of("olmo2", tmp_path / "m"))
+    assert code == 0 and "64 units, through model.layers.N.post_feedforward_layernorm\n" in out
+
+
 def test_a_mixture_says_which_layers_and_why(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
