@@ -76,7 +76,8 @@ def test_a_post_norm_model_is_edited_as_well_as_one_without(tmp_path: Path) -> N
     with_norms, without = edited("made-olmo2", tmp_path), edited("made-small", tmp_path)
     for score, points in (("efficacy", 0.03), ("neighborhood", 0.02)):
         found, wanted = getattr(with_norms, score), getattr(without, score)
-        assert found.n == wanted.n == 100
+        # Of some edits nobody else has the old object, so they have no neighbors.
+        assert found.n == wanted.n >= (100 if score == "efficacy" else 90)
         assert found.mean > wanted.mean - points, score
 
 
