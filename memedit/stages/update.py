@@ -51,11 +51,11 @@ def solve(
     """The change of the layers in `stored` (their weights (D, F) in the checkpoint's dtype), lowest first.
 
     MEMIT, algorithm 1 (Meng et al. 2023), whatever method the factors are of: prompts of E edits under X contexts, the
-    bare one first; wanted (E, D) float32. Each layer takes an equal share of the residual that is
-    left in the stream; its weight is rounded to the checkpoint's dtype before the next residual is measured, so that
-    what is measured is what will be written. Where a family scales what its MLPs add to the stream, the share is
-    divided by that gain; where it puts a norm there, the share goes back through it. All layers' keys come from one
-    sweep up the model, or (`whole`) from whole forwards. The model is as it was when this returns.
+    bare one first; wanted (E, D) float32. Each layer takes an equal share of the residual that is left in the stream;
+    its weight is rounded to the checkpoint's dtype before the next residual is measured, so that what is measured is
+    what will be written. Where a family scales what its MLPs add to the stream, the share is divided by that gain;
+    where it puts a norm there, the share goes back through it. All layers' keys come from one sweep up the model, or
+    (`whole`) from whole forwards. The model is as it was when this returns.
 
     Edits that are `held` (E,) are to stay as they are, whatever is wanted of them: rows with no residual are to the
     others what K^T K / ridge of them in the metric would be, and what a lower layer moves of them is put back above.
