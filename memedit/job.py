@@ -14,16 +14,16 @@ import torch
 
 from memedit.books import about_of, check_moments, entered, filled, groups_of, kept_rows, results_of, retained, told
 from memedit.errors import UsageError
-from memedit.ledger import Ledger, Past
+from memedit.ledger import Ledger
 from memedit.measure import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
 from memedit.model.load import LanguageModel, load, locate
 from memedit.model.suffix import Suffix
 from memedit.numerics.delta import Delta, rounded
 from memedit.preflight import about, check_room, check_weights, seconds
-from memedit.recipe import Recipe
 from memedit.report import RedoRound, Report
-from memedit.request import EditRequest, Finding
+from memedit.request import EditRequest
 from memedit.search import Search
+from memedit.sequence import Start
 from memedit.sites import take_layers
 from memedit.stages.batches import suffix_of
 from memedit.stages.contexts import sample_contexts
@@ -49,16 +49,9 @@ Judged = tuple[list[Judgment], list[bool]]
 class Job:
     """One run: what it was asked, the open model, and the steps of `apply` in their order."""
 
-    def __init__(
-        self,
-        requests: Sequence[EditRequest],
-        recipe: Recipe,
-        findings: Sequence[Finding],
-        facts: Sequence[EditRequest],
-        tell: Tell,
-        past: Past | None = None,
-    ) -> None:
-        self.recipe, self.facts, self.tell, self.past = recipe, list(facts), tell, past or Past()
+    def __init__(self, start: Start, facts: Sequence[EditRequest], tell: Tell) -> None:
+        self.recipe, self.past, self.facts, self.tell = start.recipe, start.past, list(facts), tell
+        recipe = start.recipe
         self.timings: dict[str, float] = {}
         self.splices = True
         self.folder = locate(recipe.model)
@@ -66,16 +59,16 @@ class Job:
         if self.out is not None:
             check_output(self.folder, self.out, overwrite=recipe.output.overwrite)
         with self.timed("load", None):
-            self.base = Checkpoint.open(self.folder)
+            self.base = start.base or Checkpoint.open(self.folder)
             check_weights(self.base, recipe.model)
             self.lm: LanguageModel = load(self.folder, recipe.model)
-            self.plan: Plan = make_plan(requests, self.lm.tokenizer, self.lm.anatomy, recipe, findings)
+            self.plan: Plan = make_plan(start.requests, self.lm.tokenizer, self.lm.anatomy, recipe, start.findings)
         self.requests = [edit.request for edit in self.plan.edits]
         self.notes: tuple[str, ...] = ()
         if recipe.method.layers == "auto":
-            start = time.monotonic()
+            begun = time.monotonic()
             self.recipe, self.plan, why = take_layers(self.lm, self.base.digest, recipe, self.plan, self.tell)
-            self.notes, self.timings["trace"] = (why,), time.monotonic() - start
+            self.notes, self.timings["trace"] = (why,), time.monotonic() - begun
         self.groups = groups_of(self.plan.edits, joint=self.recipe.joint)
         self.kept = kept_rows(self.past, self.plan.edits, self.groups, self.base.digest)
         """Edits whose target the ledger has, each with its row there."""

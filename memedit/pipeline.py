@@ -10,19 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from memedit.books import told
 from memedit.examine import Examination, Trial
 from memedit.job import Job
 from memedit.ledger import Way
 from memedit.model.hooks import applied
 from memedit.model.load import load, locate
-from memedit.preflight import cache_bytes, check_weights, moment_bytes
-from memedit.preview import Preview
+from memedit.preflight import check_weights
+from memedit.preview import Preview, preview_of
 from memedit.recipe import Recipe
 from memedit.redo import redo
 from memedit.report import Report
 from memedit.request import EditRequest, Finding
-from memedit.search import memory_for
 from memedit.sequence import begin, restore, without
 from memedit.sites import Tracing, trace_all
 from memedit.storage.checkpoint import Checkpoint
@@ -50,7 +48,7 @@ def apply(
     before any heavy work, and the other children of MemeditError.
     """
     start = begin(requests, recipe, findings, sources=sources, way=way, base=base)
-    return _edited(Job(start.requests, start.recipe, start.findings, facts, tell or Silence(), start.past), arguments)
+    return _edited(Job(start, facts, tell or Silence()), arguments)
 
 
 def forget(
@@ -69,8 +67,8 @@ def forget(
     """
     tell, start = tell or Silence(), without(ids, recipe, sources=sources, base=base)
     if start.requests:
-        return _edited(Job(start.requests, start.recipe, start.findings, facts, tell, start.past), arguments)
-    output = restore(start.recipe, tell)
+        return _edited(Job(start, facts, tell), arguments)
+    output = restore(start, tell)
     return Report(command="forget", model=start.recipe.model.path, output=output, arguments=list(arguments))
 
 
@@ -103,32 +101,7 @@ def preview(
 ) -> Preview:
     """What `apply` would do and cost; nothing is written. Raises what `apply` would raise before its heavy work."""
     start = begin(requests, recipe, findings, sources=sources, way=way, base=base)
-    job = Job(start.requests, start.recipe, start.findings, (), tell or Silence(), start.past)
-    lm, layers = job.lm, job.plan.layers
-    moments = job.moment_plan
-    rows = min(recipe.chunk, len(job.requests)) * (len(recipe.contexts.openings) + 2)
-    longest = max(len(edit.prompt.ids) + len(edit.target) + recipe.contexts.tokens for edit in job.plan.edits)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
-    # Per token of the search: a state and a key or value per block, some ten MLP-wide rows kept for the gradient.
-    search = rows * longest * lm.anatomy.n_layers * (12 * lm.anatomy.width + 4 * lm.anatomy.mlp_width) * 4
-    search = min(search, memory_for(lm, recipe))
-    return Preview(
-        edits=len(job.requests),
-        skipped=len(job.plan.skipped) + len(job.past.twins),
-        warnings=len(job.plan.warnings),
-        layers=layers,
-        parameters=tuple(job.names.values()),
-        corpus=moments.corpus,
-        tokens=moments.tokens,
-        moments_cached=moments.cached,
-        moments_missing=tuple(moments.missing),
-        bytes_output=job.base.size,
-        bytes_cache=cache_bytes([lm.anatomy.mlp_widths[layer] for layer in moments.missing]),
-        bytes_memory=weights + moment_bytes([lm.anatomy.mlp_widths[layer] for layer in layers]) + search,
-        seconds=job.takes(),
-        ledger=told(job.past, job.groups, job.kept),
-        resumes=job.store().folder.is_dir(),
-    )
+    return preview_of(Job(start, (), tell or Silence()))
 
 
 def trace(

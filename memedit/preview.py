@@ -1,18 +1,23 @@
-"""What a run would do and cost, before it is done: plain values."""
+"""What a run would do and cost, before it is done."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import BaseModel, ConfigDict
 
+from memedit.books import told
+from memedit.job import Job
+from memedit.preflight import about, cache_bytes, moment_bytes
 from memedit.report import LedgerReport
+from memedit.search import memory_for
+from memedit.stages.batches import Sizes, plan_batches
 
 
-class _Value(BaseModel):
+class Preview(BaseModel):
+    """What a run would do and cost: plain values. Memory and time are estimates."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Preview(_Value):
-    """What a run would do and cost, before it is done."""
 
     edits: int
     skipped: int
@@ -46,6 +51,42 @@ class Preview(_Value):
             f"moments   {len(self.moments_cached)} cached; to measure: {missing} ({self.tokens:,} tokens)",
             f"writes    {self.bytes_output / 1e6:,.1f} MB of output, {self.bytes_cache / 1e6:,.1f} MB of cache",
             f"memory    about {self.bytes_memory / 1e9:,.2f} GB",
-            f"time      about {self.seconds:,.0f} s",
+            f"time      about {about(self.seconds)}",
             f"resumes   {'an unfinished run' if self.resumes else 'nothing'}",
         ]
+
+
+def preview_of(job: Job) -> Preview:
+    """A job's preview: nothing of it is run but the forwards that are timed."""
+    lm, moments = job.lm, job.moment_plan
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
+    widths = [lm.anatomy.mlp_widths[layer] for layer in job.plan.layers]
+    return Preview(
+        edits=len(job.requests),
+        skipped=len(job.plan.skipped) + len(job.past.twins),
+        warnings=len(job.plan.warnings),
+        layers=job.plan.layers,
+        parameters=tuple(job.names.values()),
+        corpus=moments.corpus,
+        tokens=moments.tokens,
+        moments_cached=moments.cached,
+        moments_missing=tuple(moments.missing),
+        bytes_output=job.base.size,
+        bytes_cache=cache_bytes([lm.anatomy.mlp_widths[layer] for layer in moments.missing]),
+        bytes_memory=weights + moment_bytes(widths) + _search_bytes(job),
+        seconds=job.takes(),
+        ledger=told(job.past, job.groups, job.kept),
+        resumes=job.store().folder.is_dir(),
+    )
+
+
+def _search_bytes(job: Job) -> int:
+    """What the largest batch of the search takes, as its plan counts it, with contexts of their full length."""
+    lm, edits, recipe = job.lm, job.plan.edits, job.recipe
+    beyond = (0,) * recipe.contexts.tokens
+    longest = [replace(edit.prompt, ids=edit.prompt.ids + beyond) for edit in edits]
+    prompts = [[prompt] * (len(recipe.contexts.openings) + 1) for prompt in longest]
+    sizes = Sizes.of(lm, edits, prompts, job.plan.layers[-1])
+    memory, which = memory_for(lm, recipe), [n for n in range(len(edits)) if n not in job.kept]
+    batches = plan_batches(edits, which, sizes, memory, recipe.chunk, lm.device.type, joint=recipe.joint)
+    return max((len(one.edits) * sizes.per_edit + one.tokens * sizes.per_token for one in batches), default=0)

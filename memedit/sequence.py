@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,10 @@ class Start:
 
     requests: tuple[EditRequest, ...]
     recipe: Recipe
-    findings: tuple[Finding, ...]
-    past: Past
+    findings: tuple[Finding, ...] = ()
+    past: Past = field(default_factory=Past)
+    base: Checkpoint | None = None
+    """That model's files, where they were looked into already: their digest takes a reading of them all."""
 
 
 def begin(
@@ -63,11 +65,11 @@ def begin(
                 f"{folder} has no ledger: it is no edited model, and edits of it begin a new one",
                 "leave out --re-solve, --on-top and --base, or give an edited model with its ledger",
             )
-        return Start(tuple(requests), recipe, tuple(findings), Past())
+        return Start(tuple(requests), recipe, tuple(findings))
     settled = _settled(recipe, sources or {}, ledger)
-    opened, way = _opened(settled, ledger, folder, way, base)
+    opened, way, files = _opened(settled, ledger, folder, way, base)
     if any(finding.severity == "error" for finding in (*findings, *lint(requests))):
-        return Start(tuple(requests), opened, tuple(findings), Past())  # refused with all that is wrong, as any list
+        return Start(tuple(requests), opened, tuple(findings))  # refused with all that is wrong, as any list
     old = [ledger.entries[n].edit for n in ledger.in_force]
     found = joined(old, requests)
     given_way = {was.digest for _, was in found.replaced}
@@ -76,7 +78,7 @@ def begin(
     conflicts = tuple(finding for finding in told if finding.code == "W230")
     past = Past(ledger, way, tuple(stay), conflicts, tuple(request for request, _ in found.twins))
     both = (*(ledger.entries[n].edit for n in stay), *found.requests)
-    return Start(both, opened, (*findings, *told), past)
+    return Start(both, opened, (*findings, *told), past, files)
 
 
 def without(
@@ -95,7 +97,7 @@ def without(
         near = difflib.get_close_matches(missing[0], known, 1)
         hint = f"did you mean {near[0]}?" if near else "memedit/ledger.jsonl in it lists its edits"
         raise UsageError(f"the ledger of {folder} has no edit {shown(missing[0])}", hint)
-    opened, way = _opened(_settled(recipe, sources or {}, ledger), ledger, folder, "re-solve", base)
+    opened, way, files = _opened(_settled(recipe, sources or {}, ledger), ledger, folder, "re-solve", base)
     left = ledger.without(set(ids))
     edits = [left.entries[n].edit for n in left.in_force]
     were = {ledger.entries[n].digest for n in ledger.in_force}
@@ -104,18 +106,19 @@ def without(
         for edit in edits
         if edit.digest not in were
     )
-    return Start(tuple(edits), opened, (), Past(left, way, tuple(left.in_force), back, command="forget"))
+    return Start(tuple(edits), opened, (), Past(left, way, tuple(left.in_force), back, command="forget"), files)
 
 
-def restore(recipe: Recipe, tell: Tell) -> str:
-    """Write the model of a recipe as it is to its output: that folder's path."""
-    if recipe.output.dir is None:
+def restore(start: Start, tell: Tell) -> str:
+    """Write the model of a start as it is to its output: that folder's path."""
+    knobs = start.recipe.output
+    if knobs.dir is None:
         raise UsageError("no output folder was given", "say where to: -o OUT")
-    base, knobs = Checkpoint.open(locate(recipe.model)), recipe.output
+    base = start.base or Checkpoint.open(locate(start.recipe.model))
     with tell.phase("write"):
-        out = Path(recipe.output.dir).expanduser()
+        out = Path(knobs.dir).expanduser()
         write(base, out, {}, {}, link=knobs.link, overwrite=knobs.overwrite, run=base.digest[:16])
-    return recipe.output.dir
+    return knobs.dir
 
 
 def told_of(found: Joined) -> list[Finding]:
@@ -154,22 +157,25 @@ def _same(name: str, value: Any, ledger: Ledger) -> bool:
     return value == kept
 
 
-def _opened(recipe: Recipe, ledger: Ledger, folder: Path, way: Way | None, base: str | None) -> tuple[Recipe, Way]:
-    """The recipe with the model that is to be opened, and the way to go on."""
+def _opened(
+    recipe: Recipe, ledger: Ledger, folder: Path, way: Way | None, base: str | None
+) -> tuple[Recipe, Way, Checkpoint | None]:
+    """The recipe with the model that is to be opened, the way to go on, and that model's files if they were read."""
     if way == "on top":
         if base:
             raise UsageError("--base is where a re-solve begins, and --on-top opens no base", "leave one of them out")
-        return recipe, way
+        return recipe, way, None
     about = ledger.about.base
     knobs = recipe.model.model_copy(update={"path": base or about.path, "revision": None if base else about.revision})
     place = locate(knobs) if base else at_hand(knobs)
     if place is not None:
-        digest = Checkpoint.open(place).digest
-        if digest == about.digest:
-            return recipe.model_copy(update={"model": knobs}), "re-solve"
+        files = Checkpoint.open(place)
+        if files.digest == about.digest:
+            return recipe.model_copy(update={"model": knobs}), "re-solve", files
         if base:
+            ours, theirs = files.digest[:12], about.digest[:12]
             raise UsageError(
-                f"{base} is not the base of {folder}: its digest is {digest[:12]}, the ledger has {about.digest[:12]}",
+                f"{base} is not the base of {folder}: its digest is {ours}, the ledger has {theirs}",
                 "give the model that the first edit was made on, as it was",
             )
     lost = f"{about.path}, the base of {folder}, " + ("has changed" if place else "is not at hand")

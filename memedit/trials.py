@@ -17,6 +17,7 @@ from memedit.numerics.scores import harmonic
 from memedit.recipe import Recipe
 from memedit.report import Scores
 from memedit.request import EditRequest, Finding
+from memedit.sequence import Start
 from memedit.stages.contexts import sample_contexts
 from memedit.stages.evaluation import judge, score
 from memedit.stages.plan import under
@@ -74,7 +75,8 @@ def try_ranges(
     # The job opens every layer, so that one pass measures all moments.
     method = recipe.method.model_copy(update={"layers": f"0-{n_layers - 1}"})
     some = requests[:: max(1, -(-len(requests) // SAMPLE))]
-    job = Job(some, recipe.model_copy(update={"method": method}), findings, (), tell)
+    every = recipe.model_copy(update={"method": method})
+    job = Job(Start(tuple(some), every, tuple(findings)), (), tell)
     lm, edits, ranges, moments = job.lm, job.plan.edits, candidates(n_layers, single=method.kind.single), job.moments()
     contexts = sample_contexts(lm, recipe.contexts, recipe.seed)
     prompts = [under(edit, contexts, lm.tokenizer, chat=recipe.chat) for edit in edits]

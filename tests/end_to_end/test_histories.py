@@ -17,6 +17,7 @@ from memedit.job import Job
 from memedit.ledger import Entry, Ledger, Past, extended
 from memedit.measure import factor_of
 from memedit.request import EditRequest
+from memedit.sequence import Start
 from memedit.settings import resolve
 from memedit.stages.plan import under
 from memedit.stages.targets import Targets
@@ -160,7 +161,7 @@ def kept_ledger(job: Job, contexts: list[str], order: list[int], wanted: torch.T
 def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_folder: Path, tmp_path: Path) -> None:
     requests = memedit.load_edits(EDITS)[:500]
     recipe = resolve([("flag", {"model.path": str(made_folder), "moments.tokens": 4000})])[0]
-    first = Job(requests, recipe, (), (), Silence())
+    first = Job(Start(tuple(requests), recipe), (), Silence())
     contexts, moments = ["", "The old bridge stood there. "], first.moments()
     wanted = torch.randn(500, first.lm.anatomy.width, generator=torch.Generator().manual_seed(3)) * 2
     found: list[bytes] = []
@@ -168,7 +169,7 @@ def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_folder: Path, 
         order = torch.randperm(500, generator=torch.Generator().manual_seed(seed)).tolist()
         ledger = kept_ledger(first, contexts, order, wanted)
         past = Past(ledger, "re-solve", tuple(ledger.in_force))
-        job = Job([ledger.entries[n].edit for n in ledger.in_force], recipe, (), (), Silence(), past)
+        job = Job(Start(tuple(ledger.entries[n].edit for n in ledger.in_force), recipe, past=past), (), Silence())
         assert len(job.kept) == 500
         targets = Targets(ledger.targets, ledger.targets, torch.zeros(500), torch.zeros(500))
         update = job.update(contexts, moments, targets)
