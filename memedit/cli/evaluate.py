@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -103,14 +102,10 @@ def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:
 
 
 def _tables(report: o.Report) -> None:
-    from rich.console import Console
-
     from memedit.show.evaluation import evaluation_table, models_table
     from memedit.tables import remarks
 
-    console = Console()
-    if not console.is_terminal and not os.environ.get("COLUMNS"):
-        console = Console(width=140)  # a pipe has no width to keep to
+    console = o.wide_console()
     console.print(models_table(report) if report.models else evaluation_table(report, console.width))
     for line in remarks(report):
         console.print(line, markup=False, highlight=False)

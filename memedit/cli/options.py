@@ -187,7 +187,7 @@ def print_edited(report: Report, *, json: bool, per_edit: bool, quiet: bool) -> 
     else:
         from memedit.show.terminal import layers_table, scores_table
 
-        out = Console()
+        out = wide_console()
         if report.layers:
             out.print(layers_table(report), scores_table(report))
         if report.ledger:
