@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
-from memedit.request import SLOT, EditRequest, Finding
+from memedit.request import SLOT, EditRequest, Finding, shown
 
 CODES: dict[str, str] = {
     # E0xx: reading the file
@@ -77,16 +76,10 @@ def lint(requests: Sequence[EditRequest]) -> list[Finding]:
 def content(request: EditRequest) -> list[Finding]:
     """What is wrong, or odd, within one edit."""
     return [
-        _finding(request, code, message)
+        request.finding(code, message)
         for check in (_prompt, _subject_and_object, _lists)
         for code, message in check(request)
     ]
-
-
-def shown(value: object, width: int = 60) -> str:
-    """A value as it stands in a message: in quotes, on one line, cut when long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= width else text[: width - 4] + ' ..."'
 
 
 _Found = Iterator[tuple[str, str]]
@@ -164,22 +157,17 @@ def _free(text: str, outside: int, inside: int) -> bool:
     return not all(c.isalnum() and c < UNSPACED for c in (text[outside], text[inside]))
 
 
-def _finding(request: EditRequest, code: str, message: str) -> Finding:
-    return Finding(origin=request.origin, code=code, message=f"edit {shown(request.id)}: {message}", edit=request.id)
-
-
 def _same_id(request: EditRequest, first: EditRequest) -> Finding:
-    return _finding(request, "E105", f"the id is taken by the edit at {first.origin}; give each edit its own")
+    return request.finding("E105", f"the id is taken by the edit at {first.origin}; give each edit its own")
 
 
 def _duplicate(request: EditRequest, twin: EditRequest) -> Finding:
-    return _finding(request, "W201", f"the same subject, prompt and object as at {twin.origin}; one is enough")
+    return request.finding("W201", f"the same subject, prompt and object as at {twin.origin}; one is enough")
 
 
 def _contradiction(request: EditRequest, known: EditRequest) -> Finding:
     subject, relation = request.fact
-    return _finding(
-        request,
+    return request.finding(
         "E106",
         f"the object {shown(request.object)} contradicts {shown(known.object)} at {known.origin} for subject "
         f"{shown(subject)} and {shown(relation)}; keep one of the two",

@@ -14,6 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 SLOT = "{}"
 
 
+def shown(value: object, width: int = 60) -> str:
+    """A value as it stands in a message: in quotes, on one line, cut when long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= width else text[: width - 4] + ' ..."'
+
+
 class Neighbor(BaseModel):
     """A prompt about something else whose answer must not move."""
 
@@ -103,6 +109,10 @@ class EditRequest(BaseModel):
         objects contradict."""
         by_relation = (("relation", self.subject, self.relation),) if self.relation else ()
         return (("prompt", self.text), *by_relation)
+
+    def finding(self, code: str, message: str) -> Finding:
+        """Something to say of this edit, under its id and where it stands."""
+        return Finding(origin=self.origin, code=code, message=f"edit {shown(self.id)}: {message}", edit=self.id)
 
     def public(self) -> dict[str, Any]:
         """The record as people write it: public fields only, empty ones left out."""

@@ -18,10 +18,10 @@ from typing import Any
 from memedit.errors import RecipeError, UsageError
 from memedit.layers import layer_range, layers_text
 from memedit.ledger import Joined, Ledger, Past, Way, joined
-from memedit.lint import lint, shown
+from memedit.lint import lint
 from memedit.model.load import at_hand, locate
 from memedit.recipe import Recipe
-from memedit.request import EditRequest, Finding
+from memedit.request import EditRequest, Finding, shown
 from memedit.settings import flatten, resolve
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.ledger import read_ledger
@@ -101,11 +101,7 @@ def without(
     left = ledger.without(set(ids))
     edits = [left.entries[n].edit for n in left.in_force]
     were = {ledger.entries[n].digest for n in ledger.in_force}
-    back = tuple(
-        Finding(origin=edit.origin, code="W230", message=f"edit {shown(edit.id)}: it holds again", edit=edit.id)
-        for edit in edits
-        if edit.digest not in were
-    )
+    back = tuple(edit.finding("W230", "it holds again") for edit in edits if edit.digest not in were)
     return Start(tuple(edits), opened, (), Past(left, way, tuple(left.in_force), back, command="forget"), files)
 
 
@@ -125,13 +121,13 @@ def told_of(found: Joined) -> list[Finding]:
     """What people should know of how new edits join those in force; both origins stand in each line."""
     return [
         *(
-            _finding(now, "W230", f"the object {shown(now.object)} takes the place of {shown(was.object)}, as edited "
-                     f"at {was.origin} (edit {shown(was.id)}): the later wins")
+            now.finding("W230", f"the object {shown(now.object)} takes the place of {shown(was.object)}, as edited "
+                        f"at {was.origin} (edit {shown(was.id)}): the later wins")
             for now, was in found.replaced
         ),
-        *(_finding(now, "W201", f"the same subject, prompt and object as at {was.origin}, which is in force")
+        *(now.finding("W201", f"the same subject, prompt and object as at {was.origin}, which is in force")
           for now, was in found.twins),
-        *(_finding(was, "W231", f"an edit in force has this id; here it is {shown(now.id)}")
+        *(was.finding("W231", f"an edit in force has this id; here it is {shown(now.id)}")
           for was, now in found.renamed),
     ]  # fmt: skip
 
@@ -183,7 +179,3 @@ def _opened(
         lost, "say where it is: --base PATH, to solve all edits anew; or --on-top, to edit the edited weights"
         if way is None else "say where it is: --base PATH",
     )  # fmt: skip
-
-
-def _finding(request: EditRequest, code: str, message: str) -> Finding:
-    return Finding(origin=request.origin, code=code, message=f"edit {shown(request.id)}: {message}", edit=request.id)

@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from memedit.errors import EditListError, RecipeError
 from memedit.layers import layers_of
-from memedit.lint import lint, shown
+from memedit.lint import lint
 from memedit.model.anatomy import Anatomy
 from memedit.model.subject import Prompt, SubjectLost, encode, encode_prompt, object_ids
 from memedit.recipe import Recipe
-from memedit.request import EditRequest, Finding
+from memedit.request import EditRequest, Finding, shown
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def check(
         try:
             edits.append(_edit(request, tokenizer, recipe.chat))
         except SubjectLost as error:
-            findings.append(_finding(request, "E120", str(error)))
+            findings.append(request.finding("E120", str(error)))
     edits.reverse()
     # A context adds its own tokens, and the full stop and space that join it to the prompt.
     room = None if positions is None else positions - recipe.contexts.tokens - 2
@@ -121,10 +121,10 @@ def _of_one(edit: Edit, room: int | None) -> list[Finding]:
     length = len(edit.prompt.ids) + len(edit.target)
     if room is not None and length > room:
         said = f"prompt and object are {length:,} tokens long; with a context before them {room:,} fit into this model"
-        findings.append(_finding(edit.request, "E121", said))
+        findings.append(edit.request.finding("E121", said))
     if edit.prompt.merged:
         said = f"the last token of the subject {shown(edit.request.subject)} runs on into the text behind it"
-        findings.append(_finding(edit.request, "W220", said))
+        findings.append(edit.request.finding("W220", said))
     return findings
 
 
@@ -136,9 +136,5 @@ def _shared_keys(edits: Sequence[Edit]) -> list[Finding]:
         other = first.setdefault(edit.prompt.head, edit)
         if other.target != edit.target:
             said = f"the same key as the edit at {other.request.origin}, with another object: they share one value"
-            findings.append(_finding(edit.request, "W221", said))
+            findings.append(edit.request.finding("W221", said))
     return findings
-
-
-def _finding(request: EditRequest, code: str, message: str) -> Finding:
-    return Finding(origin=request.origin, code=code, message=f"edit {shown(request.id)}: {message}", edit=request.id)

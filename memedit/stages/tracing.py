@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memedit.errors import EditListError
-from memedit.lint import lint, shown
+from memedit.lint import lint
 from memedit.model.load import LanguageModel
 from memedit.model.parts import Parts
 from memedit.model.passes import continuations, likeliest_next
@@ -99,23 +99,19 @@ def _prompts(
         try:
             prompt = encode_prompt(lm.tokenizer, request, chat=chat)
         except SubjectLost as error:
-            found.append(_finding(request, "E120", str(error)))
+            found.append(request.finding("E120", str(error)))
             continue
         prompts.append(prompt)
         length = len(prompt.ids) + (1 if own else len(_answer(lm, request, prompt, chat)))
         if room is not None and length > room:
             said = f"prompt and answer are {length:,} tokens long; {room:,} fit into this model"
-            found.append(_finding(request, "E121", said))
+            found.append(request.finding("E121", said))
     if not requests:
         raise EditListError("there are no facts to trace", "give a list that holds some", tuple(found))
     if found:
         count = "1 error" if len(found) == 1 else f"{len(found)} errors"
         raise EditListError(f"the list of facts has {count}", "mend the lines above", tuple(found))
     return prompts
-
-
-def _finding(request: EditRequest, code: str, message: str) -> Finding:
-    return Finding(origin=request.origin, code=code, message=f"edit {shown(request.id)}: {message}", edit=request.id)
 
 
 def _question(prompt: Prompt, answer: tuple[int, ...]) -> Question:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memedit.lint import shown
 from memedit.report import EditResult
-from memedit.request import SLOT, EditRequest, Neighbor, Question
+from memedit.request import SLOT, EditRequest, Neighbor, Question, shown
 from memedit.storage.document import Document, RefusedError, Row
 from memedit.storage.formats import ALIASES, FIELDS, translate
 

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
-from memedit.lint import shown
+from memedit.request import shown
 from memedit.storage.document import WRAPPER, Document, RefusedError, Row
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from memedit.errors import UsageError
-from memedit.lint import shown
-from memedit.request import EditRequest, Finding
+from memedit.request import EditRequest, Finding, shown
 from memedit.storage.document import WRAPPER, Document, RefusedError, Row
 from memedit.storage.fields import Relation, guess, make, table
 from memedit.storage.formats import ALIASES, FIELDS, is_easyedit

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Any
 
-from memedit.lint import shown
+from memedit.request import shown
 from memedit.storage.document import Document, RefusedError, Row
 from memedit.storage.json_rows import JsonWalk
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 import yaml.reader
 
-from memedit.lint import shown
+from memedit.request import shown
 from memedit.storage.document import WRAPPER, Document, RefusedError, Row
 
 
