@@ -110,7 +110,7 @@ def about(seconds: float) -> str:
 
 def gb(count: int) -> str:
     """Bytes as people say them."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e7 else f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 @torch.no_grad()

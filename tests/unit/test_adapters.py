@@ -71,7 +71,8 @@ def test_factors_of_fewer_bits_are_half_the_file_and_near(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_peft_merges_what_was_written(family: str, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = tiny_model(family)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     merged = peft.PeftModel.from_pretrained(model, written(tmp_path, family)).merge_and_unload()
@@ -85,7 +86,8 @@ def test_peft_merges_what_was_written(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_what_peft_wrote_is_read_with_its_ranks_and_scales(family: str, rslora: bool, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = tiny_model(family)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modules = [name.removesuffix(".weight") for name in deltas(family)]

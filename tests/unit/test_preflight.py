@@ -45,7 +45,7 @@ def test_weights_that_do_not_fit_are_refused_unread(base: Checkpoint, monkeypatc
     short("free_memory", monkeypatch, needed)
     check_weights(base, CPU)
     short("free_memory", monkeypatch, needed - 1)
-    with pytest.raises(ResourceError, match=r"the weights take 0\.03 GB") as caught:
+    with pytest.raises(ResourceError, match=r"the weights take 26\.9 MB") as caught:
         check_weights(base, CPU)
     assert caught.value.exit_code == 5 and "--dtype bfloat16" in caught.value.hint
     check_weights(base, ModelKnobs(device="cpu", dtype="bfloat16"))
@@ -58,7 +58,7 @@ def test_moments_that_do_not_fit_are_refused(
     assert needed == 8 * 8 * 1536**2
     short("free_memory", monkeypatch, needed)
     said = check_room(base, tmp_path / "out", "auto", lm.anatomy, (0, 1, 2), [0, 1, 2])
-    assert said == f"memory {gb(needed)} beside the model, disk {gb(base.size)} of output and 0.11 GB of cache"
+    assert said == f"memory {gb(needed)} beside the model, disk {gb(base.size)} of output and 113.2 MB of cache"
     short("free_memory", monkeypatch, needed - 1)
     with pytest.raises(ResourceError, match="3 layers of 1,536 units") as caught:
         check_room(base, tmp_path / "out", "auto", lm.anatomy, (0, 1, 2), [0, 1, 2])

@@ -23,7 +23,8 @@ LLAMA = ROOT / "examples" / "models" / "made-llama"
 
 @pytest.fixture(params=["gpt2", "llama"])
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
+
     model: Any = tiny_model(request.param).requires_grad_(False)
     accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
     return LanguageModel(model, byte_tokenizer(), prove(model, find_anatomy(model)))
@@ -63,7 +64,6 @@ def test_a_forward_is_put_back_as_it_was() -> None:
 
 
 def test_a_map_opens_the_model_and_edits_prove_on_it() -> None:
-    pytest.importorskip("accelerate")
     plain, spread = (load(LLAMA, ModelKnobs(device="cpu", device_map=how)) for how in (None, "auto"))
     ids = torch.arange(5)[None]
     assert torch.equal(plain.model(input_ids=ids).logits, spread.model(input_ids=ids).logits)

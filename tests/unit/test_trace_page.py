@@ -178,7 +178,6 @@ def test_a_terminal_shows_the_maps_with_and_without_color(color: str | None) -> 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_figures_are_the_same_bytes_each_time(suffix: str) -> None:
-    pytest.importorskip("matplotlib", reason="figures as files need the plots extra")
     from memedit.show.png import figures
 
     tracing = a_tracing()
