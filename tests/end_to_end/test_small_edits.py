@@ -14,6 +14,7 @@ from examples.benchmarks.both import Both
 from memedit.model.sweep import Sweep
 from memedit.numerics.delta import Delta, rounded
 from memedit.numerics.rounding import EditedKeys
+from memedit.request import EditRequest
 from memedit.stages.keys import heads_of
 from memedit.stages.rounding import Rounding, enter
 from memedit.stages.update import solve
@@ -26,6 +27,8 @@ BARS = {1e-3: 0.95, 3e-4: 0.85}  # |delta| / |W| -> the least of its effect on t
 NEAREST = {1e-3: 0.8, 3e-4: 0.5}  # the most that rounding to nearest keeps, on average: the converse
 DISTURBED = 1.2
 EDITS = 2
+MANY = 200
+POINTS = 0.005  # of efficacy
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +61,26 @@ def scaled(delta: Delta, weight: torch.Tensor, size: float) -> Delta:
     return replace(delta, left=delta.left * (size * float(weight.double().norm()) / delta.norm))
 
 
+def test_many_edits_take_in_half_precision_as_they_do_in_float32(made_folder: Path, tmp_path: Path) -> None:
+    edits = [bare(edit) for edit in memedit.load_edits(ROOT / "requests" / "world.jsonl")[:MANY]]
+    efficacy: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        base, out = (tmp_path / f"{kind}-{dtype}" for kind in ("base", "out"))
+        report = memedit.apply(edits, copy_in(dtype, made_folder, base), out)
+        assert {part.dtype for part in load_file(out / "model.safetensors").values()} == {dtype}
+        assert report.before is not None and report.before.efficacy is not None and report.before.efficacy.mean < 0.05
+        assert report.after is not None and report.after.efficacy is not None
+        efficacy[dtype] = report.after.efficacy.mean
+    assert min(efficacy.values()) >= efficacy[torch.float32] - POINTS, efficacy
+
+
+def bare(edit: EditRequest) -> EditRequest:
+    """An edit that is judged by its own prompt alone."""
+    return edit.model_copy(update={"paraphrases": (), "neighborhood": ()})
+
+
 def test_what_is_written_comes_back_from_the_base_and_the_delta_file(tmp_path: Path, made_gpt2: Path) -> None:
-    base = bfloat16_copy(made_gpt2, tmp_path / "base")
+    base = copy_in(torch.bfloat16, made_gpt2, tmp_path / "base")
     out, edits = tmp_path / "out", memedit.load_edits(ROOT / "requests" / "world.jsonl")[:1]
     settings = {"target.steps": 3, "moments.tokens": 4000, "output.rounding": "key-aware"}
     report = memedit.apply(edits, base, out, settings=settings)
@@ -74,9 +95,9 @@ def test_what_is_written_comes_back_from_the_base_and_the_delta_file(tmp_path: P
         assert not torch.equal(rounded(weight, replace(delta, steps=None)), written.tensor(name).T)
 
 
-def bfloat16_copy(model: Path, folder: Path) -> Path:
-    """The model's weights in bfloat16, its other files as they are."""
+def copy_in(dtype: torch.dtype, model: Path, folder: Path) -> Path:
+    """The model's weights in a dtype, its other files as they are."""
     shutil.copytree(model, folder)
-    tensors = {name: part.bfloat16() for name, part in load_file(model / "model.safetensors").items()}
+    tensors = {name: part.to(dtype) for name, part in load_file(model / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
