@@ -115,6 +115,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "dtype": str(first.lm.dtype).removeprefix("torch."),
         "torch": torch.__version__,
+        "joint": given.joint,
         "columns": columns,
         "one_edit_s": one_edit(first),
         "moments": moments_ratio(first),
@@ -133,9 +134,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.benchmarks")
     parser.add_argument("--model", default=str(SHIPPED), help="a folder, or random:gptj-6b|llama3-8b|gpt2-xl")
-    parser.add_argument(
-        "--edits", default="10,100,1000", help="numbers of edits; 10,000 take half an hour on two cores"
-    )
+    parser.add_argument("--edits", default="10,100,1000", help="numbers of edits; 10,000 take ten minutes on two cores")
     parser.add_argument("--oracle-sample", type=int, default=20, help="edits that the oracle gets at most; 0: none")
     parser.add_argument("--scorings", type=int, default=2000, help="answers that evaluation weighs; 0: none")
     parser.add_argument("--facts", type=int, default=4, help="facts that are traced; 0: none")
@@ -177,6 +176,8 @@ def _print(told: dict[str, Any]) -> None:
         lines.append(f"targets in bfloat16 beside float32: {same}; {other}")
     if scored := told.get("evaluation"):
         lines.append(evaluation.line(scored))
+    if not told["joint"]:
+        lines.insert(0, "edits of one subject are sought apart, as the oracle does; apply has them share: --joint")
     console = Console(width=140)
     console.print(table, *lines, sep="\n")
     if traced := told.get("tracing"):
