@@ -30,6 +30,7 @@ from tests.sequences import apart, in_batches
 
 from .both import FACTS, FIGURES, ROOT, SHIPPED, Both
 
+CPU = {"model.device": "cpu"}
 HELD = {"others": "others kept", "siblings": "siblings kept"}
 ORACLE = "oracle (MEMIT)"
 WAYS: tuple[tuple[str, Way], ...] = (("memit", "re-solve"), ("memit", "on top"), ("alphaedit", "on top"))
@@ -49,7 +50,7 @@ def by_method(model: Path, edits: Sequence[EditRequest], out: Path) -> dict[str,
     facts = memedit.load_edits(FACTS)
     found: dict[str, Scores] = {}
     for name in METHODS:
-        knobs = {"method.name": name, "model.device": "cpu"}
+        knobs = {"method.name": name, **CPU}
         found[name] = figures(memedit.apply(edits, model, out / name / str(len(edits)), facts=facts, settings=knobs))
     both = Both(model, edits, {"target.joint": False})
     steps = both.step_of(both.targets().start)
@@ -66,11 +67,11 @@ def by_way(model: Path, batches: Sequence[Sequence[EditRequest]], out: Path) -> 
     For the re-solve also how far it is from one list of all edits: the change, and the edits that fare otherwise.
     """
     facts, every = memedit.load_edits(FACTS), [edit for batch in batches for edit in batch]
-    once = memedit.apply(every, model, out / "once", facts=facts, settings={"model.device": "cpu"})
+    once = memedit.apply(every, model, out / "once", facts=facts, settings=CPU)
     found: dict[str, Scores] = {"memit, one list": figures(once)}
     for method, way in WAYS:
         ends = out / method / way
-        reports = in_batches(ends, model, batches, {"method.name": method}, way=way, facts=facts)
+        reports = in_batches(ends, model, batches, {"method.name": method, **CPU}, way=way, facts=facts)
         now = {one.id: one.status == "ok" for one in reports[-1].per_edit}
         took = [one.id for one in reports[0].per_edit if one.status == "ok"]
         scores = figures(reports[-1]) | {"first list held": sum(now[name] for name in took) / len(took)}
