@@ -41,5 +41,5 @@ METHODS: dict[str, Method] = {
     "memit": Method("MEMIT", "https://arxiv.org/abs/2210.07229", "moment", ridge=1.0),
     "rome": Method("ROME", "https://arxiv.org/abs/2202.05262", "moment", ridge=0.0, single=True, in_turn=True),
     "emmet": Method("EMMET", "https://arxiv.org/abs/2403.14236", "moment", ridge=0.0, single=True),
-    "alphaedit": Method("AlphaEdit", "https://arxiv.org/abs/2410.02355", "null space", ridge=0.01),
+    "alphaedit": Method("AlphaEdit", "https://arxiv.org/abs/2410.02355", "null space", ridge=1.0),
 }

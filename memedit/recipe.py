@@ -51,8 +51,8 @@ class MethodKnobs(_Knobs):
     """`3-8`, `5`, depth: from relative depth, or auto: where tracing the edits finds their recall. From 0, both ends
     included. Of depth and auto, emmet and rome take the middle layer."""
     ridge: float = Field(ge=0)
-    """lambda / d_mlp: the weight of what the model knew against the edits; k C^-1 k averages d_mlp. 0: edits are met
-    exactly. Unless given, the method's own: memit 1, alphaedit 0.01 (its L2, in units of the trace of C), else 0."""
+    """lambda / d_mlp: the weight of what the model knew against the edits; k M^-1 k averages d_mlp. 0: edits are met
+    exactly. Unless given, the method's own: memit and alphaedit 1 (L2 is then the null space's trace), else 0."""
     null_space: float = Field(default=0.05, gt=0, lt=1)
     """alphaedit: a change moves in the directions of smallest moment that together hold this share of it."""
     semantics: Literal["memedit", "reference"] = "memedit"

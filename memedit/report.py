@@ -142,7 +142,7 @@ class LayerReport(_Value):
     residual_after: float
     """The same after it, with the rounded weights in the model."""
     leverage: float
-    """Median of k M^-1 k / d_mlp over the edited keys: 1 on average over the corpus, in a null space its share."""
+    """Median of k M^-1 k / d_mlp over the edited keys: 1 on average over the corpus."""
     fitted: float
     """Share of this layer's part of the residual that the change reproduces on the edited keys."""
     delta_norm: float

@@ -20,6 +20,11 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 
+def gap(found: Tensor, wanted: Tensor) -> float:
+    """How far a tensor is from what it should be, beside that one's length."""
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-300))
+
+
 @dataclass(frozen=True)
 class OracleEdit:
     """prompts: ids and the subject's last token under each context, the bare prompt first; target: the object's

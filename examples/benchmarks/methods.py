@@ -4,7 +4,8 @@
 
 The first table has `apply` at its defaults with each method on the first edits of requests/world.jsonl, beside the
 plain oracle, which is MEMIT as published. The second has `--batches` lists of `--size` edits, one after the other: all
-solved anew from the base with kept targets, or each on top of the last. Two tables on stdout, then one line of JSON.
+solved anew from the base with kept targets, each on top of the last, or each as if none had been before. Two tables on
+stdout, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -72,15 +73,37 @@ def by_way(model: Path, batches: Sequence[Sequence[EditRequest]], out: Path) -> 
     for method, way in WAYS:
         ends = out / method / way
         reports = in_batches(ends, model, batches, {"method.name": method, **CPU}, way=way, facts=facts)
-        now = {one.id: one.status == "ok" for one in reports[-1].per_edit}
-        took = [one.id for one in reports[0].per_edit if one.status == "ok"]
-        scores = figures(reports[-1]) | {"first list held": sum(now[name] for name in took) / len(took)}
+        scores = figures(reports[-1]) | {"first list held": held(reports[0], reports[-1])}
         if way == "re-solve":
-            verdicts = {one.id: one.status == "ok" for one in once.per_edit}
+            verdicts, now = took(once), took(reports[-1])
             scores |= {"other verdicts": sum(now[name] != verdicts[name] for name in now)}
             scores |= {"apart": apart(model, out / "once", ends / str(len(batches) - 1))}
         found[f"{method}, {way}"] = scores
-    return found
+    return found | {"memit, unheld": unheld(model, batches, out / "unheld")}
+
+
+def unheld(model: Path, batches: Sequence[Sequence[EditRequest]], out: Path) -> Scores:
+    """MEMIT list after list, nothing told of the earlier ones, as it is published: the scores on all edits."""
+    last, reports = model, list[Report]()
+    for number, batch in enumerate(batches):
+        reports.append(memedit.apply(batch, last, out / str(number), settings=CPU))
+        last = out / str(number)
+        for file in (last / "memedit").glob("ledger.*"):
+            file.unlink()
+    every = [edit for batch in batches for edit in batch]
+    end = memedit.evaluate(every, last, base=model, facts=memedit.load_edits(FACTS), settings=CPU)
+    return figures(end) | {"first list held": held(reports[0], end)}
+
+
+def took(report: Report) -> dict[str, bool]:
+    """Which edits took, by id."""
+    return {one.id: one.status == "ok" for one in report.per_edit}
+
+
+def held(first: Report, last: Report) -> float:
+    """Of the edits that took at first, the share that still does."""
+    then, now = took(first), took(last)
+    return sum(now[name] for name in then if then[name]) / sum(then.values())
 
 
 def main() -> None:

@@ -97,14 +97,16 @@ def decomposed(moment: Moment, metric: Metric) -> dict[str, Tensor]:
 def factored(parts: Mapping[str, Tensor], method: Method, ridge: float, share: float = 0.0) -> Factor:
     """A method's factor from what was kept of a moment.
 
-    In the null space the metric is the identity at C's mean eigenvalue, so that a ridge means the same at every scale
-    of the keys; `share` says what the null space is. Raises ValueError where there is none.
+    `share` says what the null space is; there the metric is the identity at the size where k M^-1 k averages the width
+    over the corpus, as it does in C, if the whole share is held. So a ridge means the same in either metric, at every
+    scale of the keys and every share. Raises ValueError where there is no null space.
     """
     if method.metric == "moment":
         told = {"shift": float(parts["shift"]), "dead": int(parts["dead"])}
         return Factor(parts["lower"], ridge, in_turn=method.in_turn, **told)  # type: ignore[arg-type]
     values, basis = parts["values"], null_space(parts["values"], parts["vectors"], share)
-    lower = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device) * values.mean().sqrt()
+    # By the share asked for, not the one held: directions that hold nothing must not make a ridge next to nothing.
+    lower = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device) * (share * values.mean()).sqrt()
     return Factor(lower, ridge, basis, in_turn=method.in_turn)
 
 
@@ -163,7 +165,7 @@ def gains(factor: Factor, keys: Tensor) -> Tensor:
 def leverage(factor: Factor, keys: Tensor) -> Tensor:
     """k M^-1 k^T for each key, (E,): averages the width over the corpus that made M, whatever the keys' scale.
 
-    In a null space it averages the width times the share that it holds.
+    In a null space that holds its whole share too; in one that holds less, so much less.
     """
     return torch.linalg.solve_triangular(factor.lower, factor.seen(keys).T, upper=False).square().sum(0)
 

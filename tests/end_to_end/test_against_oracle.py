@@ -11,7 +11,7 @@ from memedit.methods import METHODS
 from memedit.numerics.solvers import gains, prepare
 from memedit.stages.keys import context_weights, find_keys
 from tests import oracle
-from torch import Tensor
+from tests.oracle import gap
 
 TARGETS = 1e-4  # relative, float32 under the same steps: rounding differs with the shape of a launch
 KEYS = 1e-5  # relative, float32 forwards in launches of different shape
@@ -23,10 +23,6 @@ N = 6
 @pytest.fixture(scope="module", params=["memedit", "reference"])
 def both(request: pytest.FixtureRequest, made_folder: Path) -> Both:
     return Both(made_folder, N, {"method.semantics": request.param, "target.steps": 12})
-
-
-def gap(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 def test_targets_equal_the_published_codes(both: Both) -> None:

@@ -20,7 +20,7 @@ from memedit.storage.requests import read
 from tests import oracle
 from tests.conftest import ROOT, byte_tokenizer
 from tests.families import POST_NORM, family_model
-from torch import Tensor
+from tests.oracle import gap
 
 TARGETS = 1e-4  # relative, float32 under the same steps: rounding differs with the shape of a launch
 FITS = 1e-3  # relative: what key noise of 1e-7 becomes on the edited keys through metrics of condition 1e8
@@ -85,10 +85,6 @@ def test_a_post_norm_model_is_edited_as_well_as_one_without(tmp_path: Path) -> N
 def both(request: pytest.FixtureRequest) -> Both:
     settings = {"method.semantics": request.param, "target.steps": 12}
     return Both(MODELS / "made-olmo2", read(str(EDITS))[0][:6], settings)
-
-
-def gap(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 def test_targets_before_the_norm_equal_the_oracles(both: Both) -> None:

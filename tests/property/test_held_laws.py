@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memedit.numerics.solvers import Factor, gains, leverage
+from tests.oracle import gap
 from torch import Tensor
 
 SAME = 1e-8  # relative: float64 through two Cholesky factors
@@ -21,10 +22,6 @@ def problem(seed: int, edits: int, past: int) -> tuple[Tensor, Tensor, Tensor, T
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     rows = draw(10 * INNER, INNER)
     return rows.T @ rows / len(rows), draw(edits, INNER), draw(past, INNER), draw(edits, WIDTH)
-
-
-def gap(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,6 +21,7 @@ from memedit.numerics.solvers import (
     null_space,
     prepare,
 )
+from tests.oracle import gap
 from torch import Tensor
 
 SAME = 1e-9  # relative: float64 through a Cholesky factor of a well-conditioned metric
@@ -37,10 +38,6 @@ def problem(seed: int, edits: int, inner: int = 12, width: int = 7) -> tuple[Mom
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     rows = draw(200, inner) * torch.logspace(-1, 0, inner, dtype=torch.float64) @ torch.linalg.qr(draw(inner, inner)).Q
     return Moment(rows.T @ rows, 200), draw(edits, inner), draw(edits, width)
-
-
-def gap(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-300))
 
 
 def law(method: Method, moment: Moment, ridge: float | None = None) -> Factor:
@@ -84,10 +81,31 @@ def test_a_change_is_the_published_one(method: Method, seed: int, edits: int, di
     moment, keys, residuals = problem(seed, edits)
     keys = keys[: 12 if method.ridge else 9]  # near the width exact fits amplify rounding
     factor = law(method, moment, method.ridge * dial)
-    scale = float(moment.mean.trace()) / 12 if method is ALPHAEDIT else 1.0  # L2 is told in units of the trace
+    scale = SHARE * float(moment.mean.trace()) / 12 if method is ALPHAEDIT else 1.0  # L2 is told by the share's trace
     found = residuals[: len(keys)].T @ gains(factor, keys)
     wanted = published(method, moment, keys, residuals[: len(keys)], factor.ridge * scale)
     assert gap(found, wanted) < SAME * (1 if method.ridge else 1e3)
+
+
+@every_method
+@settings(max_examples=30, deadline=None)
+@given(sizes, st.floats(1e-4, 10))
+def test_no_change_that_fits_as_well_moves_the_corpus_less(
+    method: Method, given: tuple[int, int, float], ridge: float
+) -> None:
+    """MEMIT minimizes |R - K D^T|^2 + lambda tr(D C D^T): what fits as well as it pays at least as much in the rest."""
+    seed, edits, dial = given
+    moment, keys, residuals = problem(seed, edits)
+    keys, residuals = keys[: 12 if method.ridge else 9], residuals[: 12 if method.ridge else 9]
+    weight = 12 * ridge
+
+    def price(change: Tensor) -> float:
+        unfitted = float((residuals - keys @ change.T).square().sum())
+        return unfitted + weight * float((change @ moment.mean * change).sum())
+
+    other = residuals.T @ gains(law(method, moment, method.ridge * dial), keys)
+    least = residuals.T @ gains(law(MEMIT, moment, ridge), keys)
+    assert price(least) <= price(other) * (1 + 1e-9)
 
 
 @every_method
@@ -243,7 +261,7 @@ def test_a_guarded_factor_is_the_published_sequential_form(method: Method, seed:
     if method is MEMIT:  # jianghoucheng/AlphaEdit, memit_seq_main.py
         wanted = R @ torch.linalg.solve(factor.ridge * C + past + K @ K.T, K).T
     else:  # the same, AlphaEdit_main.py
-        P, L2 = projector(moment), factor.ridge * float(C.trace()) / 12
+        P, L2 = projector(moment), factor.ridge * SHARE * float(C.trace()) / 12
         wanted = torch.linalg.solve(P @ (K @ K.T + past) + L2 * torch.eye(12, dtype=C.dtype), P @ K @ R.T).T
     assert gap(found, wanted) < SAME
     # Earlier keys are moved less than without the guard.
@@ -313,8 +331,10 @@ def test_leverage_averages_the_width_over_the_corpus() -> None:
     rows = torch.randn(500, 12, dtype=torch.float64)
     moment = Moment(rows.T @ rows, 500)
     assert float(leverage(prepare(moment, MEMIT, 1.0), rows).mean()) == pytest.approx(12, rel=1e-9)
-    within = float(leverage(prepare(moment, ALPHAEDIT, 1.0, SHARE), rows).mean())
-    assert 12 * (SHARE - 0.15) < within <= 12 * SHARE
+    held = torch.linalg.eigvalsh(moment.mean).cumsum(0) / moment.mean.trace()
+    share = float(held[7]) + 1e-9  # held to the full by eight directions
+    assert float(leverage(prepare(moment, ALPHAEDIT, 1.0, share), rows).mean()) == pytest.approx(12, rel=1e-6)
+    assert float(leverage(prepare(moment, ALPHAEDIT, 1.0, 0.999), rows).mean()) < 12
 
 
 @settings(max_examples=30, deadline=None)
