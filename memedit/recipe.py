@@ -52,7 +52,7 @@ class MethodKnobs(_Knobs):
     included. Of depth and auto, emmet and rome take the middle layer."""
     ridge: float = Field(ge=0)
     """lambda / d_mlp: the weight of what the model knew against the edits; k M^-1 k averages d_mlp. 0: edits are met
-    exactly. Unless given, the method's own: memit and alphaedit 1 (L2 is then the null space's trace), else 0."""
+    exactly. Unless given, the method's own: memit and alphaedit 1 (L2 = ridge null_space trace(C)), else 0."""
     null_space: float = Field(default=0.05, gt=0, lt=1)
     """alphaedit: a change moves in the directions of smallest moment that together hold this share of it."""
     semantics: Literal["memedit", "reference"] = "memedit"

@@ -83,7 +83,7 @@ def by_way(model: Path, batches: Sequence[Sequence[EditRequest]], out: Path) -> 
 
 
 def unheld(model: Path, batches: Sequence[Sequence[EditRequest]], out: Path) -> Scores:
-    """MEMIT list after list, nothing told of the earlier ones, as it is published: the scores on all edits."""
+    """MEMIT list after list with no row for earlier ones, each folder's ledger taken away: the scores on all edits."""
     last, reports = model, list[Report]()
     for number, batch in enumerate(batches):
         reports.append(memedit.apply(batch, last, out / str(number), settings=CPU))
