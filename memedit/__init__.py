@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from memedit.api import inspect as inspect
     from memedit.api import load_edits as load_edits
     from memedit.api import trace as trace
-    from memedit.request import EditRequest as EditRequest
+    from memedit.edits.edit import EditRequest as EditRequest
 
 __version__ = "0.1.0"
 __all__ = ["EditRequest", "__version__", "apply", "evaluate", "forget", "inspect", "load_edits", "trace"]

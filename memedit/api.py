@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memedit import pipeline, survey
+from memedit import inspect_model as survey
+from memedit import pipeline
+from memedit.config.recipe import Recipe
+from memedit.config.resolve import Source, resolve
+from memedit.editing.ledger import Way
+from memedit.edits.edit import EditRequest
+from memedit.edits.lint import lint
+from memedit.edits.read import read
 from memedit.errors import EditListError
-from memedit.inspection import Inspection
-from memedit.ledger import Way
-from memedit.lint import lint
-from memedit.recipe import Recipe
-from memedit.report import Report
-from memedit.request import EditRequest
-from memedit.settings import Source, resolve
+from memedit.progress import Tell
+from memedit.results.inspection import Inspection
+from memedit.results.report import Report
+from memedit.results.traces import Tracing
 from memedit.show.html import page
-from memedit.sites import Tracing
-from memedit.storage.requests import read
-from memedit.tell import Tell
 
 Edits = str | Path | Sequence[EditRequest]
 

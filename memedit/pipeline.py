@@ -10,23 +10,24 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from memedit.examine import Examination, Trial
-from memedit.job import Job
-from memedit.ledger import Way
-from memedit.model.hooks import applied
+from memedit.config.recipe import Recipe
+from memedit.editing.dry_run import Preview, preview_of
+from memedit.editing.ledger import Way
+from memedit.editing.resources import check_weights
+from memedit.editing.retry import redo
+from memedit.editing.run import Job
+from memedit.editing.start import begin, restore, without
+from memedit.edits.edit import EditRequest, Finding
+from memedit.evaluation.evaluator import Examination, Trial
 from memedit.model.load import load, locate
-from memedit.preflight import check_weights
-from memedit.preview import Preview, preview_of
-from memedit.recipe import Recipe
-from memedit.redo import redo
-from memedit.report import Report
-from memedit.request import EditRequest, Finding
-from memedit.sequence import begin, restore, without
-from memedit.sites import Tracing, trace_all
+from memedit.model.weights import applied
+from memedit.progress import Silence, Tell
+from memedit.results.report import Report
+from memedit.results.traces import Tracing
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
-from memedit.storage.traces import check_folder, write_traces
-from memedit.tell import Silence, Tell
+from memedit.tracing.files import check_folder, write_traces
+from memedit.tracing.run import trace_all
 
 
 def apply(

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memedit.storage.requests import read
+from memedit.edits.read import read
 from rich.console import Console
 from rich.table import Table
 

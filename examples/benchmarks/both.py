@@ -7,28 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memedit.layers import layer_range
-from memedit.model.hooks import applied
+from memedit.config.layers import layer_range
+from memedit.config.recipe import ModelKnobs, Recipe
+from memedit.config.resolve import resolve
+from memedit.editing.contexts import sample_contexts
+from memedit.editing.moments import measure
+from memedit.editing.plan import make_plan, under
+from memedit.editing.solve import Update, solve
+from memedit.editing.target_search import Search
+from memedit.editing.targets import Targets, rows_of
+from memedit.edits.edit import EditRequest
+from memedit.edits.read import read
+from memedit.evaluation.forced import Judgment, exact, judge, kept, score
+from memedit.forward.packing import packed
+from memedit.forward.suffix import Row
 from memedit.model.load import LanguageModel, load
-from memedit.model.suffix import Row
+from memedit.model.weights import applied
 from memedit.numerics.delta import rounded
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare
-from memedit.recipe import ModelKnobs, Recipe
-from memedit.request import EditRequest
-from memedit.search import Search
-from memedit.settings import resolve
-from memedit.stages.contexts import sample_contexts
-from memedit.stages.evaluation import Judgment, exact, judge, kept, score
-from memedit.stages.plan import make_plan, under
-from memedit.stages.statistics import measure, packed
-from memedit.stages.targets import Targets, rows_of
-from memedit.stages.update import Update, solve
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import documents
-from memedit.storage.requests import read
-from tests import oracle
 from torch import Tensor
+
+from examples.reference import editing as oracle
 
 from .shapes import CONTEXTS, LAYERS, SHAPES, random_model
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from memedit.forward.suffix import Row
 from memedit.model.load import LanguageModel
-from memedit.model.suffix import Row
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memedit.model import scoring
+from memedit.config.recipe import ModelKnobs
+from memedit.edits.read import read
+from memedit.evaluation.probes import probes
+from memedit.forward import scoring
 from memedit.model.load import LanguageModel, load
-from memedit.model.subject import encode_questions
-from memedit.recipe import ModelKnobs
-from memedit.stages.probes import probes
-from memedit.storage.requests import read
-from tests.evaluation_oracle import Plain
+from memedit.model.tokens import encode_questions
 from torch import Tensor
+
+from examples.reference.evaluation import Plain
 
 ROOT = Path(__file__).parents[2]
 

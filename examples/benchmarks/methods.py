@@ -20,14 +20,15 @@ from typing import Any
 
 import memedit
 import torch
-from memedit.ledger import Way
-from memedit.methods import METHODS
-from memedit.report import Report
-from memedit.request import EditRequest
+from memedit.config.methods import METHODS
+from memedit.editing.ledger import Way
+from memedit.edits.edit import EditRequest
+from memedit.results.report import Report
 from rich.console import Console
 from rich.table import Table
-from tests.oracle import find_target
-from tests.sequences import apart, in_batches
+
+from examples.reference.editing import find_target
+from examples.reference.sequences import apart, in_batches
 
 from .both import FACTS, FIGURES, ROOT, SHIPPED, Both
 

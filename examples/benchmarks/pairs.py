@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from memedit.request import EditRequest
+from memedit.edits.edit import EditRequest
 
 from examples.world.facts import RELATIONS
 from examples.world.people import FIRST_NAMES, LAST_NAMES

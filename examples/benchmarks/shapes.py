@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memedit.model.anatomy import find_anatomy
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel, load_tokenizer, pick_device
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 

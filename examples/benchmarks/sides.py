@@ -10,20 +10,21 @@ from statistics import median
 from typing import Any
 
 import torch
-from memedit.model.passes import TOKENS_PER_LAUNCH, Site, capture, run
-from memedit.model.splice import Aligned, Entry, Kept, blocks_give_tuples, run_part
-from memedit.model.suffix import Suffix
-from memedit.model.sweep import Sweep
+from memedit.editing.batches import MOST_TOKENS, Batch, suffix_of
+from memedit.editing.contexts import sample_contexts
+from memedit.editing.keys import averaged, context_weights, find_keys, heads_of
+from memedit.editing.solve import solve
+from memedit.editing.targets import Targets
+from memedit.forward.keys import Sweep
+from memedit.forward.packing import packed
+from memedit.forward.partial import Aligned, Entry, Kept, blocks_give_tuples, run_part
+from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, run
+from memedit.forward.suffix import Suffix
 from memedit.numerics.moments import Moment
-from memedit.stages.batches import MOST_TOKENS, Batch, suffix_of
-from memedit.stages.contexts import sample_contexts
-from memedit.stages.keys import averaged, context_weights, find_keys, heads_of
-from memedit.stages.statistics import packed
-from memedit.stages.targets import Targets
-from memedit.stages.update import solve
 from memedit.storage.corpus import documents
-from tests import oracle
 from torch import Tensor
+
+from examples.reference import editing as oracle
 
 from .both import Both
 from .counting import counted, needed, settle

@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memedit.config.recipe import ModelKnobs, Recipe
+from memedit.edits.edit import SLOT, EditRequest
+from memedit.edits.read import read
 from memedit.model.load import LanguageModel, load
-from memedit.model.parts import find_parts
-from memedit.model.restoring import choose
 from memedit.numerics.effects import default_window
-from memedit.recipe import ModelKnobs, Recipe
-from memedit.request import SLOT, EditRequest
-from memedit.stages.tracing import SEVERED, TABLES, find_facts, noise_scale, trace, trial_of
-from memedit.storage.requests import read
+from memedit.tracing.engines import choose
+from memedit.tracing.facts import SEVERED, TABLES, find_facts, noise_scale, trace, trial_of
+from memedit.tracing.parts import find_parts
 from rich.console import Console
 from rich.table import Table
-from tests import tracing_oracle
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from examples.reference import tracing as tracing_oracle
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from memedit.config.recipe import ModelKnobs
 from memedit.model.load import load
-from memedit.recipe import ModelKnobs
 
 from . import lists
 from .card import card

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from memedit.forward.passes import continuations
 from memedit.model.load import LanguageModel
-from memedit.model.passes import continuations
-from memedit.model.subject import encode, encode_text, object_ids
+from memedit.model.tokens import encode, encode_text, object_ids
 from torch import Tensor
 
 from .facts import HELD_OUT, RELATIONS, World

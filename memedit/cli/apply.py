@@ -11,11 +11,11 @@ import typer
 
 from memedit.cli import gates
 from memedit.cli import options as o
+from memedit.config.recipe import Recipe
 from memedit.errors import UsageError
-from memedit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from memedit.ledger import Way
+    from memedit.editing.ledger import Way
 
 
 def apply(
@@ -144,7 +144,7 @@ def _add(
         raise UsageError(
             f"--delta adds changes that were made before, and {said[0]} is for making one", "leave one out"
         )
-    from memedit.changes import combine
+    from memedit.changes.commands import combine
     from memedit.show.progress import Shown
 
     paths = [Path(delta).expanduser() for delta in deltas]

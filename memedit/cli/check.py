@@ -21,13 +21,13 @@ def check(
     recipe, _ = o.read_recipe(config, sets, {"model.path": model})
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     if recipe.model.path:
+        from memedit.editing.plan import check as look
         from memedit.model.load import locate, open_tokenizer
-        from memedit.stages.plan import check as look
 
         tokenizer, positions = open_tokenizer(locate(recipe.model), recipe.model)
         findings += look(requests, tokenizer, recipe, positions)[1]
     else:
-        from memedit.lint import lint
+        from memedit.edits.lint import lint
 
         findings += lint(requests)
     errors = sum(finding.severity == "error" for finding in findings)

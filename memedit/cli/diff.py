@@ -19,7 +19,7 @@ def diff(
 ) -> None:
     """Say how two models differ: which tensors, by how much and in how many directions, and which files."""
     o.one_output(json, False, quiet)
-    from memedit.changes import diff as run
+    from memedit.changes.commands import diff as run
     from memedit.show.progress import Shown
 
     found = run(a, b, tell=Shown(o.error_console(), quiet=quiet))

@@ -69,15 +69,15 @@ def evaluate(
     o.need_model(recipe)
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     known = o.read_facts(facts)
+    from memedit.edits.lint import lint
     from memedit.errors import EditListError
-    from memedit.lint import lint
 
     found = [one for one in (*findings, *lint(requests)) if one.severity == "error" and one.code != "E106"]
     if found:
         raise EditListError("the edit list has errors", "mend the lines above", tuple(found))
+    from memedit.evaluation.retention import held
     from memedit.pipeline import evaluate as run
     from memedit.show.progress import Shown
-    from memedit.storage.results import held
 
     report = run(
         requests, recipe, base=base, others=models[1:], adapters=adapters, facts=known, text=text, generate=generate,
@@ -93,8 +93,8 @@ def evaluate(
 
 def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:
     from memedit.show.report_page import page
+    from memedit.show.tables import markdown as tables
     from memedit.storage.artifacts import write_whole
-    from memedit.tables import markdown as tables
 
     for path, make in ((html, page), (markdown, tables)):
         if path:
@@ -103,7 +103,7 @@ def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:
 
 def _tables(report: o.Report) -> None:
     from memedit.show.evaluation import evaluation_table, models_table
-    from memedit.tables import remarks
+    from memedit.show.tables import remarks
 
     console = o.wide_console()
     console.print(models_table(report) if report.models else evaluation_table(report, console.width))

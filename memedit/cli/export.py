@@ -50,7 +50,7 @@ def export(
     o.need_model(recipe)
     import torch
 
-    from memedit.changes import export as run
+    from memedit.changes.commands import export as run
     from memedit.show.progress import Shown
 
     outcome = run(

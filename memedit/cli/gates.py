@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memedit.errors import GateError, UsageError
-from memedit.report import Drift, ModelReport, Report, Scores
+from memedit.results.report import Drift, ModelReport, Report, Scores
 
 
 def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str, float] | None = None) -> None:

@@ -26,9 +26,9 @@ def inspect(
     """See how a model is built, which layers can be edited and why not, and what that costs; exit 4 where none can."""
     o.one_output(json, False, quiet)
     recipe, _ = o.read_recipe(config, sets, {"model.path": model, **o.placed(device, device_map, dtype)})
+    from memedit.inspect_model import inspect as run
     from memedit.show.inspection import lines
     from memedit.show.progress import Shown
-    from memedit.survey import inspect as run
 
     found = run(recipe, weights=not config_only, tell=Shown(o.error_console(), quiet=quiet))
     if json:

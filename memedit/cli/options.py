@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from memedit.config.methods import Name
+from memedit.config.presets import preset
+from memedit.config.recipe import Recipe
+from memedit.config.resolve import Source, flatten, resolve
+from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import RecipeError, UsageError
-from memedit.methods import Name
-from memedit.presets import preset
-from memedit.recipe import Recipe
-from memedit.report import Report
-from memedit.request import EditRequest, Finding
-from memedit.settings import Source, flatten, resolve
+from memedit.results.report import Report
 
 if TYPE_CHECKING:
-    from memedit.outcome import Outcome
+    from memedit.results.changes import Outcome
 
 Edits = Annotated[str, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.")]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="A model folder or Hub name.")]
@@ -106,7 +106,7 @@ def read_edits(
     source: str, relations: str | None, input_format: str | None, limit: int | None
 ) -> tuple[list[EditRequest], list[Finding]]:
     """An edit list and the reader's findings; with `limit`, its first edits only."""
-    from memedit.storage.requests import read
+    from memedit.edits.read import read
 
     requests, findings = read(source, relations=relations, input_format=input_format)
     return (requests if limit is None else requests[:limit]), findings
@@ -160,7 +160,7 @@ def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
 
 def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
     """What came of an export, a sum or a revert, on stdout."""
-    from memedit.show import serving
+    from memedit.changes import serving
 
     if quiet:
         print(outcome.output)

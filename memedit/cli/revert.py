@@ -27,7 +27,7 @@ def revert(
     o.one_output(json, False, quiet)
     flags = {"model.path": model, "output.dir": output, "output.link": link, "output.overwrite": overwrite}
     recipe, _ = o.read_recipe(None, None, flags)
-    from memedit.changes import revert as run
+    from memedit.changes.commands import revert as run
     from memedit.show.progress import Shown
 
     outcome = run(Path(edited).expanduser(), recipe, arguments=sys.argv[1:], tell=Shown(o.error_console(), quiet=quiet))

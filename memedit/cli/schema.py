@@ -12,9 +12,9 @@ def schema(
     what: Annotated[Literal["edits", "recipe", "report"], typer.Argument(help="Of what.")],
 ) -> None:
     """Print the JSON schema of an edit, a recipe or a report."""
-    from memedit.recipe import Recipe
-    from memedit.report import Report
-    from memedit.request import EditRequest
+    from memedit.config.recipe import Recipe
+    from memedit.edits.edit import EditRequest
+    from memedit.results.report import Report
 
     kinds: dict[str, Any] = {"edits": EditRequest, "recipe": Recipe, "report": Report}
     found = kinds[what].model_json_schema()

@@ -33,7 +33,7 @@ def stats(
     }  # fmt: skip
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
-    from memedit.measure import stats as run
+    from memedit.editing.moment_cache import stats as run
     from memedit.show.progress import Shown
 
     rows = run(recipe, import_file=import_, dry_run=dry_run, tell=Shown(o.error_console(), quiet=quiet))

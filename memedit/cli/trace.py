@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memedit.cli import options as o
+from memedit.config.recipe import Recipe
+from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import GateError, UsageError
-from memedit.recipe import Recipe
-from memedit.request import EditRequest, Finding
 
 if TYPE_CHECKING:
-    from memedit.sites import Tracing
-    from memedit.tell import Tell
+    from memedit.progress import Tell
+    from memedit.results.traces import Tracing
 
 
 def trace(
@@ -129,8 +129,8 @@ def _asked(
         raise UsageError("--prompt was given without the subject that stands in it", "say --subject TEXT")
     if answer is not None and not answer.strip():
         raise UsageError("--answer is empty", "say what the model answers, or leave it out: then its own is traced")
-    from memedit.storage.document import RefusedError
-    from memedit.storage.formats import template
+    from memedit.edits.readers.document import RefusedError
+    from memedit.edits.readers.formats import template
 
     try:
         framed = template(prompt, subject)
@@ -156,8 +156,8 @@ def _drawing(plot: Literal["png", "svg"] | None) -> Callable[[Tracing], Mapping[
 
 
 def _by_edit_score(requests: list[EditRequest], findings: list[Finding], recipe: Recipe, tell: Tell) -> str:
-    from memedit.stages.site import range_text
-    from memedit.trials import try_ranges
+    from memedit.editing.layer_trials import try_ranges
+    from memedit.tracing.layer_selection import range_text
 
     tried = try_ranges(requests, recipe, tell, findings)
     for one in tried:

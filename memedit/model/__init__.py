@@ -1,1 +1,1 @@
-"""The only place that knows transformers: opening a model, finding its way around it, running it."""
+"""Open a model, describe its structure, prove it on the weights."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from memedit.config.recipe import ModelKnobs
 from memedit.errors import ResourceError, UnsupportedModelError, UsageError
-from memedit.model.anatomy import Anatomy, find_anatomy
-from memedit.model.gains import prove
-from memedit.recipe import ModelKnobs
+from memedit.model.architecture import Anatomy, find_anatomy
+from memedit.model.probe import prove
 
 
 @dataclass(frozen=True)

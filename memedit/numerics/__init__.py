@@ -1,1 +1,1 @@
-"""All tensor algebra, pure: no files, no models, no prints."""
+"""Pure tensor algebra: no files, no models, no prints."""

@@ -1,1 +1,1 @@
-"""Values -> text for people."""
+"""Results as text, HTML, figures and model cards."""

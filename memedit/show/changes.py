@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from memedit.outcome import Comparison, Outcome
+from memedit.results.changes import Comparison, Outcome
 
 
 def tensors_table(outcome: Outcome) -> Table:

@@ -6,8 +6,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from memedit.report import Report
-from memedit.tables import beside, headings, rows
+from memedit.results.report import Report
+from memedit.show.tables import beside, headings, rows
 
 
 def evaluation_table(report: Report, width: int = 140) -> Table:

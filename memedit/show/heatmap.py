@@ -9,8 +9,7 @@ from rich.console import Group
 from rich.text import Text
 from torch import Tensor
 
-from memedit.sites import Traced, Tracing
-from memedit.traces import Average, FactTrace
+from memedit.results.traces import Average, FactTrace, Traced, Tracing
 
 TITLES = {
     "hidden": "state put back",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from html import escape
 
 from memedit.numerics.effects import ROLES
+from memedit.results.traces import Average, Traced, Tracing
 from memedit.show import svg
 from memedit.show.heatmap import TITLES, labels
-from memedit.sites import Traced, Tracing
-from memedit.traces import Average
 
 FACTS = 24  # drawn one by one; the tables of the others are in trace.safetensors
 STYLE = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memedit.inspection import Block, Inspection
+from memedit.results.inspection import Block, Inspection
 
 
 def lines(found: Inspection) -> Iterator[str]:

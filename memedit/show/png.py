@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from memedit.errors import UsageError
 from memedit.numerics.effects import ROLES
+from memedit.results.traces import Average, Curve, Traced, Tracing
 from memedit.show.heatmap import TITLES, labels
 from memedit.show.html import FACTS
 from memedit.show.svg import ROLE_INKS, SEVERED_INKS, SEVERED_NAMES
-from memedit.sites import Traced, Tracing
-from memedit.traces import Average, Curve
 
 MAPS = {"hidden": "Purples", "mlp": "Greens", "attention": "Reds"}
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from memedit.tell import Advance
+from memedit.progress import Advance
 
 LINE_EVERY = 30.0
 """Seconds between two lines where stderr is no terminal."""

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from memedit.report import EditResult, Report
-from memedit.tables import beside, headings, remarks, rows
+from memedit.results.report import EditResult, Report
+from memedit.show.tables import beside, headings, remarks, rows
 
 WORST = 200  # edits listed at most: a page of ten thousand opens in no browser
 STYLE = """

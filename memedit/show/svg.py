@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from memedit.results.traces import Average, Curve
 from memedit.show.heatmap import share_of, tint
-from memedit.traces import Average, Curve
 
 ROLE_INKS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#000000")
 """Okabe and Ito's colors, told apart by every eye; one a role."""

@@ -8,8 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from memedit.report import Figure, Report
-from memedit.request import Finding
+from memedit.edits.edit import Finding
+from memedit.results.report import Figure, Report
 
 MEANINGS = {
     "efficacy": "the new object is likelier than the old",

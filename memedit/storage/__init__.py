@@ -1,1 +1,1 @@
-"""The only place that opens files."""
+"""Bytes on disk: checkpoints, deltas, LoRA adapters, the cache, the corpus."""

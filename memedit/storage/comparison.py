@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from memedit.numerics.lowrank import few_directions, probes
-from memedit.outcome import Comparison, TensorDifference
+from memedit.progress import Tell
+from memedit.results.changes import Comparison, TensorDifference
 from memedit.storage.artifacts import BLOCK, telling
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.tensorfile import DTYPES, Entry, in_order
-from memedit.tell import Tell
 
 
 def compare(one: Path, two: Path, a: str, b: str, tell: Tell) -> Comparison:

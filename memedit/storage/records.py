@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from memedit.config.recipe import ModelKnobs
 from memedit.errors import StorageError, UsageError
-from memedit.recipe import ModelKnobs
 from memedit.storage.artifacts import telling
 from memedit.storage.checkpoint import CARD, OWN
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from examples.benchmarks.both import Both
-from memedit.methods import METHODS
+from examples.reference import editing as oracle
+from examples.reference.editing import gap
+from memedit.config.methods import METHODS
+from memedit.editing.keys import context_weights, find_keys
 from memedit.numerics.solvers import gains, prepare
-from memedit.stages.keys import context_weights, find_keys
-from tests import oracle
-from tests.oracle import gap
 
 TARGETS = 1e-4  # relative, float32 under the same steps: rounding differs with the shape of a launch
 KEYS = 1e-5  # relative, float32 forwards in launches of different shape

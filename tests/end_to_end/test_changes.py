@@ -13,12 +13,12 @@ from typing import Any
 import memedit
 import pytest
 import torch
-from memedit.carry import Change, summed
-from memedit.changes import combine, diff, export, revert
+from memedit.changes.base import Change, summed
+from memedit.changes.commands import combine, diff, export, revert
+from memedit.config.resolve import resolve
 from memedit.errors import UsageError
 from memedit.numerics.delta import Delta, rounded
-from memedit.outcome import Outcome
-from memedit.settings import resolve
+from memedit.results.changes import Outcome
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes
 from safetensors.torch import load_file

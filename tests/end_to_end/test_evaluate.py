@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from memedit import pipeline
 from memedit.cli.app import main
-from memedit.recipe import Recipe
-from memedit.report import EditResult, Figure, Report, Scores
-from memedit.settings import resolve
+from memedit.config.recipe import Recipe
+from memedit.config.resolve import resolve
+from memedit.edits.read import read
+from memedit.results.report import EditResult, Figure, Report, Scores
 from memedit.show.evaluation import evaluation_table
 from memedit.show.report_page import page, worst_first
-from memedit.storage.requests import read
-from memedit.tables import markdown, remarks
+from memedit.show.tables import markdown, remarks
 from rich.console import Console
 from tests.conftest import ROOT
 

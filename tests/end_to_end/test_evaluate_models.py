@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from examples.reference.evaluation import Plain
 from memedit import pipeline
 from memedit.api import evaluate
 from memedit.cli.app import main
+from memedit.config.recipe import ModelKnobs
+from memedit.config.resolve import resolve
+from memedit.edits.read import read
 from memedit.errors import UsageError
 from memedit.model.load import load
-from memedit.recipe import ModelKnobs
-from memedit.report import Figure, Report
-from memedit.settings import resolve
-from memedit.storage.adapters import adapter_bytes
+from memedit.results.report import Figure, Report
 from memedit.storage.deltas import read_delta
-from memedit.storage.requests import read
+from memedit.storage.lora import adapter_bytes
 from tests.conftest import ROOT, byte_tokenizer
-from tests.evaluation_oracle import Plain
 
 EDITS = ROOT / "requests" / "world.jsonl"
 SMALL = {"model.device": "cpu", "eval.tokens": 4, "eval.prefixes": (0,), "eval.fluency_tokens": 16}

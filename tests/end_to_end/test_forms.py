@@ -10,7 +10,7 @@ import memedit
 import pytest
 import torch
 from huggingface_hub import constants
-from memedit.request import EditRequest
+from memedit.edits.edit import EditRequest
 from safetensors.torch import load_file, save_file
 from tests.conftest import byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM

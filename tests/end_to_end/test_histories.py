@@ -12,21 +12,21 @@ from typing import Any
 import memedit
 import pytest
 import torch
-from memedit.books import about_of, groups_of
-from memedit.job import Job
-from memedit.ledger import Entry, Ledger, Past, extended
-from memedit.measure import factor_of
-from memedit.request import EditRequest
-from memedit.sequence import Start
-from memedit.settings import resolve
-from memedit.stages.plan import under
-from memedit.stages.targets import Targets
-from memedit.stages.update import solve
+from memedit.config.resolve import resolve
+from memedit.editing.ledger import Entry, Ledger, Past, extended
+from memedit.editing.ledger_files import read_ledger
+from memedit.editing.ledger_update import about_of, groups_of
+from memedit.editing.moment_cache import factor_of
+from memedit.editing.plan import under
+from memedit.editing.run import Job
+from memedit.editing.solve import solve
+from memedit.editing.start import Start
+from memedit.editing.targets import Targets
+from memedit.edits.edit import EditRequest
+from memedit.edits.read import write_lines
+from memedit.progress import Silence
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes
-from memedit.storage.ledger import read_ledger
-from memedit.storage.requests import write_lines
-from memedit.tell import Silence
 from tests.conftest import ROOT
 from tests.end_to_end.test_resume import KILLED_AFTER, start
 
@@ -128,7 +128,7 @@ def test_a_killed_run_on_an_edited_model_goes_on_and_writes_the_same_bytes(
     found: list[dict[str, bytes]] = []
     for phases in ((), ("targets", "update", "entered")):
         for phase in phases:
-            killed = start(tmp_path / "cache", "-c", KILLED_AFTER, "memedit.job", "Job", phase, *command)
+            killed = start(tmp_path / "cache", "-c", KILLED_AFTER, "memedit.editing.run", "Job", phase, *command)
             assert killed.returncode == -signal.SIGKILL, killed.stderr
             assert not (tmp_path / "b").exists()
         done = start(tmp_path / "cache", "-m", "memedit", *command)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from memedit.cli.app import main
-from memedit.inspection import Inspection
+from memedit.results.inspection import Inspection
 from tests.conftest import ROOT, byte_tokenizer
 from tests.families import family_model
 

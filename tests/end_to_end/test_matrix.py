@@ -11,14 +11,14 @@ from pathlib import Path
 import memedit
 import pytest
 import torch
-from memedit.job import Job
+from memedit.config.recipe import MethodKnobs, ModelKnobs, Recipe
+from memedit.editing.plan import make_plan
+from memedit.editing.run import Job
+from memedit.editing.targets import find_targets
+from memedit.edits.edit import EditRequest
+from memedit.forward.suffix import Suffix, WholeForward
+from memedit.inspect_model import inspect
 from memedit.model.load import load
-from memedit.model.suffix import Suffix, WholeForward
-from memedit.recipe import MethodKnobs, ModelKnobs, Recipe
-from memedit.request import EditRequest
-from memedit.stages.plan import make_plan
-from memedit.stages.targets import find_targets
-from memedit.survey import inspect
 from safetensors.torch import load_file
 from tests.conftest import byte_tokenizer
 from tests.families import FAMILIES, MIXTURES, OTHERS, family_model

@@ -7,9 +7,9 @@ from pathlib import Path
 import memedit
 import pytest
 import torch
-from memedit.methods import METHODS
+from memedit.config.methods import METHODS
 from memedit.numerics.delta import Delta
-from memedit.report import Report
+from memedit.results.report import Report
 from safetensors import safe_open
 from tests.conftest import ROOT
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import memedit
-from memedit.request import EditRequest
+from memedit.edits.edit import EditRequest
 from tests.conftest import ROOT
 
 EDITS = ROOT / "requests" / "world.jsonl"

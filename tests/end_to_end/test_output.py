@@ -9,7 +9,7 @@ from pathlib import Path
 import memedit
 import pytest
 import torch
-from memedit.job import Job
+from memedit.editing.run import Job
 from tests.conftest import ROOT
 
 EDITS = ROOT / "requests" / "world.jsonl"

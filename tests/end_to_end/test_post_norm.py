@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 from examples.benchmarks.both import Both
+from examples.reference import editing as oracle
+from examples.reference.editing import gap
+from memedit.config.recipe import ModelKnobs, Recipe
+from memedit.config.resolve import resolve
+from memedit.editing.plan import check
+from memedit.edits.edit import EditRequest
+from memedit.edits.read import read
+from memedit.forward.passes import continuations
 from memedit.model.load import load
-from memedit.model.passes import continuations
 from memedit.pipeline import apply
-from memedit.recipe import ModelKnobs, Recipe
-from memedit.report import Scores
-from memedit.request import EditRequest
-from memedit.settings import resolve
-from memedit.stages.plan import check
-from memedit.storage.requests import read
-from tests import oracle
+from memedit.results.report import Scores
 from tests.conftest import ROOT, byte_tokenizer
 from tests.families import POST_NORM, family_model
-from tests.oracle import gap
 
 TARGETS = 1e-4  # relative, float32 under the same steps: rounding differs with the shape of a launch
 FITS = 1e-3  # relative: what key noise of 1e-7 becomes on the edited keys through metrics of condition 1e8

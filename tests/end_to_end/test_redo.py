@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import memedit
-from memedit.report import Report
+from memedit.results.report import Report
 from tests.conftest import ROOT
 
 EDITS = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:8]

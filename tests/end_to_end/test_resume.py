@@ -30,14 +30,14 @@ from memedit.cli.app import main
 main()
 """
 PHASES = [
-    ("memedit.job", "Job", "contexts"),
-    ("memedit.job", "Job", "moments"),
-    ("memedit.job", "Job", "judged"),
-    ("memedit.search", "", "find_targets"),
-    ("memedit.job", "Job", "targets"),
-    ("memedit.job", "Job", "update"),
-    ("memedit.redo", "", "_sought"),
-    ("memedit.job", "Job", "report"),
+    ("memedit.editing.run", "Job", "contexts"),
+    ("memedit.editing.run", "Job", "moments"),
+    ("memedit.editing.run", "Job", "judged"),
+    ("memedit.editing.target_search", "", "find_targets"),
+    ("memedit.editing.run", "Job", "targets"),
+    ("memedit.editing.run", "Job", "update"),
+    ("memedit.editing.retry", "", "_sought"),
+    ("memedit.editing.run", "Job", "report"),
     ("memedit.storage.writer", "", "_patch"),
     ("memedit.storage.writer", "", "_sync"),
 ]
@@ -101,11 +101,11 @@ def test_what_was_found_is_not_searched_again(undisturbed: tuple[Path, dict[str,
     folder, _ = undisturbed
     out, cache = folder / "out", folder / "cache"
     try:
-        start(cache, "-c", KILLED_AFTER, "memedit.job", "Job", "targets", *arguments(out))
+        start(cache, "-c", KILLED_AFTER, "memedit.editing.run", "Job", "targets", *arguments(out))
         kept = {file: file.stat().st_mtime_ns for file in (cache / "runs").rglob("targets-*")}
         assert len(kept) == 2
         # A second run that is killed right after its targets must have found both chunks and made none.
-        start(cache, "-c", KILLED_AFTER, "memedit.job", "Job", "targets", *arguments(out))
+        start(cache, "-c", KILLED_AFTER, "memedit.editing.run", "Job", "targets", *arguments(out))
         assert {file: file.stat().st_mtime_ns for file in (cache / "runs").rglob("targets-*")} == kept
     finally:
         shutil.rmtree(cache, ignore_errors=True)

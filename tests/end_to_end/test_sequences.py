@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import memedit
-from memedit.request import EditRequest
+from examples.reference.sequences import apart, in_batches
+from memedit.edits.edit import EditRequest
 from tests.conftest import ROOT
-from tests.sequences import apart, in_batches
 
 EDITS = ROOT / "requests" / "world.jsonl"
 BATCHES, SIZE = 3, 15

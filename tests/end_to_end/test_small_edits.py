@@ -11,13 +11,13 @@ import memedit
 import pytest
 import torch
 from examples.benchmarks.both import Both
-from memedit.model.sweep import Sweep
+from memedit.editing.keys import heads_of
+from memedit.editing.rounding import Rounding, enter
+from memedit.editing.solve import solve
+from memedit.edits.edit import EditRequest
+from memedit.forward.keys import Sweep
 from memedit.numerics.delta import Delta, rounded
 from memedit.numerics.rounding import EditedKeys
-from memedit.request import EditRequest
-from memedit.stages.keys import heads_of
-from memedit.stages.rounding import Rounding, enter
-from memedit.stages.update import solve
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import read_delta
 from safetensors.torch import load_file, save_file

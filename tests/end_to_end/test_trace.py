@@ -12,13 +12,14 @@ from pathlib import Path
 import memedit
 import pytest
 import torch
+from memedit.config.recipe import ModelKnobs
+from memedit.config.resolve import resolve
+from memedit.edits.read import read
 from memedit.model.load import load
-from memedit.recipe import ModelKnobs
-from memedit.settings import resolve
-from memedit.sites import Tracing, trace_all
+from memedit.progress import Silence
+from memedit.results.traces import Tracing
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.requests import read
-from memedit.tell import Silence
+from memedit.tracing.run import trace_all
 from safetensors.torch import load_file
 from tests.conftest import ROOT
 from tests.end_to_end.test_commands import EDITS, FEW

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from memedit.errors import UnsupportedModelError
-from memedit.model.anatomy import Anatomy, find_anatomy, spans
-from memedit.model.gains import prove
+from memedit.model.architecture import Anatomy, find_anatomy, spans
+from memedit.model.probe import prove
 from tests.families import FAMILIES, MIXTURES, OTHERS, POST_NORM, family_model
 from torch import nn
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memedit.model.anatomy import find_anatomy
+from memedit.forward.suffix import Row, Suffix, WholeForward, choose
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel
-from memedit.model.suffix import Row, Suffix, WholeForward, choose
 from tests.conftest import byte_tokenizer
 from tests.families import FAMILIES, POST_NORM, family_model
 from torch import Tensor

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from examples.reference.editing import gap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memedit.numerics.solvers import Factor, gains, leverage
-from tests.oracle import gap
 from torch import Tensor
 
 SAME = 1e-8  # relative: float64 through two Cholesky factors

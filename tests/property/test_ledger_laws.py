@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memedit.ledger import About, Base, Entry, Ledger, extended, joined, replaced_by
-from memedit.request import EditRequest
+from memedit.editing.ledger import About, Base, Entry, Ledger, extended, joined, replaced_by
+from memedit.edits.edit import EditRequest
 
 ABOUT = About(base=Base(path="b", digest="0"), contexts=("",), knobs={}, layers=(0,), moments="m")
 facts = st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(0, 2), st.integers(0, 1))

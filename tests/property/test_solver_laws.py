@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from examples.reference.editing import gap
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memedit.methods import METHODS, Method
+from memedit.config.methods import METHODS, Method
 from memedit.numerics.moments import Moment
 from memedit.numerics.normal import Sums, by_sums
 from memedit.numerics.solvers import (
@@ -21,7 +22,6 @@ from memedit.numerics.solvers import (
     null_space,
     prepare,
 )
-from tests.oracle import gap
 from torch import Tensor
 
 SAME = 1e-9  # relative: float64 through a Cholesky factor of a well-conditioned metric

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memedit.model.anatomy import find_anatomy
-from memedit.model.surroundings import Surroundings, look_around
+from memedit.model.architecture import find_anatomy
+from memedit.model.head import Surroundings, look_around
 from tests.families import FAMILIES, family_model
 
 PARALLEL = ("gptj", "codegen", "gpt_neox", "falcon", "falcon_new", "phi", "cohere")

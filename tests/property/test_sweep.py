@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memedit.model.anatomy import find_anatomy
-from memedit.model.gains import prove
-from memedit.model.hooks import applied, put_
+from memedit.forward.keys import Sweep, WholeSweep
+from memedit.forward.passes import Site
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel
-from memedit.model.passes import Site
-from memedit.model.sweep import Sweep, WholeSweep
+from memedit.model.probe import prove
+from memedit.model.weights import applied, put_
 from tests.conftest import byte_tokenizer
 from tests.families import FAMILIES, family_model
 from torch import Tensor

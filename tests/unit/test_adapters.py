@@ -10,7 +10,7 @@ import pytest
 import torch
 from memedit.errors import MemeditError, StorageError, UnsupportedModelError
 from memedit.numerics.delta import Delta
-from memedit.storage.adapters import CONFIG, WEIGHTS, adapter_bytes, read_adapter
+from memedit.storage.lora import CONFIG, WEIGHTS, adapter_bytes, read_adapter
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_model
 

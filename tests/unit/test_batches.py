@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from memedit import search as module
+from memedit.config.recipe import ModelKnobs, Recipe, bytes_of
+from memedit.config.resolve import resolve
+from memedit.editing import target_search as module
+from memedit.editing.batches import Batch, Sizes, halved, plan_batches
+from memedit.editing.plan import make_plan, under
+from memedit.editing.target_search import Search
+from memedit.editing.targets import Targets
+from memedit.edits.edit import EditRequest
 from memedit.errors import ResourceError
+from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel, load
-from memedit.model.suffix import Suffix
-from memedit.recipe import ModelKnobs, Recipe, bytes_of
-from memedit.request import EditRequest
-from memedit.search import Search
-from memedit.settings import resolve
-from memedit.stages.batches import Batch, Sizes, halved, plan_batches
-from memedit.stages.plan import make_plan, under
-from memedit.stages.targets import Targets
 from memedit.storage.artifacts import Store
 
 OTHER_PLAN = 1e-3  # relative, on targets: launches of another shape sum in another order, and Adam carries it on

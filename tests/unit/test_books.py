@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memedit.books import check_moments, entered, filled, groups_of, kept_rows, retained, told
+from memedit.editing.ledger import About, Base, Ledger, Past, Way
+from memedit.editing.ledger_update import check_moments, entered, filled, groups_of, kept_rows, retained, told
+from memedit.editing.plan import Edit
+from memedit.editing.targets import Targets
+from memedit.edits.edit import EditRequest
 from memedit.errors import UsageError
-from memedit.ledger import About, Base, Ledger, Past, Way
-from memedit.model.subject import Prompt
-from memedit.report import RedoRound
-from memedit.request import EditRequest
-from memedit.stages.evaluation import Judgment
-from memedit.stages.plan import Edit
-from memedit.stages.targets import Targets
+from memedit.evaluation.forced import Judgment
+from memedit.model.tokens import Prompt
+from memedit.results.report import RedoRound
 
 ABOUT = About(base=Base(path="b", digest="base"), contexts=("",), knobs={}, layers=(0,), moments="m")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from memedit.outcome import Comparison
+from memedit.progress import Silence
+from memedit.results.changes import Comparison
 from memedit.storage import comparison
 from memedit.storage.comparison import compare
-from memedit.tell import Silence
 from safetensors.torch import save_file
 
 ROUNDING = 1e-6

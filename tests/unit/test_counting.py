@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from examples.benchmarks.counting import counted, needed
-from memedit.model.anatomy import find_anatomy
+from memedit.forward.suffix import Row, Suffix
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel
-from memedit.model.suffix import Row, Suffix
 from tests.conftest import byte_tokenizer
 from tests.families import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode

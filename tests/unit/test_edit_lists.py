@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
-from memedit.lint import lint
-from memedit.request import EditRequest, Neighbor
-from memedit.storage.requests import read, write_lines
+from memedit.edits.edit import EditRequest, Neighbor
+from memedit.edits.lint import lint
+from memedit.edits.read import read, write_lines
 from tests.conftest import ROOT
 
 DATA = ROOT.parent / "shared" / "data"

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from examples.reference.evaluation import Plain
+from memedit.config.recipe import ModelKnobs
+from memedit.edits.edit import EditRequest
+from memedit.edits.read import read
+from memedit.evaluation.forced import Judgment, judge, score
+from memedit.evaluation.probes import derived, probes
+from memedit.forward.scoring import weigh
 from memedit.model.load import LanguageModel, load
-from memedit.model.scoring import weigh
-from memedit.recipe import ModelKnobs
-from memedit.report import Scores
-from memedit.request import EditRequest
-from memedit.stages.evaluation import Judgment, judge, score
-from memedit.stages.probes import derived, probes
-from memedit.storage.requests import read
+from memedit.results.report import Scores
 from tests import evaluation_oracle as oracle
 from tests.conftest import ROOT
-from tests.evaluation_oracle import Plain
 
 DATA = ROOT.parent / "shared" / "data"
 SAME = 1e-6
@@ -205,7 +205,7 @@ def test_judgments_survive_json(lm: LanguageModel) -> None:
 def test_the_size_of_a_launch_moves_no_figure(
     moved: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from memedit.model import passes, scoring
+    from memedit.forward import passes, scoring
 
     _, requests = written(as_counterfact, tmp_path)
     many = score(judge(moved, requests[:40]))
@@ -223,9 +223,9 @@ def assert_close(one: Scores, other: Scores) -> None:
 
 def test_a_shared_beginning_changes_no_answer(lm: LanguageModel) -> None:
     requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
-    from memedit.model import scoring
-    from memedit.model.scoring import leads
-    from memedit.model.subject import encode_questions
+    from memedit.forward import scoring
+    from memedit.forward.scoring import leads
+    from memedit.model.tokens import encode_questions
 
     before = "The tower was small and heavy. Nobody knows where the boat is. " * 2
     asked = [(before + one.text, [one.object, one.object_old or ""]) for one in requests[:60]]
@@ -241,7 +241,7 @@ def test_a_shared_beginning_changes_no_answer(lm: LanguageModel) -> None:
 def test_a_family_whose_cache_lies_is_asked_by_whole_forwards(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from memedit.model import scoring
+    from memedit.forward import scoring
 
     rows = [((40, 50, 60, 70), (80, 90)), ((41, 51, 61), (81,))]
     expected = weigh(lm, rows)

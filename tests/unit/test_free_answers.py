@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from memedit.model.anatomy import find_anatomy
-from memedit.model.generation import write
-from memedit.model.hooks import applied
+from examples.reference.evaluation import Plain
+from memedit.config.recipe import EvalKnobs, ModelKnobs
+from memedit.edits.edit import EditRequest, Question
+from memedit.edits.read import read
+from memedit.evaluation.drift import drift_of, passages
+from memedit.evaluation.forced import judge, score
+from memedit.evaluation.generated import prefix, written
+from memedit.evaluation.text_metrics import answered, cosine, document_weights, n_gram_entropy, names, words
+from memedit.forward.generation import write
+from memedit.forward.passes import Site, last_states
+from memedit.forward.perplexity import read_text
+from memedit.forward.scoring import LEAST_SAVED, leads
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel, load
-from memedit.model.passes import Site, last_states
-from memedit.model.reading import read_text
-from memedit.model.scoring import LEAST_SAVED, leads
-from memedit.model.subject import encode_text, object_ids
-from memedit.recipe import EvalKnobs, ModelKnobs
-from memedit.request import EditRequest, Question
-from memedit.stages.drift import drift_of, passages
-from memedit.stages.evaluation import judge, score
-from memedit.stages.texts import answered, cosine, document_weights, n_gram_entropy, names, words
-from memedit.stages.writing import prefix, written
-from memedit.storage.requests import read
+from memedit.model.tokens import encode_text, object_ids
+from memedit.model.weights import applied
 from tests import evaluation_oracle as oracle
 from tests.conftest import ROOT, byte_tokenizer, tiny_model
-from tests.evaluation_oracle import Plain
 
 SAME = 1e-5
 
@@ -86,7 +86,7 @@ def test_a_chat_models_end_of_turn_ends_what_it_writes(tiny: LanguageModel) -> N
 def test_a_model_whose_cache_lies_writes_by_whole_forwards(
     tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from memedit.model import generation, scoring
+    from memedit.forward import generation, scoring
 
     asked = prompts()
     expected = write(tiny, asked, 6)
@@ -103,7 +103,7 @@ def test_a_model_whose_cache_lies_writes_by_whole_forwards(
 
 
 def test_the_size_of_a_launch_changes_no_text(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memedit.model import scoring
+    from memedit.forward import scoring
 
     asked = prompts()
     many = write(tiny, asked, 6)

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from memedit.model.anatomy import find_anatomy
+from examples.reference.evaluation import Plain
+from memedit.config.recipe import EvalKnobs
+from memedit.edits.read import read
+from memedit.evaluation.figures import figure
+from memedit.evaluation.generated import UNRELATED, Writing, written
+from memedit.evaluation.text_metrics import words
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel
-from memedit.recipe import EvalKnobs
-from memedit.report import Figure
-from memedit.stages.figures import figure
-from memedit.stages.texts import words
-from memedit.stages.writing import UNRELATED, Writing, written
-from memedit.storage.requests import read
+from memedit.results.report import Figure
 from tests import evaluation_oracle as oracle
 from tests.conftest import byte_tokenizer
-from tests.evaluation_oracle import Plain
 from tests.unit.test_evaluation import RECORDS, SAME, as_counterfact, as_easyedit, as_mquake, as_zsre, world
 from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from memedit.cli.gates import bars, gate
 from memedit.errors import GateError, UsageError
-from memedit.report import Drift, Figure, ModelReport, Report, Scores
+from memedit.results.report import Drift, Figure, ModelReport, Report, Scores
 
 
 def figure(mean: float) -> Figure:

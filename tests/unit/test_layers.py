@@ -9,18 +9,14 @@ import memedit
 
 PACKAGE = Path(memedit.__file__).parent
 LEVELS = [
-    {"errors", "methods", "tell", "versions"},
-    {"layers", "outcome", "recipe", "report", "request"},
-    {"settings", "tables", "traces", "inspection"},
-    {"ledger", "lint", "numerics", "presets"},
+    {"errors", "progress"},
+    {"config", "results"},
+    {"edits", "numerics"},
     {"model", "storage"},
-    {"stages"},
-    {"preflight"},
-    {"books", "measure", "search", "sequence", "sites", "survey"},
-    {"job", "carry"},
-    {"examine", "preview", "redo", "trials"},
-    {"pipeline", "changes"},
-    {"show"},
+    {"forward", "show"},
+    {"changes", "evaluation", "tracing"},
+    {"editing"},
+    {"pipeline", "inspect_model"},
     {"api"},
     {"cli"},
 ]
@@ -60,8 +56,8 @@ def test_layers_import_downward_only() -> None:
 
 def test_an_import_that_goes_up_or_sideways_is_caught() -> None:
     assert violations("model", "from memedit.storage.artifacts import Store") == {"storage"}
-    assert violations("numerics", "def f():\n    import memedit.stages.keys") == {"stages"}
-    assert not violations("stages", "from memedit.model.load import load")
+    assert violations("numerics", "def f():\n    import memedit.editing.keys") == {"editing"}
+    assert not violations("editing", "from memedit.model.load import load")
 
 
 def test_numerics_imports_torch_alone() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from memedit.editing.ledger import About, Base, Entry, Ledger
+from memedit.editing.ledger_files import LINES, TARGETS, digest_of_ledger, ledger_files, read_ledger
+from memedit.edits.edit import EditRequest, Neighbor
 from memedit.errors import StorageError
-from memedit.ledger import About, Base, Entry, Ledger
-from memedit.request import EditRequest, Neighbor
-from memedit.storage.ledger import LINES, TARGETS, digest_of_ledger, ledger_files, read_ledger
 from safetensors.torch import save
 
 ABOUT = About(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from memedit.lint import lint
-from memedit.storage.requests import read
+from memedit.edits.lint import lint
+from memedit.edits.read import read
 from tests.malformed.cases import CASES, Case
 
 

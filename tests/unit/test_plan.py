@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from memedit.config.recipe import MethodKnobs, Recipe
+from memedit.editing.plan import check, make_plan
+from memedit.edits.edit import EditRequest
 from memedit.errors import EditListError, RecipeError
-from memedit.model.anatomy import Anatomy
-from memedit.recipe import MethodKnobs, Recipe
-from memedit.request import EditRequest
-from memedit.stages.plan import check, make_plan
+from memedit.model.architecture import Anatomy
 from tests.conftest import byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

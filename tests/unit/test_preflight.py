@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from memedit import preflight
+from memedit.config.recipe import ModelKnobs
+from memedit.editing import resources as preflight
+from memedit.editing.resources import about, check_room, check_weights, gb, moment_bytes, seconds, weight_bytes
 from memedit.errors import ResourceError
 from memedit.model.load import LanguageModel, load
-from memedit.preflight import about, check_room, check_weights, gb, moment_bytes, seconds, weight_bytes
-from memedit.recipe import ModelKnobs
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.machine import free_disk
 from tests.conftest import ROOT

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from memedit.model.anatomy import find_anatomy
+from examples.reference.evaluation import Plain, Record, Row
+from memedit.edits.read import read
+from memedit.evaluation.forced import judge, score
+from memedit.evaluation.probes import probes
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel
-from memedit.stages.evaluation import judge, score
-from memedit.stages.probes import probes
-from memedit.storage.requests import read
 from tests import evaluation_oracle as oracle
 from tests.conftest import byte_tokenizer
-from tests.evaluation_oracle import Plain, Record, Row
 from tests.unit.test_evaluation import DATA, RECORDS, holds
 from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -3,12 +3,12 @@
 from typing import get_args
 
 import pytest
+from memedit.config.layers import default_layers, layer_range, layers_of
+from memedit.config.methods import METHODS, Name
+from memedit.config.presets import PRESETS, preset
+from memedit.config.recipe import Recipe
+from memedit.config.resolve import flatten, resolve
 from memedit.errors import RecipeError
-from memedit.layers import default_layers, layer_range, layers_of
-from memedit.methods import METHODS, Name
-from memedit.presets import PRESETS, preset
-from memedit.recipe import Recipe
-from memedit.settings import flatten, resolve
 
 
 def test_the_stronger_source_wins_and_is_named() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from memedit.editing.rounding import Rounding, enter
 from memedit.numerics import rounding as module
 from memedit.numerics.delta import Delta, rounded
 from memedit.numerics.moments import Moment
 from memedit.numerics.rounding import REACH, EditedKeys, key_aware, moved, nearest
-from memedit.stages.rounding import Rounding, enter
 from torch import Tensor
 
 NARROW = [torch.float16, torch.bfloat16]

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from memedit.config.layers import layer_range, layers_text
+from memedit.config.resolve import resolve
+from memedit.editing.ledger import About, Base, Entry, Ledger, deciding
+from memedit.editing.ledger_files import ledger_files, read_ledger
+from memedit.editing.start import Start, begin, without
+from memedit.edits.edit import EditRequest
 from memedit.errors import RecipeError, UsageError
-from memedit.layers import layer_range, layers_text
-from memedit.ledger import About, Base, Entry, Ledger, deciding
-from memedit.request import EditRequest
-from memedit.sequence import Start, begin, without
-from memedit.settings import resolve
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.ledger import ledger_files, read_ledger
 
 
 def edit(number: int, said: str = "Rome") -> EditRequest:

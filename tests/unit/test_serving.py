@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from memedit.outcome import Outcome
-from memedit.show.serving import RANKS, SERVED, UNSERVED, command, limits
+from memedit.changes.serving import RANKS, SERVED, UNSERVED, command, limits
+from memedit.results.changes import Outcome
 
 
 def adapter(family: str, rank: int, out: str = "out") -> Outcome:

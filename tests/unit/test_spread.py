@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from memedit.config.recipe import ModelKnobs
 from memedit.errors import UsageError
+from memedit.forward.keys import Sweep, WholeSweep
+from memedit.forward.passes import replaced
+from memedit.forward.suffix import Row, Suffix, WholeForward
 from memedit.model import load as module
-from memedit.model.anatomy import find_anatomy
-from memedit.model.gains import prove
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel, load, open_model
-from memedit.model.passes import replaced
-from memedit.model.suffix import Row, Suffix, WholeForward
-from memedit.model.sweep import Sweep, WholeSweep
-from memedit.recipe import ModelKnobs
+from memedit.model.probe import prove
 from tests.conftest import ROOT, byte_tokenizer, tiny_model
 
 SAME = 1e-5  # relative: float32 in another order

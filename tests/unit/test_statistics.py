@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from memedit import measure as measure_module
+from memedit.config.recipe import MethodKnobs, ModelKnobs
+from memedit.config.resolve import resolve
+from memedit.editing import moment_cache as measure_module
+from memedit.editing import moments as statistics
+from memedit.editing.moment_cache import factor_of, moments_for, plan_moments, stats
+from memedit.editing.moments import Moments, ahead, measure
 from memedit.errors import UsageError
-from memedit.measure import factor_of, moments_for, plan_moments, stats
+from memedit.forward.packing import packed
+from memedit.forward.passes import Site, capture, run
 from memedit.model.load import LanguageModel, load
-from memedit.model.passes import Site, capture, run
 from memedit.numerics.moments import Moment
-from memedit.recipe import MethodKnobs, ModelKnobs
-from memedit.settings import resolve
-from memedit.stages import statistics
-from memedit.stages.statistics import Moments, ahead, measure, packed
-from memedit.tell import Silence
+from memedit.progress import Silence
 from tests.conftest import byte_tokenizer
 
 TEXTS = [f"Document {n} tells of {n * n} things." for n in range(80)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from memedit.model.subject import SubjectLost, encode, encode_prompt, encode_text, in_chat, object_ids
-from memedit.request import EditRequest
+from memedit.edits.edit import EditRequest
+from memedit.model.tokens import SubjectLost, encode, encode_prompt, encode_text, in_chat, object_ids
 from tests.conftest import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

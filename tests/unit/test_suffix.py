@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from memedit.model.anatomy import find_anatomy
+from memedit.forward.suffix import Row, Suffix, WholeForward, choose
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel
-from memedit.model.suffix import Row, Suffix, WholeForward, choose
 from tests.conftest import byte_tokenizer, tiny_model
 
 SAME = 1e-5  # relative, on logits: float32 sums in another order
@@ -60,7 +60,7 @@ def test_the_probe_takes_suffixes_where_they_agree(lm: LanguageModel) -> None:
 
 
 def test_the_probe_refuses_a_model_that_forgets_its_prefix(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memedit.model import splice
+    from memedit.forward import partial as splice
 
     real = splice.Kept.update
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from memedit.config.recipe import ModelKnobs
+from memedit.config.resolve import resolve
+from memedit.editing import targets as module
+from memedit.editing.plan import Edit
+from memedit.editing.targets import Targets, find_targets
+from memedit.edits.edit import EditRequest
+from memedit.forward.suffix import Suffix, WholeForward
 from memedit.model.load import LanguageModel, load
-from memedit.model.subject import Prompt
-from memedit.model.suffix import Suffix, WholeForward
-from memedit.recipe import ModelKnobs
-from memedit.request import EditRequest
-from memedit.settings import resolve
-from memedit.stages import targets as module
-from memedit.stages.plan import Edit
-from memedit.stages.targets import Targets, find_targets
+from memedit.model.tokens import Prompt
 
 SAME = 1e-4  # relative, on targets: float32 sums in another order, carried through Adam
 N = 10

@@ -9,11 +9,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from memedit.numerics.effects import ROLES, windows
-from memedit.report import Figure
+from memedit.results.report import Figure
+from memedit.results.traces import Average, Curve, FactTrace, Traced, Tracing
 from memedit.show.heatmap import average_maps, fact_maps, summary
 from memedit.show.html import FACTS, page
-from memedit.sites import Traced, Tracing
-from memedit.traces import Average, Curve, FactTrace
 from rich.console import Console
 
 TOKENS = ("<s>", "The", " <b>Eif", "fel", " & Co", "\n", " is", " in")

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from examples.reference import tracing as tracing_oracle
+from memedit.config.recipe import ModelKnobs, TraceKnobs
+from memedit.edits.edit import EditRequest
+from memedit.edits.read import read
 from memedit.errors import EditListError, UnsupportedModelError
-from memedit.model.anatomy import find_anatomy
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel, load
-from memedit.model.parts import find_parts
-from memedit.model.restoring import Whole, choose
-from memedit.model.resumed import Resumed
-from memedit.model.runs import Question, Trial
 from memedit.numerics.effects import windows
-from memedit.recipe import ModelKnobs, TraceKnobs
-from memedit.request import EditRequest
-from memedit.stages.tracing import SEVERED, TABLES, Fact, find_facts, noise_scale, trace, trial_of
-from memedit.storage.requests import read
-from tests import tracing_oracle
+from memedit.tracing.clean_and_corrupted import Question, Trial
+from memedit.tracing.engines import Whole, choose
+from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, noise_scale, trace, trial_of
+from memedit.tracing.parts import find_parts
+from memedit.tracing.suffix_engine import Resumed
 from tests.conftest import ROOT, byte_tokenizer
 from tests.families import FAMILIES, family_model
 

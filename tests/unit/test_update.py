@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from memedit.methods import METHODS
-from memedit.model.anatomy import find_anatomy
-from memedit.model.gains import prove
+from memedit.config.methods import METHODS
+from memedit.config.recipe import ModelKnobs, Recipe
+from memedit.editing import solve as module
+from memedit.editing.solve import Update, solve
+from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel, load
-from memedit.model.subject import Prompt
+from memedit.model.probe import prove
+from memedit.model.tokens import Prompt
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare
-from memedit.recipe import ModelKnobs, Recipe
-from memedit.stages import update as module
-from memedit.stages.update import Update, solve
 from tests.conftest import byte_tokenizer
 from tests.families import family_model
 

@@ -11,8 +11,8 @@ from examples.world.__main__ import HERE, MODELS, REQUESTS, SCORES, SMALL_FACTS,
 from examples.world.facts import HELD_OUT, RELATIONS, make_world
 from examples.world.site import accuracy, trace
 from examples.world.text import Writer
+from memedit.config.recipe import ModelKnobs
 from memedit.model.load import LanguageModel, load
-from memedit.recipe import ModelKnobs
 from transformers import AutoTokenizer
 
 WORLD = make_world()

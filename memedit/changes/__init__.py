@@ -1,0 +1,1 @@
+"""Weight changes as files: export, add, revert, diff."""

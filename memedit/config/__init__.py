@@ -1,0 +1,1 @@
+"""Every setting, its default, and where its value came from."""

@@ -1,0 +1,50 @@
+"""Published settings, by model: what the reference implementations ship, in this recipe's units.
+
+lambda is divided by the MLP's width. Sources: kmeng01/memit hparams/MEMIT (gpt2-xl, gpt-j-6b),
+zjunlp/EasyEdit hparams/MEMIT (llama-2-7b, mistral-7b), jianghoucheng/AlphaEdit hparams/MEMIT (llama-3-8b). The ridge is
+MEMIT's alone; methods of one layer take that of hparams/ROME there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memedit.config.methods import METHODS
+from memedit.errors import RecipeError
+
+
+def _published(
+    layers: str, ridge: float, *, steps: int = 25, step: float = 0.5, decay: float = 0.5, ball: float = 0.75
+) -> dict[str, Any]:
+    return {
+        "method.layers": layers,
+        "method.ridge": ridge,
+        "target.steps": steps,
+        "target.step_absolute": step,
+        "target.weight_decay": decay,
+        "target.ball": ball,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2-xl": _published("13-17", 20_000 / 6400, steps=20),
+    "gpt-j-6b": _published("3-8", 15_000 / 16_384),
+    "llama-2-7b": _published("4-8", 15_000 / 11_008, decay=1e-3, ball=4.0),
+    "llama-3-8b": _published("4-8", 15_000 / 14_336, step=0.1),
+    "mistral-7b": _published("4-8", 15_000 / 14_336, decay=1e-3, ball=4.0),
+}
+
+
+ONE_LAYER = {"gpt2-xl": "17", "gpt-j-6b": "5", "llama-2-7b": "5", "llama-3-8b": "5", "mistral-7b": "5"}
+
+
+def preset(name: str, method: str = "memit") -> dict[str, Any]:
+    """The knobs of a preset by their dotted names. Raises RecipeError for a name that is none."""
+    if name not in PRESETS:
+        raise RecipeError(f"there is no preset {name!r}", f"there are {', '.join(PRESETS)}")
+    knobs, found = dict(PRESETS[name]), METHODS.get(method)
+    if method != "memit":
+        del knobs["method.ridge"]
+    if found and found.single:
+        knobs["method.layers"] = ONE_LAYER[name]
+    return knobs

@@ -1,0 +1,232 @@
+"""Every knob, documented where it stands. A recipe is frozen and digestible: two runs with equal recipes and inputs
+write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from memedit.config.methods import METHODS, Method, Name
+
+SIZE = r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$"
+
+
+class _Knobs(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelKnobs(_Knobs):
+    """Which model, and how it is opened."""
+
+    path: str = ""
+    """A folder, or the name of a Hub repository."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub repository."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the forward; auto: the checkpoint's on a GPU, float32 on a CPU."""
+    device_map: Literal["auto"] | None = None
+    """auto: spread the blocks over all GPUs (needs accelerate); None: one device holds the model."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off: such a model is refused."""
+
+
+class MethodKnobs(_Knobs):
+    """The solve: which layers, how strongly old knowledge holds."""
+
+    name: Name = "memit"
+    """memit (Meng et al. 2023, eq. 14): fits all edits, weighed against what the model knew. emmet (Gupta et al. 2024):
+    meets all edits exactly, at one layer, and disturbs the rest as little as that allows. rome (Meng et al. 2022,
+    eq. 2): the same edit after edit; the consistent form, one averaged key throughout. alphaedit (Fang et al. 2025):
+    weighed as in memit, but changes only directions in which old keys hold next to nothing."""
+    layers: str = "depth"
+    """`3-8`, `5`, depth: from relative depth, or auto: where tracing the edits finds their recall. From 0, both ends
+    included. Of depth and auto, emmet and rome take the middle layer."""
+    ridge: float = Field(ge=0)
+    """lambda / d_mlp: the weight of what the model knew against the edits; k M^-1 k averages d_mlp. 0: edits are met
+    exactly. Unless given, the method's own: memit and alphaedit 1 (L2 = ridge null_space trace(C)), else 0."""
+    null_space: float = Field(default=0.05, gt=0, lt=1)
+    """alphaedit: a change moves in the directions of smallest moment that together hold this share of it."""
+    semantics: Literal["memedit", "reference"] = "memedit"
+    """memedit: contexts weigh alike, n steps. reference: the published code's 1/2 and 1/10, n - 1 steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_ridge(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("ridge") is None:
+            method = METHODS.get(values.get("name", "memit"))
+            return {**values, "ridge": method.ridge} if method else values
+        return values
+
+    @property
+    def kind(self) -> Method:
+        """What the method chooses."""
+        return METHODS[self.name]
+
+
+class TargetKnobs(_Knobs):
+    """The search for the state that makes the model say the new object."""
+
+    steps: int = Field(default=40, ge=1)
+    """Steps of Adam at most; an edit stops on its own when its loss is under `stop`."""
+    step: float = Field(default=0.05, gt=0)
+    """Adam's step, in units of the root mean square of the edit's own state: one default for every scale."""
+    step_absolute: float | None = Field(default=None, gt=0)
+    """Adam's step in the model's own units, as published; set, it is used instead of `step`."""
+    ball: float = Field(default=1.0, gt=0)
+    """Largest length of the change, in units of the length of the state it starts from."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight of |delta| / |state|^2, the published decay."""
+    kl: float = Field(default=0.0625, ge=0)
+    """Weight of KL(edited || original) at the subject's last token of the bare subject."""
+    stop: float = Field(default=0.05, ge=0)
+    """An edit whose loss is under this is found."""
+    redo: int = Field(default=0, ge=0)
+    """Rounds in which edits that did not take have their targets found again on the edited weights, and everything is
+    solved anew from the base; a round after which no more edits take is not kept."""
+    joint: bool = True
+    """Edits of one subject share one change, found for all of them at once; off, and under the published semantics,
+    each finds its own, and the solve averages those that share a key."""
+
+
+class ContextKnobs(_Knobs):
+    """The prefixes under which an edit must hold, sampled from the model itself."""
+
+    openings: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")
+    """One context is written from each, beside the bare prompt."""
+    tokens: int = Field(default=10, ge=1)
+    """Length of a context in tokens, its opening included."""
+    top_k: int = Field(default=5, ge=1)
+    """Each token is drawn from the so many likeliest."""
+
+
+class MomentKnobs(_Knobs):
+    """The second moments that stand for what the model knew."""
+
+    corpus: str | None = None
+    """A .txt or .jsonl file (.gz too) or hf:repo[:config]; None: the model's own memedit/corpus.jsonl.gz."""
+    tokens: int | None = Field(default=None, ge=1)
+    """How many tokens to read; None: ten times the MLP's width."""
+    row: int = Field(default=512, ge=8)
+    """Tokens in a packed row at most."""
+
+
+class TraceKnobs(_Knobs):
+    """Causal tracing."""
+
+    noise: str | float = "3sigma"
+    """Noise on the subject's embeddings: its standard deviation, or `3sigma`: three of those embeddings' own."""
+    samples: int = Field(default=10, ge=1)
+    """Draws of noise for each fact."""
+    window: int | None = Field(default=None, ge=1)
+    """Layers in which MLP or attention outputs are put back together; None: a fifth of the depth."""
+    facts: int = Field(default=100, ge=1)
+    """How many edits `layers: auto` traces at most, spread over the list."""
+
+    @field_validator("noise")
+    @classmethod
+    def _check_noise(cls, noise: str | float) -> str | float:
+        match = re.fullmatch(r"\s*([-+.\w]+?)\s*(sigma)?\s*", str(noise))
+        try:
+            value = float(match[1]) if match else math.nan
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError("noise is a positive number, or one of standard deviations such as 3sigma")
+        return noise
+
+    @property
+    def noise_value(self) -> tuple[float, bool]:
+        """The number, and whether it counts standard deviations of the subjects' embeddings."""
+        text = str(self.noise).strip()
+        return float(text.removesuffix("sigma")), text.endswith("sigma")
+
+
+class OutputKnobs(_Knobs):
+    """What is written, and how."""
+
+    dir: str | None = None
+    link: Literal["auto", "hard", "copy"] = "auto"
+    """How untouched files get into the output: auto clones where the file system can, else copies."""
+    overwrite: bool = False
+    keep_originals: bool = False
+    """Keep the edited tensors as they were in memedit/originals.safetensors, so that the edit can be taken back to the
+    bit without the base; as large as those tensors are."""
+    rounding: Literal["auto", "nearest", "key-aware"] = "auto"
+    """How an edited weight is rounded to the checkpoint's dtype: to nearest, or so that the edited keys keep what they
+    were given; auto: the second where the first would lose over 1 % of it. It counts in the digest."""
+    max_shard_size: str | None = Field(default=None, pattern=SIZE)
+    """Write the weights anew into files of this size at most, such as 5GB; None: the files stay as they are."""
+
+    @property
+    def max_shard(self) -> int | None:
+        """The same in bytes."""
+        return bytes_of(self.max_shard_size) if self.max_shard_size else None
+
+
+class EvalKnobs(_Knobs):
+    """What a model is asked, beyond the forced answers to the list's own probes."""
+
+    derive: bool = True
+    """Derive probes from the list where it has none."""
+    tokens: int = Field(default=24, ge=1)
+    """Length of a free answer in tokens at most; what counts is its first sentence."""
+    prefixes: tuple[int, ...] = (0, 50, 200)
+    """Free answers are asked for behind so many tokens of unrelated text."""
+    unrelated: str | None = None
+    """A text file (.txt or .jsonl, .gz too) that begins with it; None: a passage in English about nothing."""
+    fluency_tokens: int = Field(default=100, ge=1)
+    """Length of a text written on from an opening, the opening included."""
+    fluency_top_k: int = Field(default=5, ge=1)
+    """Each of its tokens is drawn from the so many likeliest."""
+    drift_tokens: int = Field(default=20_000, ge=2)
+    """How many tokens of the text are read."""
+    seed: int = Field(default=0, ge=0)
+
+
+class Recipe(_Knobs):
+    """Everything that decides what a run does, but for the edits themselves."""
+
+    model: ModelKnobs = ModelKnobs()
+    method: MethodKnobs = MethodKnobs.model_validate({})
+    target: TargetKnobs = TargetKnobs()
+    contexts: ContextKnobs = ContextKnobs()
+    moments: MomentKnobs = MomentKnobs()
+    trace: TraceKnobs = TraceKnobs()
+    output: OutputKnobs = OutputKnobs()
+    eval: EvalKnobs = EvalKnobs()
+    chat: bool = False
+    """Prompts are put into the model's chat template as a user turn."""
+    chunk: int = Field(default=256, ge=1)
+    """Edits whose targets are found together, at most: the unit of resume."""
+    memory: str | None = Field(default=None, pattern=SIZE)
+    """What the target search may take, such as 20GB; None: most of what is free. It decides no result but rounding."""
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def joint(self) -> bool:
+        """Whether edits of one subject share a change: the published code knows no such thing."""
+        return self.target.joint and self.method.semantics == "memedit"
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the values; of output its rounding alone counts, memory and what is asked afterward do not."""
+        record = self.model_dump(mode="json", exclude={"output", "memory", "eval"})
+        record["rounding"] = self.output.rounding
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def bytes_of(text: str) -> int:
+    """`20GB`, `512 MiB` or `1000000` in bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    assert match, text  # the recipe was validated
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)

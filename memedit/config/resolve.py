@@ -1,0 +1,65 @@
+"""Where each knob's value came from: flags > environment > recipe file > preset > default."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from memedit.config.recipe import Recipe
+from memedit.errors import RecipeError
+
+Source = Literal["flag", "environment", "file", "preset", "default"]
+
+
+def known_keys(kind: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a recipe: `method.ridge`, `seed`, ..."""
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def resolve(layers: list[tuple[Source, Mapping[str, Any]]]) -> tuple[Recipe, dict[str, Source]]:
+    """Join flat `{dotted key: value}` maps, weakest first, into a recipe; says where each value came from.
+
+    Raises RecipeError: an unknown key (with the nearest known one), or a value its knob cannot have.
+    """
+    known = list(known_keys())
+    values: dict[str, Any] = {}
+    sources: dict[str, Source] = dict.fromkeys(known, "default")
+    for source, layer in layers:
+        for key, value in layer.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {near[0]}?" if near else "memedit apply --show-config lists every knob"
+                raise RecipeError(f"the recipe has no knob {key!r} (from {source})", hint)
+            values[key], sources[key] = value, source
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    try:
+        return Recipe.model_validate(tree), sources
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        said = f"{key} = {first['input']!r} (from {sources.get(key, 'file')}): {first['msg'].lower()}"
+        raise RecipeError(said, "memedit apply --show-config lists every knob and its default") from error
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested recipe file as `{dotted key: value}`."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")  # type: ignore[reportUnknownArgumentType]
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,1 @@
+"""One edit run, from tokenized edits to the ledger."""

@@ -1,0 +1,117 @@
+"""Which edits are searched together: from the sorted list, the model's shapes and a limit of memory, never a timing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memedit.editing.plan import Edit
+from memedit.errors import ResourceError
+from memedit.model.load import LanguageModel
+from memedit.model.tokens import Prompt
+
+MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Suffix tokens that a launch runs at most: on a CPU more leave its caches (1,024: 5.3 ms per edit and step on one
+core, 4,096: 6.8), on a GPU some thousands fill it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Edits by their places in the list, and how many tokens their launches may run."""
+
+    edits: tuple[int, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a search of some edits takes, in bytes, at most."""
+
+    per_edit: int
+    """Kept for each edit: keys, values and states of its rows, and what followed its bare subject."""
+    per_token: int
+    """A step, for each token that a launch runs: what the gradient needs of every block, and its share of logits."""
+
+    @classmethod
+    def of(cls, lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], layer: int) -> Sizes:
+        """The longest rows decide. A block keeps some 16 D + 8 F numbers a token; logits are held four times over."""
+        anatomy, item = lm.anatomy, lm.dtype.itemsize
+        above = anatomy.n_layers - 1 - layer
+        pairs = list(zip(edits, prompts, strict=True))
+        longest = max(len(one.ids) + len(edit.target) for edit, of_one in pairs for one in of_one)
+        read = max(len(edit.target) / suffix_of(edit) for edit in edits)
+        rows = len(prompts[0]) + 1
+        return cls(
+            per_edit=rows * longest * anatomy.width * item * (2 * above + 1) + 4 * anatomy.vocabulary,
+            per_token=above * (16 * anatomy.width + 8 * anatomy.mlp_width) * item
+            + int(16 * anatomy.vocabulary * min(1.0, read)),
+        )
+
+
+def suffix_of(edit: Edit) -> int:
+    """Tokens that a step runs in each of an edit's rows: from the subject's last to the last but one of the object."""
+    return len(edit.prompt.ids) - edit.prompt.subject_at + len(edit.target) - 1
+
+
+def changes_of(edits: Sequence[Edit], *, joint: bool) -> list[int]:
+    """For each edit, the number of the change that it shares with those of the same subject; its own unless joint."""
+    first: dict[tuple[int, ...] | int, int] = {}
+    return [first.setdefault(edit.subject if joint else n, n) for n, edit in enumerate(edits)]
+
+
+def plan_batches(
+    edits: Sequence[Edit],
+    which: Sequence[int],
+    sizes: Sizes,
+    memory: int,
+    most: int,
+    device: str,
+    *,
+    joint: bool = False,
+) -> list[Batch]:
+    """Batches of the edits `which`, alike ones together: `most` at most, and what half of `memory` can keep.
+
+    The number is a power of two times smaller than `most`, so that a little more or less memory changes nothing;
+    the other half of the memory bounds the tokens of a launch. Edits that share a change are never parted for lack of
+    memory, only where there are more than `most` of them.
+    """
+    size = most
+    while size > 1 and size * sizes.per_edit > memory // 2:
+        size = (size + 1) // 2
+    tokens = MOST_TOKENS.get(device, 1024)
+    while tokens > 1 and tokens * sizes.per_token > memory // 2:
+        tokens = (tokens + 1) // 2
+    units = _units(which, changes_of(edits, joint=joint), most)
+    order = sorted(units, key=lambda unit: max((suffix_of(edits[n]), len(edits[n].target), n) for n in unit))
+    found: list[list[int]] = []
+    for unit in order:
+        if not found or len(found[-1]) + len(unit) > size:
+            found.append([])
+        found[-1] += unit
+    return [Batch(tuple(one), tokens) for one in found]
+
+
+def _units(which: Sequence[int], changes: Sequence[int], most: int) -> list[list[int]]:
+    """The edits `which`, those of one change together, `most` at most."""
+    shared: dict[int, list[int]] = {}
+    for n in which:
+        shared.setdefault(changes[n], []).append(n)
+    return [unit[at : at + most] for unit in shared.values() for at in range(0, len(unit), most)]
+
+
+def halved(batches: Sequence[Batch], changes: Sequence[int]) -> list[Batch]:
+    """The rest of a plan whose first batch ran out of memory; edits of one of the `changes` stay together.
+
+    Raises ResourceError where nothing is left to halve.
+    """
+    if len({changes[n] for n in batches[0].edits}) == 1 and batches[0].tokens == 1:
+        what = "a single edit" if len(batches[0].edits) == 1 else "the edits of one subject"
+        raise ResourceError(f"the search of {what} does not fit into memory", "use --device cpu, or a larger GPU")
+    found: list[Batch] = []
+    for batch in batches:
+        mine, count = [changes[n] for n in batch.edits], len(batch.edits)
+        between = [at for at in range(1, count) if mine[at] != mine[at - 1]]
+        half = min(between, key=lambda at: abs(2 * at - count - 1), default=count)
+        tokens = (batch.tokens + 1) // 2
+        found += [Batch(part, tokens) for part in (batch.edits[:half], batch.edits[half:]) if part]
+    return found

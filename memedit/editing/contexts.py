@@ -1,0 +1,20 @@
+"""The prefixes under which an edit must hold: written by the model itself, seeded."""
+
+from __future__ import annotations
+
+from memedit.config.recipe import ContextKnobs
+from memedit.forward.passes import sample
+from memedit.model.load import LanguageModel
+from memedit.model.tokens import encode_text
+
+
+def sample_contexts(lm: LanguageModel, knobs: ContextKnobs, seed: int) -> tuple[str, ...]:
+    """The empty context (the bare prompt) first, then one from each opening, closed by a full stop.
+
+    Follows kmeng01/memit, get_context_templates: top-k sampling to a fixed length, opening included. What the
+    model writes is data: a brace in it stays a brace.
+    """
+    openings = [encode_text(lm.tokenizer, opening) for opening in knobs.openings]
+    written = sample(lm, openings, length=knobs.tokens, top_k=knobs.top_k, seed=seed)
+    texts = [str(lm.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in written]
+    return ("", *(f"{text.strip()}. " for text in texts))

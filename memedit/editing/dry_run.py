@@ -1,0 +1,92 @@
+"""What a run would do and cost, before it is done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pydantic import BaseModel, ConfigDict
+
+from memedit.editing.batches import Sizes, plan_batches
+from memedit.editing.ledger_update import told
+from memedit.editing.resources import about, cache_bytes, moment_bytes
+from memedit.editing.run import Job
+from memedit.editing.target_search import memory_for
+from memedit.results.report import LedgerReport
+
+
+class Preview(BaseModel):
+    """What a run would do and cost: plain values. Memory and time are estimates."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    edits: int
+    skipped: int
+    warnings: int
+    layers: tuple[int, ...]
+    parameters: tuple[str, ...]
+    corpus: str | None
+    tokens: int
+    moments_cached: tuple[int, ...]
+    moments_missing: tuple[int, ...]
+    bytes_output: int
+    bytes_cache: int
+    """What the missing moments will take in the cache."""
+    bytes_memory: int
+    """Model, moments and target search at their largest, about."""
+    seconds: float
+    """What moments and targets take, about."""
+    ledger: LedgerReport | None = None
+    resumes: bool
+    """A run of the same edits, model and recipe was begun, and will be gone on with."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        layers = ", ".join(str(layer) for layer in self.layers)
+        missing = ", ".join(str(layer) for layer in self.moments_missing) or "none"
+        return [
+            f"edits     {self.edits:,} ({self.skipped:,} skipped, {self.warnings:,} warnings)",
+            f"layers    {layers}",
+            *(f"          {name}" for name in self.parameters),
+            *([f"ledger    {self.ledger.line}"] if self.ledger else []),
+            f"moments   {len(self.moments_cached)} cached; to measure: {missing} ({self.tokens:,} tokens)",
+            f"writes    {self.bytes_output / 1e6:,.1f} MB of output, {self.bytes_cache / 1e6:,.1f} MB of cache",
+            f"memory    about {self.bytes_memory / 1e9:,.2f} GB",
+            f"time      about {about(self.seconds)}",
+            f"resumes   {'an unfinished run' if self.resumes else 'nothing'}",
+        ]
+
+
+def preview_of(job: Job) -> Preview:
+    """A job's preview: nothing of it is run but the forwards that are timed."""
+    lm, moments = job.lm, job.moment_plan
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
+    widths = [lm.anatomy.mlp_widths[layer] for layer in job.plan.layers]
+    return Preview(
+        edits=len(job.requests),
+        skipped=len(job.plan.skipped) + len(job.past.twins),
+        warnings=len(job.plan.warnings),
+        layers=job.plan.layers,
+        parameters=tuple(job.names.values()),
+        corpus=moments.corpus,
+        tokens=moments.tokens,
+        moments_cached=moments.cached,
+        moments_missing=tuple(moments.missing),
+        bytes_output=job.base.size,
+        bytes_cache=cache_bytes([lm.anatomy.mlp_widths[layer] for layer in moments.missing]),
+        bytes_memory=weights + moment_bytes(widths) + _search_bytes(job),
+        seconds=job.takes(),
+        ledger=told(job.past, job.groups, job.kept),
+        resumes=job.store().folder.is_dir(),
+    )
+
+
+def _search_bytes(job: Job) -> int:
+    """What the largest batch of the search takes, as its plan counts it, with contexts of their full length."""
+    lm, edits, recipe = job.lm, job.plan.edits, job.recipe
+    beyond = (0,) * recipe.contexts.tokens
+    longest = [replace(edit.prompt, ids=edit.prompt.ids + beyond) for edit in edits]
+    prompts = [[prompt] * (len(recipe.contexts.openings) + 1) for prompt in longest]
+    sizes = Sizes.of(lm, edits, prompts, job.plan.layers[-1])
+    memory, which = memory_for(lm, recipe), [n for n in range(len(edits)) if n not in job.kept]
+    batches = plan_batches(edits, which, sizes, memory, recipe.chunk, lm.device.type, joint=recipe.joint)
+    return max((len(one.edits) * sizes.per_edit + one.tokens * sizes.per_token for one in batches), default=0)

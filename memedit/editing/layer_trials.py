@@ -1,0 +1,100 @@
+"""Layers chosen by trying them: ranges up the model, each edited with a sample of the edits and judged.
+
+Where a fact is recalled and where it is best edited need not agree (Hase et al. 2023); this asks the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memedit.config.layers import default_layers
+from memedit.config.recipe import Recipe
+from memedit.editing.contexts import sample_contexts
+from memedit.editing.moment_cache import factor_of
+from memedit.editing.plan import under
+from memedit.editing.run import Job
+from memedit.editing.solve import solve
+from memedit.editing.start import Start
+from memedit.editing.targets import Targets, find_targets
+from memedit.edits.edit import EditRequest, Finding
+from memedit.evaluation.forced import judge, score
+from memedit.model.load import count_layers, locate
+from memedit.model.weights import applied
+from memedit.numerics.scores import harmonic
+from memedit.progress import Tell
+from memedit.results.report import Scores
+from memedit.tracing.layer_selection import range_text
+
+SAMPLE = 20
+"""Edits that each range is tried with at most, spread over the list."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A range of layers and how the sample fared with it."""
+
+    layers: tuple[int, int]
+    scores: Scores
+
+    @property
+    def value(self) -> float:
+        """The harmonic mean of efficacy, paraphrase and neighborhood, of those that can be measured.
+
+        A list without old objects has no efficacy: then the share of edits whose object is said stands for it.
+        """
+        scores = self.scores
+        parts = [scores.efficacy or scores.accuracy, scores.paraphrase or scores.paraphrase_accuracy]
+        parts.append(scores.neighborhood or scores.neighborhood_accuracy)
+        return harmonic([part.mean for part in parts if part is not None])
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        return f"layers {range_text(self.layers):>7}  score {self.value:.4f}"
+
+
+def candidates(n_layers: int, *, single: bool = False) -> list[tuple[int, int]]:
+    """Ranges as wide as the default's (`single`: of one layer), from the first layer up, each half its width above the
+    one before."""
+    width = 1 if single else len(default_layers(n_layers))
+    starts = list(range(0, n_layers - width + 1, max(1, width // 2)))
+    if starts[-1] != n_layers - width:
+        starts.append(n_layers - width)
+    return [(start, start + width - 1) for start in starts]
+
+
+def try_ranges(
+    requests: Sequence[EditRequest], recipe: Recipe, tell: Tell, findings: Sequence[Finding] = ()
+) -> list[Tried]:
+    """Every range tried, the best first; of equal ones the lower. Nothing is written, the model is as it was.
+
+    Raises what `apply` would raise before its heavy work.
+    """
+    n_layers = count_layers(locate(recipe.model), recipe.model)
+    # The job opens every layer, so that one pass measures all moments.
+    method = recipe.method.model_copy(update={"layers": f"0-{n_layers - 1}"})
+    some = requests[:: max(1, -(-len(requests) // SAMPLE))]
+    every = recipe.model_copy(update={"method": method})
+    job = Job(Start(tuple(some), every, tuple(findings)), (), tell)
+    lm, edits, ranges, moments = job.lm, job.plan.edits, candidates(n_layers, single=method.kind.single), job.moments()
+    contexts = sample_contexts(lm, recipe.contexts, recipe.seed)
+    prompts = [under(edit, contexts, lm.tokenizer, chat=recipe.chat) for edit in edits]
+    tried: list[Tried] = []
+    with tell.phase("ranges", len(ranges), "ranges") as advance:
+        for first, last in ranges:
+            targets: Targets = find_targets(lm, edits, prompts, last, recipe, shared=last + 1 - first)
+            stored = {layer: job.stored[layer] for layer in range(first, last + 1)}
+            update = solve(
+                lm,
+                prompts,
+                targets.wanted,
+                lambda layer: factor_of(moments, layer, recipe.method),
+                stored,
+                recipe.method,
+                rounding=job.rounding(moments),
+            )
+            with applied(lm, job.weights(update)):
+                tried.append(Tried((first, last), score(judge(lm, job.requests, chat=recipe.chat))))
+            advance(1)
+    return sorted(tried, key=lambda one: (-one.value, one.layers))

@@ -1,0 +1,209 @@
+"""Second moments from the cache, or measured now and kept: what `apply` and `stats` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memedit.config.layers import layers_of
+from memedit.config.methods import Metric
+from memedit.config.recipe import MethodKnobs, Recipe
+from memedit.editing.moments import Moments, measure
+from memedit.editing.resources import check_room, check_weights
+from memedit.errors import UsageError
+from memedit.forward.packing import packed
+from memedit.model.digests import feeding, of_tokenizer
+from memedit.model.load import LanguageModel, load, locate
+from memedit.numerics.moments import Moment
+from memedit.numerics.solvers import Factor, decomposed, factored
+from memedit.progress import Advance, Silence, Tell
+from memedit.results.inspection import MomentRow
+from memedit.storage.artifacts import Store, cache_dir, digest_file
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.corpus import corpus_digest, documents
+from memedit.storage.moment_import import read_npz
+
+CODE = 1  # raise it when the way of measuring changes: what older code kept is then measured again
+FACTOR_CODE = 1  # the same for the way of factoring
+_FACTORS: dict[Metric, str] = {"moment": "factor", "null space": "spectrum"}
+TOKENS_PER_DIMENSION = 10  # arXiv 2506.04226: 2 suffice on GPT-J, 10 are the safe setting
+
+
+@dataclass(frozen=True)
+class MomentPlan:
+    """Where the moments of a run come from."""
+
+    corpus: str | None
+    """None: there is no corpus, only what the cache may hold."""
+    tokens: int
+    row: int
+    on: dict[int, dict[str, Any]]
+    """For each layer, what its moment depends on."""
+    cached: tuple[int, ...]
+    """Layers whose moment the cache holds."""
+
+    @property
+    def missing(self) -> list[int]:
+        """Layers to be measured."""
+        return [layer for layer in self.on if layer not in self.cached]
+
+
+def moment_store() -> Store:
+    """The moments of all models."""
+    return Store(cache_dir() / "moments")
+
+
+def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe: Recipe) -> MomentPlan:
+    """Which moments are there and which must be measured, on what. Raises UsageError where no corpus is known."""
+    knobs = recipe.moments
+    own = folder / "memedit" / "corpus.jsonl.gz"
+    corpus = knobs.corpus or (str(own) if own.is_file() else None)
+    tokens = knobs.tokens or TOKENS_PER_DIMENSION * max(lm.anatomy.mlp_widths[layer] for layer in layers)
+    # A model limited to short rows was trained on rows that long; never longer than asked.
+    row = min(knobs.row, lm.anatomy.positions or knobs.row)
+    weights = feeding(lm, layers)
+    same: dict[str, Any] = {"tokenizer": of_tokenizer(lm.tokenizer), "tokens": tokens, "row": row, "code": CODE}
+    same["corpus"] = corpus_digest(corpus) if corpus else None
+    on = {layer: {"weights": weights[layer], **same} for layer in layers}
+    store = moment_store()
+    if knobs.corpus is None:
+        # A moment at hand serves where no text was asked for by name, an imported one before all others.
+        on |= {
+            n: at_hand
+            for n in layers
+            if (at_hand := store.like(f"moment-{n}", {"weights": weights[n], "code": CODE}, "imported"))
+        }
+    if corpus is None:
+        found = {layer: store.like(f"moment-{layer}", {"weights": weights[layer]}) for layer in layers}
+        on = {layer: inputs or on[layer] for layer, inputs in found.items()}
+    cached = tuple(layer for layer in layers if store.holds(f"moment-{layer}", on[layer]))
+    if corpus is None and len(cached) < len(layers):
+        raise UsageError(
+            f"there is no text to measure the moments of {folder.name} on: none was given, the model has no "
+            "memedit/corpus.jsonl.gz, and the cache holds no moment of it",
+            "say --corpus FILE (.txt, .jsonl, .gz) or --corpus hf:wikitext:wikitext-103-raw-v1",
+        )
+    return MomentPlan(corpus, tokens, row, on, cached)
+
+
+def moments_for(lm: LanguageModel, plan: MomentPlan, tell: Tell, advance: Advance) -> Moments:
+    """The moments of a plan, all of them in memory."""
+    measure_missing(lm, plan, tell, advance)
+    return {layer: moment_of(plan, layer) for layer in plan.on}
+
+
+def measure_missing(lm: LanguageModel, plan: MomentPlan, tell: Tell, advance: Advance) -> None:
+    """Measure the moments that the cache lacks, in one pass, which a killed run goes on with; then it holds them."""
+    store = moment_store()
+    with store.locked(tell.note):
+        missing = [n for n in plan.missing if not store.holds(f"moment-{n}", plan.on[n])]
+        if missing:
+            assert plan.corpus is not None
+            rows = packed(documents(plan.corpus), lm.tokenizer, plan.row)
+            on = {"layers": missing, **plan.on[missing[-1]]}
+
+            def keep(moments: Moments) -> None:
+                flat = {f"{layer}.{name}": part for layer, moment in moments.items() for name, part in _parts(moment)}
+                store.keep("partial", on, flat)
+
+            begun = store.find("partial", on)
+            measured = measure(
+                lm, rows, missing, plan.tokens, begun=_unflat(begun) if begun else None, keep=keep, advance=advance
+            )
+            _complain_if_short(measured[missing[0]], plan, tell)
+            for layer, moment in measured.items():
+                store.keep(f"moment-{layer}", plan.on[layer], dict(_parts(moment)))
+            store.drop("partial", on)
+
+
+def moment_of(plan: MomentPlan, layer: int) -> Moment:
+    """A layer's moment, which the cache holds."""
+    return _moment(moment_store().find(f"moment-{layer}", plan.on[layer]) or {})
+
+
+def factor_of(plan: MomentPlan, layer: int, knobs: MethodKnobs) -> Factor:
+    """A method's factor of a layer's moment. What is made of the moment is kept beside it: other edits, another ridge
+    or another share for the null space need not make it again.
+
+    Raises UsageError where the moment has no factor.
+    """
+    store, method = moment_store(), knobs.kind
+    name, on = f"{_FACTORS[method.metric]}-{layer}", {**plan.on[layer], "factor": FACTOR_CODE}
+    parts = store.find(name, on)
+    try:
+        if parts is None:
+            parts = decomposed(moment_of(plan, layer), method.metric)
+            with store.locked(lambda _text: None):
+                store.keep(name, on, parts)
+        width = max(map(len, (part for part in parts.values() if part.ndim)))
+        return factored(parts, method, knobs.ridge * width, knobs.null_space)
+    except ValueError as error:
+        hint = "read more text: --set moments.tokens=..., or for a null space raise --set method.null_space=..."
+        raise UsageError(f"layer {layer}: {error}", hint) from error
+
+
+def stats(
+    recipe: Recipe, *, import_file: str | None = None, dry_run: bool = False, tell: Tell | None = None
+) -> list[MomentRow]:
+    """Measure (or take from a file) the moments of the recipe's layers; one row a layer."""
+    tell = tell or Silence()
+    folder = locate(recipe.model)
+    check_weights(Checkpoint.open(folder), recipe.model)
+    lm = load(folder, recipe.model)
+    layers = layers_of(recipe.method.layers, lm.anatomy.n_layers)
+    lm.anatomy.require(layers)
+    if import_file:
+        return [_import(lm, layers, Path(import_file).expanduser())]
+    plan = plan_moments(lm, folder, layers, recipe)
+    if not dry_run:
+        check_room(None, None, "auto", lm.anatomy, layers, plan.missing)
+        with tell.phase("moments", plan.tokens if plan.missing else None, "tokens") as advance:
+            moments_for(lm, plan, tell, advance)
+    return [
+        _row(lm, layer, on, "cached" if layer in plan.cached else "missing" if dry_run else "measured")
+        for layer, on in plan.on.items()
+    ]
+
+
+def _row(lm: LanguageModel, layer: int, on: Mapping[str, Any], state: Any) -> MomentRow:
+    width, file = lm.anatomy.mlp_widths[layer], moment_store().file(f"moment-{layer}", on)
+    size = file.stat().st_size if file.is_file() else 8 * width**2
+    return MomentRow(layer=layer, width=width, tokens=int(on["tokens"]), bytes=size, state=state, file=str(file))
+
+
+def _import(lm: LanguageModel, layers: Sequence[int], file: Path) -> MomentRow:
+    """Put a moment that ROME, MEMIT or EasyEdit measured into the cache, as that of one layer of this model."""
+    if len(layers) != 1:
+        raise UsageError(f"one file holds the moment of one layer; {len(layers)} are named", "say which: --layers 5")
+    layer, width = layers[0], lm.anatomy.mlp_widths[layers[0]]
+    total, count = read_npz(file)
+    if total.shape != (width, width):
+        said = f"the moment of {file.name} is {total.shape[0]:,} x {total.shape[1]:,}; this model has {width:,} units"
+        raise UsageError(said, "give the file of this layer of this model")
+    weights = feeding(lm, [layer])[layer]
+    on = {"weights": weights, "tokens": count, "imported": digest_file(file), "code": CODE}
+    moment_store().keep(f"moment-{layer}", on, dict(_parts(Moment(total, count))))
+    return _row(lm, layer, on, "imported")
+
+
+def _complain_if_short(moment: Moment, plan: MomentPlan, tell: Tell) -> None:
+    if moment.count < plan.tokens:
+        tell.note(f"the corpus {plan.corpus} has {moment.count:,} tokens; {plan.tokens:,} were asked")
+
+
+def _parts(moment: Moment) -> list[tuple[str, Tensor]]:
+    return [("total", moment.total), ("count", torch.tensor(moment.count))]
+
+
+def _moment(parts: Mapping[str, Tensor]) -> Moment:
+    return Moment(parts["total"], int(parts["count"]))
+
+
+def _unflat(flat: Mapping[str, Tensor]) -> Moments:
+    layers = sorted({int(name.split(".")[0]) for name in flat})
+    return {n: _moment({"total": flat[f"{n}.total"], "count": flat[f"{n}.count"]}) for n in layers}

@@ -1,0 +1,120 @@
+"""Documents -> second moments of the down-projections' inputs: one pass for all layers, packed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
+from queue import Full, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, run
+from memedit.model.load import LanguageModel
+from memedit.numerics.moments import Moment, Running
+from memedit.progress import Advance
+
+KEEP_EVERY = 64  # launches between two calls of `keep`
+AHEAD = 8  # launches tokenized before they are run
+
+T = TypeVar("T")
+
+Moments = dict[int, Moment]
+
+
+def measure(
+    lm: LanguageModel,
+    rows: Iterable[tuple[int, ...]],
+    layers: Sequence[int],
+    tokens: int,
+    *,
+    begun: Mapping[int, Moment] | None = None,
+    keep: Callable[[Moments], None] | None = None,
+    advance: Advance | None = None,
+) -> Moments:
+    """The moments of `layers` over the first `tokens` tokens of `rows`, which all begin as the first row does.
+
+    One forward serves all layers and ends at the highest. With `begun` (what `keep` was handed by an earlier call
+    with the same arguments) the rows it covers are passed over. The last row is cut where the count is reached.
+    """
+    widths = lm.anatomy.mlp_widths
+    running = {layer: Running(begun[layer] if begun else Moment.empty(widths[layer])) for layer in layers}
+    sites = [Site(layer, "mlp.in") for layer in layers]
+    done = running[layers[0]].count
+
+    def see(site: Site, states: Tensor) -> None:
+        running[site.layer].add_(states.reshape(-1, states.shape[-1]))
+
+    if done and advance:
+        advance(done)
+    for number, ids in enumerate(ahead(_launches(rows, tokens, skip=done)), 1):
+        with torch.no_grad(), capture(lm, sites, see, stop=True):
+            run(lm, ids)
+        if advance:
+            advance(ids.numel())
+        if keep and number % KEEP_EVERY == 0:
+            keep({layer: one.moment for layer, one in running.items()})
+    return {layer: one.moment for layer, one in running.items()}
+
+
+def _launches(rows: Iterable[tuple[int, ...]], tokens: int, skip: int) -> Generator[Tensor]:
+    """Rows of equal length together, up to `tokens` in all, without the first `skip`.
+
+    What is skipped was summed in whole launches, so the launches after it are those of an undisturbed run.
+    """
+    batch: list[tuple[int, ...]] = []
+    seen = 0
+    for row in rows:
+        if seen >= tokens:
+            break
+        row = row[: tokens - seen]
+        if batch and (len(batch[0]) != len(row) or (len(batch) + 1) * len(row) > TOKENS_PER_LAUNCH):
+            yield torch.tensor(batch)
+            batch = []
+        seen += len(row)
+        if seen > skip:
+            batch.append(row)
+    if batch:
+        yield torch.tensor(batch)
+
+
+def ahead(items: Iterable[T], most: int = AHEAD) -> Generator[T]:
+    """The same items in the same order, made by a thread of their own, up to `most` before they are asked for.
+
+    Reading and tokenizing text (in which Python's lock is free) go on while the model runs. An error arrives where its
+    item would have; a reader that stops early ends the thread.
+    """
+    queue: Queue[tuple[str, Any]] = Queue(most)
+    left = Event()
+
+    def put(kind: str, what: Any) -> None:
+        while not left.is_set():
+            with suppress(Full):
+                queue.put((kind, what), timeout=0.1)
+                break
+
+    def work() -> None:
+        try:
+            for item in items:
+                if left.is_set():
+                    return
+                put("item", item)
+            put("end", None)
+        except BaseException as error:  # noqa: BLE001 - raised again by the reader
+            put("error", error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, what = queue.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise what
+            yield what
+    finally:
+        left.set()
+        thread.join()

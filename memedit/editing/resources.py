@@ -1,0 +1,144 @@
+"""Before anything heavy: does it fit, and about how long does it take."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from memedit.config.recipe import ModelKnobs
+from memedit.errors import ResourceError
+from memedit.model.architecture import Anatomy
+from memedit.model.load import LanguageModel, forward_dtype, pick_device
+from memedit.model.memory import free_on
+from memedit.storage.artifacts import cache_dir
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.machine import free_disk, free_memory
+from memedit.storage.tensorfile import DTYPES
+
+TIMED = (16, 256)
+"""Tokens of the forward that is timed: a first, and a second where the first was short."""
+SHORT = 0.25  # seconds
+GRADIENT = 3.0  # a step of the search costs so many forwards
+
+
+def weight_bytes(base: Checkpoint, knobs: ModelKnobs) -> int:
+    """Bytes of a checkpoint's floating-point tensors as the forward holds them, from its headers alone."""
+    dtype = forward_dtype(knobs)
+    sizes = [
+        (math.prod(entry.shape), (dtype or DTYPES[entry.dtype]).itemsize)
+        for entry in base.entries.values()
+        if entry.dtype in DTYPES
+    ]
+    return sum(count * size for count, size in sizes)
+
+
+def moment_bytes(widths: Sequence[int]) -> int:
+    """Main memory that the moments of layers of these widths take at the largest, beside the model.
+
+    Measured: for each layer the sum that grows and the moment made of it, and what one is mirrored through. Solved: a
+    layer's moment, its mean, its factor and a product.
+    """
+    squares = [8 * width**2 for width in widths]
+    largest = max(squares, default=0)
+    return max(2 * sum(squares) + 2 * largest, 4 * largest)
+
+
+def cache_bytes(widths: Sequence[int]) -> int:
+    """Disk that their moments and factors take."""
+    return sum(16 * width**2 for width in widths)
+
+
+def check_weights(base: Checkpoint, knobs: ModelKnobs) -> None:
+    """Raises ResourceError where a model's weights cannot fit; before they are read."""
+    if knobs.device_map:
+        return  # accelerate knows all the devices, and what it cannot place is refused when the model is open
+    device, needed = pick_device(knobs.device), weight_bytes(base, knobs)
+    on_gpu = free_on(device)
+    free = free_memory() if on_gpu is None else on_gpu
+    if needed > free:
+        where = "main memory" if on_gpu is None else f"the memory of {device}"
+        others = "or edit it on a machine with more" if on_gpu is None else "--device-map auto or --device cpu"
+        raise ResourceError(
+            f"the weights take {gb(needed)} and {where} has {gb(free)} free", f"say --dtype bfloat16, {others}"
+        )
+
+
+def check_room(
+    base: Checkpoint | None,
+    out: Path | None,
+    link: str,
+    anatomy: Anatomy,
+    layers: Sequence[int],
+    missing: Sequence[int],
+) -> str:
+    """Raises ResourceError where memory or disk will not do for these layers; else says what will be taken.
+
+    missing: layers whose moments are to be measured.
+    """
+    widths = [anatomy.mlp_widths[layer] for layer in layers]
+    memory = max(moment_bytes([anatomy.mlp_widths[layer] for layer in missing]), moment_bytes([max(widths)]))
+    if memory > free_memory():
+        few = "fewer layers (--layers), or one at a time: memedit stats --layers N"
+        raise ResourceError(
+            f"the moments of {len(missing) or 1} layers of {max(widths):,} units take {gb(memory)} and main memory has "
+            f"{gb(free_memory())} free",
+            few,
+        )
+    cache = cache_bytes([anatomy.mlp_widths[layer] for layer in missing])
+    written = base.size if base is not None and out is not None and link != "hard" else 0
+    places = [
+        (cache, cache_dir(), "MEMEDIT_CACHE"),
+        *([(written, out, "-o, or --link hard")] if out is not None else []),
+    ]
+    for needed, folder, flag in places:
+        if needed > free_disk(folder):
+            said = f"{folder} needs {gb(needed)} and its disk has {gb(free_disk(folder))} free"
+            raise ResourceError(said, f"free some space, or point at another disk: {flag}")
+    return f"memory {gb(memory)} beside the model, disk {gb(written)} of output and {gb(cache)} of cache"
+
+
+def about(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def gb(count: int) -> str:
+    """Bytes as people say them."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+@torch.no_grad()
+def token_seconds(lm: LanguageModel) -> float:
+    """Seconds that a token of a forward takes, timed."""
+    found = 0.0
+    for count in (1, *TIMED):
+        length = min(count, lm.anatomy.positions or count)
+        ids = torch.arange(length, device=lm.device)[None] % lm.anatomy.vocabulary
+        start = time.monotonic()
+        lm.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits.cpu()
+        found = (time.monotonic() - start) / length
+        # The very first forward also sets up what all later ones use, which can take seconds.
+        if count > 1 and found * length > SHORT:
+            break
+    return found
+
+
+def seconds(lm: LanguageModel, layers: Sequence[int], corpus_tokens: int, search_tokens: int, steps: int) -> float:
+    """About how long the moments of `layers` over corpus_tokens and a search over search_tokens for `steps` take.
+
+    The search runs the blocks above the last edited layer, forward and back; half of the steps serve most edits. A
+    moment's products are counted in units of a forward's.
+    """
+    anatomy, per_token = lm.anatomy, token_seconds(lm)
+    parameters = sum(parameter.numel() for parameter in lm.model.parameters())
+    reach = (max(layers) + 1) / anatomy.n_layers
+    products = sum(0.5 * anatomy.mlp_widths[layer] ** 2 for layer in layers) / parameters
+    measuring = corpus_tokens * per_token * (reach + products)
+    searching = search_tokens * per_token * (1 - reach) * GRADIENT * steps / 2
+    return measuring + searching

@@ -1,0 +1,151 @@
+"""The targets of a whole edit list, batch by batch of a plan that is written down before the first launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from memedit.config.recipe import Recipe, bytes_of
+from memedit.editing.batches import Batch, Sizes, changes_of, halved, plan_batches, suffix_of
+from memedit.editing.plan import Edit
+from memedit.editing.targets import Targets, find_targets, rows_of
+from memedit.forward.suffix import Suffix, WholeForward, choose
+from memedit.model.load import LanguageModel
+from memedit.model.memory import free_on, give_back, ran_out
+from memedit.model.tokens import Prompt
+from memedit.progress import Advance
+from memedit.storage.artifacts import Store
+from memedit.storage.machine import free_memory
+
+PROBED = 3
+"""Edits on which the engine is proved."""
+ENOUGH_ON_CPU = 2 << 30
+"""More memory brings a CPU nothing: its launches are cut to its caches."""
+
+
+def memory_for(lm: LanguageModel, recipe: Recipe) -> int:
+    """Bytes that the search may take: as asked, or four fifths of what a GPU has free, half of what the machine has."""
+    if recipe.memory:
+        return bytes_of(recipe.memory)
+    free = free_on(lm.device)
+    return free * 4 // 5 if free is not None else min(free_memory() // 2, ENOUGH_ON_CPU)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A list of edits under their contexts, ready to be searched at the output of block `layer`."""
+
+    lm: LanguageModel
+    edits: Sequence[Edit]
+    prompts: Sequence[Sequence[Prompt]]
+    layer: int
+    recipe: Recipe
+    shared: int = 1
+    """How many layers are to bring the targets about."""
+
+    def engine(self) -> tuple[type[Suffix] | type[WholeForward], str]:
+        """Which engine serves this model, proved on the shortest, a middle and the longest edit; and why, in words."""
+        order = sorted(range(len(self.edits)), key=lambda n: suffix_of(self.edits[n]))
+        few = dict.fromkeys(order[(len(order) - 1) * part // (PROBED - 1)] for part in range(PROBED))
+        rows = [row for n in few for row in rows_of(self.edits[n], self.prompts[n])]
+        return choose(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared)
+
+    def plan(self, which: Sequence[int]) -> list[Batch]:
+        """Batches of some of the edits."""
+        sizes = Sizes.of(self.lm, self.edits, self.prompts, self.layer)
+        memory, recipe = memory_for(self.lm, self.recipe), self.recipe
+        device = self.lm.device.type
+        return plan_batches(self.edits, which, sizes, memory, recipe.chunk, device, joint=recipe.joint)
+
+    def find(self, batch: Batch, engine: type[Suffix] | type[WholeForward], advance: Advance | None = None) -> Targets:
+        """The targets of one batch."""
+        mine = [self.edits[n] for n in batch.edits], [self.prompts[n] for n in batch.edits]
+        return find_targets(
+            self.lm,
+            *mine,
+            self.layer,
+            self.recipe,
+            engine=engine,
+            shared=self.shared,
+            tokens=batch.tokens,
+            advance=advance,
+        )
+
+    def run(
+        self,
+        store: Store,
+        on: dict[str, Any],
+        engine: type[Suffix] | type[WholeForward],
+        advance: Advance | None = None,
+        which: Sequence[int] | None = None,
+    ) -> Targets:
+        """The targets of the edits `which` (all, in the list's order); what the store has is not searched again.
+
+        Where the memory is full, the rest of the plan is halved and written down before it is gone on with; what was
+        found stays. A plan made for another `--memory` is made anew for what was not found.
+        """
+        plan = _Kept(store, on, self.recipe.memory)
+        batches = plan.read(self.plan, which := range(len(self.edits)) if which is None else which)
+        found: list[Targets] = []
+        while len(found) < len(batches):
+            batch = batches[len(found)]
+            full = False
+            try:
+                found.append(
+                    Targets(**store.recall("targets", plan.key(batch), lambda b=batch: self._made(b, engine, advance)))
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
+                full = True
+            # Not in the handler: there the error still holds what filled the memory.
+            if full:
+                give_back(self.lm.device)
+                changes = changes_of(self.edits, joint=self.recipe.joint)
+                batches = [*batches[: len(found)], *halved(batches[len(found) :], changes)]
+                plan.write(batches)
+        rows = {n: row for row, n in enumerate(n for batch in batches for n in batch.edits)}
+        back = torch.tensor([rows[n] for n in which])
+        return Targets(**{name: part[back] for name, part in vars(Targets.join(found)).items()})
+
+    def _made(
+        self, batch: Batch, engine: type[Suffix] | type[WholeForward], advance: Advance | None
+    ) -> dict[str, torch.Tensor]:
+        return dict(vars(self.find(batch, engine, advance)))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The plan in the run folder."""
+
+    store: Store
+    on: dict[str, Any]
+    memory: str | None
+
+    def key(self, batch: Batch) -> dict[str, Any]:
+        """What the targets of a batch depend on."""
+        return {**self.on, "edits": list(batch.edits), "tokens": batch.tokens}
+
+    def read(self, make: Callable[[Sequence[int]], list[Batch]], everything: Sequence[int]) -> list[Batch]:
+        """The plan as it was written, or one made and written now."""
+        written = self.store.find_json("plan", self.on)
+        if written is None:
+            batches = make(everything)
+        else:
+            batches = [Batch(tuple(one["edits"]), one["tokens"]) for one in written["batches"]]
+            if written["memory"] == self.memory:
+                return batches
+            done = [batch for batch in batches if self.store.holds("targets", self.key(batch))]
+            found = {n for batch in done for n in batch.edits}
+            rest = [n for n in everything if n not in found]
+            batches = [*done, *(make(rest) if rest else [])]
+        self.write(batches)
+        return batches
+
+    def write(self, batches: Sequence[Batch]) -> None:
+        """Write the plan down."""
+        record = [{"edits": list(batch.edits), "tokens": batch.tokens} for batch in batches]
+        self.store.keep_json("plan", self.on, {"memory": self.memory, "batches": record})

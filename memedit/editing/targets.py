@@ -1,0 +1,233 @@
+"""Edits -> targets: the state at the subject's last token that makes the model say the new object.
+
+Meng et al. 2023, eq. 13 (MEMIT), as published in kmeng01/memit, compute_z.py: Adam over one vector per edit, added
+to the output of the last edited layer. Here a batch of edits goes through together, and every edit stops on its own:
+the ones that are found are taken out of the batch. Edits of one subject share one change that is to serve them all,
+and stop together: the weights answer a subject's key with one value, so values found for each alone would be averaged
+into one that says none of the objects (Dong et al. 2025, MEMIT-Merge).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memedit.config.recipe import Recipe
+from memedit.editing.batches import changes_of
+from memedit.editing.plan import Edit
+from memedit.editing.reads import Reads
+from memedit.forward.passes import TOKENS_PER_LAUNCH
+from memedit.forward.suffix import Changed, Row, Suffix, WholeForward
+from memedit.model.load import LanguageModel
+from memedit.model.tokens import Prompt
+from memedit.numerics.objective import decay_loss, essence_loss, into_ball, likelihood_loss
+from memedit.progress import Advance
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's Adam defaults, which the published code uses
+LOOK_EVERY = {"cuda": 4}
+"""Steps between two looks at who is found: a look makes the host wait for the GPU."""
+WORTH_PACKING = 7 / 8
+"""Launches are packed anew where so few of their edits, at most, are still searched: a copy costs a part of a step."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """wanted (E, D): the state asked for, as it leaves the block; start (E, D): what the change was added to; loss
+    (E,): when the search ended; steps (E,): how many Adam took. All float32 but steps, int64."""
+
+    wanted: Tensor
+    start: Tensor
+    loss: Tensor
+    steps: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Targets]) -> Targets:
+        """Chunks, one after another."""
+        fields = ("wanted", "start", "loss", "steps")
+        return cls(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
+
+
+def rows_of(edit: Edit, prompts: Sequence[Prompt]) -> list[Row]:
+    """The rows of one edit: each context's prompt with the object but its last token, then the bare subject."""
+    said = edit.target[:-1]
+    rows = [Row(prompt.ids + said, prompt.subject_at, len(edit.target)) for prompt in prompts]
+    return [*rows, Row(edit.subject, len(edit.subject) - 1, 1)]
+
+
+def find_targets(
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    prompts: Sequence[Sequence[Prompt]],
+    layer: int,
+    recipe: Recipe,
+    *,
+    engine: type[Suffix] | type[WholeForward] = Suffix,
+    shared: int = 1,
+    tokens: int = TOKENS_PER_LAUNCH,
+    advance: Advance | None = None,
+) -> Targets:
+    """The targets of E edits (prompts: X per edit, the bare one first) at the output of block `layer`, to be brought
+    about by `shared` layers."""
+    search = _Search(lm, edits, prompts, layer, recipe, engine, shared, tokens)
+    published = recipe.method.semantics == "reference"
+    # The published loop leaves at its last forward without a step: n forwards, n - 1 steps.
+    steps = recipe.target.steps - 1 if published else recipe.target.steps
+    look_every = LOOK_EVERY.get(lm.device.type, 1)
+    for step in range(steps + 1):
+        gradient = search.measure(step, with_gradient=step < steps)
+        if step < steps:
+            search.step(gradient, step + 1)
+        if step % look_every == 0:
+            gone = search.pack()
+            if advance:
+                advance(gone)
+            if not search.edits:
+                return search.found
+    search.note()
+    if advance:
+        advance(len(search.edits))
+    return search.found
+
+
+class _Search:
+    """A batch's search: what Adam holds of every edit still in it, and what was found of the others."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        edits: Sequence[Edit],
+        prompts: Sequence[Sequence[Prompt]],
+        layer: int,
+        recipe: Recipe,
+        engine: type[Suffix] | type[WholeForward],
+        shared: int,
+        tokens: int,
+    ) -> None:
+        self.knobs, self.device = recipe.target, lm.device
+        self.n_contexts, self.per_edit = len(prompts[0]), len(prompts[0]) + 1
+        rows = [row for edit, of_one in zip(edits, prompts, strict=True) for row in rows_of(edit, of_one)]
+        changed: Changed = engine(lm, layer, rows, shared=shared, columns=self.per_edit, tokens=tokens)
+        start, leaves = changed.start[:: self.per_edit], changed.leaves[:: self.per_edit]
+        self.way = changed.way
+        self.targets = [edit.target for edit in edits]
+        self.longest = max(map(len, self.targets))
+        self.found = Targets(leaves.clone(), start, torch.zeros(len(edits)), torch.zeros(len(edits), dtype=torch.long))
+        self.edits = list(range(len(edits)))
+        self.launches = changed.launches
+        serving = torch.tensor(changes_of(edits, joint=recipe.joint))
+        # A product with it sums over the edits of a change in a fixed order, which adding by index on a GPU has not.
+        self.together = (serving[:, None] == serving).float()
+        length = self.together @ start.norm(dim=-1) / self.together.sum(1)
+        # Adam moves every coordinate by about its step, so a step in units of the state's own rms fits every scale.
+        rate = self.knobs.step * length / start.shape[-1] ** 0.5
+        if self.knobs.step_absolute:
+            rate = torch.full_like(rate, self.knobs.step_absolute)
+        self.start, self.leaves, self.radius, self.rate, self.together = (
+            one.to(self.device) for one in (start, leaves, self.knobs.ball * length, rate, self.together)
+        )
+        self.change, self.mean, self.square = (torch.zeros_like(self.start) for _ in range(3))
+        self.loss, self.steps = (torch.zeros(len(edits), device=self.device) for _ in range(2))
+        self.open = torch.ones(len(edits), dtype=torch.bool, device=self.device)
+        self.original = torch.zeros(len(edits), lm.anatomy.vocabulary, device=self.device)
+        self._read()
+
+    def _read(self) -> None:
+        """Tables of who reads what, for the launches as they are packed now."""
+        counts = torch.tensor([len(self.targets[edit]) for edit in self.edits])
+        mask = torch.arange(self.longest)[None, None] < counts[:, None, None]
+        self.mask = mask.expand(-1, self.n_contexts, -1).to(self.device)
+        places = {edit: place for place, edit in enumerate(self.edits)}
+        self.reads = [
+            Reads.of(launch.rows, places, self.targets, self.n_contexts, self.longest, self.device)
+            for launch in self.launches
+        ]
+        # The likelihood is linear in log-probabilities: what each weighs in it is its gradient, taken once.
+        table = torch.zeros(self.mask.shape, device=self.device, requires_grad=True)
+        (self.share,) = torch.autograd.grad(self._likelihood(table).sum(), table)
+
+    def _likelihood(self, log_probs: Tensor) -> Tensor:
+        weights = torch.full((self.n_contexts,), 1 / self.n_contexts, device=self.device)
+        return likelihood_loss(log_probs, self.mask, weights)
+
+    def measure(self, step: int, *, with_gradient: bool) -> Tensor:
+        """The losses of a step, noted for every edit not yet found; the gradients of their changes (E, D)."""
+        n_edits, width = self.change.shape
+        log_probs = torch.zeros(self.mask.shape, device=self.device)
+        essence = torch.zeros(n_edits, device=self.device)
+        by_row = torch.zeros(n_edits * self.per_edit, width, device=self.device)
+        for launch, reads in zip(self.launches, self.reads, strict=True):
+            change = self.change[reads.edit].requires_grad_(with_gradient)
+            with torch.set_grad_enabled(with_gradient):
+                every = launch.logits(change).log_softmax(-1)
+                picked, bare = every[reads.said, reads.token], every[reads.bare]
+                if step == 0:
+                    self.original[reads.whose] = bare.detach()
+                drift = essence_loss(bare, self.original[reads.whose])
+                if with_gradient:
+                    # Rows do not meet, so the sum's gradient is every row's own; the launch's graph ends here.
+                    total = (picked * self.share.view(-1)[reads.cell]).sum() + self.knobs.kl * drift.sum()
+                    (by_row[reads.row],) = torch.autograd.grad(total, change)
+            log_probs.view(-1)[reads.cell] = picked.detach()
+            essence[reads.whose] = drift.detach()
+        loss = self._likelihood(log_probs) + self.knobs.kl * essence
+        gradient = by_row.view(n_edits, self.per_edit, width).sum(1)
+        if self.knobs.weight_decay:
+            change = self.change.clone().requires_grad_()
+            decay = self.knobs.weight_decay * decay_loss(change, self.start)
+            (pull,) = torch.autograd.grad(decay.sum(), change)
+            loss, gradient = loss + decay.detach(), gradient + pull
+        self.loss = torch.where(self.open, loss, self.loss)
+        self.steps = torch.where(self.open, float(step), self.steps)
+        worst = loss.where(self.together > 0, -torch.inf).amax(1)
+        self.open = self.open & (worst >= self.knobs.stop)
+        return self.together @ gradient
+
+    def step(self, gradient: Tensor, count: int) -> None:
+        """One step of Adam (Kingma and Ba 2015, alg. 1) for every edit not yet found, then back into the ball."""
+        first, second = BETAS
+        self.mean = first * self.mean + (1 - first) * gradient
+        self.square = second * self.square + (1 - second) * gradient.square()
+        direction = self.mean / (1 - first**count)
+        scale = (self.square / (1 - second**count)).sqrt() + EPSILON
+        moved = into_ball(self.change - self.rate[:, None] * direction / scale, self.radius)
+        self.change = torch.where(self.open[:, None], moved, self.change)
+
+    def pack(self) -> int:
+        """Take what is found out of the launches where that is worth it; how many edits left."""
+        left = [place for place, is_open in enumerate(self.open.tolist()) if is_open]
+        gone = len(self.edits) - len(left)
+        if left and len(left) > WORTH_PACKING * len(self.edits):
+            return 0
+        self.note()
+        index = torch.tensor(left, dtype=torch.long, device=self.device)
+        self.edits = [self.edits[place] for place in left]
+        held = set(self.edits)
+        inside = [[n for n, row in enumerate(launch.rows) if row // self.per_edit in held] for launch in self.launches]
+        self.launches = [launch.keep(mine) for launch, mine in zip(self.launches, inside, strict=True) if mine]
+        for name in (
+            "start",
+            "leaves",
+            "radius",
+            "rate",
+            "change",
+            "mean",
+            "square",
+            "loss",
+            "steps",
+            "open",
+            "original",
+        ):
+            setattr(self, name, getattr(self, name)[index])
+        self.together = self.together[index][:, index]
+        if left:
+            self._read()
+        return gone
+
+    def note(self) -> None:
+        """Write down the edits held, as they are now."""
+        self.found.wanted[self.edits] = (self.leaves + self.way.moved(self.start, self.change)).cpu()
+        self.found.loss[self.edits] = self.loss.cpu()
+        self.found.steps[self.edits] = self.steps.long().cpu()

@@ -1,0 +1,1 @@
+"""What an edit is, every format that becomes one, and everything that can be wrong with it."""

@@ -1,0 +1,240 @@
+"""From one record to one `EditRequest`: names, types, relations; every complaint with its next step."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memedit.edits.edit import SLOT, EditRequest, Neighbor, Question, shown
+from memedit.edits.readers.document import Document, RefusedError, Row
+from memedit.edits.readers.formats import ALIASES, FIELDS, translate
+from memedit.results.report import EditResult
+
+DEEPEST = 50
+"""Levels of lists and mappings in one record; far more than any edit needs, far less than Python can stand."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A row of the relations table: the prompt a label stands for, and other wordings of it."""
+
+    prompt: str
+    paraphrases: tuple[str, ...] = ()
+
+
+def make(document: Document, row: Row, name: str, relations: Mapping[str, Relation]) -> EditRequest | None:
+    """The request that a record asks for; None, and complaints in the document, where it has errors."""
+    try:
+        _check_text(row.value)
+        record = translate(_mapping(row.value))
+        return _request(document, _rename(document, record, row.line), row.line, name, relations)
+    except RefusedError as error:
+        document.complain(row.line, error.code, error.message)
+    except RecursionError:
+        document.complain(row.line, "E015", "the record is nested too deeply to be an edit")
+    return None
+
+
+def table(document: Document, row: Row) -> dict[str, Relation]:
+    """The relations table: name -> prompt, or name -> {prompt, paraphrases}."""
+    relations: dict[str, Relation] = {}
+    if not isinstance(row.value, dict):
+        document.complain(row.line, "E012", f"relations is a table of name: prompt, not {_kind(row.value)}")
+        return relations
+    for name, entry in row.value.items():
+        try:
+            _check_text([name, entry])
+            relations[name] = _relation({"prompt": entry} if isinstance(entry, str) else entry)
+        except RefusedError as error:
+            document.complain(row.line, "E012", f"relation {shown(name)}: {error.message}")
+    return relations
+
+
+def guess(word: str, known: Iterable[str]) -> str:
+    """A did-you-mean, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {shown(close[0])}?" if close else ""
+
+
+def _relation(entry: Any) -> Relation:
+    if not isinstance(entry, dict):
+        raise RefusedError("E012", f"it is a prompt or a mapping of prompt and paraphrases, not {_kind(entry)}")
+    for key in entry:
+        if key not in ("prompt", "paraphrases"):
+            raise RefusedError("E012", f"unknown key {shown(key)}{guess(key, ('prompt', 'paraphrases'))}")
+    prompt = entry.get("prompt")
+    if not isinstance(prompt, str) or prompt.count(SLOT) != 1:
+        raise RefusedError("E012", f"its prompt is {shown(prompt)}; it needs one {{}} where the subject goes")
+    return Relation(prompt, _texts("paraphrases", entry.get("paraphrases")))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """The record as a mapping; the short form is [subject, relation, object]."""
+    if isinstance(value, list):
+        if len(value) != 3:
+            raise RefusedError("E006", f"the short form is [subject, relation, object]; this has {len(value)} entries")
+        return dict(zip(("subject", "relation", "object"), value, strict=True))
+    if not isinstance(value, dict):
+        raise RefusedError("E006", f"{shown(value)} is no edit; write a mapping or [subject, relation, object]")
+    return value
+
+
+OUTCOME = frozenset(EditResult.model_fields) - {"id"}
+
+
+def _rename(document: Document, record: dict[str, Any], line: int) -> dict[str, Any]:
+    ours: dict[str, Any] = {}
+    # What `--per-edit` printed can be fed back: the edit is kept, what became of it is passed over.
+    passed = OUTCOME if record.get("status") in ("ok", "failed", "skipped") else ()
+    for key, value in record.items():
+        if key in passed:
+            continue
+        name = ALIASES.get(key, key)
+        if name not in FIELDS:
+            hint = guess(key, (*FIELDS, *ALIASES)) or "; what memedit does not read goes under meta"
+            document.complain(line, "E007", f"unknown key {shown(key)}{hint}")
+        elif name in ours:
+            raise RefusedError("E008", f"{shown(key)} is another name of {name}, which the record has; keep one")
+        elif value is not None:
+            ours[name] = value
+    return ours
+
+
+def _request(
+    document: Document, record: dict[str, Any], line: int, name: str, relations: Mapping[str, Relation]
+) -> EditRequest:
+    if isinstance(record.get("id"), int) and not isinstance(record["id"], bool):
+        record["id"] = str(record["id"])
+    texts = {key: _text(key, record.get(key)) for key in FIELDS[:6]}
+    prompt, relation, worded = _prompt(texts["prompt"], texts["relation"], relations)
+    if missing := [key for key in ("subject", "object") if texts[key] is None]:
+        raise RefusedError("E009", f"the edit has no {' and no '.join(missing)}")
+    subject = texts["subject"] or ""
+    paraphrases = _texts("paraphrases", record.get("paraphrases"))
+    meta = record.get("meta") or {}
+    if not isinstance(meta, dict):
+        raise RefusedError("E010", f"meta is a mapping, not {_kind(meta)}")
+    return EditRequest(
+        id=texts["id"] or name,
+        subject=subject,
+        relation=relation,
+        prompt=prompt,
+        object=texts["object"] or "",
+        object_old=texts["object_old"] or None,
+        paraphrases=tuple(_filled(text, subject) for text in paraphrases)
+        or tuple(text.replace(SLOT, subject) for text in worded),
+        neighborhood=_neighbors(record.get("neighborhood")),
+        aliases=_texts("aliases", record.get("aliases")),
+        portability=_questions("portability", record.get("portability")),
+        reversal=_questions("reversal", record.get("reversal")),
+        generation=tuple(_filled(text, subject) for text in _texts("generation", record.get("generation"))),
+        references=_texts("references", record.get("references")),
+        meta=meta,
+        origin=f"{document.name}:{line}",
+    )
+
+
+def _prompt(
+    prompt: str | None, relation: str | None, relations: Mapping[str, Relation]
+) -> tuple[str, str | None, tuple[str, ...]]:
+    """The prompt, the label and the label's wordings: a prompt of its own wins over that of its relation."""
+    if prompt:
+        return prompt, relation or None, ()
+    if not relation:
+        raise RefusedError("E009", "the edit has no prompt, and no relation that the relations table defines")
+    if SLOT in relation:
+        return relation, None, ()
+    if relation not in relations:
+        hint = guess(relation, relations) or "; define it under relations:, or give the edit a prompt"
+        raise RefusedError("E011", f"unknown relation {shown(relation)}{hint}")
+    return relations[relation].prompt, relation, relations[relation].paraphrases
+
+
+def _filled(text: str, subject: str) -> str:
+    """A paraphrase with its `{}` filled; one whose subject itself has a `{}` may be filled already."""
+    return text if SLOT in subject and subject in text else text.replace(SLOT, subject)
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise RefusedError("E010", f"{name} is text, not {_kind(value)}; put {shown(value)} in quotes")
+    return value
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    """A list of texts; one text alone is a list of one."""
+    if value is None or value == "":
+        return ()
+    if not isinstance(value, str | list):
+        raise RefusedError("E010", f"{name} is a list of texts, not {_kind(value)}")
+    entries: list[Any] = [value] if isinstance(value, str) else value
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise RefusedError("E010", f"{name} is a list of texts; {shown(entry)} is {_kind(entry)}")
+    return tuple(entries)
+
+
+def _neighbors(value: Any) -> tuple[Neighbor, ...]:
+    if value is None or value == "":
+        return ()
+    entries: list[Any] = value if isinstance(value, list) else [value]
+    return tuple(_neighbor(entry) for entry in entries)
+
+
+def _neighbor(entry: Any) -> Neighbor:
+    if isinstance(entry, str):
+        return Neighbor(prompt=entry)
+    if not isinstance(entry, dict) or "prompt" not in entry:
+        raise RefusedError("E010", f"a neighbor is a prompt or a mapping of prompt and answer, not {shown(entry)}")
+    for key in entry:
+        if key not in ("prompt", "answer", "group"):
+            raise RefusedError("E007", f"unknown key {shown(key)} in a neighbor{guess(key, ('prompt', 'answer'))}")
+    return Neighbor(
+        prompt=_text("a neighbor's prompt", entry["prompt"]) or "",
+        answer=_text("a neighbor's answer", entry.get("answer")) or None,
+        group=_text("a neighbor's group", entry.get("group")) or None,
+    )
+
+
+def _questions(name: str, value: Any) -> tuple[Question, ...]:
+    if value is None or value == "":
+        return ()
+    entries: list[Any] = value if isinstance(value, list) else [value]
+    return tuple(_question(name, entry) for entry in entries)
+
+
+def _question(name: str, entry: Any) -> Question:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("prompt", "answer")):
+        raise RefusedError("E010", f"an entry of {name} is a mapping of prompt and answer, not {shown(entry)}")
+    for key in entry:
+        if key not in (known := ("prompt", "answer", "aliases", "group")):
+            raise RefusedError("E007", f"unknown key {shown(key)} in {name}{guess(key, known)}")
+    return Question(
+        prompt=entry["prompt"],
+        answer=entry["answer"],
+        aliases=_texts(f"{name}'s aliases", entry.get("aliases")),
+        group=_text(f"{name}'s group", entry.get("group")) or None,
+    )
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+    return "nothing" if value is None else names.get(type(value), "a mapping")
+
+
+def _check_text(value: Any) -> None:
+    """Refuse what no tokenizer takes (half a surrogate pair) and what nests beyond reason."""
+    if _depth(value) > DEEPEST:
+        raise RefusedError("E015", f"the record is nested more than {DEEPEST} levels deep")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError("E016", "the record holds half of a surrogate pair, which is no character") from error
+
+
+def _depth(value: Any) -> int:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, children), default=0)

@@ -1,0 +1,158 @@
+"""JSON and JSON Lines, with the line of each record."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Any
+
+from memedit.edits.edit import shown
+from memedit.edits.readers.document import WRAPPER, Document, RefusedError, Row
+
+
+class JsonWalk:
+    """A cursor over JSON text that knows its line: the standard decoder forgets where a value began."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self._breaks = [i for i, c in enumerate(text) if c == "\n"]
+        self._flaws: list[RefusedError] = []
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._unique, parse_constant=self._no_number, parse_float=self._finite
+        )
+
+    @property
+    def line(self) -> int:
+        """The line of the next value, counted from 1."""
+        return bisect_right(self._breaks, self.at - 1) + 1 if self.at else 1
+
+    def peek(self) -> str:
+        """The next character that is not white space; empty at the end."""
+        while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
+            self.at += 1
+        return self.text[self.at : self.at + 1]
+
+    def value(self) -> Row:
+        """Decode the next value; after a flaw that is no fault of syntax the cursor stands behind it."""
+        self.peek()
+        line = self.line
+        self._flaws.clear()
+        try:
+            value, self.at = self._decoder.raw_decode(self.text, self.at)
+        except json.JSONDecodeError as error:
+            message = f"not valid JSON: {error.msg.lower()} at column {error.colno}"
+            raise RefusedError("E002", message, error.lineno) from error
+        except RecursionError as error:
+            raise RefusedError("E015", "the record is nested too deeply to be an edit", line) from error
+        except ValueError as error:  # a number of more digits than Python converts
+            raise RefusedError("E002", "not valid JSON: a number has too many digits", line) from error
+        if self._flaws:
+            raise RefusedError(self._flaws[0].code, self._flaws[0].message, line)
+        return Row(line, value)
+
+    def end(self) -> None:
+        """Insist that nothing follows."""
+        if self.peek():
+            message = f"not valid JSON Lines: more text after the record, {shown(self.text[self.at :])}"
+            raise RefusedError("E002", message, self.line)
+
+    def take(self, wanted: str) -> None:
+        """Step over a mark that has to stand here."""
+        if self.peek() != wanted:
+            found = shown(self.peek()) if self.peek() else "the end of the file"
+            raise RefusedError("E002", f"not valid JSON: expected {shown(wanted)}, found {found}", self.line)
+        self.at += 1
+
+    def each(self, opening: str, closing: str) -> Iterator[None]:
+        """Stand before each entry of the array or object that begins here."""
+        self.take(opening)
+        while self.peek() != closing:
+            yield
+            if self.peek() != closing:
+                self.take(",")
+                if self.peek() == closing:
+                    raise RefusedError("E002", f"not valid JSON: a comma before {shown(closing)}", self.line)
+        self.take(closing)
+
+    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            message = f"the key {shown(twice)} stands twice in one record; keep one"
+            self._flaws.append(RefusedError("E008", message))
+        return record
+
+    def _no_number(self, name: str) -> None:
+        message = f"not valid JSON: {name} is no JSON number; put it in quotes"
+        self._flaws.append(RefusedError("E002", message))
+
+    def _finite(self, text: str) -> float | None:
+        value = float(text)
+        return value if math.isfinite(value) else self._no_number(text)
+
+
+def read_json(document: Document, text: str) -> None:
+    """An array of records, {"edits": [...]}, or records one after the other."""
+    walk = JsonWalk(text)
+    while opening := walk.peek():
+        if opening == "[":
+            _array(document, walk)
+        elif opening == "{" and _is_wrapper(text, walk.at):
+            _wrapper(document, walk)
+        else:
+            _record(document, walk)
+
+
+def read_lines(document: Document, text: str) -> None:
+    """One record a line; a bad line does not hide the next."""
+    # split("\n"), not splitlines: U+2028 and its kin are data inside JSON strings
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            walk = JsonWalk(line)
+            row = walk.value()
+            walk.end()
+            document.rows.append(Row(number, row.value))
+        except RefusedError as error:
+            document.complain(number, error.code, error.message)
+
+
+def _is_wrapper(text: str, at: int) -> bool:
+    """Whether the object's first key is one of a list's: decided without decoding the list twice."""
+    walk = JsonWalk(text[at : at + 100])
+    walk.take("{")
+    walk.peek()
+    return walk.text.startswith(tuple(json.dumps(key) for key in WRAPPER), walk.at)
+
+
+def _wrapper(document: Document, walk: JsonWalk) -> None:
+    for _ in walk.each("{", "}"):
+        key = walk.value().value
+        walk.take(":")
+        if key == "edits" and walk.peek() == "[":
+            document.head[key] = Row(walk.line, [])
+            _array(document, walk)
+        else:
+            document.head[str(key)] = walk.value()
+
+
+def _array(document: Document, walk: JsonWalk) -> None:
+    for _ in walk.each("[", "]"):
+        _record(document, walk)
+
+
+def _record(document: Document, walk: JsonWalk) -> None:
+    """Take one record; where only its content is flawed, complain and leave the cursor behind it."""
+    walk.peek()
+    start = walk.at
+    try:
+        document.rows.append(walk.value())
+    except RefusedError as error:
+        if walk.at == start:
+            raise
+        document.complain(error.line or 1, error.code, error.message)

@@ -1,0 +1,1 @@
+"""Probes asked of a model, and the figures made of the answers."""

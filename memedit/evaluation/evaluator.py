@@ -1,0 +1,213 @@
+"""One examination: the same questions put to a model, to the model it was made from, and to others beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from memedit.config.recipe import Recipe
+from memedit.edits.edit import EditRequest
+from memedit.errors import UsageError
+from memedit.evaluation.drift import drift_of, passages
+from memedit.evaluation.figures import differences, figure
+from memedit.evaluation.forced import Judgment, agreement, exact, judge, kept, score
+from memedit.evaluation.generated import UNRELATED, Writing, written
+from memedit.evaluation.probes import derived
+from memedit.forward.perplexity import Passage
+from memedit.model.digests import of_tokenizer
+from memedit.model.load import LanguageModel, load, locate
+from memedit.model.tokens import SubjectLost
+from memedit.model.weights import merge_
+from memedit.progress import Tell
+from memedit.results.report import EditResult, ModelReport, Report, Scores
+from memedit.results.versions import versions
+from memedit.storage.artifacts import digest_file, digest_of
+from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.lora import CONFIG, WEIGHTS, read_adapter
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one model answered."""
+
+    vocabulary: str
+    """What its token ids mean: two models agree on tokens only where these agree."""
+    judgments: list[Judgment]
+    facts: list[bool]
+    writing: list[Writing]
+    read: list[Passage] = field(default_factory=list)
+
+    @cached_property
+    def rows(self) -> list[dict[str, float | None]]:
+        """Everything measured of each edit, forced and written."""
+        pairs = zip(self.judgments, self.writing, strict=True)
+        free = [{f"generated.{name}": value for name, value in one.measures.items()} for one in self.writing]
+        return [
+            {**judged.record(), **judged.groups, **said, **mine.open}
+            for (judged, mine), said in zip(pairs, free, strict=True)
+        ]
+
+
+class Examination:
+    """What is asked, and of whom.
+
+    `text` holds documents to read. Every model writes after the edits' own prompts; with `generate` after all others
+    too, and on from openings. `held` are digests of edits that held right after they were made. `unrelated` is text
+    for prompts to stand behind; without it a passage of ours.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[EditRequest],
+        facts: Sequence[EditRequest],
+        recipe: Recipe,
+        tell: Tell,
+        *,
+        text: Sequence[str] = (),
+        generate: bool = False,
+        held: Collection[str] = (),
+        unrelated: str | None = None,
+    ) -> None:
+        self.requests, self.facts, self.recipe, self.tell = list(requests), list(facts), recipe, tell
+        self.text, self.generate, self.held = list(text), generate, set(held)
+        self.unrelated = unrelated or UNRELATED
+        self.digests: dict[str, str] = {"edits": digest_of([request.public() for request in requests])}
+        self.device = ""
+        self.timings: dict[str, float] = {}
+        self.notes: dict[str, None] = {}
+
+    def open(self, path: str, adapter: str | None = None) -> LanguageModel:
+        """A model that is to be examined, with an adapter's change in it where one is named."""
+        knobs = self.recipe.model.model_copy(update={"path": path})
+        with self.tell.phase("load"):
+            folder = locate(knobs)
+            lm = load(folder, knobs, editing=False)
+            self.digests[path], self.device = Checkpoint.open(folder).digest, str(lm.device)
+            if adapter is not None:
+                where = Path(adapter).expanduser()
+                merge_(lm, read_adapter(where), adapter)
+                self.digests[adapter] = digest_of({name: digest_file(where / name) for name in (CONFIG, WEIGHTS)})
+        return lm
+
+    @contextmanager
+    def timed(self, name: str) -> Any:
+        """Seconds of a phase, for the report."""
+        start = time.monotonic()
+        yield
+        self.timings[name] = time.monotonic() - start
+
+    def trial(self, lm: LanguageModel, name: str, base: LanguageModel | None = None) -> Trial:
+        """Ask one model everything; with `base` the text is read by both."""
+        chat, knobs = self.recipe.chat, self.recipe.eval
+        beside = base if base is not None and vocabulary_of(base) == vocabulary_of(lm) else None
+        if base is not None and beside is None:
+            self.notes["a model's tokens are not those of the base: no locality, no drift but perplexity"] = None
+        try:
+            with self.timed(name), self.tell.phase(name, None, "answers") as advance:
+                judgments = judge(
+                    lm, self.requests, chat=chat, derive=knobs.derive, plus=self.generate, advance=advance
+                )
+                facts = exact(lm, self.facts, chat=chat)
+            with self.timed(f"{name}, writing"), self.tell.phase("writing", None, "texts") as advance:
+                writing, notes = written(
+                    lm, self.requests, knobs, chat=chat, unrelated=self.unrelated, bare=not self.generate,
+                    advance=advance,
+                )  # fmt: skip
+        except SubjectLost as error:
+            raise UsageError(f"the edit list cannot be asked: {error}", "leave --chat out") from error
+        self.notes |= dict.fromkeys(notes)
+        read: list[Passage] = []
+        if self.text and name != "before":
+            with self.timed(f"{name}, reading"), self.tell.phase("reading", knobs.drift_tokens, "tokens") as advance:
+                read = passages(lm, self.text, knobs.drift_tokens, beside, advance)
+        return Trial(vocabulary_of(lm), judgments, facts, writing, read)
+
+    def scores(self, trial: Trial, before: Trial | None = None) -> Scores:
+        """A trial's figures; with the base's trial, locality too."""
+        alike = before is not None and before.vocabulary == trial.vocabulary
+        found = score(trial.judgments, before.judgments if before is not None and alike else None)
+        names = dict.fromkeys(name for one in trial.writing for name in one.measures)
+        generated = {name: made for name in names if (made := figure(_column(trial, f"generated.{name}"))) is not None}
+        free = {
+            name: figure(_column(trial, name), signed=True) for name in ("fluency", "fluency_written", "consistency")
+        }
+        return found.model_copy(update={"generated": generated, **free})
+
+    def compared(self, model: str, trial: Trial, before: Trial | None) -> ModelReport:
+        """One model's part of the report."""
+        firm = before.facts if before else [True] * len(self.facts)
+        here = zip(trial.judgments, self.requests, strict=True)
+        held = [one.accuracy for one, request in here if request.digest in self.held]
+        return ModelReport(
+            model=model,
+            scores=self.scores(trial, before),
+            difference=differences(before.rows, trial.rows) if before else {},
+            drift=drift_of(trial.read),
+            kept=kept(self.facts, firm, trial.facts, self.requests),
+            retention=figure([value for value in held if value is not None]),
+        )
+
+    def report(
+        self, trials: Mapping[str, Trial], base: str | None, before: Trial | None, arguments: Sequence[str]
+    ) -> Report:
+        """Everything that is known of the examination; the first model leads."""
+        models = [self.compared(model, trial, before) for model, trial in trials.items()]
+        lead, first = models[0], next(iter(trials.values()))
+        if gone := len(self.held - {request.digest for request in self.requests}):
+            self.notes[f"{gone:,} of {len(self.held):,} edits that held right after are not in this list"] = None
+        return Report(
+            command="eval",
+            versions=versions(),
+            arguments=list(arguments),
+            model=lead.model,
+            base=base,
+            recipe=self.recipe.model_dump(mode="json"),
+            device=self.device,
+            digests=self.digests,
+            edits=len(self.requests),
+            before=self.scores(before) if before else None,
+            after=lead.scores,
+            difference=lead.difference,
+            drift=lead.drift,
+            kept=lead.kept,
+            retention=lead.retention,
+            models=tuple(models) if len(models) > 1 else (),
+            derived=derived(self.requests) if self.recipe.eval.derive else {},
+            timings=self.timings,
+            notes=tuple(self.notes),
+            per_edit=tuple(self._results(first, before)),
+        )
+
+    def _results(self, now: Trial, before: Trial | None) -> Iterator[EditResult]:
+        alike = before is not None and before.vocabulary == now.vocabulary
+        local = agreement(now.judgments, before.judgments) if before and alike else [{} for _ in now.judgments]
+        for n in range(len(self.requests)):
+            yield self._result(n, now, before, local[n])
+
+    def _result(self, n: int, now: Trial, before: Trial | None, local: Mapping[str, float]) -> EditResult:
+        request = self.requests[n]
+        said = {"after": now.writing[n].said}
+        if before:
+            said["before"] = before.writing[n].said
+        return EditResult(
+            id=request.id,
+            status="ok" if now.judgments[n].accuracy == 1 else "failed",
+            edit=request.public(),
+            before=before.rows[n] if before else {},
+            after={**now.rows[n], **local},
+            said=said,
+        )
+
+
+def vocabulary_of(lm: LanguageModel) -> str:
+    """Stands for what a model's token ids mean."""
+    return f"{of_tokenizer(lm.tokenizer)} {lm.anatomy.vocabulary}"
+
+
+def _column(trial: Trial, name: str) -> list[float]:
+    return [value for row in trial.rows if (value := row.get(name)) is not None]

@@ -1,0 +1,64 @@
+"""Values of single edits become figures: a mean over edits, its 95 % interval, and over how many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from memedit.numerics.scores import harmonic, mean_interval, paired_interval, share_interval
+from memedit.results.report import Figure, Scores
+
+
+def figure(values: Sequence[float], *, signed: bool = False) -> Figure | None:
+    """The mean of one value per edit with its interval: Wilson's where all are 0 or 1, else a mean's."""
+    if not values:
+        return None
+    if all(value in (0, 1) for value in values) and not signed:
+        found = share_interval(round(sum(values)), len(values))
+    else:
+        found = mean_interval(torch.tensor(values, dtype=torch.float64), share=not signed)
+    return Figure(mean=found.mean, low=found.low, high=found.high, n=found.n)
+
+
+def paired(values: Sequence[float], *, share: bool) -> Figure | None:
+    """The mean of one difference per edit; `share`: of outcomes from 0 to 1, so that no change in n edits is a bound
+    on the changes there are."""
+    if not values:
+        return None
+    column = torch.tensor(values, dtype=torch.float64)
+    found = paired_interval(column) if share else mean_interval(column, share=False)
+    return Figure(mean=found.mean, low=found.low, high=found.high, n=found.n)
+
+
+BARE = ("magnitude", "fluency", "consistency")
+"""In the names of measures that are no shares."""
+
+
+def differences(
+    before: Sequence[Mapping[str, float | None]], after: Sequence[Mapping[str, float | None]]
+) -> dict[str, Figure]:
+    """After less before of every measure that both have of an edit: paired, so that an edit that is hard for both does
+    not widen the interval."""
+    found: dict[str, list[float]] = {}
+    for was, now in zip(before, after, strict=True):
+        for name, value in now.items():
+            if value is not None and (old := was.get(name)) is not None:
+                found.setdefault(name, []).append(value - old)
+    figures = {name: paired(each, share=not any(part in name for part in BARE)) for name, each in found.items()}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def score_of(columns: Mapping[str, Sequence[float]], *, groups: Mapping[str, Sequence[float]], **more: Any) -> Scores:
+    """The figures of columns of values, one value an edit, and the score that joins three of them.
+
+    The score is the harmonic mean of efficacy, paraphrase and neighborhood, unrounded: the published code rounds the
+    three to hundredths of a percent first, which can move it by as much.
+    """
+    figures = {name: figure(values, signed=name.endswith("magnitude")) for name, values in columns.items()}
+    parts = [figures[name] for name in ("efficacy", "paraphrase", "neighborhood")]
+    known = [part.mean for part in parts if part is not None]
+    named = {name: found for name, values in sorted(groups.items()) if (found := figure(values)) is not None}
+    joined = harmonic(known) if len(known) == len(parts) else None
+    return Scores(**figures, groups=named, score=joined, **more)  # type: ignore[arg-type]

@@ -1,0 +1,229 @@
+"""How a model does on an edit list by forced answers: what it would say is weighed, not written.
+
+An answer is weighed by its mean log-probability per token after the prompt. Success and magnitude are CounterFact's
+(Meng et al. 2022, section 3.3; kmeng01/memit, eval_utils_counterfact.py), token accuracy is zsRE's (Mitchell et al.
+2022) and EasyEdit's, exact match asks that every token be the likeliest. Each figure is a mean over an edit's probes
+first and over edits then, so that an edit counts once.
+
+By hand: new object of two tokens with probabilities 0.5 and 0.32, old object of one token with 0.3. The new one weighs
+sqrt(0.5 x 0.32) = 0.4 > 0.3: success 1, magnitude 0.1. If 0.5 is the largest at its place and 0.32 is not: token
+accuracy 1/2, exact match 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from statistics import fmean
+
+from memedit.edits.edit import EditRequest
+from memedit.errors import UsageError
+from memedit.evaluation.figures import differences, figure, score_of
+from memedit.evaluation.probes import Probe, probes
+from memedit.forward.scoring import Weighed, weigh
+from memedit.model.load import LanguageModel
+from memedit.model.tokens import encode_questions
+from memedit.progress import Advance
+from memedit.results.report import Figure, Scores
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """One edit's measurements, each a mean over its own probes; None where it has none."""
+
+    efficacy: float | None = None
+    paraphrase: float | None = None
+    neighborhood: float | None = None
+    accuracy: float | None = None
+    paraphrase_accuracy: float | None = None
+    neighborhood_accuracy: float | None = None
+    efficacy_magnitude: float | None = None
+    paraphrase_magnitude: float | None = None
+    neighborhood_magnitude: float | None = None
+    token_accuracy: float | None = None
+    paraphrase_token_accuracy: float | None = None
+    neighborhood_token_accuracy: float | None = None
+    neighborhood_plus: float | None = None
+    neighborhood_plus_magnitude: float | None = None
+    portability: float | None = None
+    portability_accuracy: float | None = None
+    reversal: float | None = None
+    reversal_accuracy: float | None = None
+    groups: Mapping[str, float] = field(default_factory=dict)
+    """Token accuracy by what the list calls a kind: `portability/Reasoning`."""
+    around: Sequence[tuple[str, Sequence[int]]] = ()
+    """For each neighbor its group and the likeliest token at each place of its answer: what locality compares."""
+
+    def record(self) -> dict[str, float | None]:
+        """The measurements as a plain mapping."""
+        return {name: getattr(self, name) for name in NAMES}
+
+
+NAMES = tuple(one.name for one in fields(Judgment) if one.name not in ("groups", "around"))
+
+
+def judge(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    *,
+    chat: bool = False,
+    derive: bool = False,
+    plus: bool = False,
+    advance: Advance | None = None,
+) -> list[Judgment]:
+    """Every edit's judgment by the model as it is now; `derive` and `plus` as for `probes`."""
+    asked = probes(requests, derive=derive, plus=plus)
+    of_edit: list[list[tuple[Probe, Answer]]] = [[] for _ in requests]
+    for probe, answer in zip(asked, ask(lm, asked, chat=chat, advance=advance), strict=True):
+        of_edit[probe.edit].append((probe, answer))
+    return [_judgment(answered) for answered in of_edit]
+
+
+def exact(
+    lm: LanguageModel, requests: Sequence[EditRequest], *, chat: bool = False, advance: Advance | None = None
+) -> list[bool]:
+    """For each record, whether greedy decoding says its object after its prompt."""
+    asked = [Probe(n, "efficacy", one.text, (one.object, *one.aliases)) for n, one in enumerate(requests)]
+    return [answer.exact for answer in ask(lm, asked, chat=chat, advance=advance)]
+
+
+def score(judgments: Sequence[Judgment], base: Sequence[Judgment] | None = None) -> Scores:
+    """Means over edits with 95 % intervals; with the base's judgments of the same edits, locality too."""
+    columns = {name: [value for one in judgments if (value := getattr(one, name)) is not None] for name in NAMES}
+    groups = _columns([one.groups for one in judgments])
+    local = agreement(judgments, base) if base is not None else [{} for _ in judgments]
+    whole = [one["locality"] for one in local if "locality" in one]
+    groups |= {name: values for name, values in _columns(local).items() if name != "locality"}
+    return score_of(columns, groups=groups, locality=figure(whole))
+
+
+def change(before: Sequence[Judgment], after: Sequence[Judgment]) -> dict[str, Figure]:
+    """After less before of every forced measure, paired by edit."""
+    return differences([one.record() for one in before], [one.record() for one in after])
+
+
+def agreement(judgments: Sequence[Judgment], base: Sequence[Judgment]) -> list[dict[str, float]]:
+    """EasyEdit's locality of each edit: the share of answer tokens of a neighbor at which the likeliest token is the
+    base's, right or wrong, over its neighbors; whole, and by group."""
+    return [_agreement(now, was) for now, was in zip(judgments, base, strict=True)]
+
+
+def _agreement(now: Judgment, was: Judgment) -> dict[str, float]:
+    shares: dict[str, list[float]] = {}
+    for (group, mine), (_, theirs) in zip(now.around, was.around, strict=True):
+        share = fmean(a == b for a, b in zip(mine, theirs, strict=True))
+        for name in ("locality", f"locality/{group}") if group else ("locality",):
+            shares.setdefault(name, []).append(share)
+    return {name: fmean(values) for name, values in shares.items()}
+
+
+def kept(
+    facts: Sequence[EditRequest], before: Sequence[bool], after: Sequence[bool], edited: Sequence[EditRequest]
+) -> dict[str, Figure | None]:
+    """Of the facts right before, the share right after: about others, and about the edited subjects.
+
+    Facts that an edit is about are left out. Facts of one subject move together, so a subject counts once.
+    """
+    subjects = {request.subject for request in edited}
+    changed = {request.fact for request in edited} | {(request.subject, request.prompt) for request in edited}
+    shares: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
+    for fact, was, is_ in zip(facts, before, after, strict=True):
+        if was and fact.fact not in changed and (fact.subject, fact.prompt) not in changed:
+            shares[fact.subject in subjects].setdefault(fact.subject, []).append(float(is_))
+    return {
+        "others": _by_subject(shares[False]),
+        "siblings": _by_subject(shares[True]),
+    }
+
+
+def _by_subject(shares: Mapping[str, Sequence[float]]) -> Figure | None:
+    return figure([fmean(values) for values in shares.values()])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a model takes a probe."""
+
+    right: float
+    """Mean log-probability per token of the right answer; of two that may be, the likelier."""
+    wrong: float | None
+    exact: bool
+    """Every token of the answer, or of a spelling of it, is the likeliest."""
+    tokens: float
+    """Share of the answer's tokens that are the likeliest."""
+    likeliest: tuple[int, ...]
+    """The likeliest token at each place of the answer."""
+
+
+def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advance | None = None) -> list[Answer]:
+    """Weigh the answers of every probe."""
+    answers = [[*one.right, *([one.rival] if one.rival else []), *([one.wrong] if one.wrong else [])] for one in asked]
+    encoded = encode_questions(
+        lm.tokenizer, [(one.text, of_one) for one, of_one in zip(asked, answers, strict=True)], chat=chat
+    )
+    rows = [(prompt, ids) for prompt, of_one in encoded for ids in of_one]
+    _check_lengths(
+        lm, [(one.text, len(prompt) + max(map(len, ids))) for one, (prompt, ids) in zip(asked, encoded, strict=True)]
+    )
+    weighed = zip(rows, weigh(lm, rows, advance), strict=True)
+    return [_answer(one, weighed) for one in asked]
+
+
+def _check_lengths(lm: LanguageModel, lengths: Sequence[tuple[str, int]]) -> None:
+    """Raises UsageError for a prompt that with its answer is longer than any row the model takes."""
+    text, longest = max(lengths, key=lambda one: one[1], default=("", 0))
+    if lm.anatomy.positions is not None and longest > lm.anatomy.positions:
+        said = f"a prompt and its answer are {longest:,} tokens long, and this model takes {lm.anatomy.positions:,}"
+        raise UsageError(f"{said}: {text[:60]!r}...", "leave such a record out; memedit check -m MODEL names it")
+
+
+def _answer(probe: Probe, weighed: Iterator[tuple[tuple[tuple[int, ...], tuple[int, ...]], Weighed]]) -> Answer:
+    right = [next(weighed) for _ in probe.right]
+    if probe.rival:
+        right.append(next(weighed))
+    wrong = fmean(next(weighed)[1].log_probs) if probe.wrong else None
+    hits = [[a == b for a, b in zip(ids, taken.likeliest, strict=True)] for (_, ids), taken in right]
+    best = fmean(right[0][1].log_probs)
+    if probe.rival:
+        best = max(best, fmean(right[-1][1].log_probs))
+    return Answer(best, wrong, any(map(all, hits)), fmean(hits[0]), right[0][1].likeliest)
+
+
+NAMED = {
+    "efficacy": ("accuracy", "token_accuracy"),
+    "paraphrase": ("paraphrase_accuracy", "paraphrase_token_accuracy"),
+    "neighborhood": ("neighborhood_accuracy", "neighborhood_token_accuracy"),
+    "portability": ("portability_accuracy", "portability"),
+    "reversal": ("reversal_accuracy", "reversal"),
+}
+"""What exact match and token accuracy are called for a kind of probe."""
+
+
+def _judgment(answered: Sequence[tuple[Probe, Answer]]) -> Judgment:
+    by_kind: dict[str, list[tuple[Probe, Answer]]] = {}
+    for probe, answer in answered:
+        by_kind.setdefault(probe.kind, []).append((probe, answer))
+    found: dict[str, float] = {}
+    for kind, these in by_kind.items():
+        answers = [answer for _, answer in these]
+        if kind in NAMED:
+            exactly, tokens = NAMED[kind]
+            found[exactly] = fmean(one.exact for one in answers)
+            found[tokens] = fmean(one.tokens for one in answers)
+        paired = [(one.right, one.wrong) for one in answers if one.wrong is not None]
+        if paired:
+            found[kind] = fmean(right > wrong for right, wrong in paired)
+            found[f"{kind}_magnitude"] = fmean(math.exp(right) - math.exp(wrong) for right, wrong in paired)
+    asked = by_kind.get("portability", [])
+    groups = _columns([{f"portability/{probe.group}": answer.tokens} for probe, answer in asked if probe.group])
+    around = [(probe.group or "", answer.likeliest) for probe, answer in by_kind.get("neighborhood", [])]
+    return Judgment(**found, groups={name: fmean(values) for name, values in groups.items()}, around=around)
+
+
+def _columns(records: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    columns: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.items():
+            columns.setdefault(name, []).append(value)
+    return columns

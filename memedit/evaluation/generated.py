@@ -1,0 +1,154 @@
+"""How a model does when it writes: greedy decoding after the bare prompt, nothing forced, nothing cut to the target.
+
+An answer counts where the first sentence that the model writes names the object, or an alias, before the old object.
+Forced figures flatter: they grant every token the right ones before it, or ask only which of two answers is likelier.
+The same is asked again behind unrelated text, since edits are known to hold only where the prompt begins a text.
+
+By hand: "The capital of France is" -> " Lyon, a city on the Rhone. Paris" counts for Lyon and does not name Paris,
+which stands in the second sentence; " a city. Lyon" does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from memedit.config.recipe import EvalKnobs
+from memedit.edits.edit import EditRequest
+from memedit.evaluation.probes import Probe, probes
+from memedit.evaluation.text_metrics import answered, cosine, document_weights, n_gram_entropy, words
+from memedit.forward.generation import write
+from memedit.forward.scoring import Ids
+from memedit.model.load import LanguageModel
+from memedit.model.tokens import decode_text, encode_bare, encode_text
+from memedit.progress import Advance
+
+WRITTEN = ("efficacy", "paraphrase", "portability", "reversal")
+
+UNRELATED = (
+    "The bakery on the corner opens before sunrise, and by seven the first loaves are already gone. People stand in "
+    "line with their coats buttoned up and talk about the weather, which has been wet since the beginning of the "
+    "month. Behind the counter a radio plays quietly. Somebody asks for two rolls and a slice of cake, somebody else "
+    "counts coins into a small dish. When the rain stops for a moment, the street begins to steam, and a dog shakes "
+    "itself next to the door. In the back room the oven hums, flour lies on every shelf, and a calendar from last year "
+    "still hangs above the sink. Later in the day children come for biscuits, and the owner gives them the broken ones "
+    "for free. The shop closes in the early afternoon, the blinds are pulled down, the floor is swept and mopped, and "
+    "the dough for the next morning is covered with a cloth. Nothing else happens there, except that now and then a "
+    "cat sits on the window sill and looks at the bread for a long time without moving, as if it were reading a book."
+)
+"""Text about nothing in any edit list, for prompts to stand behind where no other is given."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What one edit's prompts were continued with, and its measures; each a mean over its own prompts."""
+
+    said: str = ""
+    """After the bare prompt."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """`efficacy`, `old`, `paraphrase_50`, ...; the number is that of the unrelated tokens before the prompt."""
+    open: Mapping[str, float] = field(default_factory=dict)
+    """`fluency`, `fluency_written`, `consistency` of what was written on."""
+
+
+def written(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    knobs: EvalKnobs,
+    *,
+    chat: bool = False,
+    unrelated: str = UNRELATED,
+    bare: bool = False,
+    advance: Advance | None = None,
+) -> tuple[list[Writing], list[str]]:
+    """Every edit's writing, and notes on what could not be asked; `bare`: only after the edits' own prompts."""
+    kinds = WRITTEN[:1] if bare else WRITTEN
+    asked = [probe for probe in probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
+    rooms = _rooms(lm, asked, knobs.tokens)
+    values: list[dict[str, list[float]]] = [{} for _ in requests]
+    said = [""] * len(requests)
+    notes: list[str] = []
+    for count in (0,) if bare else knobs.prefixes:
+        before = prefix(lm, unrelated, count)
+        if before is None:
+            notes.append(f"the unrelated text has fewer than {count} tokens: prompts behind so many were not asked")
+            continue
+        prompts = [encode_text(lm.tokenizer, before + probe.text, chat=chat) for probe in asked]
+        longest = max((len(ids) + room for ids, room in zip(prompts, rooms, strict=True)), default=0)
+        if lm.anatomy.positions is not None and longest > lm.anatomy.positions:
+            if count:
+                notes.append(f"prompts behind {count} unrelated tokens do not fit into this model: not asked")
+                continue
+            notes.append("some prompts leave this model less room to write in than eval.tokens")
+        for probe, text in zip(asked, _texts(lm, prompts, rooms, advance), strict=True):
+            for name, value in _measures(probe, text, count):
+                values[probe.edit].setdefault(name, []).append(value)
+            if probe.kind == "efficacy" and not count:
+                said[probe.edit] = text
+    opened = [{} for _ in requests] if bare else _open(lm, requests, knobs, chat, advance)
+    return [
+        Writing(text, {name: fmean(each) for name, each in of_one.items()}, free)
+        for text, of_one, free in zip(said, values, opened, strict=True)
+    ], notes
+
+
+def _rooms(lm: LanguageModel, asked: Sequence[Probe], tokens: int) -> list[int]:
+    """For each probe how many tokens an answer may take: `tokens`, and as many again as its longest answer fills."""
+    longest = [max(len(encode_bare(lm.tokenizer, f" {answer}")) for answer in probe.right) for probe in asked]
+    return [tokens * (1 + length // tokens) for length in longest]
+
+
+def _texts(lm: LanguageModel, prompts: Sequence[Ids], rooms: Sequence[int], advance: Advance | None) -> list[str]:
+    """What is written after each prompt in its room; prompts of one room together."""
+    found = [""] * len(prompts)
+    for room in dict.fromkeys(rooms):
+        which = [n for n, mine in enumerate(rooms) if mine == room]
+        for n, ids in zip(which, write(lm, [prompts[n] for n in which], room, seen=advance), strict=True):
+            found[n] = decode_text(lm.tokenizer, ids)
+    return found
+
+
+def prefix(lm: LanguageModel, text: str, tokens: int) -> str | None:
+    """The first `tokens` tokens of a text, as text that a prompt can follow; None where it has not so many."""
+    if not tokens:
+        return ""
+    cut = encode_bare(lm.tokenizer, text)[:tokens]
+    if len(cut) < tokens:
+        return None
+    # A cut inside a character leaves half of it, which decodes as U+FFFD.
+    return decode_text(lm.tokenizer, cut).strip().rstrip(".,;:\ufffd") + ". "
+
+
+def _measures(probe: Probe, text: str, count: int) -> Iterator[tuple[str, float]]:
+    tail = f"_{count}" if count else ""
+    right, old = answered(text, probe.right, probe.wrong)
+    yield probe.kind + tail, float(right)
+    if probe.wrong is not None and probe.kind in ("efficacy", "paraphrase"):
+        yield ("old" if probe.kind == "efficacy" else "paraphrase_old") + tail, float(old)
+
+
+def _open(
+    lm: LanguageModel, requests: Sequence[EditRequest], knobs: EvalKnobs, chat: bool, advance: Advance | None
+) -> list[dict[str, float]]:
+    """Fluency and consistency: the published 100 tokens, prompt included, drawn from the 5 likeliest."""
+    openings = [list(request.generation) or [request.text] for request in requests]
+    flat = [text for of_one in openings for text in of_one]
+    ids = [encode_text(lm.tokenizer, text, chat=chat) for text in flat]
+    # The published length counts the prompt's tokens, so what is written differs with them.
+    rooms = [max(0, knobs.fluency_tokens - len(prompt)) for prompt in ids]
+    most = max(rooms, default=0)
+    found = write(lm, ids, most, top_k=knobs.fluency_top_k, seed=knobs.seed, seen=advance)
+    texts = iter([decode_text(lm.tokenizer, line[:room]) for line, room in zip(found, rooms, strict=True)])
+    weights = document_weights([text for request in requests for text in request.references])
+    results: list[dict[str, float]] = []
+    for request, of_one in zip(requests, openings, strict=True):
+        mine = [(opening, next(texts)) for opening in of_one]
+        whole = [entropy for a, b in mine if (entropy := n_gram_entropy(words(a + b))) is not None]
+        alone = [entropy for _, b in mine if (entropy := n_gram_entropy(words(b))) is not None]
+        result = {name: fmean(each) for name, each in (("fluency", whole), ("fluency_written", alone)) if each}
+        if request.references:
+            joined = " ".join(a + b for a, b in mine)
+            result["consistency"] = cosine(joined, " ".join(request.references), weights)
+        results.append(result)
+    return results

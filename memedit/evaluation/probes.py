@@ -1,0 +1,141 @@
+"""What a model is asked about an edit list: the list's own probes, and ones derived from it where it has none.
+
+Derived neighbors are the list's other subjects under the edit's own prompt; what they must keep likelier than the
+edit's object is what the list says of them, new or old, so that an edit of the other is no fault of this one. Derived
+paraphrases are the other prompts that the list has for the relation, with the edit's subject in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal
+
+from memedit.edits.edit import SLOT, EditRequest, Question
+
+Kind = Literal["efficacy", "paraphrase", "neighborhood", "neighborhood_plus", "portability", "reversal"]
+NEIGHBORS = 5  # derived neighbors of one edit at most
+PARAPHRASES = 3
+LOOKED_AT = 100  # edits of the relation among which neighbors are sought: a list of one object has none
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt, the answers that count as right, and the one it is held against."""
+
+    edit: int
+    """Index of the edit."""
+    kind: Kind
+    text: str
+    right: tuple[str, ...]
+    """The first is the answer, the others are spellings of it."""
+    wrong: str | None = None
+    group: str | None = None
+    """What the list calls its kind."""
+    rival: str | None = None
+    """Another right answer, weighed beside the first: a derived neighbor's old object."""
+    derived: bool = False
+    """Made from the rest of the list, which gives the edit none of its own."""
+
+
+def probes(requests: Sequence[EditRequest], *, derive: bool = False, plus: bool = False) -> list[Probe]:
+    """Every probe of every edit, an edit's together; `plus` adds neighbors with the edited fact before them."""
+    kin_of = _related(requests) if derive else {}
+    found: list[Probe] = []
+    for n, request in enumerate(requests):
+        right, old = (request.object, *request.aliases), request.object_old
+        found.append(Probe(n, "efficacy", request.text, right, old))
+        kin = kin_of.get(_relation(request))
+        own = request.paraphrases
+        paraphrases = own or (_other_prompts(request, kin) if kin else ())
+        found += [Probe(n, "paraphrase", text, right, old, derived=not own) for text in paraphrases]
+        neighbors = list(_neighbors(n, request)) or (_other_subjects(n, request, kin) if kin else [])
+        found += neighbors
+        if plus:
+            found += [_plus(request, neighbor) for neighbor in neighbors]
+        found += [_question(n, "portability", one) for one in request.portability]
+        found += [_question(n, "reversal", one) for one in request.reversal]
+    return found
+
+
+def derived(requests: Sequence[EditRequest]) -> dict[str, int]:
+    """How many edits have probes of a kind only because they were derived."""
+    edits: dict[str, set[int]] = {}
+    for probe in probes(requests, derive=True):
+        if probe.derived:
+            edits.setdefault(probe.kind, set()).add(probe.edit)
+    return {kind: len(of_kind) for kind, of_kind in edits.items()}
+
+
+def _neighbors(n: int, request: EditRequest) -> Iterator[Probe]:
+    for neighbor in request.neighborhood:
+        if answer := neighbor.answer or request.object_old:
+            yield Probe(n, "neighborhood", neighbor.prompt, (answer,), request.object, neighbor.group)
+
+
+def _question(n: int, kind: Kind, one: Question) -> Probe:
+    return Probe(n, kind, one.prompt, (one.answer, *one.aliases), group=one.group)
+
+
+def _plus(request: EditRequest, neighbor: Probe) -> Probe:
+    """The neighbor with the edited fact said before it (Hoelscher-Obermaier et al. 2023)."""
+    return replace(neighbor, kind="neighborhood_plus", text=f"{said(request)} {neighbor.text}")
+
+
+def said(request: EditRequest) -> str:
+    """The edited fact as a sentence."""
+    return f"{request.text.rstrip()} {request.object.strip()}."
+
+
+class _Kin:
+    """The edits of one relation: their prompts, and each edit's place among them."""
+
+    def __init__(self) -> None:
+        self.edits: list[EditRequest] = []
+        self.prompts: dict[str, None] = {}
+        self.place: dict[int, int] = {}
+
+    def add(self, n: int, request: EditRequest) -> None:
+        """The next edit."""
+        self.place[n] = len(self.edits)
+        self.edits.append(request)
+        self.prompts[request.prompt] = None
+
+    def after(self, n: int) -> Iterator[EditRequest]:
+        """The next edits, around the end of the list."""
+        at, count = self.place[n], len(self.edits)
+        return (self.edits[(at + step) % count] for step in range(1, min(count, LOOKED_AT + 1)))
+
+
+def _related(requests: Sequence[EditRequest]) -> Mapping[str, _Kin]:
+    related: dict[str, _Kin] = {}
+    for n, request in enumerate(requests):
+        related.setdefault(_relation(request), _Kin()).add(n, request)
+    return related
+
+
+def _relation(request: EditRequest) -> str:
+    return request.relation or request.prompt
+
+
+def _other_prompts(request: EditRequest, kin: _Kin) -> list[str]:
+    """The first few other prompts that the list has for the relation."""
+    others = (prompt for prompt in islice(kin.prompts, PARAPHRASES + 1) if prompt != request.prompt)
+    return [prompt.replace(SLOT, request.subject, 1) for prompt in islice(others, PARAPHRASES)]
+
+
+def _other_subjects(n: int, request: EditRequest, kin: _Kin) -> list[Probe]:
+    """The next edits of the relation that this edit's object would be wrong of."""
+    found: dict[str, Probe] = {}
+    for other in kin.after(n):
+        if other.subject != request.subject and request.object not in (other.object, other.object_old):
+            text = request.prompt.replace(SLOT, other.subject, 1)
+            probe = Probe(
+                n, "neighborhood", text, (other.object, *other.aliases), request.object,
+                rival=other.object_old, derived=True,
+            )  # fmt: skip
+            found.setdefault(text, probe)
+        if len(found) == NEIGHBORS:
+            break
+    return list(found.values())

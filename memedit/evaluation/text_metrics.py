@@ -1,0 +1,117 @@
+"""Measures of written text: what it names first, how it repeats itself, how its words compare with other texts."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from memedit.edits.lint import UNSPACED
+
+SENTENCE_END = re.compile(
+    # A full stop ends no sentence behind an initial or a title: "J. Smith", "Dr. Smith", "St. Petersburg".
+    r"(?<!\b[^\W\d_])(?<!\b(?:dr|jr|mr|ms|mt|st))(?<!\b(?:mrs))[.](?=\s|$|[\u2e80-\uffff])"
+    r"|[!?](?=\s|$|[\u2e80-\uffff])|[\u3002\n]"
+)
+WORD = re.compile(r"\w+|[^\w\s]")
+
+Span = tuple[int, int]
+
+
+def names(text: str, answer: str) -> list[Span]:
+    """Where `text` names `answer`: whole words, whatever the case, width, spacing and punctuation between.
+
+    A mark that is the only difference to another name counts: C++, C#.
+    """
+    plain = _plain(answer).strip()
+    parts = re.findall(r"[^\W_]+", plain)
+    if not parts:
+        parts = [plain] if plain else []
+    elif mark := re.search(r"[+#]+$", plain):
+        parts[-1] += mark[0]
+    if not parts:
+        return []
+    head = r"(?<![^\W_])" if _spaced(parts[0][0]) else ""
+    tail = r"(?![^\W_])" if _spaced(parts[-1][-1]) else ""
+    pattern = head + r"[\W_]+".join(map(re.escape, parts)) + tail
+    return [found.span() for found in re.finditer(pattern, _plain(text))]
+
+
+def _spaced(character: str) -> bool:
+    return character.isalnum() and character < UNSPACED
+
+
+def first_sentence(text: str) -> int:
+    """Where the first sentence that says anything ends, in the text as it is compared."""
+    plain = _plain(text)
+    lead = len(plain) - len(plain.lstrip())
+    found = SENTENCE_END.search(plain, lead)
+    return found.end() if found else len(plain)
+
+
+def answered(text: str, right: Sequence[str], wrong: str | None) -> tuple[bool, bool]:
+    """Whether the first sentence names the right answer (in a spelling of it) before any wrong one; and whether it
+    names the wrong one at all.
+
+    A name inside a longer one is not said: " New York" names New York, not York.
+
+    >>> answered(" Lyon, not Paris. Paris is", ["Lyon"], "Paris"), answered(" Paris (not Lyon).", ["Lyon"], "Paris")
+    ((True, True), (False, True))
+    """
+    end = first_sentence(text)
+    good = [span for one in right for span in names(text, one)]
+    bad = names(text, wrong) if wrong else []
+    first, against = _first(good, bad, end), _first(bad, good, end)
+    return first < end and first <= against, against < end
+
+
+def _first(spans: Sequence[Span], others: Sequence[Span], end: int) -> int:
+    """Where the first of the spans begins that lies in none of the others that is longer; `end` where none does."""
+    free = [a for a, b in spans if not any(c <= a and b <= d and d - c > b - a for c, d in others)]
+    return min(free, default=end)
+
+
+def words(text: str) -> list[str]:
+    """Words and marks: what nltk's word_tokenize parts, but for English contractions."""
+    return WORD.findall(text)
+
+
+def n_gram_entropy(tokens: Sequence[str]) -> float | None:
+    """The published fluency: H2 / 3 + 2 H3 / 3, entropies in bits of the bigrams and trigrams; None under 3 words.
+
+    >>> round(n_gram_entropy(["a", "b", "a", "b", "a"]), 4)  # bigrams 2 : 2, 1 bit; trigrams 2 : 1, 0.9183 bits
+    0.9455
+    """
+    if len(tokens) < 3:
+        return None
+    return (_entropy(tokens, 2) + 2 * _entropy(tokens, 3)) / 3
+
+
+def _entropy(tokens: Sequence[str], n: int) -> float:
+    counts = Counter(zip(*(tokens[at:] for at in range(n)), strict=False))
+    total = sum(counts.values())
+    return -sum(count / total * math.log2(count / total) for count in counts.values())
+
+
+def document_weights(documents: Sequence[str]) -> dict[str, float]:
+    """idf of every word over the documents, smoothed: ln((1 + n) / (1 + df)) + 1."""
+    found = Counter(word for text in documents for word in set(words(text.casefold())))
+    return {word: math.log((1 + len(documents)) / (1 + count)) + 1 for word, count in found.items()}
+
+
+def cosine(one: str, other: str, weights: Mapping[str, float]) -> float:
+    """Cosine of the tf-idf vectors of two texts; words that no document has weigh nothing."""
+    a, b = (_vector(text, weights) for text in (one, other))
+    length = math.sqrt(sum(v * v for v in a.values())) * math.sqrt(sum(v * v for v in b.values()))
+    return sum(value * b.get(word, 0.0) for word, value in a.items()) / length if length else 0.0
+
+
+def _vector(text: str, weights: Mapping[str, float]) -> dict[str, float]:
+    counts = Counter(words(text.casefold()))
+    return {word: count * weights[word] for word, count in counts.items() if word in weights}
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()

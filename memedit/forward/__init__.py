@@ -1,0 +1,1 @@
+"""Batched partial forwards of a model; no policy."""

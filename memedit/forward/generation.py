@@ -1,0 +1,101 @@
+"""Writing on from prompts: many at once, each token after kept keys and values, nothing ever padded.
+
+Prompts of equal length share a launch, and a beginning that many share runs once (see scoring, also for models whose
+keys and values cannot be gone on from). What a prompt gets does not depend on its company: greedy decoding has no
+choice, and a drawn token comes from a generator of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from memedit.forward.passes import run
+from memedit.forward.scoring import Ids, lead_cache, leads, picked, proved, run_on, together
+from memedit.model.load import LanguageModel
+
+
+@torch.no_grad()
+def write(
+    lm: LanguageModel,
+    prompts: Sequence[Ids],
+    tokens: int,
+    *,
+    top_k: int = 1,
+    seed: int = 0,
+    seen: Callable[[int], None] | None = None,
+) -> list[Ids]:
+    """What the model writes after each prompt: at most `tokens` tokens, up to one that ends a text, which is left out.
+
+    `top_k` 1 is greedy decoding; else each token is drawn from the `top_k` likeliest by a generator seeded with `seed`
+    and the prompt. A model with a longest row writes no further than that.
+    """
+    room = {ids: tokens if (most := lm.anatomy.positions) is None else min(tokens, most - len(ids)) for ids in prompts}
+    found: dict[Ids, Ids] = {ids: () for ids, left in room.items() if left <= 0}
+    unique = [ids for ids in room if ids not in found]
+    shares = proved(lm, [(ids[:-2], [ids[-2:]]) for ids in unique if len(ids) > 2])
+    for lead, group in leads(unique) if shares else [(0, unique)]:
+        start = lead_cache(lm, group[0][:lead])
+        for chosen in together(group, lead, tokens):
+            draws = [_generator(seed, prompt) for prompt in chosen] if top_k > 1 else None
+            cache = picked(start, [0] * len(chosen)) if shares else None
+            lines = _write(lm, torch.tensor([prompt[lead:] for prompt in chosen]), cache, room[chosen[0]], top_k, draws)
+            found |= dict(zip(chosen, lines, strict=True))
+            if seen:
+                seen(len(chosen))
+    return [found[prompt] for prompt in prompts]
+
+
+def ends(lm: LanguageModel) -> set[int]:
+    """Tokens that end a text: the tokenizer's EOS and those of the model's generation config, such as a turn's end."""
+    named: int | list[int] | None = getattr(lm.model.generation_config, "eos_token_id", None)
+    several = named if isinstance(named, list) else [named]
+    return {token for token in (lm.tokenizer.eos_token_id, *several) if isinstance(token, int)}
+
+
+def _write(
+    lm: LanguageModel,
+    ids: Tensor,
+    cache: DynamicCache | None,
+    room: int,
+    top_k: int,
+    draws: list[torch.Generator] | None,
+) -> list[Ids]:
+    """What follows rows of ids (B, T) behind what the cache holds; by whole forwards where there is none."""
+    stops = ends(lm)
+    written: list[list[int]] = [[] for _ in ids]
+    ended = [False] * len(ids)
+    for _ in range(room):
+        if cache is None:
+            logits = run(lm, ids, logits_to_keep=1).logits[:, -1].float()
+        else:
+            logits = run_on(lm, ids, cache, keep=1)[:, 0]
+        picks = _pick(logits, top_k, draws)
+        for row, token in enumerate(picks):
+            ended[row] = ended[row] or token in stops
+            if not ended[row]:
+                written[row].append(token)
+        if all(ended):
+            break
+        new = torch.tensor(picks)[:, None]
+        ids = torch.cat([ids, new], 1) if cache is None else new
+    return [tuple(line) for line in written]
+
+
+def _pick(logits: Tensor, top_k: int, draws: list[torch.Generator] | None) -> list[int]:
+    """The next token of each row, logits (B, V)."""
+    if draws is None:
+        return logits.argmax(-1).tolist()
+    values, tokens = logits.cpu().topk(min(top_k, logits.shape[-1]))
+    shares = values.softmax(-1)
+    return [int(tokens[row, torch.multinomial(shares[row], 1, generator=draw)]) for row, draw in enumerate(draws)]
+
+
+def _generator(seed: int, prompt: Ids) -> torch.Generator:
+    mixed = seed
+    for token in prompt:
+        mixed = (mixed * 1_000_003 + token + 1) % (1 << 63)
+    return torch.Generator().manual_seed(mixed)

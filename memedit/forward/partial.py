@@ -1,0 +1,250 @@
+"""Running a part of a model by its own forward: some blocks stand aside, earlier tokens are keys and values kept.
+
+Masks, rotary tables, soft caps, norms and the head stay the model's own, so no family's attention is written again.
+Rows are aligned on the right: a row's last token is in the last column, padding is on the left, and the distance of
+two columns is the distance of two positions, which sliding windows and ALiBi read off the columns.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from memedit.forward.passes import Reached, replaced
+from memedit.model.load import LanguageModel
+
+KeysValues = dict[int, tuple[Tensor, Tensor]]
+"""layer -> keys, values, each (R, heads, tokens, width of a head)."""
+
+
+def picked(kept: KeysValues, lines: Tensor) -> KeysValues:
+    """Some of the rows."""
+    return {
+        layer: (keys[lines.to(keys.device)], values[lines.to(values.device)]) for layer, (keys, values) in kept.items()
+    }
+
+
+class Kept(Cache):
+    """Keys and values of earlier tokens, read only: `update` answers with them and the new ones.
+
+    Of the layers in `record` the answers are noted in `seen`.
+    """
+
+    def __init__(self, kept: KeysValues, length: int, record: Sequence[int] = ()) -> None:
+        super().__init__(layers=[])
+        self.kept, self.length, self.record = kept, length, record
+        self.seen: KeysValues = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        if self.length:
+            # A model spread over devices has each block's where that block is.
+            keys, values = (one.to(key_states.device) for one in self.kept[layer_idx])
+            key_states, value_states = torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+        if layer_idx in self.record:
+            self.seen[layer_idx] = key_states, value_states
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
+        count = query_length if isinstance(query_length, int) else query_length.shape[0]
+        return self.length + count, 0
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        return -1
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        return [False] * max(len(self.kept), 1)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+
+@contextmanager
+def spliced(lm: LanguageModel, forwards: dict[int, Any]) -> Generator[None]:
+    """Replace the forward of some blocks; the blocks keep every attribute that the model reads off them."""
+    blocks: Any = lm.model.get_submodule(lm.anatomy.blocks)
+    with ExitStack() as stack:
+        for index, forward in forwards.items():
+            stack.enter_context(replaced(blocks[index], forward))
+        yield
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Rows with their last token in the last column; T columns are run, after P columns that are kept."""
+
+    ids: Tensor  # (R, T)
+    mask: Tensor  # (R, P + T) 1 where a token is
+    positions: Tensor  # (R, T)
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], columns: int, lengths: Sequence[int], width: int) -> Aligned:
+        """The last `columns` ids of each row, of `lengths` tokens in all, in `width` columns in all."""
+        ids = torch.zeros(len(rows), columns, dtype=torch.long)
+        for number, row in enumerate(rows):
+            seen = row[-columns:]
+            ids[number, columns - len(seen) :] = torch.tensor(seen)
+        first = width - torch.tensor(lengths)[:, None]
+        at = torch.arange(width)[None] - first
+        return cls(ids, (at >= 0).long(), at[:, width - columns :].clamp_min(0))
+
+    def to(self, device: torch.device) -> Aligned:
+        """On another device."""
+        return Aligned(self.ids.to(device), self.mask.to(device), self.positions.to(device))
+
+    def pick(self, lines: Tensor) -> Aligned:
+        """Some of the rows."""
+        return Aligned(self.ids[lines], self.mask[lines], self.positions[lines])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """States (R, T, D) put in the place of what block `layer` gives; `in_tuple` where blocks of the family do so."""
+
+    layer: int
+    states: Tensor
+    in_tuple: bool
+
+    def forwards(self) -> dict[int, Any]:
+        """Stand-ins for the blocks up to `layer`."""
+
+        def below(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+            return (hidden_states, None) if self.in_tuple else hidden_states
+
+        def at(*_: Any, **__: Any) -> Any:
+            return (self.states, None) if self.in_tuple else self.states
+
+        return {**dict.fromkeys(range(self.layer), below), self.layer: at}
+
+
+def run_part(
+    lm: LanguageModel,
+    rows: Aligned,
+    cache: Kept,
+    *,
+    entry: Entry | None = None,
+    reads: tuple[int, Tensor] | None = None,
+) -> Tensor | None:
+    """The model's forward over aligned rows, after `cache`, from an entry on.
+
+    reads: how many last columns the head may see, and which of their cells (flat, row by row) it runs at -> logits
+    (cells, V). Without it the forward ends before the head, or where a `capture` stops it, and gives None.
+    """
+    head: Any = lm.model.get_output_embeddings()
+
+    def only(_module: Any, args: Any) -> Any:
+        if reads is None:
+            raise Reached
+        states: Tensor = args[0]
+        return (states.reshape(-1, states.shape[-1])[reads[1].to(states.device)][None], *args[1:])
+
+    with ExitStack() as stack:
+        if entry is not None:
+            stack.enter_context(spliced(lm, entry.forwards()))
+        stack.callback(head.register_forward_pre_hook(only).remove)
+        try:
+            output = lm.model(
+                input_ids=rows.ids, attention_mask=rows.mask, position_ids=rows.positions, use_cache=True,
+                logits_to_keep=reads[0] if reads else 1, **{cache_name(lm): cache},
+            )  # fmt: skip
+        except Reached:
+            return None
+    return output.logits[0]
+
+
+def blocks_give_tuples(lm: LanguageModel) -> bool:
+    """Whether the family's blocks give their states first in a tuple; read off one token."""
+    seen: list[Any] = []
+
+    def stop(_module: Any, _args: Any, output: Any) -> None:
+        seen.append(output)
+        raise Reached
+
+    handle = lm.model.get_submodule(f"{lm.anatomy.blocks}.0").register_forward_hook(stop)
+    try:
+        with torch.no_grad():
+            run_part(lm, Aligned.of([(0,)], 1, [1], 1).to(lm.device), Kept({}, 0))
+    finally:
+        handle.remove()
+    return not isinstance(seen[0], Tensor)
+
+
+def cache_name(lm: LanguageModel) -> str:
+    """What the model's forward calls its keys and values: transformers renamed it on the way from 5.17 to 5.24."""
+    forward: Any = type(lm.model).forward
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Beginnings that rows have in common, so that each is run once: row n begins with prefixes[of[n]].
+
+    Some may be empty; those are not run, and rows that have one attend to nothing before them.
+    """
+
+    prefixes: list[tuple[int, ...]]
+    of: list[int]
+
+    @classmethod
+    def among(cls, heads: Sequence[tuple[int, ...]], columns: int) -> Shared:
+        """heads: what of each row may be shared; rows n, n + columns, n + 2 columns, ... are asked for one prefix."""
+        prefixes = [_common(heads[column::columns]) for column in range(min(columns, len(heads)))]
+        return cls(prefixes, [number % columns for number in range(len(heads))])
+
+    @property
+    def width(self) -> int:
+        """Columns that the longest takes."""
+        return max(map(len, self.prefixes), default=0)
+
+    @property
+    def lines(self) -> list[int]:
+        """For each prefix, its row among those that are run; any row for an empty one, whose columns are masked."""
+        rows = [n for n, prefix in enumerate(self.prefixes) if prefix]
+        return [rows.index(n) if prefix else 0 for n, prefix in enumerate(self.prefixes)]
+
+    def aligned(self, device: torch.device) -> Aligned:
+        """The prefixes that are run, as rows."""
+        run = [prefix for prefix in self.prefixes if prefix]
+        return Aligned.of(run, self.width, [len(prefix) for prefix in run], self.width).to(device)
+
+
+def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest common beginning: that of the first and the last in order."""
+    first, last = min(rows), max(rows)
+    equal = 0
+    while equal < len(first) and first[equal] == last[equal]:
+        equal += 1
+    return first[:equal]
+
+
+def cut(lengths: Sequence[int], tokens: int, worth: int = 0) -> Iterator[list[int]]:
+    """Indices of rows that share a launch, right-aligned: the longest first, at most `tokens` tokens together.
+
+    A length joins the next longer one where that runs at most `worth` tokens more: what a launch costs by itself.
+    """
+    together: list[tuple[int, list[int]]] = []
+    for length in sorted(set(lengths), reverse=True):
+        rows = [index for index, one in enumerate(lengths) if one == length]
+        if together and (together[-1][0] - length) * len(rows) <= worth:
+            together[-1][1].extend(rows)
+        else:
+            together.append((length, rows))
+    for length, rows in together:
+        rows.sort()
+        parts = -(-len(rows) // max(1, tokens // max(length, 1)))
+        size = -(-len(rows) // parts)
+        yield from (rows[at : at + size] for at in range(0, len(rows), size))

@@ -1,0 +1,136 @@
+"""Rows under a change at one block: what an engine gives, and the plain engine, by whole forwards.
+
+Where in the block it is added, and how it gets into the stream, says its `Way`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, launches, module_of, output_of
+from memedit.forward.residual import Way
+from memedit.model.load import LanguageModel
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of ids; a change enters after token `at`; the next token is read after each of the last `reads` tokens."""
+
+    ids: tuple[int, ...]
+    at: int
+    reads: int
+
+    @property
+    def suffix(self) -> int:
+        """Tokens from the change on."""
+        return len(self.ids) - self.at
+
+
+class Launch(Protocol):
+    """Rows that run together."""
+
+    @property
+    def rows(self) -> list[int]:
+        """Their numbers among all."""
+        ...
+
+    def logits(self, change: Tensor) -> Tensor:
+        """change (R, D) float32 -> logits (N, V) float32, N the rows' reads, row by row."""
+        ...
+
+    def keep(self, places: Sequence[int]) -> Launch:
+        """Some of its rows, by their places in it."""
+        ...
+
+
+class Changed:
+    """Rows under a change: logits as a function of what is added on the `way`, token `at`."""
+
+    start: Tensor
+    """What the change is added to: (rows, D) float32."""
+    leaves: Tensor
+    """What leaves block L, unchanged: (rows, D) float32."""
+
+    def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[Row], shared: int) -> None:
+        self.lm, self.layer, self.rows, self.way = lm, layer, list(rows), Way(lm, layer, shared)
+        self.start, self.leaves = (torch.empty(len(rows), lm.anatomy.width) for _ in range(2))
+        self.launches: Sequence[Launch] = ()
+
+    def logits(self, change: Tensor, which: Sequence[int]) -> list[Tensor]:
+        """change (len(which), D) float32, for the rows `which` -> each row's logits (reads, V) float32."""
+        place = {row: number for number, row in enumerate(which)}
+        found: list[Tensor] = [torch.empty(0)] * len(which)
+        for launch in self.launches:
+            inside = [number for number, row in enumerate(launch.rows) if row in place]
+            if inside:
+                asked = [place[launch.rows[number]] for number in inside]
+                logits = launch.keep(inside).logits(change[torch.tensor(asked, device=change.device)])
+                parts = logits.split([self.rows[which[row]].reads for row in asked])
+                for row, part in zip(asked, parts, strict=True):
+                    found[row] = part
+        return found
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Rows of equal length, whole."""
+
+    engine: WholeForward
+    rows: list[int]
+
+    def logits(self, change: Tensor) -> Tensor:
+        return self.engine.run(self.rows, change)
+
+    def keep(self, places: Sequence[int]) -> _Whole:
+        return _Whole(self.engine, [self.rows[place] for place in places])
+
+
+class WholeForward(Changed):
+    """Rows under a change, by whole forwards with a hook at block L; rows of equal length share a launch."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        layer: int,
+        rows: Sequence[Row],
+        *,
+        shared: int = 1,
+        columns: int = 1,
+        tokens: int = TOKENS_PER_LAUNCH,
+    ) -> None:
+        super().__init__(lm, layer, rows, shared)
+        self.launches = [_Whole(self, batch) for batch in launches([len(row.ids) for row in rows], tokens)]
+        for launch in self.launches:
+            with torch.no_grad():
+                nothing = torch.zeros(len(launch.rows), lm.anatomy.width, device=lm.device)
+                self.run(launch.rows, nothing, keep_start=True)
+
+    def run(self, batch: list[int], change: Tensor, *, keep_start: bool = False) -> Tensor:
+        """The logits of rows of equal length, (reads, V)."""
+        rows = [self.rows[row] for row in batch]
+        ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
+        at, lines = torch.tensor([row.at for row in rows]), torch.arange(len(rows))
+        seen: dict[Site, Tensor] = {}
+        most = max(row.reads for row in rows)
+
+        def enter(_module: nn.Module, _args: Any, output: Any) -> Any:
+            states = output_of(output)
+            start = seen[self.way.site].reshape(states.shape)[lines, at].float()
+            if keep_start:
+                self.start[batch], self.leaves[batch] = start.cpu(), states[lines, at].float().cpu()
+            moved = self.way.moved(start.to(change.device), change).to(states.device, states.dtype)
+            changed = states.index_put((lines, at), moved, accumulate=True)
+            return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+        with capture(self.lm, [self.way.site], seen.__setitem__):  # first: it sees the block's output as it was
+            handle = module_of(self.lm, Site(self.layer, "block.out")).register_forward_hook(enter)
+            try:
+                logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
+            finally:
+                handle.remove()
+        return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])

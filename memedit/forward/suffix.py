@@ -1,0 +1,215 @@
+"""The engine of the target search: only what depends on the change is computed again.
+
+1. A vector added in block L at token p (see `Changed`) moves only tokens from p on, only in the blocks above L.
+2. So each row runs whole once (what rows share at their beginning runs once for all of them): the states that leave
+   block L are kept from p on, and above L the keys and values of the tokens before p.
+3. A step runs the model's own forward over the suffixes, blocks up to L replaced by what was kept plus the change;
+   the head runs where a token is read and nowhere else.
+4. Rows share a launch right-aligned: a shorter suffix begins some tokens before its p.
+
+`WholeForward` does the same by whole forwards: the yardstick of the probe, and the way out where a family does not
+splice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from memedit.forward.partial import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, picked, run_part
+from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, launches
+from memedit.forward.perturbed import Changed, Launch, Row, WholeForward
+from memedit.forward.residual import Way
+from memedit.model.load import LanguageModel
+
+__all__ = ["Changed", "Launch", "Row", "Suffix", "WholeForward", "choose"]
+
+AGREEMENT = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Relative, on logits: rounding is 1e-6 in float32, 1e-3 in float16, 1e-2 in bfloat16; a prefix lost is of order 1."""
+WORTH = {"cpu": 16, "cuda": 512}
+"""Tokens that run in the time a launch costs by itself: two cores on a model of width 256; a GPU on one of 4096."""
+
+
+@dataclass(frozen=True)
+class _Spliced:
+    """R rows by their suffixes of S columns, P columns of kept keys and values before them."""
+
+    lm: LanguageModel
+    way: Way
+    rows: list[int]
+    reads: list[int]
+    aligned: Aligned
+    at: Tensor  # (R,) the change's column in the suffix
+    start: Tensor  # (R, D) float32, what the change is added to
+    entry: Entry  # (R, S, D) what leaves block L
+    kept: KeysValues  # (R, heads, P, width)
+    cells: Tensor  # where the head runs, among the last max(reads) columns
+
+    def logits(self, change: Tensor) -> Tensor:
+        states = self.entry.states
+        lines = torch.arange(len(states), device=states.device)
+        moved = self.way.moved(self.start, change).to(states.dtype)
+        entered = states.index_put((lines, self.at), moved, accumulate=True)
+        before = self.aligned.mask.shape[1] - self.aligned.ids.shape[1]
+        found = run_part(
+            self.lm, self.aligned, Kept(self.kept, before), entry=replace(self.entry, states=entered),
+            reads=(max(self.reads), self.cells),
+        )  # fmt: skip
+        assert found is not None
+        return found.float()
+
+    def keep(self, places: Sequence[int]) -> _Spliced:
+        if len(places) == len(self.rows):
+            return self
+        lines = torch.tensor(places, device=self.at.device)
+        reads = [self.reads[place] for place in places]
+        return _Spliced(
+            self.lm, self.way, [self.rows[place] for place in places], reads, self.aligned.pick(lines), self.at[lines],
+            self.start[lines], replace(self.entry, states=self.entry.states[lines]),
+            picked(self.kept, lines),
+            _cells(reads).to(self.at.device),
+        )  # fmt: skip
+
+
+class Suffix(Changed):
+    """Rows under a change, by suffixes.
+
+    Rows n, n + columns, ... (one context of many edits) share what they begin with; a launch has at most `tokens`
+    suffix tokens, and rows of other lengths join it where that saves more than `worth` tokens.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        layer: int,
+        rows: Sequence[Row],
+        *,
+        shared: int = 1,
+        columns: int = 1,
+        tokens: int = TOKENS_PER_LAUNCH,
+        worth: int | None = None,
+    ) -> None:
+        super().__init__(lm, layer, rows, shared)
+        self.in_tuple = blocks_give_tuples(lm)
+        self.above = range(layer + 1, lm.anatomy.n_layers)
+        worth = WORTH.get(lm.device.type, 0) if worth is None else worth
+        with torch.no_grad():
+            made = [self._empty(batch) for batch in cut([row.suffix for row in rows], tokens, worth)]
+            self._fill(made, columns)
+        self.launches = [replace(one, start=self.start[one.rows].to(lm.device)) for one in made]
+
+    def _empty(self, batch: list[int]) -> _Spliced:
+        """A launch whose states are still to be put in; its keys and values are made when their shape is known."""
+        lm, device, ids = self.lm, self.lm.device, [self.rows[index].ids for index in batch]
+        suffixes, reads = [self.rows[n].suffix for n in batch], [self.rows[n].reads for n in batch]
+        lengths, size = [len(row) for row in ids], max(suffixes)
+        states = torch.zeros(len(batch), size, lm.anatomy.width, dtype=lm.dtype, device=device)
+        return _Spliced(
+            lm=lm,
+            way=self.way,
+            rows=batch,
+            reads=reads,
+            aligned=Aligned.of(ids, size, lengths, max(size, *lengths)).to(device),
+            at=torch.tensor([size - suffix for suffix in suffixes], device=device),
+            start=torch.empty(0),
+            entry=Entry(self.layer, states, self.in_tuple),
+            kept={},
+            cells=_cells(reads).to(device),
+        )
+
+    def _fill(self, empty: Sequence[_Spliced], columns: int) -> None:
+        """Run every row whole once, and put what its steps need into its launch."""
+        shared = Shared.among([row.ids[: row.at] for row in self.rows], columns)
+        everywhere = range(self.lm.anatomy.n_layers)
+        prefix, prefix_states = Kept({}, 0, everywhere), torch.empty(1, 0, self.lm.anatomy.width)
+        if shared.width:
+            prefix_states, _ = self._run(shared.aligned(self.lm.device), prefix)
+        prefix_states = prefix_states.to(self.lm.device, self.lm.dtype)
+        home = {row: (launch, place) for launch in empty for place, row in enumerate(launch.rows)}
+        lines_of = shared.lines
+        tails = [len(row.ids) - len(shared.prefixes[shared.of[n]]) for n, row in enumerate(self.rows)]
+        for batch in launches(tails, TOKENS_PER_LAUNCH):
+            of = torch.tensor([lines_of[shared.of[row]] for row in batch], device=self.lm.device)
+            size, ids = tails[batch[0]], [self.rows[row].ids for row in batch]
+            aligned = Aligned.of(ids, size, [len(row) for row in ids], shared.width + size).to(self.lm.device)
+            cache = Kept(picked(prefix.seen, of), shared.width, self.above)
+            before = prefix_states[of] if shared.width else prefix_states.expand(len(batch), -1, -1)
+            states, starts = self._run(aligned, cache)
+            states = torch.cat([before, states], 1)
+            lines = torch.arange(len(batch), device=states.device)
+            back = torch.tensor([self.rows[row].suffix for row in batch], device=states.device)
+            self.start[batch] = starts[lines, size - back].float().cpu()
+            self.leaves[batch] = states[lines, states.shape[1] - back].float().cpu()
+            for launch in empty:
+                mine = [number for number, row in enumerate(batch) if home[row][0] is launch]
+                if mine:
+                    _put(launch, [home[batch[number]][1] for number in mine], mine, states, cache.seen)
+
+    def _run(self, aligned: Aligned, cache: Kept) -> tuple[Tensor, Tensor]:
+        """What leaves block L, and what the change is added to, (R, T, D) both; `cache` records."""
+        seen: dict[Site, Tensor] = {}
+        after = Site(self.layer, "block.out")
+        with capture(self.lm, list(dict.fromkeys((self.way.site, after))), seen.__setitem__):
+            run_part(self.lm, aligned, cache)
+        shaped = {site: states.reshape(*aligned.ids.shape, -1).to(self.lm.device) for site, states in seen.items()}
+        return shaped[after], shaped[self.way.site]
+
+
+def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, seen: KeysValues) -> None:
+    """Put rows that ran whole, right-aligned, into a launch: suffix states, and keys and values before the suffix."""
+    kept, size = launch.entry.states, launch.aligned.ids.shape[1]
+    to, of = (torch.tensor(numbers, device=kept.device) for numbers in (places, lines))
+    columns = min(size, states.shape[1])
+    kept[to, size - columns :] = states[of, states.shape[1] - columns :]
+    before = launch.aligned.mask.shape[1] - size
+    for layer, pair in seen.items():
+        if layer not in launch.kept:
+            shape = (len(launch.rows), pair[0].shape[1], before)
+            launch.kept[layer] = (
+                pair[0].new_zeros(*shape, pair[0].shape[3]),
+                pair[1].new_zeros(*shape, pair[1].shape[3]),
+            )
+        ends = pair[0].shape[2] - size
+        columns = max(0, min(before, ends))
+        for there, here in zip(launch.kept[layer], pair, strict=True):
+            there[to.to(there.device), :, before - columns :] = here[
+                of.to(here.device), :, ends - columns : max(ends, 0)
+            ]
+
+
+def _cells(reads: Sequence[int]) -> Tensor:
+    """Flat cells of the last `reads[n]` of max(reads) columns, row by row."""
+    most = max(reads)
+    return torch.tensor([row * most + column for row, n in enumerate(reads) for column in range(most - n, most)])
+
+
+def choose(
+    lm: LanguageModel, layer: int, rows: Sequence[Row], columns: int = 1, shared: int = 1
+) -> tuple[type[Suffix] | type[WholeForward], str]:
+    """Prove the suffix engine on a few rows against whole forwards; the engine to use, and why, in words.
+
+    Twice: every suffix length by itself, and all together, some suffixes reaching into what others keep.
+    """
+    generator = torch.Generator().manual_seed(0)
+    limit = AGREEMENT[lm.dtype]
+    try:
+        whole = WholeForward(lm, layer, rows, shared=shared)
+        change = (torch.randn(whole.start.shape, generator=generator) * whole.start.std()).to(lm.device)
+        which, gap = range(len(rows)), 0.0
+        with torch.no_grad():
+            wanted = whole.logits(change, which)
+            for worth in (0, 1 << 30):
+                engine = Suffix(lm, layer, rows, shared=shared, columns=columns, worth=worth)
+                found = engine.logits(change, which)
+                gaps = [(float((a - b).abs().max()) / float(a.abs().max())) for a, b in zip(wanted, found, strict=True)]
+                gap = max(gap, *(one if one == one else float("inf") for one in gaps))
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return WholeForward, f"whole forwards (suffixes do not run on this model: {type(error).__name__})"
+    if not gap < limit:
+        return WholeForward, f"whole forwards (suffixes differ from them by {gap:.1e})"
+    return Suffix, f"suffixes (proved: they differ from whole forwards by {gap:.1e})"

@@ -1,0 +1,132 @@
+"""A look at a model: what memedit finds in it, what can be edited and why not, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from memedit.changes.compatibility import peft_carries, vllm_carries
+from memedit.config.layers import default_layers
+from memedit.config.recipe import Recipe
+from memedit.editing.resources import cache_bytes, check_weights, moment_bytes
+from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
+from memedit.model.architecture import Anatomy, find_anatomy, spans
+from memedit.model.head import look_around
+from memedit.model.load import PATTERNS, forward_dtype, load_tokenizer, locate, open_model, skeleton
+from memedit.model.probe import prove
+from memedit.progress import Silence, Tell
+from memedit.results.inspection import Block, Carrier, Costs, Head, Inspection
+from memedit.storage.checkpoint import Checkpoint
+
+
+def inspect(recipe: Recipe, *, weights: bool = True, tell: Tell | None = None) -> Inspection:
+    """Find a model's way of being, and prove it on its weights where they are here and fit.
+
+    Without `weights` the config alone is read (and fetched, from the Hub). Raises UnsupportedModelError for what is
+    no causal language model, or is quantized, or brings code of its own; all else that keeps memedit from editing it
+    stands in what is found.
+    """
+    tell, knobs = tell or Silence(), recipe.model
+    folder = locate(knobs, PATTERNS if weights else [name for name in PATTERNS if name != "*.safetensors"])
+    problems: list[str] = []
+    try:
+        load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
+    except MemeditError as error:
+        problems.append(error.message)
+    base = _stored(folder, problems)
+    model: Any = None
+    if base is not None and weights:
+        try:
+            check_weights(base, knobs)
+        except ResourceError as error:
+            tell.note(f"{error.message}: the config alone is read")
+        else:
+            with tell.phase("load"):
+                model = open_model(folder, knobs)
+    proved = model is not None
+    model = model if proved else skeleton(folder, knobs)
+    anatomy = find_anatomy(model)
+    if proved:
+        try:
+            anatomy = prove(model, anatomy)
+        except UnsupportedModelError as error:
+            problems.append(error.message)
+    return _found(recipe, model, anatomy, base, problems, proved)
+
+
+def _stored(folder: Path, problems: list[str]) -> Checkpoint | None:
+    """The checkpoint's headers, where it has weights that memedit reads."""
+    try:
+        return Checkpoint.open(folder)
+    except UsageError:
+        return None  # no weights here: a config is enough
+    except UnsupportedModelError as error:
+        problems.append(error.message)
+        return None
+
+
+def _found(
+    recipe: Recipe, model: Any, anatomy: Anatomy, base: Checkpoint | None, problems: list[str], proved: bool
+) -> Inspection:
+    around = look_around(model, anatomy, measure=proved)
+    config: Any = model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    default = default_layers(anatomy.n_layers)
+    widths = [anatomy.mlp_widths[layer] for layer in default if layer in anatomy.editable]
+    size = (forward_dtype(recipe.model) or config.dtype or model.dtype).itemsize
+    stored: dict[str, int] = {}
+    for entry in base.entries.values() if base else ():
+        stored[entry.dtype] = stored.get(entry.dtype, 0) + math.prod(entry.shape)
+    if not anatomy.editable and not problems:
+        problems.append(f"no block of this model can be edited: {anatomy.refusals[0]}")
+    return Inspection(
+        model=recipe.model.path,
+        model_type=config.model_type,
+        architecture=type(model).__name__,
+        proved=proved,
+        parameters=parameters,
+        stored=stored,
+        blocks=anatomy.blocks,
+        n_layers=anatomy.n_layers,
+        width=anatomy.width,
+        vocabulary=anatomy.vocabulary,
+        positions=anatomy.positions,
+        orientation=anatomy.layout,
+        bias=around.bias,
+        parallel=around.parallel,
+        head=Head(
+            path=around.head, norm=around.norm, tied=around.tied, bias=around.head_bias, scale=around.scale,
+            cap=around.cap,
+        ),
+        each=tuple(_block(anatomy, layer, proved) for layer in range(anatomy.n_layers)),
+        editable=spans(anatomy.editable),
+        default=spans(default),
+        peft=_carrier(*peft_carries(model, anatomy)),
+        vllm=_carrier(*vllm_carries(config.get_text_config().model_type)),
+        costs=Costs(
+            weights=parameters * size,
+            moments=moment_bytes(widths),
+            cache=cache_bytes(widths),
+            output=base.size if base else None,
+        ),
+        problems=tuple(problems),
+    )  # fmt: skip
+
+
+def _block(anatomy: Anatomy, layer: int, proved: bool) -> Block:
+    reason = anatomy.refusals[layer]
+    return Block(
+        layer=layer,
+        down_projection=anatomy.down_projections[layer] or None,
+        inputs=anatomy.mlp_widths[layer],
+        gain=anatomy.gains[layer] if proved and not reason and not anatomy.norms[layer] else None,
+        norm=anatomy.norms[layer] or None,
+        editable=not reason,
+        reason=reason or None,
+    )
+
+
+def _carrier(carries: bool | None, reason: str) -> Carrier:
+    word: Literal["yes", "no", "unknown"] = "unknown" if carries is None else "yes" if carries else "no"
+    return Carrier(carries=word, reason=reason)

@@ -1,0 +1,181 @@
+"""Where a model keeps what memedit reads and changes: found by structure, refused in words; `gains` proves it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from memedit.errors import UnsupportedModelError
+from memedit.model.norms import find_norms
+
+Layout = Literal["linear", "conv1d"]
+MIXERS = ("attention", "mamba", "conv", "recurrent", "deltanet", "mixer")
+"""In the class names of modules that carry something from token to token: what ends them is no down-projection."""
+HINT = "memedit edits decoder models with a dense down-projection in their blocks that adds to the residual stream"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Names and sizes only: picklable, printable, comparable. Layers count from 0."""
+
+    blocks: str
+    """Module path of the block list."""
+    down_projections: tuple[str, ...]
+    """Module path of every block's down-projection; empty where a block has none that can be edited."""
+    refusals: tuple[str, ...]
+    """For every block why it cannot be edited; empty where it can."""
+    layout: Layout
+    """linear: weights are (D, F) as nn.Linear's; conv1d: (F, D), turned at the seam."""
+    width: int
+    """D, the width of the residual stream."""
+    mlp_widths: tuple[int, ...]
+    """F of every block, the width of its down-projection's input; 0 where it has none."""
+    gains: tuple[float, ...]
+    """What a vector added to a down-projection's output is multiplied with where it joins the residual stream. One for
+    every block until `gains.prove` has measured it."""
+    norms: tuple[str, ...]
+    """Module path of the norm between every block's down-projection and the residual stream; empty where none is."""
+    vocabulary: int
+    positions: int | None
+    """Longest row the model takes, where it has a limit."""
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.down_projections)
+
+    @property
+    def mlp_width(self) -> int:
+        """The largest F."""
+        return max(self.mlp_widths)
+
+    @property
+    def editable(self) -> list[int]:
+        """Layers that can be edited."""
+        return [layer for layer, reason in enumerate(self.refusals) if not reason]
+
+    def require(self, layers: Sequence[int]) -> None:
+        """Raises UnsupportedModelError where one of some layers cannot be edited."""
+        for layer in layers:
+            if self.refusals[layer]:
+                hint = f"these can: --layers {spans(self.editable)}" if self.editable else HINT
+                raise UnsupportedModelError(f"layer {layer} cannot be edited: {self.refusals[layer]}", hint)
+
+    def turned(self, weight: Tensor) -> Tensor:
+        """A stored weight as (D, F), or one of (D, F) as it is stored: a view."""
+        return weight.T if self.layout == "conv1d" else weight
+
+    def parameter(self, layer: int) -> str:
+        """Name of the weight that an edit of this layer changes."""
+        return f"{self.down_projections[layer]}.weight"
+
+
+def find_anatomy(model: nn.Module) -> Anatomy:
+    """Read a model's structure; works on the meta device.
+
+    The block list is the one outermost ModuleList under the decoder with as many entries as the config has layers; a
+    block's down-projection is its last Linear or Conv1D to the model's width outside attention and lists of experts. A
+    block that has none is refused for itself. Raises UnsupportedModelError, with the reason, where there is no one
+    list, or no one kind of linear map.
+    """
+    config: Any = model.config.get_text_config()  # type: ignore[operator]
+    decoder: Any = model.get_decoder()  # type: ignore[operator]
+    width, n_layers = int(config.hidden_size), int(config.num_hidden_layers)
+    lists = [
+        (name, module)
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    # Experts, and what else a block lists, lie deeper.
+    lists = [one for one in lists if one[0].count(".") == min(name.count(".") for name, _ in lists)]
+    if len(lists) != 1:
+        raise _refused(f"{len(lists)} lists of {n_layers} blocks were found where one was expected")
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    blocks = ".".join(part for part in (prefix, lists[0][0]) if part)
+    found = [_down_projection(block, width) for block in lists[0][1]]
+    modules: list[Any] = [lists[0][1][index].get_submodule(name) for index, (name, _) in enumerate(found) if name]
+    if len({type(module) is Conv1D for module in modules}) > 1:
+        raise _refused("its down-projections are of more than one kind")
+    conv = any(type(module) is Conv1D for module in modules)
+    inner = iter([int(module.weight.shape[0 if conv else 1]) for module in modules])
+    down_projections = tuple(f"{blocks}.{index}.{name}" if name else "" for index, (name, _) in enumerate(found))
+    vocabulary = int(config.vocab_size)
+    return Anatomy(
+        blocks=blocks,
+        down_projections=down_projections,
+        refusals=tuple(reason for _, reason in found),
+        layout="conv1d" if conv else "linear",
+        width=width,
+        mlp_widths=tuple(next(inner) if name else 0 for name, _ in found),
+        gains=(1.0,) * n_layers,
+        norms=find_norms(model, blocks, down_projections, vocabulary),
+        vocabulary=vocabulary,
+        positions=getattr(config, "max_position_embeddings", None),
+    )
+
+
+def _down_projection(block: nn.Module, width: int) -> tuple[str, str]:
+    """A block's down-projection by its name, or why it has none.
+
+    What lies in a list inside a block (an expert of several) runs for some tokens only. An expert that all tokens
+    pass (a shared one) is a linear map like any other.
+    """
+    found = ""
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            wide = module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]
+            within = _parents(block, name)
+            if wide == width and not any(isinstance(parent, nn.ModuleList) or _mixes(parent) for parent in within):
+                found = name
+    if found:
+        return found, ""
+    experts = [
+        name
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 3 and not any(_mixes(parent) for parent in _parents(block, name))
+    ]
+    experts += [name for name, module in block.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    if experts:
+        said = "its MLP is a mixture of routed experts"
+        return "", f"{said} ({experts[0]}): a token passes a few of them only, so no one weight serves its key"
+    return "", f"it has no linear map to the model's width {width} outside attention"
+
+
+def _mixes(module: nn.Module) -> bool:
+    return any(word in type(module).__name__.lower() for word in MIXERS)
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Layers as they are written after --layers: 0-2,5."""
+    found: list[list[int]] = []
+    for layer in layers:
+        if found and layer == found[-1][-1] + 1:
+            found[-1].append(layer)
+        else:
+            found.append([layer])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
+
+
+def _parents(block: nn.Module, name: str) -> list[nn.Module]:
+    parts = name.split(".")[:-1]
+    return [block.get_submodule(".".join(parts[: n + 1])) for n in range(len(parts))]
+
+
+def _refused(reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"this model cannot be edited: {reason}", HINT)
+
+
+def output_projection(block: nn.Module, width: int) -> str | None:
+    """The last linear map to the model's width inside a block's attention."""
+    found: str | None = None
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            wide = module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]
+            ways = name.split(".")[:-1]
+            within = [block.get_submodule(".".join(ways[: n + 1])) for n in range(len(ways))]
+            if wide == width and any("attention" in type(parent).__name__.lower() for parent in within):
+                found = name
+    return found

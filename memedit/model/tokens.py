@@ -1,0 +1,211 @@
+"""Prompts as token ids: where the subject's last token is, and which ids an object has there.
+
+The subject is located by character offsets of the whole prompt and proved by decoding; objects are joined to
+prompts as ids, never by decoding and encoding again.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from memedit.edits.edit import EditRequest
+from memedit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that met a tokenizer: its ids (BOS included where the family adds one) and the subject's last token."""
+
+    ids: tuple[int, ...]
+    subject_at: int
+    merged: bool = False
+    """The subject's last token holds characters that follow the subject."""
+    subject_from: int = 0
+    """The subject's first token."""
+
+    @property
+    def head(self) -> tuple[int, ...]:
+        """The ids up to and with the subject's last token: all that a key depends on."""
+        return self.ids[: self.subject_at + 1]
+
+
+class SubjectLost(ValueError):  # noqa: N818 - a finding, turned into words by the plan
+    """The tokenizer's offsets do not lead to the subject."""
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, request: EditRequest, *, context: str = "", chat: bool = False
+) -> Prompt:
+    """The request's prompt after `context`, as ids. Raises SubjectLost when its subject cannot be found and proved."""
+    head, tail = request.frame
+    return encode(tokenizer, context + head, request.subject, tail, chat=chat)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, head: str, subject: str, tail: str, *, chat: bool = False) -> Prompt:
+    """`head + subject + tail` as ids, with the position of the subject's last token."""
+    text, start = head + subject + tail, len(head)
+    if chat:
+        text, offset = in_chat(tokenizer, text)
+        start += offset
+    ids, offsets = _tokens(tokenizer, text, special=not chat)
+    end = start + len(subject.rstrip())
+    inside = [index for index, (a, b) in enumerate(offsets) if a < end and b > a and b > start]
+    if not inside:
+        raise SubjectLost(f"no token of {text!r} lies in the subject {subject!r}")
+    at = inside[-1]
+    merged = offsets[at][1] > end
+    said, wanted = _bare(str(tokenizer.decode(ids[: at + 1]))), _bare(subject)
+    if not (wanted in said if merged else said.endswith(wanted)):
+        raise SubjectLost(f"decoding the tokens up to the subject gives {said[-40:]!r}, not {subject!r}")
+    return Prompt(tuple(ids), at, merged, inside[0])
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool = False) -> tuple[int, ...]:
+    """A whole prompt as ids, BOS as the family has it, no EOS at its end."""
+    if chat:
+        text, _ = in_chat(tokenizer, text)
+    return tuple(_tokens(tokenizer, text, special=not chat)[0])
+
+
+def encode_bare(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """A text as ids with nothing put before or after it."""
+    return tuple(_tokens(tokenizer, text, special=False)[0])
+
+
+def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Ids as the text they stand for."""
+    return str(tokenizer.decode(list(ids)))
+
+
+def in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
+    """The rendered chat template with `text` as a user turn, and where `text` begins in it."""
+    rendered = _rendered(tokenizer, [{"role": "user", "content": text}])
+    bare = text.strip()  # some templates strip what a user says
+    at = rendered.rfind(bare)
+    if at < 0:
+        raise SubjectLost("the chat template changes the prompt's text")
+    return rendered, at - text.find(bare)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    """Turns of a talk as the template writes them, up to where the model speaks. Raises UsageError where it cannot."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        hint = "leave --chat out, or put the model's chat_template.jinja into its folder"
+        raise UsageError("the tokenizer of this model has no chat template", hint)
+    open_ = turns[-1]["role"] == "user"
+    try:
+        found: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_)
+    except (TemplateError, ValueError, TypeError) as error:
+        said = f"the chat template takes no talk that begins with the user: {error}"
+        raise UsageError(said, "mend the template, or leave --chat out") from error
+    return str(found)
+
+
+def _gap(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The space that the template leaves before what the model says, which it writes itself: "[/INST]" has one."""
+    asked = [{"role": "user", "content": "x"}]
+    question = _rendered(tokenizer, asked)
+    whole = _rendered(tokenizer, [*asked, {"role": "assistant", "content": "y"}])
+    rest = whole.removeprefix(question)
+    gap = rest[: len(rest) - len(rest.lstrip())]
+    return gap if whole.startswith(question) and rest.lstrip().startswith("y") else ""
+
+
+def object_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    prompt_ids: tuple[int, ...],
+    answer: str,
+    *,
+    chat: bool = False,
+) -> tuple[int, ...]:
+    """The ids that follow `prompt_ids` when `answer` follows `text`.
+
+    Read off the encoding of the whole where that begins with the prompt's own ids; else (the border merges) the
+    answer's ids alone. A space is put between them unless the prompt ends in one or the script has none.
+    """
+    glue = _gap(tokenizer) if chat else _glue(text, answer)
+    if chat:
+        text, _ = in_chat(tokenizer, text)
+    whole = tuple(_tokens(tokenizer, text + glue + answer, special=not chat)[0])
+    return _beyond(tokenizer, prompt_ids, whole, glue + answer)
+
+
+def encode_questions(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[str, Sequence[str]]], *, chat: bool = False
+) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+    """Prompts and the answers to each as ids: `encode_text` and `object_ids` of every one, tokenized together."""
+    texts = [in_chat(tokenizer, text)[0] if chat else text for text, _ in questions]
+    gap = _gap(tokenizer) if chat and questions else ""
+    glued = [[(gap if chat else _glue(text, answer)) + answer for answer in answers] for text, answers in questions]
+    wholes = [text + tail for text, tails in zip(texts, glued, strict=True) for tail in tails]
+    prompts = [tuple(ids) for ids, _ in _batch(tokenizer, texts, special=not chat)]
+    ends = iter(_batch(tokenizer, wholes, special=not chat))
+    return [
+        (ids, [_beyond(tokenizer, ids, tuple(next(ends)[0]), tail) for tail in tails])
+        for ids, tails in zip(prompts, glued, strict=True)
+    ]
+
+
+def _glue(text: str, answer: str) -> str:
+    return " " if _spaced(text, answer) else ""
+
+
+def _beyond(
+    tokenizer: PreTrainedTokenizerBase, prompt: tuple[int, ...], whole: tuple[int, ...], answer: str
+) -> tuple[int, ...]:
+    if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
+        return whole[len(prompt) :]
+    return tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+
+
+def _spaced(text: str, answer: str) -> bool:
+    if not text or text[-1].isspace() or answer[:1].isspace():
+        return False
+    border = (text[-1], answer[:1])
+    # Han, kana, Thai and their kin are written without spaces; an opening quote takes none after it either.
+    return not any(unicodedata.category(c) == "Lo" and not _is_rtl(c) and ord(c) > 0xE00 for c in border) and (
+        text[-1] not in '([{"“«‘' or (text.count('"') % 2 == 0 and text[-1] == '"')
+    )
+
+
+def _is_rtl(character: str) -> bool:
+    return unicodedata.bidirectional(character) in ("R", "AL")
+
+
+_Encoded = tuple[list[int], list[tuple[int, int]]]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> _Encoded:
+    return _batch(tokenizer, [text], special=special)[0]
+
+
+def _batch(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[_Encoded]:
+    """Ids and character offsets of each text, BOS as the family has it, no EOS at its end."""
+    if not texts:
+        return []
+    encoded: Any = tokenizer(
+        texts, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True
+    )
+    names = ("input_ids", "offset_mapping", "special_tokens_mask")
+    return [_trimmed(*row) for row in zip(*(encoded[name] for name in names), strict=True)]
+
+
+def _trimmed(ids: list[int], offsets: list[tuple[int, int]], special: list[int]) -> _Encoded:
+    end = len(ids)
+    while end and offsets[end - 1][0] == offsets[end - 1][1] and special[end - 1]:
+        end -= 1  # an EOS that the tokenizer puts after every text is no part of a prompt
+    return list(ids[:end]), [(a, b) for a, b in offsets[:end]]
+
+
+def _bare(text: str) -> str:
+    """Letters as they compare: tokenizers may normalize forms, case and spaces."""
+    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()

@@ -1,0 +1,1 @@
+"""What commands return: plain values that turn into JSON."""

@@ -1,1 +1,0 @@
-"""One verb a file: a model and values in, values out; never a path."""

@@ -1,0 +1,1 @@
+"""Causal tracing, and the layers it suggests to edit."""

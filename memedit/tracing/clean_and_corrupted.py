@@ -1,0 +1,164 @@
+"""One prompt run clean and corrupted: what causal tracing keeps of both.
+
+One forward holds the clean row, the corrupted rows (noise on the embeddings of the subject's tokens), and the corrupted
+rows twice more: in every block those enter with the corrupted run's states and have their MLP's, or their attention's,
+output put back to the clean row's. So what a block would pass on, restored, is known for all layers and tokens at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from memedit.forward.partial import cache_name, spliced
+from memedit.forward.passes import output_of
+from memedit.model.forward_hooks import hooked
+from memedit.model.load import LanguageModel
+from memedit.tracing.parts import PARTS, Part, Parts
+
+Kind = Literal["hidden", "mlp", "attention", "mlp severed", "attention severed"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and its answer, as ids."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    first: int
+    """The subject's first token."""
+    last: int
+    """The subject's last token."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """What is run: the answer's last token is read, never fed."""
+        return self.prompt + self.answer[:-1]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is put back: at `token`, the state after `layer`, or the output of a part in each layer of its window.
+
+    The severed kinds put the state back and hold a part's output at that token to the corrupted run's, above it.
+    """
+
+    kind: Kind
+    layer: int
+    token: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A question under noise: the noise (S, subject's tokens, width) float32, and windows (first, last) per layer."""
+
+    question: Question
+    noise: Tensor
+    windows: tuple[tuple[int, int], ...]
+
+    def put(self, cell: Cell) -> tuple[int, Part | None, range]:
+        """The layer that a cell enters after; the part whose output is held, and in which layers above."""
+        first, last = self.windows[cell.layer]
+        if cell.kind in ("mlp", "attention"):
+            return first, cell.kind, range(first + 1, last + 1)
+        part: Part | None = None if cell.kind == "hidden" else "mlp" if cell.kind == "mlp severed" else "attention"
+        return cell.layer, part, range(cell.layer + 1, len(self.windows) if part else 0)
+
+
+class Runs:
+    """The clean run and the corrupted runs of one trial; S samples, N tokens, D the model's width."""
+
+    clean: float
+    """Probability of the answer, joint over its tokens."""
+    low: Tensor
+    """(S,) float32: the same under each sample of noise."""
+
+    @torch.no_grad()
+    def __init__(self, lm: LanguageModel, parts: Parts, trial: Trial) -> None:
+        question, samples = trial.question, len(trial.noise)
+        self.clean_after: list[Tensor] = []  # per layer (N, D)
+        self.after: list[Tensor] = []  # per layer (S, N, D)
+        self.entries: dict[Part, list[Tensor]] = {part: [] for part in PARTS}  # per layer (S, N, D)
+        self.clean_outputs: dict[Part, list[Tensor]] = {part: [] for part in PARTS}  # per layer (N, D)
+        self.outputs: dict[Part, list[Tensor]] = {part: [] for part in PARTS}  # per layer (S, N, D)
+        self.in_tuple = False
+        rows = 1 + 3 * samples
+        ids = torch.tensor([question.ids], device=lm.device).expand(rows, -1)
+        corrupted = slice(1, 1 + samples)
+        extra = {part: slice(1 + n * samples, 1 + (n + 1) * samples) for n, part in enumerate(PARTS, start=1)}
+
+        def block(original: Any) -> Any:
+            def forward(hidden_states: Tensor, *args: Any, **options: Any) -> Any:
+                again = hidden_states[corrupted]
+                output = original(torch.cat([hidden_states[: 1 + samples], again, again]), *args, **options)
+                states = output_of(output)
+                self.in_tuple = not isinstance(output, Tensor)
+                self.clean_after.append(states[0])
+                self.after.append(states[corrupted])
+                for part in PARTS:
+                    self.entries[part].append(states[extra[part]])
+                return output
+
+            return forward
+
+        def keep(part: Part) -> Any:
+            def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
+                # Some families add to an output in place: what is kept must not be what they are given.
+                states = output.reshape(rows, len(question.ids), -1).clone()
+                self.clean_outputs[part].append(states[0].clone())
+                self.outputs[part].append(states[corrupted].clone())
+                states[extra[part]] = states[0]
+                return states.view_as(output)
+
+            return hook
+
+        hooks = {path: keep(part) for part in PARTS for path in parts.of(part)}
+        blocks: Any = lm.model.get_submodule(lm.anatomy.blocks)
+        forwards = {layer: block(module.forward) for layer, module in enumerate(blocks)}
+        cache = DynamicCache()
+        with noised(lm, trial, 1, 1 + samples), hooked(lm, hooks), spliced(lm, forwards):
+            found = answer_probability(lm, question, input_ids=ids, use_cache=True, **{cache_name(lm): cache})
+        self.clean, self.low = float(found[0]), found[corrupted].cpu()
+        layers: list[Any] = list(cache.layers)
+        self.kept = [(layer.keys[corrupted], layer.values[corrupted]) for layer in layers]
+
+
+@contextmanager
+def noised(lm: LanguageModel, trial: Trial, start: int, stop: int) -> Generator[None]:
+    """The noise added to the embeddings of the subject's tokens in rows [start, stop); samples repeat down the rows."""
+    question = trial.question
+
+    def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
+        moved, count = output.clone(), (stop - start) // len(trial.noise)
+        noise = trial.noise.to(output.device, output.dtype)
+        moved[start:stop, question.first : question.last + 1] += noise.repeat(count, 1, 1)
+        return moved
+
+    embedding: Any = lm.model.get_input_embeddings()
+    handle = embedding.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def answer_probability(lm: LanguageModel, question: Question, **inputs: Any) -> Tensor:
+    """One forward; the probability of the answer in each row, joint over its tokens: (rows,) float32."""
+    reads = len(question.answer)
+    logits = lm.model(**inputs, logits_to_keep=reads).logits[:, -reads:].float()
+    wanted = torch.tensor(question.answer, device=logits.device).expand(len(logits), -1)
+    return logits.log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0].sum(1).exp()
+
+
+@torch.no_grad()
+def embedding_spread(lm: LanguageModel, subjects: Sequence[tuple[int, ...]]) -> float:
+    """Standard deviation of all coordinates of the embeddings of some subjects' tokens; equal subjects count once."""
+    embedding: Any = lm.model.get_input_embeddings()
+    ids = torch.tensor([token for subject in dict.fromkeys(subjects) for token in subject], device=lm.device)
+    return float(embedding(ids[None]).float().std())

@@ -1,0 +1,159 @@
+"""Causal tracing, a fact at a time: which states carry an answer from the subject to the end of the prompt.
+
+Meng et al. 2022, section 2 (kmeng01/memit, experiments/causal_trace.py): noise on the embeddings of the subject's
+tokens takes the answer away; a clean state put back brings some of it again. For an answer of several tokens the
+probability is joint over them; for one of one token this is the published definition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from memedit.config.recipe import TraceKnobs
+from memedit.edits.edit import EditRequest, Finding
+from memedit.edits.lint import lint
+from memedit.errors import EditListError
+from memedit.forward.passes import continuations, likeliest_next
+from memedit.model.load import LanguageModel
+from memedit.model.tokens import Prompt, SubjectLost, encode_prompt, object_ids
+from memedit.numerics.effects import windows
+from memedit.tracing.clean_and_corrupted import Cell, Kind, Question, Trial, embedding_spread
+from memedit.tracing.engines import Engine
+from memedit.tracing.parts import Parts
+
+TABLES: tuple[Kind, ...] = ("hidden", "mlp", "attention")
+"""Kinds with a score at each token and layer."""
+SEVERED: tuple[Kind, ...] = ("mlp severed", "attention severed")
+"""Kinds with a score at each layer, at the last subject token."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A record whose answer the model says."""
+
+    request: EditRequest
+    question: Question
+    answer: str
+    source: Literal["object_old", "object", "own"]
+
+
+def find_facts(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    findings: Sequence[Finding] = (),
+    *,
+    chat: bool = False,
+    own: bool = False,
+) -> tuple[list[Fact], list[EditRequest]]:
+    """What can be traced, and the records whose answer the model does not say.
+
+    The answer is the old object; without one the object where the model says it, else the model's own next token.
+    With `own` it is that for every record. Raises EditListError with everything that is wrong.
+    """
+    prompts = _prompts(lm, requests, findings, chat, own)
+    answers = (
+        [] if own else [_answer(lm, request, prompt, chat) for request, prompt in zip(requests, prompts, strict=True)]
+    )
+    said = continuations(lm, [(prompt.ids, ids) for prompt, ids in zip(prompts, answers, strict=not own)])
+    knows = [bool(one.likeliest.all()) for one in said] or [False] * len(requests)
+    lacks = [n for n, request in enumerate(requests) if not knows[n] and (own or not request.object_old)]
+    tokens = dict(zip(lacks, likeliest_next(lm, [prompts[n].ids for n in lacks]), strict=True))
+    facts: list[Fact] = []
+    unknown: list[EditRequest] = []
+    for n, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+        if knows[n]:
+            text, source = _wanted(request), "object_old" if request.object_old else "object"
+            facts.append(Fact(request, _question(prompt, answers[n]), text, source))
+        elif n in tokens:
+            text = str(lm.tokenizer.decode([tokens[n]]))
+            facts.append(Fact(request, _question(prompt, (tokens[n],)), text, "own"))
+        else:
+            unknown.append(request)
+    return facts, unknown
+
+
+def _wanted(request: EditRequest) -> str:
+    return request.object_old or request.object
+
+
+def _answer(lm: LanguageModel, request: EditRequest, prompt: Prompt, chat: bool) -> tuple[int, ...]:
+    return object_ids(lm.tokenizer, request.text, prompt.ids, _wanted(request), chat=chat)
+
+
+def _prompts(
+    lm: LanguageModel, requests: Sequence[EditRequest], findings: Sequence[Finding], chat: bool, own: bool
+) -> list[Prompt]:
+    passed = {"E106", "E104"} if own else {"E106"}
+    found = [one for one in (*findings, *lint(requests)) if one.severity == "error" and one.code not in passed]
+    flawed = {finding.edit for finding in found}
+    room, prompts = lm.anatomy.positions, list[Prompt]()
+    for request in requests:
+        if request.id in flawed:
+            continue
+        try:
+            prompt = encode_prompt(lm.tokenizer, request, chat=chat)
+        except SubjectLost as error:
+            found.append(request.finding("E120", str(error)))
+            continue
+        prompts.append(prompt)
+        length = len(prompt.ids) + (1 if own else len(_answer(lm, request, prompt, chat)))
+        if room is not None and length > room:
+            said = f"prompt and answer are {length:,} tokens long; {room:,} fit into this model"
+            found.append(request.finding("E121", said))
+    if not requests:
+        raise EditListError("there are no facts to trace", "give a list that holds some", tuple(found))
+    if found:
+        count = "1 error" if len(found) == 1 else f"{len(found)} errors"
+        raise EditListError(f"the list of facts has {count}", "mend the lines above", tuple(found))
+    return prompts
+
+
+def _question(prompt: Prompt, answer: tuple[int, ...]) -> Question:
+    return Question(prompt.ids, answer, prompt.subject_from, prompt.subject_at)
+
+
+def noise_scale(lm: LanguageModel, facts: Sequence[Fact], knobs: TraceKnobs) -> float:
+    """The noise's standard deviation: as given, or so many of the subjects' embeddings' in these prompts."""
+    number, relative = knobs.noise_value
+    if not relative:
+        return number
+    subjects = [fact.question.prompt[fact.question.first : fact.question.last + 1] for fact in facts]
+    return number * embedding_spread(lm, subjects)
+
+
+def trial_of(lm: LanguageModel, fact: Fact, scale: float, knobs: TraceKnobs, seed: int, width: int) -> Trial:
+    """A fact under noise of its own, drawn by the seed and its ids, so that no other fact moves it."""
+    question = fact.question
+    drawn = hashlib.sha256(repr((seed, question.prompt)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "big"))
+    embedding: Any = lm.model.get_input_embeddings()
+    shape = (knobs.samples, question.last - question.first + 1, int(embedding.weight.shape[1]))
+    noise = scale * torch.randn(shape, generator=generator)
+    return Trial(question, noise, windows(lm.anatomy.n_layers, width))
+
+
+def trace(lm: LanguageModel, parts: Parts, trial: Trial, engine: Any, *, everywhere: bool = True) -> dict[str, Tensor]:
+    """Every score of one fact, float32 on the CPU.
+
+    `clean` and `corrupted` are (), kinds of TABLES (T, L), of SEVERED (L,). Not `everywhere`: at the last subject token
+    alone, which is what the choice of layers asks for; NaN elsewhere.
+    """
+    ready: Engine = engine(lm, parts, trial)
+    question, layers = trial.question, range(lm.anatomy.n_layers)
+    tokens = range(len(question.prompt)) if everywhere else [question.last]
+    cells = [Cell(kind, layer, token) for kind in TABLES for token in tokens for layer in layers]
+    cells += [Cell(kind, layer, question.last) for kind in SEVERED for layer in layers]
+    scores = ready.scores(cells).float()
+    split = len(TABLES) * len(tokens) * len(layers)
+    found = {"clean": torch.tensor(ready.clean), "corrupted": torch.tensor(ready.low)}
+    for kind, table in zip(TABLES, scores[:split].view(len(TABLES), len(tokens), -1), strict=True):
+        found[kind] = torch.full((len(question.prompt), len(layers)), torch.nan)
+        found[kind][list(tokens)] = table
+    found |= dict(zip(SEVERED, scores[split:].view(len(SEVERED), -1).clone(), strict=True))
+    return found

@@ -1,0 +1,89 @@
+"""The two outputs that a block adds to the residual stream: the MLP's and the attention's, found and proved.
+
+Both are read where the last linear map of either ends (its down-projection, its output projection): some families
+add the residual inside the module around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from memedit.errors import UnsupportedModelError
+from memedit.forward.passes import output_of
+from memedit.model.architecture import output_projection
+from memedit.model.forward_hooks import hooked
+from memedit.model.load import LanguageModel
+
+Part = Literal["mlp", "attention"]
+PARTS: tuple[Part, ...] = get_args(Part)
+AGREEMENT = 1e-4  # relative: a block without its two outputs is the identity up to float32 rounding
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Module paths, one a block."""
+
+    mlp: tuple[str, ...]
+    """The down-projections."""
+    attention: tuple[str, ...]
+    """The attentions' output projections."""
+    whole_mlp: tuple[str, ...]
+    """The modules around the down-projections, which work token by token; empty where the block itself is it."""
+
+    def of(self, part: Part) -> tuple[str, ...]:
+        return self.mlp if part == "mlp" else self.attention
+
+
+def find_parts(lm: LanguageModel) -> Parts:
+    """The parts of every block, proved on the middle one. Raises UnsupportedModelError, with the reason."""
+    anatomy = lm.anatomy
+    attention: list[str] = []
+    for layer, reason in enumerate(anatomy.refusals):
+        if not anatomy.down_projections[layer]:
+            raise _refused(f"of block {layer}, {reason}")
+    for layer in range(anatomy.n_layers):
+        path = f"{anatomy.blocks}.{layer}"
+        name = output_projection(lm.model.get_submodule(path), anatomy.width)
+        if name is None:
+            raise _refused(f"block {layer} has no linear map to the model's width {anatomy.width} in an attention")
+        attention.append(f"{path}.{name}")
+    depth = anatomy.blocks.count(".") + 3  # block list, index, module
+    around = [".".join(path.split(".")[:depth]) for path in anatomy.down_projections]
+    inside = all(path != name for path, name in zip(around, anatomy.down_projections, strict=True))
+    parts = Parts(anatomy.down_projections, tuple(attention), tuple(around) if inside else ())
+    _prove(lm, parts)
+    return parts
+
+
+def _prove(lm: LanguageModel, parts: Parts) -> None:
+    """Without its two outputs a block passes its input on, at each token: nothing else adds to the stream."""
+    layer = lm.anatomy.n_layers // 2
+    block = lm.model.get_submodule(f"{lm.anatomy.blocks}.{layer}")
+    ids = torch.arange(5, 10, device=lm.device)[None] % lm.anatomy.vocabulary
+    seen: list[Tensor] = []
+
+    def read(_module: nn.Module, args: Any, options: Any, output: Any) -> None:
+        seen.extend((args[0] if args else options["hidden_states"], output_of(output)))
+
+    def silence(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return torch.zeros_like(output)
+
+    hooks = {parts.of(part)[layer]: silence for part in PARTS}
+    handle = block.register_forward_hook(read, with_kwargs=True)
+    try:
+        with torch.no_grad(), hooked(lm, hooks):
+            lm.model(input_ids=ids, use_cache=False)
+    finally:
+        handle.remove()
+    error = float((seen[1] - seen[0]).float().norm() / seen[0].float().norm())
+    if error > (0.05 if lm.dtype != torch.float32 else AGREEMENT):
+        raise _refused(f"block {layer} adds more than its MLP and its attention to the stream ({error:.1%})")
+
+
+def _refused(reason: str) -> UnsupportedModelError:
+    hint = "memedit traces decoder models whose blocks add one MLP and one attention to the residual stream"
+    return UnsupportedModelError(f"this model cannot be traced: {reason}", hint)

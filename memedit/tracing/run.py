@@ -1,0 +1,129 @@
+"""Traces kept fact by fact, and what `trace` and `apply --layers auto` make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from memedit.config.recipe import Recipe
+from memedit.edits.edit import EditRequest, Finding
+from memedit.errors import GateError
+from memedit.model.load import LanguageModel
+from memedit.numerics.effects import ROLES, default_window, windows
+from memedit.progress import Tell
+from memedit.results.traces import Average, FactTrace, Traced, Tracing
+from memedit.storage.artifacts import Store, cache_dir, digest_of
+from memedit.tracing.engines import choose
+from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, noise_scale, trace, trial_of
+from memedit.tracing.layer_selection import curve, effects, figure, range_text, reason, suggest
+from memedit.tracing.parts import find_parts
+
+CODE = 1  # raise it when the way of tracing changes: what older code kept is then traced again
+
+
+def trace_all(
+    lm: LanguageModel,
+    digest: str,
+    requests: Sequence[EditRequest],
+    recipe: Recipe,
+    tell: Tell,
+    findings: Sequence[Finding] = (),
+    *,
+    everywhere: bool = True,
+    own: bool = False,
+) -> tuple[Tracing, Store]:
+    """Trace what the model knows of a list. Each fact is kept in the store: a second run goes on where one was killed.
+
+    Raises EditListError with all that is wrong with the list, and GateError where the model knows none of it.
+    """
+    knobs, n_layers = recipe.trace, lm.anatomy.n_layers
+    with tell.phase("facts"):
+        facts, unknown = find_facts(lm, requests, findings, chat=recipe.chat, own=own)
+    if unknown:
+        known = f"{len(facts):,} of {len(requests):,}"
+        tell.note(f"the model says the answer of {known} facts; the others are skipped")
+    if not facts:
+        raise GateError("the model knows none of these facts, so there is nothing to trace", "trace what it does say")
+    width = knobs.window or default_window(n_layers)
+    scale = noise_scale(lm, facts, knobs)
+    parts = find_parts(lm)
+    engine, told = choose(lm, parts, trial_of(lm, facts[0], scale, knobs, recipe.seed, width))
+    same = {"model": digest, "dtype": str(lm.dtype), "noise": scale, "samples": knobs.samples, "window": width}
+    same |= {"seed": recipe.seed, "engine": engine.__name__, "everywhere": everywhere, "code": CODE}
+    store = Store(cache_dir() / "traces" / digest_of(same)[:16])
+    scores: list[dict[str, Tensor]] = []
+    with store.locked(tell.note), tell.phase("trace", len(facts), "facts") as advance:
+        for fact in facts:
+
+            def make(fact: Fact = fact) -> dict[str, Tensor]:
+                trial = trial_of(lm, fact, scale, knobs, recipe.seed, width)
+                return trace(lm, parts, trial, engine, everywhere=everywhere)
+
+            scores.append(store.recall("fact", {**same, "question": vars(fact.question)}, make))
+            advance(1)
+    about: dict[str, Any] = {
+        "noise": scale, "samples": knobs.samples, "window": width, "windows": windows(n_layers, width),
+    }  # fmt: skip
+    more = {
+        "model": recipe.model.path,
+        "digest": digest,
+        "noise_rule": knobs.noise,
+        "seed": recipe.seed,
+        "engine": told,
+    }
+    average = _average(facts, scores, {**about, **more, "unknown": len(unknown), "n_layers": n_layers})
+    traced = tuple(Traced(_record(lm, fact, found, about), found) for fact, found in zip(facts, scores, strict=True))
+    return Tracing(traced, tuple(_unknown(request) for request in unknown), average), store
+
+
+def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], about: Mapping[str, Any]) -> Average:
+    means = effects(facts, scores)
+    peak = suggest(means)
+    by_role = {
+        kind: {role: found for row, role in enumerate(ROLES) if (found := curve(means[kind], row))} for kind in TABLES
+    }
+    at_subject = {"hidden": curve(means["normal"]), **{kind: curve(means[kind]) for kind in SEVERED}}
+    gap = curve(means["gap"])
+    assert gap is not None  # every fact has a last subject token
+    return Average(
+        **about,
+        facts=len(facts),
+        clean=figure(means["clean"]),
+        corrupted=figure(means["corrupted"]),
+        total=figure(means["total"]),
+        effects=by_role,
+        severed={kind: found for kind, found in at_subject.items() if found},
+        gap=gap,
+        layers=range_text(peak.layers) if peak.layers else None,
+        reason=reason(peak, means),
+    )
+
+
+def _record(lm: LanguageModel, fact: Fact, found: Mapping[str, Tensor], about: Mapping[str, Any]) -> FactTrace:
+    question, tokenizer = fact.question, lm.tokenizer
+    return FactTrace(
+        **about,
+        id=fact.request.id,
+        status="traced",
+        subject=fact.request.subject,
+        prompt=fact.request.text,
+        answer=fact.answer,
+        source=fact.source,
+        answer_tokens=len(question.answer),
+        tokens=tuple(str(tokenizer.decode([token])) for token in question.prompt),
+        subject_tokens=(question.first, question.last),
+        clean=float(found["clean"]),
+        corrupted=float(found["corrupted"]),
+    )
+
+
+def _unknown(request: EditRequest) -> FactTrace:
+    return FactTrace(
+        id=request.id,
+        status="unknown",
+        subject=request.subject,
+        prompt=request.text,
+        answer=request.object_old or request.object,
+    )
