@@ -6,7 +6,7 @@ With keys as rows K (E, F), a metric M (r, r) in a basis U (F, r) and k = K U:
     delta  W' - W = R^T A                                (D, F)
 
 MEMIT is U = I, M = C (the mean second moment) and ridge = lambda: by the Woodbury identity that equals its
-published (lambda C + K^T K)^-1 K^T. What the other methods choose: memedit/config/methods.py. Everything here is float64.
+published (lambda C + K^T K)^-1 K^T. What the other methods choose: memedit/config/methods.py. All of it is float64.
 
 Edits in turn, each fitted to what those before it left (ROME, at one layer), keep of the E x E matrix its upper
 triangle: the shares c of the residuals that enter solve R_n = c_n G_nn + sum over m < n of c_m G_mn.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from examples.reference import evaluation as oracle
 from examples.reference.evaluation import Plain
 from memedit.config.recipe import ModelKnobs
 from memedit.edits.edit import EditRequest
@@ -19,7 +20,6 @@ from memedit.evaluation.probes import derived, probes
 from memedit.forward.scoring import weigh
 from memedit.model.load import LanguageModel, load
 from memedit.results.report import Scores
-from tests import evaluation_oracle as oracle
 from tests.conftest import ROOT
 
 DATA = ROOT.parent / "shared" / "data"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from examples.reference import evaluation as oracle
 from examples.reference.evaluation import Plain
 from memedit.config.recipe import EvalKnobs, ModelKnobs
 from memedit.edits.edit import EditRequest, Question
@@ -25,7 +26,6 @@ from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel, load
 from memedit.model.tokens import encode_text, object_ids
 from memedit.model.weights import applied
-from tests import evaluation_oracle as oracle
 from tests.conftest import ROOT, byte_tokenizer, tiny_model
 
 SAME = 1e-5

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from examples.reference import evaluation as oracle
 from examples.reference.evaluation import Plain
 from memedit.config.recipe import EvalKnobs
 from memedit.edits.read import read
@@ -18,7 +19,6 @@ from memedit.evaluation.text_metrics import words
 from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel
 from memedit.results.report import Figure
-from tests import evaluation_oracle as oracle
 from tests.conftest import byte_tokenizer
 from tests.unit.test_evaluation import RECORDS, SAME, as_counterfact, as_easyedit, as_mquake, as_zsre, world
 from transformers import GPT2Config, GPT2LMHeadModel

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from examples.reference import evaluation as oracle
 from examples.reference.evaluation import Plain, Record, Row
 from memedit.edits.read import read
 from memedit.evaluation.forced import judge, score
 from memedit.evaluation.probes import probes
 from memedit.model.architecture import find_anatomy
 from memedit.model.load import LanguageModel
-from tests import evaluation_oracle as oracle
 from tests.conftest import byte_tokenizer
 from tests.unit.test_evaluation import DATA, RECORDS, holds
 from transformers import GPT2Config, GPT2LMHeadModel
