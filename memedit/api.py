@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memedit import inspect_model as survey
-from memedit import pipeline
+from memedit import inspect_model, pipeline
 from memedit.config.recipe import Recipe
 from memedit.config.resolve import Source, resolve
-from memedit.editing.ledger import Way
+from memedit.editing.ledger import Mode
 from memedit.edits.edit import EditRequest
 from memedit.edits.lint import lint
 from memedit.edits.read import read
 from memedit.errors import EditListError
-from memedit.progress import Tell
+from memedit.progress import Progress
 from memedit.results.inspection import Inspection
 from memedit.results.report import Report
-from memedit.results.traces import Tracing
-from memedit.show.html import page
+from memedit.results.traces import TracingResult
+from memedit.show.html import trace_page
 
 Edits = str | Path | Sequence[EditRequest]
 
@@ -44,10 +43,10 @@ def apply(
     output: str | Path,
     *,
     facts: Edits = (),
-    way: Way | None = None,
+    way: Mode | None = None,
     base: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Write facts into a model: the edited checkpoint is in `output` when this returns.
 
@@ -65,7 +64,9 @@ def apply(
     """
     recipe, sources = _resolved(model, {**(settings or {}), "output.dir": str(output)})
     where = None if base is None else str(base)
-    return pipeline.apply(_edits(edits), recipe, facts=_edits(facts), sources=sources, way=way, base=where, tell=tell)
+    return pipeline.run_apply(
+        _edits(edits), recipe, facts=_edits(facts), sources=sources, way=way, base=where, progress=progress
+    )
 
 
 def forget(
@@ -76,7 +77,7 @@ def forget(
     facts: Edits = (),
     base: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Take edits out of an edited model by their ids: in `output` they were never made. With none left it is the base.
 
@@ -90,7 +91,7 @@ def forget(
     """
     recipe, sources = _resolved(model, {**(settings or {}), "output.dir": str(output)})
     where = None if base is None else str(base)
-    return pipeline.forget(ids, recipe, facts=_edits(facts), sources=sources, base=where, tell=tell)
+    return pipeline.run_forget(ids, recipe, facts=_edits(facts), sources=sources, base=where, progress=progress)
 
 
 def evaluate(
@@ -103,7 +104,7 @@ def evaluate(
     text: str | Path | None = None,
     generate: bool = False,
     settings: Mapping[str, Any] | None = None,
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Judge a model on an edit list, beside the model it was made from where `base` names it.
 
@@ -114,10 +115,10 @@ def evaluate(
     >>> report.after.efficacy.mean < 0.5
     True
     """
-    return pipeline.evaluate(
+    return pipeline.run_evaluate(
         _edits(edits), _recipe(model, settings), base=None if base is None else str(base),
         adapters=() if adapter is None else [str(adapter)], facts=_edits(facts),
-        text=None if text is None else str(text), generate=generate, tell=tell,
+        text=None if text is None else str(text), generate=generate, progress=progress,
     )  # fmt: skip
 
 
@@ -127,8 +128,8 @@ def trace(
     output: str | Path | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
-    tell: Tell | None = None,
-) -> Tracing:
+    progress: Progress | None = None,
+) -> TracingResult:
     """See where a model recalls facts: the old objects of an edit list, or else what the model says itself.
 
     `.facts` holds each fact's scores as tables, `.average` the effects with their intervals and the layers that they
@@ -139,11 +140,11 @@ def trace(
     (6, ['attention', 'attention severed', 'clean'])
     """
 
-    def draw(tracing: Tracing) -> dict[str, bytes]:
-        return {"trace.html": page(tracing).encode()}
+    def draw(tracing: TracingResult) -> dict[str, bytes]:
+        return {"trace.html": trace_page(tracing).encode()}
 
     where = None if output is None else Path(output).expanduser()
-    return pipeline.trace(_edits(facts), _recipe(model, settings), output=where, draw=draw, tell=tell)
+    return pipeline.run_trace(_edits(facts), _recipe(model, settings), output=where, draw=draw, progress=progress)
 
 
 def inspect(model: str | Path, *, weights: bool = True, settings: Mapping[str, Any] | None = None) -> Inspection:
@@ -153,7 +154,7 @@ def inspect(model: str | Path, *, weights: bool = True, settings: Mapping[str, A
     >>> found.editable, found.head.tied, found.each[0].gain
     ('0-5', True, 1.0)
     """
-    return survey.inspect(_recipe(model, settings), weights=weights)
+    return inspect_model.run_inspect(_recipe(model, settings), weights=weights)
 
 
 def _edits(edits: Edits) -> list[EditRequest]:

@@ -11,23 +11,23 @@ from memedit.config.layers import default_layers
 from memedit.config.recipe import Recipe
 from memedit.editing.resources import cache_bytes, check_weights, moment_bytes
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
-from memedit.model.architecture import Anatomy, find_anatomy, spans
-from memedit.model.head import look_around
+from memedit.model.architecture import Architecture, find_architecture, spans
+from memedit.model.head import describe_head
 from memedit.model.load import PATTERNS, forward_dtype, load_tokenizer, locate, open_model, skeleton
 from memedit.model.probe import prove
-from memedit.progress import Silence, Tell
+from memedit.progress import NoProgress, Progress
 from memedit.results.inspection import Block, Carrier, Costs, Head, Inspection
 from memedit.storage.checkpoint import Checkpoint
 
 
-def inspect(recipe: Recipe, *, weights: bool = True, tell: Tell | None = None) -> Inspection:
+def run_inspect(recipe: Recipe, *, weights: bool = True, progress: Progress | None = None) -> Inspection:
     """Find a model's way of being, and prove it on its weights where they are here and fit.
 
     Without `weights` the config alone is read (and fetched, from the Hub). Raises UnsupportedModelError for what is
     no causal language model, or is quantized, or brings code of its own; all else that keeps memedit from editing it
     stands in what is found.
     """
-    tell, knobs = tell or Silence(), recipe.model
+    progress, knobs = progress or NoProgress(), recipe.model
     folder = locate(knobs, PATTERNS if weights else [name for name in PATTERNS if name != "*.safetensors"])
     problems: list[str] = []
     try:
@@ -40,19 +40,19 @@ def inspect(recipe: Recipe, *, weights: bool = True, tell: Tell | None = None) -
         try:
             check_weights(base, knobs)
         except ResourceError as error:
-            tell.note(f"{error.message}: the config alone is read")
+            progress.note(f"{error.message}: the config alone is read")
         else:
-            with tell.phase("load"):
+            with progress.phase("load"):
                 model = open_model(folder, knobs)
     proved = model is not None
     model = model if proved else skeleton(folder, knobs)
-    anatomy = find_anatomy(model)
+    architecture = find_architecture(model)
     if proved:
         try:
-            anatomy = prove(model, anatomy)
+            architecture = prove(model, architecture)
         except UnsupportedModelError as error:
             problems.append(error.message)
-    return _found(recipe, model, anatomy, base, problems, proved)
+    return _found(recipe, model, architecture, base, problems, proved)
 
 
 def _stored(folder: Path, problems: list[str]) -> Checkpoint | None:
@@ -67,19 +67,19 @@ def _stored(folder: Path, problems: list[str]) -> Checkpoint | None:
 
 
 def _found(
-    recipe: Recipe, model: Any, anatomy: Anatomy, base: Checkpoint | None, problems: list[str], proved: bool
+    recipe: Recipe, model: Any, architecture: Architecture, base: Checkpoint | None, problems: list[str], proved: bool
 ) -> Inspection:
-    around = look_around(model, anatomy, measure=proved)
+    around = describe_head(model, architecture, measure=proved)
     config: Any = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    default = default_layers(anatomy.n_layers)
-    widths = [anatomy.mlp_widths[layer] for layer in default if layer in anatomy.editable]
+    default = default_layers(architecture.n_layers)
+    widths = [architecture.mlp_widths[layer] for layer in default if layer in architecture.editable]
     size = (forward_dtype(recipe.model) or config.dtype or model.dtype).itemsize
     stored: dict[str, int] = {}
     for entry in base.entries.values() if base else ():
         stored[entry.dtype] = stored.get(entry.dtype, 0) + math.prod(entry.shape)
-    if not anatomy.editable and not problems:
-        problems.append(f"no block of this model can be edited: {anatomy.refusals[0]}")
+    if not architecture.editable and not problems:
+        problems.append(f"no block of this model can be edited: {architecture.refusals[0]}")
     return Inspection(
         model=recipe.model.path,
         model_type=config.model_type,
@@ -87,22 +87,22 @@ def _found(
         proved=proved,
         parameters=parameters,
         stored=stored,
-        blocks=anatomy.blocks,
-        n_layers=anatomy.n_layers,
-        width=anatomy.width,
-        vocabulary=anatomy.vocabulary,
-        positions=anatomy.positions,
-        orientation=anatomy.layout,
+        blocks=architecture.blocks,
+        n_layers=architecture.n_layers,
+        width=architecture.width,
+        vocabulary=architecture.vocabulary,
+        positions=architecture.positions,
+        orientation=architecture.layout,
         bias=around.bias,
         parallel=around.parallel,
         head=Head(
             path=around.head, norm=around.norm, tied=around.tied, bias=around.head_bias, scale=around.scale,
             cap=around.cap,
         ),
-        each=tuple(_block(anatomy, layer, proved) for layer in range(anatomy.n_layers)),
-        editable=spans(anatomy.editable),
+        each=tuple(_block(architecture, layer, proved) for layer in range(architecture.n_layers)),
+        editable=spans(architecture.editable),
         default=spans(default),
-        peft=_carrier(*peft_carries(model, anatomy)),
+        peft=_carrier(*peft_carries(model, architecture)),
         vllm=_carrier(*vllm_carries(config.get_text_config().model_type)),
         costs=Costs(
             weights=parameters * size,
@@ -114,14 +114,14 @@ def _found(
     )  # fmt: skip
 
 
-def _block(anatomy: Anatomy, layer: int, proved: bool) -> Block:
-    reason = anatomy.refusals[layer]
+def _block(architecture: Architecture, layer: int, proved: bool) -> Block:
+    reason = architecture.refusals[layer]
     return Block(
         layer=layer,
-        down_projection=anatomy.down_projections[layer] or None,
-        inputs=anatomy.mlp_widths[layer],
-        gain=anatomy.gains[layer] if proved and not reason and not anatomy.norms[layer] else None,
-        norm=anatomy.norms[layer] or None,
+        down_projection=architecture.down_projections[layer] or None,
+        inputs=architecture.mlp_widths[layer],
+        gain=architecture.gains[layer] if proved and not reason and not architecture.norms[layer] else None,
+        norm=architecture.norms[layer] or None,
         editable=not reason,
         reason=reason or None,
     )

@@ -9,7 +9,7 @@ from typing import Protocol
 Advance = Callable[[int], None]
 
 
-class Tell(Protocol):
+class Progress(Protocol):
     """Somebody who listens."""
 
     def note(self, text: str) -> None:
@@ -21,7 +21,7 @@ class Tell(Protocol):
         ...
 
 
-class Silence:
+class NoProgress:
     """Nobody listens."""
 
     def note(self, text: str) -> None:

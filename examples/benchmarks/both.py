@@ -12,15 +12,15 @@ from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.config.resolve import resolve
 from memedit.editing.contexts import sample_contexts
 from memedit.editing.moments import measure
-from memedit.editing.plan import make_plan, under
+from memedit.editing.plan import make_plan, with_contexts
 from memedit.editing.solve import Update, solve
 from memedit.editing.target_search import Search
 from memedit.editing.targets import Targets, rows_of
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import read
-from memedit.evaluation.forced import Judgment, exact, judge, kept, score
+from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_edits, summarize
 from memedit.forward.packing import packed
-from memedit.forward.suffix import Row
+from memedit.forward.perturbed import ChangedRow
 from memedit.model.load import LanguageModel, load
 from memedit.model.weights import applied
 from memedit.numerics.delta import rounded
@@ -61,20 +61,20 @@ class Both:
         self.recipe: Recipe = resolve([("flag", settings or {})])[0]
         self.lm = lm or open_model(name, self.recipe.model.device, self.recipe.model.dtype)
         requests = read(str(ROOT / "requests" / "world.jsonl"))[0][:edits] if isinstance(edits, int) else edits
-        self.plan = make_plan(requests, self.lm.tokenizer, self.lm.anatomy, self.recipe)
+        self.plan = make_plan(requests, self.lm.tokenizer, self.lm.architecture, self.recipe)
         shape = name.removeprefix(RANDOM) if name.startswith(RANDOM) else None
-        self.layers = layer_range(LAYERS[shape], self.lm.anatomy.n_layers) if shape else list(self.plan.layers)
+        self.layers = layer_range(LAYERS[shape], self.lm.architecture.n_layers) if shape else list(self.plan.layers)
         if contexts is None:
             contexts = CONTEXTS if shape else sample_contexts(self.lm, self.recipe.contexts, self.recipe.seed)
         self.contexts = contexts
-        self.prompts = [under(edit, contexts, self.lm.tokenizer, chat=False) for edit in self.plan.edits]
+        self.prompts = [with_contexts(edit, contexts, self.lm.tokenizer, chat=False) for edit in self.plan.edits]
         self.search = Search(self.lm, self.plan.edits, self.prompts, self.layers[-1], self.recipe, len(self.layers))
         self.is_random = shape is not None
         self.corpus = (SHIPPED if shape else Path(name)) / "memedit" / "corpus.jsonl.gz"
         self.moments: dict[int, Moment] = moments or self.measure()
-        self.ridge = self.recipe.method.ridge * self.lm.anatomy.mlp_width
+        self.ridge = self.recipe.method.ridge * self.lm.architecture.mlp_width
         self._factors: dict[int, Factor] = {}
-        self._before: dict[int | None, tuple[list[Judgment], list[bool]]] = {}
+        self._before: dict[int | None, tuple[list[EditScores], list[bool]]] = {}
         self.stored = {n: self.lm.weight(n).cpu() for n in self.layers} if shape else self._stored(Path(name))
         self.edits = [
             oracle.OracleEdit(
@@ -91,8 +91,8 @@ class Both:
         )  # fmt: skip
 
     def _stored(self, folder: Path) -> dict[int, Tensor]:
-        base, anatomy = Checkpoint.open(folder), self.lm.anatomy
-        return {n: anatomy.turned(base.tensor(base.resolve(anatomy.parameter(n)))) for n in self.layers}
+        base, architecture = Checkpoint.open(folder), self.lm.architecture
+        return {n: architecture.turned(base.tensor(base.resolve(architecture.parameter(n)))) for n in self.layers}
 
     def measure(self) -> dict[int, Moment]:
         """memedit's moments: 10 tokens a dimension; a random model's text is said again until there is enough."""
@@ -102,8 +102,8 @@ class Both:
             while self.is_random:
                 yield from documents(str(self.corpus))
 
-        rows = packed(texts(), self.lm.tokenizer, min(self.lm.anatomy.positions or 512, 512))
-        return measure(self.lm, rows, self.layers, 10 * self.lm.anatomy.mlp_width)
+        rows = packed(texts(), self.lm.tokenizer, min(self.lm.architecture.positions or 512, 512))
+        return measure(self.lm, rows, self.layers, 10 * self.lm.architecture.mlp_width)
 
     def targets(self) -> Targets:
         """memedit's targets, by a plan as `apply` makes it."""
@@ -125,19 +125,21 @@ class Both:
         """memedit's solve."""
         return solve(self.lm, self.prompts, wanted, self.factor, self.stored, self.recipe.method)
 
-    def rows(self) -> list[list[Row]]:
+    def rows(self) -> list[list[ChangedRow]]:
         """The rows of every edit's search."""
         return [rows_of(edit, of_one) for edit, of_one in zip(self.plan.edits, self.prompts, strict=True)]
 
     def step_of(self, start: Tensor) -> list[float]:
         """Adam's step for each edit, which the oracle takes as a number."""
-        target, width = self.recipe.target, self.lm.anatomy.width
+        target, width = self.recipe.target, self.lm.architecture.width
         return [target.step_absolute or target.step * float(one.norm()) / width**0.5 for one in start]
 
-    def judged(self, few: int | None) -> tuple[list[Judgment], list[bool]]:
+    def judged(self, few: int | None) -> tuple[list[EditScores], list[bool]]:
         """The model as it is, on the edits (the first `few`) and, where it knows them, on the made world's facts."""
         facts = self.facts()
-        return judge(self.lm, [edit.request for edit in self.plan.edits[:few]]), exact(self.lm, facts) if facts else []
+        return score_edits(self.lm, [edit.request for edit in self.plan.edits[:few]]), says_object(
+            self.lm, facts
+        ) if facts else []
 
     def facts(self) -> list[EditRequest]:
         """The facts of the made world, for a model of it."""
@@ -168,9 +170,9 @@ class Both:
             for n, weight in before.items():
                 self.lm.weight(n).copy_(weight)
 
-    def _means(self, now: tuple[list[Judgment], list[bool]], few: int | None) -> dict[str, float | None]:
-        scores, edited = score(now[0]), [edit.request for edit in self.plan.edits]
-        held = kept(self.facts(), self._before[few][1], now[1], edited) if now[1] else {}
+    def _means(self, now: tuple[list[EditScores], list[bool]], few: int | None) -> dict[str, float | None]:
+        scores, edited = summarize(now[0]), [edit.request for edit in self.plan.edits]
+        held = facts_kept(self.facts(), self._before[few][1], now[1], edited) if now[1] else {}
         figures = {name: getattr(scores, name) for name in FIGURES}
         figures |= {f"kept, {name}": figure for name, figure in held.items()}
         return {name: figure.mean if figure else None for name, figure in figures.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from memedit.forward.suffix import Row
+from memedit.forward.perturbed import ChangedRow
 from memedit.model.load import LanguageModel
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -40,7 +40,7 @@ def counted(lm: LanguageModel) -> Iterator[Count]:
     attended = text.num_attention_heads * (
         getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     )
-    blocks: Any = lm.model.get_submodule(lm.anatomy.blocks)
+    blocks: Any = lm.model.get_submodule(lm.architecture.blocks)
     head: Any = lm.model.get_output_embeddings()
 
     def returned(times: int, output: Any) -> None:
@@ -85,7 +85,7 @@ def counted(lm: LanguageModel) -> Iterator[Count]:
             handle.remove()
 
 
-def needed(lm: LanguageModel, layer: int, edits: Sequence[Sequence[Row]], steps: Sequence[int]) -> int:
+def needed(lm: LanguageModel, layer: int, edits: Sequence[Sequence[ChangedRow]], steps: Sequence[int]) -> int:
     """What a search of these edits cannot do without: rows of each edit, and how many steps each took.
 
     Once a row: blocks up to `layer` at all its tokens, the blocks above at the tokens before the change; what the
@@ -96,10 +96,10 @@ def needed(lm: LanguageModel, layer: int, edits: Sequence[Sequence[Row]], steps:
     attended = text.num_attention_heads * (
         getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     )
-    first: Any = lm.model.get_submodule(f"{lm.anatomy.blocks}.0")
+    first: Any = lm.model.get_submodule(f"{lm.architecture.blocks}.0")
     weights = sum(m.weight.numel() for m in first.modules() if isinstance(m, nn.Linear | Conv1D))
     head = lm.model.get_output_embeddings().weight.numel()  # type: ignore[union-attr]
-    above = lm.anatomy.n_layers - 1 - layer
+    above = lm.architecture.n_layers - 1 - layer
     total = 0
 
     def span(start: int, end: int) -> tuple[int, int]:
@@ -109,7 +109,7 @@ def needed(lm: LanguageModel, layer: int, edits: Sequence[Sequence[Row]], steps:
     for column in range(len(edits[0])):
         rows = [of_one[column] for of_one in edits]
         shared = len(_common([row.ids[: row.at] for row in rows]))
-        total += sum(span(0, shared)) * lm.anatomy.n_layers
+        total += sum(span(0, shared)) * lm.architecture.n_layers
         for row, n in zip(rows, steps, strict=True):
             total += (layer + 1) * sum(span(shared, len(row.ids))) + above * sum(span(shared, row.at))
             products, attention = span(row.at, len(row.ids))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from memedit.config.recipe import ModelKnobs
 from memedit.edits.read import read
-from memedit.evaluation.probes import probes
+from memedit.evaluation.probes import list_probes
 from memedit.forward import scoring
 from memedit.model.load import LanguageModel, load
 from memedit.model.tokens import encode_questions
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 def asked(count: int) -> list[tuple[str, list[str]]]:
     """Prompts of requests/world.jsonl with both their objects: `count` scorings."""
     requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
-    both = [(one.text, [one.right[0], one.wrong]) for one in probes(requests) if one.wrong]
+    both = [(one.text, [one.right[0], one.wrong]) for one in list_probes(requests) if one.wrong]
     return both[: count // 2]
 
 
@@ -44,7 +44,7 @@ def evaluation(folder: Path, count: int = 10_000, sample: int = 400) -> dict[str
         start = time.perf_counter()
         encoded = encode_questions(lm.tokenizer, questions)
         rows = [(prompt, ids) for prompt, of_one in encoded for ids in of_one]
-        found = scoring.weigh(lm, rows)
+        found = scoring.score_answers(lm, rows)
         mine = time.perf_counter() - start
     flat = [(text, one) for text, of_one in questions for one in of_one]
     every = max(1, len(flat) // sample)

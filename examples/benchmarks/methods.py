@@ -21,7 +21,7 @@ from typing import Any
 import memedit
 import torch
 from memedit.config.methods import METHODS
-from memedit.editing.ledger import Way
+from memedit.editing.ledger import Mode
 from memedit.edits.edit import EditRequest
 from memedit.results.report import Report
 from rich.console import Console
@@ -35,7 +35,7 @@ from .both import FACTS, FIGURES, ROOT, SHIPPED, Both
 CPU = {"model.device": "cpu"}
 HELD = {"others": "others kept", "siblings": "siblings kept"}
 ORACLE = "oracle (MEMIT)"
-WAYS: tuple[tuple[str, Way], ...] = (("memit", "re-solve"), ("memit", "on top"), ("alphaedit", "on top"))
+WAYS: tuple[tuple[str, Mode], ...] = (("memit", "re-solve"), ("memit", "on top"), ("alphaedit", "on top"))
 
 Scores = dict[str, float | None]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memedit.model.architecture import find_anatomy
+from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load_tokenizer, pick_device
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -45,4 +45,4 @@ def random_model(shape: str, device: str, dtype: str, tokenizer_of: Path) -> Lan
         config = CONFIG_MAPPING[kind](**knobs)
         model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, named))
     model = model.eval().requires_grad_(False)
-    return LanguageModel(model, load_tokenizer(tokenizer_of), find_anatomy(model))
+    return LanguageModel(model, load_tokenizer(tokenizer_of), find_architecture(model))

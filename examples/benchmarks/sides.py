@@ -17,7 +17,7 @@ from memedit.editing.solve import solve
 from memedit.editing.targets import Targets
 from memedit.forward.keys import Sweep
 from memedit.forward.packing import packed
-from memedit.forward.partial import Aligned, Entry, Kept, blocks_give_tuples, run_part
+from memedit.forward.partial import Aligned, BlockEntry, Kept, blocks_give_tuples, run_part
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, run
 from memedit.forward.suffix import Suffix
 from memedit.numerics.moments import Moment
@@ -155,13 +155,13 @@ def bare_rate(both: Both) -> float:
     rows = min(MOST_TOKENS.get(lm.device.type, 1024) // size, len(both.plan.edits) * len(both.prompts[0]))
     ids = [(1,) * size] * rows
     aligned = Aligned.of(ids, size, [size] * rows, size).to(lm.device)
-    states = torch.randn(rows, size, lm.anatomy.width, device=lm.device, dtype=lm.dtype)
+    states = torch.randn(rows, size, lm.architecture.width, device=lm.device, dtype=lm.dtype)
     in_tuple = blocks_give_tuples(lm)
     cells = torch.arange(rows, device=lm.device) * size + size - 1
 
     def once() -> None:
         entered = states.clone().requires_grad_()
-        logits = run_part(lm, aligned, Kept({}, 0), entry=Entry(layer, entered, in_tuple), reads=(size, cells))
+        logits = run_part(lm, aligned, Kept({}, 0), entry=BlockEntry(layer, entered, in_tuple), reads=(size, cells))
         assert logits is not None
         logits.float().sum().backward()
 
@@ -187,14 +187,14 @@ def one_edit(both: Both) -> float:
 def moments_ratio(both: Both) -> dict[str, float]:
     """memedit's pass for all layers beside one whole pass a layer (on a tenth of the tokens, scaled up)."""
     mine, _ = timed(both, both.measure)
-    tokens = 10 * both.lm.anatomy.mlp_width
-    length = min(both.lm.anatomy.positions or 512, 512)
+    tokens = 10 * both.lm.architecture.mlp_width
+    length = min(both.lm.architecture.positions or 512, 512)
     rows = packed(documents(str(both.corpus)), both.lm.tokenizer, length)
     some = [row for _, row in zip(range(max(1, tokens // 10 // length)), rows, strict=False) if len(row) == length]
 
     def plain() -> None:
         for layer in both.layers:
-            total = Moment.empty(both.lm.anatomy.mlp_width).total
+            total = Moment.empty(both.lm.architecture.mlp_width).total
             for at in range(0, len(some), TOKENS_PER_LAUNCH // length):
                 seen: list[Tensor] = []
                 with (

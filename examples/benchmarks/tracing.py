@@ -21,8 +21,8 @@ from memedit.edits.edit import SLOT, EditRequest
 from memedit.edits.read import read
 from memedit.model.load import LanguageModel, load
 from memedit.numerics.effects import default_window
-from memedit.tracing.engines import choose
-from memedit.tracing.facts import SEVERED, TABLES, find_facts, noise_scale, trace, trial_of
+from memedit.tracing.engines import choose_trace_engine
+from memedit.tracing.facts import SEVERED, TABLES, find_facts, make_trial, noise_scale, trace_fact
 from memedit.tracing.parts import find_parts
 from rich.console import Console
 from rich.table import Table
@@ -64,16 +64,16 @@ def compare(folder: Path, n_facts: int) -> dict[str, Any]:
     knobs, seed = Recipe().trace, Recipe().seed
     asked = [_worded(request, n) for n, request in enumerate(requests[:: len(requests) // (2 * n_facts)])]
     facts = [fact for fact in find_facts(lm, asked)[0] if fact.source == "object"][:n_facts]
-    scale, width = noise_scale(lm, facts, knobs), default_window(lm.anatomy.n_layers)
-    trials = [trial_of(lm, fact, scale, knobs, seed, width) for fact in facts]
+    scale, width = noise_scale(lm, facts, knobs), default_window(lm.architecture.n_layers)
+    trials = [make_trial(lm, fact, scale, knobs, seed, width) for fact in facts]
     parts = find_parts(lm)
-    engine, told = choose(lm, parts, trials[0])
+    engine, told = choose_trace_engine(lm, parts, trials[0])
     modules = tracing_oracle.modules_of(lm.model)
     mine, theirs, seconds, plain, gap = Count(), Count(), 0.0, 0.0, 0.0
     for trial in trials:  # in turn, so that whatever else the machine does falls on both alike
         with counted(lm.model, mine):
             start = time.perf_counter()
-            one = trace(lm, parts, trial, engine)
+            one = trace_fact(lm, parts, trial, engine)
             seconds += time.perf_counter() - start
         with counted(lm.model, theirs):
             start = time.perf_counter()
@@ -101,7 +101,7 @@ def _worded(request: EditRequest, number: int) -> EditRequest:
     return request.model_copy(update={"prompt": prompts[number % len(prompts)], "paraphrases": ()})
 
 
-def _plain(lm: LanguageModel, modules: tracing_oracle.Modules, trial: Any, width: int) -> tracing_oracle.Traced:
+def _plain(lm: LanguageModel, modules: tracing_oracle.Modules, trial: Any, width: int) -> tracing_oracle.TracedFact:
     question = trial.question
     subject = (question.first, question.last)
     return tracing_oracle.trace(lm.model, modules, question.prompt, question.answer, subject, trial.noise, width)

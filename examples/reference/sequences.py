@@ -40,7 +40,7 @@ def apart(base: Path, one: Path, other: Path) -> float:
     plan = plan_moments(lm, base, [0, 1, 2], resolve([])[0])
     gap = length = 0.0
     for layer in plan.on:
-        (name,) = (name for name in deltas[0] if name.endswith(lm.anatomy.parameter(layer)))
+        (name,) = (name for name in deltas[0] if name.endswith(lm.architecture.parameter(layer)))
         mean = moment_of(plan, layer).mean
         changes = [delta[name].dense() for delta in deltas]
         change, difference = changes[0], changes[1] - changes[0]

@@ -75,7 +75,7 @@ def window(layer: int, width: int, n_layers: int) -> range:
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedFact:
     """Clean and low probability; a table (tokens, layers) a kind; severed scores (layers,), last subject token."""
 
     clean: float
@@ -92,7 +92,7 @@ def trace(
     subject: tuple[int, int],
     noise: Tensor,
     width: int,
-) -> Traced:
+) -> TracedFact:
     """Everything of one fact. subject: its first and last token; noise (samples, subject's tokens, width)."""
     first, last = subject
     n_layers, rows = len(modules.blocks), 1 + len(noise)
@@ -137,4 +137,4 @@ def trace(
         frozen = [(part, freeze(layer)) for layer, part in enumerate(parts)]
         for layer in range(n_layers):
             severed[kind][layer] = score((modules.blocks[layer], restore(last)), *frozen)
-    return Traced(clean, score(), tables, severed)
+    return TracedFact(clean, score(), tables, severed)

@@ -101,7 +101,7 @@ def trace(lm: LanguageModel, world: World, n_facts: int = 100, seed: int = SEED)
     clean_sum = noisy_sum = 0.0
     for ids, first, last, answer in _known(lm, world, n_facts, seed):
         row = torch.tensor([ids])
-        noise = torch.randn(SAMPLES, last - first + 1, lm.anatomy.width, generator=generator) * scale
+        noise = torch.randn(SAMPLES, last - first + 1, lm.architecture.width, generator=generator) * scale
         kept: dict[tuple[str, int], Tensor] = {}
         with _reading(blocks, kinds, kept):
             clean = float(model(input_ids=row).logits[0, -1].softmax(-1)[answer])

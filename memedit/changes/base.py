@@ -11,10 +11,10 @@ from torch import Tensor
 
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import UsageError
-from memedit.model.load import at_hand, locate, read_config, sketch
+from memedit.model.load import at_hand, locate, meta_model, read_config
 from memedit.numerics.delta import Delta, rounded, rounding_loss
-from memedit.numerics.lowrank import total, truncated
-from memedit.progress import Tell
+from memedit.numerics.lowrank import sum_lowrank, truncated
+from memedit.progress import Progress
 from memedit.results.changes import Origin, TensorChange
 from memedit.storage.artifacts import digest_file
 from memedit.storage.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ TINY = 1e-300  # a norm to divide by where there is none
 
 
 @dataclass(frozen=True)
-class Change:
+class DeltaFile:
     """What a delta file holds: changes (D, F) by the stored name of their tensor, and the digest of their base."""
 
     deltas: dict[str, Delta]
@@ -34,7 +34,7 @@ class Change:
     file: Path
 
     @classmethod
-    def open(cls, path: Path) -> Change:
+    def open(cls, path: Path) -> DeltaFile:
         """An edited folder's change, or that of a delta file. Raises UsageError or StorageError."""
         file = find_delta(path)
         return cls(*read_delta(file), file)
@@ -45,7 +45,7 @@ class Change:
         return edited_folder(self.file)
 
 
-def summed(changes: Sequence[Change]) -> dict[str, Delta]:
+def sum_deltas(changes: Sequence[DeltaFile]) -> dict[str, Delta]:
     """The sum of changes, tensor by tensor; in an order of the files' bytes, so that theirs decides nothing.
 
     Raises UsageError where one is named twice.
@@ -56,23 +56,23 @@ def summed(changes: Sequence[Change]) -> dict[str, Delta]:
         raise UsageError(f"of the changes {names} two are the same, and would count twice", "name each change once")
     ordered = [change.deltas for _, change in sorted(found.items())]
     names = sorted({name for deltas in ordered for name in deltas}, key=in_order)
-    return {name: total([deltas[name] for deltas in ordered if name in deltas]) for name in names}
+    return {name: sum_lowrank([deltas[name] for deltas in ordered if name in deltas]) for name in names}
 
 
-class Ground:
+class BaseCheckpoint:
     """The base of a change: its files, and where its down-projections lie."""
 
-    def __init__(self, knobs: ModelKnobs, tell: Tell) -> None:
+    def __init__(self, knobs: ModelKnobs, progress: Progress) -> None:
         self.folder = locate(knobs)
         self.checkpoint = Checkpoint.open(self.folder)
         self.family = str(read_config(self.folder, trust_remote_code=knobs.trust_remote_code).get("model_type"))
-        with tell.phase("structure"):
-            self.anatomy = sketch(self.folder, knobs)
-        every = [self.anatomy.parameter(layer) for layer in range(self.anatomy.n_layers)]
+        with progress.phase("structure"):
+            self.architecture = meta_model(self.folder, knobs)
+        every = [self.architecture.parameter(layer) for layer in range(self.architecture.n_layers)]
         self.parameters = {self.checkpoint.resolve(name): name for name in every}
         """Stored name -> parameter of the model."""
 
-    def admitted(self, change: Change, *, any_base: bool) -> Change:
+    def admitted(self, change: DeltaFile, *, any_base: bool) -> DeltaFile:
         """The change, of this base, or with `any_base` as it is put on another: its bare factors.
 
         Raises UsageError for a change of another base that was not asked for, and for one that does not fit at all.
@@ -98,7 +98,7 @@ class Ground:
 
     def weight(self, name: str) -> Tensor:
         """A stored weight as (D, F), in the checkpoint's dtype."""
-        return self.anatomy.turned(self.checkpoint.tensor(name))
+        return self.architecture.turned(self.checkpoint.tensor(name))
 
     def put(self, name: str, delta: Delta, rank: int | None = None) -> tuple[Tensor, Delta, TensorChange]:
         """One weight with its change (cut to `rank`), as the checkpoint stores it; that change; and its figures."""
@@ -113,7 +113,7 @@ class Ground:
             rounding_loss=rounding_loss(weight, change, stored),
             lost=lost,
         )
-        return self.anatomy.turned(stored).contiguous(), made, told
+        return self.architecture.turned(stored).contiguous(), made, told
 
     def apart(self, name: str, delta: Delta, made: Delta) -> float:
         """|W + made - checkpoint| / |delta|: how far a model that adds `made` is from what apply writes."""
@@ -129,7 +129,7 @@ def in_dtype(delta: Delta, dtype: torch.dtype) -> Delta:
 
 
 def originals(
-    edited: Path, change: Change, recorded: ModelKnobs, base: str | None, tell: Tell
+    edited: Path, change: DeltaFile, recorded: ModelKnobs, base: str | None, progress: Progress
 ) -> tuple[Origin, dict[str, Tensor], Path | None]:
     """The tensors as they were before the edit, and where from: the base asked for, those that were kept, the base
     that the run was made from, or else none. Raises UsageError where the base asked for is another."""
@@ -140,7 +140,7 @@ def originals(
             return "originals", kept, None
     folder = locate(ModelKnobs(path=base)) if base else at_hand(recorded)
     if folder is not None:
-        with tell.phase("base"):
+        with progress.phase("base"):
             checkpoint = Checkpoint.open(folder)
             same = checkpoint.digest == change.base
         if same:
@@ -156,9 +156,9 @@ def originals(
 
 def subtracted(edited: Checkpoint, deltas: Mapping[str, Delta], knobs: ModelKnobs) -> dict[str, Tensor]:
     """The edited tensors less their changes, rounded: near the originals, and seldom them."""
-    anatomy = sketch(edited.folder, knobs)
+    architecture = meta_model(edited.folder, knobs)
     return {
-        name: anatomy.turned(rounded(anatomy.turned(edited.tensor(name)), Delta(-delta.dense()))).contiguous()
+        name: architecture.turned(rounded(architecture.turned(edited.tensor(name)), Delta(-delta.dense()))).contiguous()
         for name, delta in deltas.items()
     }
 

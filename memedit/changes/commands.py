@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from memedit.changes.base import Change, Ground, in_dtype, originals, subtracted, summed
+from memedit.changes.base import BaseCheckpoint, DeltaFile, in_dtype, originals, subtracted, sum_deltas
 from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.errors import UsageError
 from memedit.model.load import locate
 from memedit.numerics.delta import Delta
-from memedit.numerics.lowrank import factored, truncated
-from memedit.progress import Silence, Tell
-from memedit.results.changes import Comparison, Kind, Outcome, TensorChange
+from memedit.numerics.lowrank import balanced_factors, truncated
+from memedit.progress import NoProgress, Progress
+from memedit.results.changes import Comparison, ExportKind, Outcome, TensorChange
 from memedit.results.versions import versions
 from memedit.show import card
 from memedit.storage.artifacts import digest_file, digest_of
@@ -28,86 +28,86 @@ from memedit.storage.deltas import delta_bytes, originals_bytes
 from memedit.storage.lora import adapter_bytes
 from memedit.storage.records import DELTA, EDITS, ORIGINALS, RUN, base_of, card_of, records
 from memedit.storage.tensorfile import stream
-from memedit.storage.writer import BASE_CARD, check_output, write, write_files
+from memedit.storage.writer import BASE_CARD, check_output, write_checkpoint, write_files
 
 
-def export(
+def run_export(
     change: Path,
-    to: Kind,
+    to: ExportKind,
     recipe: Recipe,
     *,
     rank: int | None = None,
     dtype: torch.dtype = torch.float32,
     any_base: bool = False,
     arguments: Sequence[str] = (),
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Write a change as a checkpoint (`full`), as PEFT's adapter (`lora`), or as float32 changes of tensors (`dense`).
 
     With `rank` it is cut to that many directions first. Raises UsageError for a change of another base.
     """
-    tell = tell or Silence()
-    ground, found, out = Ground(recipe.model, tell), Change.open(change), _out(recipe)
+    progress = progress or NoProgress()
+    ground, found, out = BaseCheckpoint(recipe.model, progress), DeltaFile.open(change), _out(recipe)
     _check(ground, out, recipe, file=to == "dense")
-    with tell.phase("base"):
+    with progress.phase("base"):
         found = ground.admitted(found, any_base=any_base)
     if to == "full":
         whole = rank is None and found.folder is not None and found.base == ground.checkpoint.digest
         extra = {**records(found.folder), CARD: card_of(found.folder)} if whole and found.folder else None
-        return _checkpoint([found], found.deltas, ground, recipe, "export", rank, arguments, tell, extra)
+        return _checkpoint([found], found.deltas, ground, recipe, "export", rank, arguments, progress, extra)
     make = _adapter if to == "lora" else _dense
-    with tell.phase("write"):
+    with progress.phase("write"):
         told, rank = make(ground, found, out, recipe, rank, dtype)
     return _outcome("export", ground, recipe, [found], told, arguments).model_copy(
         update={"kind": to, "rank": rank, "family": ground.family}
     )
 
 
-def combine(
+def run_add(
     changes: Sequence[Path],
     recipe: Recipe,
     *,
     any_base: bool = False,
     arguments: Sequence[str] = (),
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Put the sum of changes on their base, rounded once, and write the checkpoint; their order decides nothing."""
-    tell = tell or Silence()
-    ground, found = Ground(recipe.model, tell), [Change.open(path) for path in changes]
+    progress = progress or NoProgress()
+    ground, found = BaseCheckpoint(recipe.model, progress), [DeltaFile.open(path) for path in changes]
     _check(ground, _out(recipe), recipe)
-    with tell.phase("base"):
+    with progress.phase("base"):
         found = [ground.admitted(change, any_base=any_base) for change in found]
-    return _checkpoint(found, summed(found), ground, recipe, "apply", None, arguments, tell, None)
+    return _checkpoint(found, sum_deltas(found), ground, recipe, "apply", None, arguments, progress, None)
 
 
-def revert(
+def run_revert(
     edited: Path,
     recipe: Recipe,
     *,
     arguments: Sequence[str] = (),
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Write an edited folder as it was before its edit: to the bit where the original tensors are at hand.
 
     `recipe.model.path` names the base; without it, originals kept beside the edit are taken, then the base that the
     run was made from, where it can be read. Failing both, the change is subtracted, which is exact up to rounding.
     """
-    tell, out = tell or Silence(), _out(recipe)
+    progress, out = progress or NoProgress(), _out(recipe)
     recorded, base = base_of(edited)
-    change, checkpoint = Change.open(edited), Checkpoint.open(edited)
+    change, checkpoint = DeltaFile.open(edited), Checkpoint.open(edited)
     check_output(edited, out, overwrite=recipe.output.overwrite)
-    origin, weights, folder = originals(edited, change, recorded, recipe.model.path or None, tell)
+    origin, weights, folder = originals(edited, change, recorded, recipe.model.path or None, progress)
     extra: dict[str, bytes | None] = {CARD: card_of(edited, BASE_CARD), BASE_CARD: None}
     if folder is not None:
         check_output(folder, out, overwrite=recipe.output.overwrite)
         extra |= {CARD: card_of(folder), **records(folder)}
     if origin == "subtraction":
-        tell.note(f"the base {recorded.path} is not at hand, and no originals were kept: the change is subtracted")
+        progress.note(f"the base {recorded.path} is not at hand, and no originals were kept: the change is subtracted")
         weights = subtracted(checkpoint, change.deltas, recorded)
-    with tell.phase("write"):
+    with progress.phase("write"):
         run = f"revert-{digest_of([change.base, str(edited.resolve())])[:16]}"
         knobs = recipe.output
-        write(
+        write_checkpoint(
             checkpoint, out, weights, extra,
             link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, run=run,
         )  # fmt: skip
@@ -118,25 +118,25 @@ def revert(
     )  # fmt: skip
 
 
-def diff(a: str, b: str, *, tell: Tell | None = None) -> Comparison:
+def run_diff(a: str, b: str, *, progress: Progress | None = None) -> Comparison:
     """How two models' folders differ, tensor by tensor and file by file."""
     one, two = (locate(ModelKnobs(path=path)) for path in (a, b))
-    return compare(one, two, a, b, tell or Silence())
+    return compare(one, two, a, b, progress or NoProgress())
 
 
 def _checkpoint(
-    found: Sequence[Change],
+    found: Sequence[DeltaFile],
     deltas: dict[str, Delta],
-    ground: Ground,
+    ground: BaseCheckpoint,
     recipe: Recipe,
     command: str,
     rank: int | None,
     arguments: Sequence[str],
-    tell: Tell,
+    progress: Progress,
     extra: dict[str, bytes | None] | None,
 ) -> Outcome:
     """Write the base with these changes; `extra` are the records of the run that made them, or they are made here."""
-    with tell.phase("round", len(deltas), "tensors") as advance:
+    with progress.phase("round", len(deltas), "tensors") as advance:
         weights, made, told = dict[str, torch.Tensor](), dict[str, Delta](), list[TensorChange]()
         for name, delta in deltas.items():
             weights[name], made[name], one = ground.put(name, delta, rank)
@@ -149,16 +149,16 @@ def _checkpoint(
         lists = [records(change.folder).get(EDITS, b"") for change in found if change.folder]
         about = {"method": "sum", "of": sorted(outcome.digests["deltas"])}
         extra = {
-            CARD: card.of_sum(read_base_card(ground.folder, recipe.model.path), len(found), parameters).encode(),
+            CARD: card.sum_card(read_base_card(ground.folder, recipe.model.path), len(found), parameters).encode(),
             RUN: outcome.model_dump_json(indent=2).encode(),
             DELTA: delta_bytes(made, digest, about),
             **({EDITS: b"".join(lists)} if any(lists) else {}),
         }
         if recipe.output.keep_originals:
             extra[ORIGINALS] = originals_bytes({name: ground.checkpoint.tensor(name) for name in weights}, digest)
-    with tell.phase("write"):
+    with progress.phase("write"):
         knobs, run = recipe.output, digest_of([command, recipe.output.dir, list(outcome.deltas)])[:16]
-        write(
+        write_checkpoint(
             ground.checkpoint, _out(recipe), weights, extra,
             link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, run=run,
         )  # fmt: skip
@@ -166,26 +166,26 @@ def _checkpoint(
 
 
 def _adapter(
-    ground: Ground, change: Change, out: Path, recipe: Recipe, rank: int | None, dtype: torch.dtype
+    ground: BaseCheckpoint, change: DeltaFile, out: Path, recipe: Recipe, rank: int | None, dtype: torch.dtype
 ) -> tuple[list[TensorChange], int]:
     told, factors = list[TensorChange](), dict[str, Delta]()
     for name, delta in change.deltas.items():
         _, _, one = ground.put(name, delta)
-        cut, lost = (factored(delta), 0.0) if rank is None else truncated(delta, rank)
+        cut, lost = (balanced_factors(delta), 0.0) if rank is None else truncated(delta, rank)
         factors[one.parameter] = made = in_dtype(cut, dtype)
         apart = ground.apart(name, delta, made)
         told.append(one.model_copy(update={"rank": made.rank, "lost": lost, "distance": apart}))
     uniform = max(delta.left.shape[1] for delta in factors.values())
-    conv1d = ground.anatomy.layout == "conv1d"
+    conv1d = ground.architecture.layout == "conv1d"
     model = recipe.model
     files = adapter_bytes(factors, model.path, revision=model.revision, conv1d=conv1d, dtype=dtype)
-    files["README.md"] = card.of_adapter(read_base_card(ground.folder, model.path), uniform, list(factors)).encode()
+    files["README.md"] = card.adapter_card(read_base_card(ground.folder, model.path), uniform, list(factors)).encode()
     write_files(out, files, overwrite=recipe.output.overwrite)
     return told, uniform
 
 
 def _dense(
-    ground: Ground, change: Change, out: Path, recipe: Recipe, rank: int | None, _dtype: torch.dtype
+    ground: BaseCheckpoint, change: DeltaFile, out: Path, recipe: Recipe, rank: int | None, _dtype: torch.dtype
 ) -> tuple[list[TensorChange], None]:
     told: list[TensorChange] = []
 
@@ -194,7 +194,7 @@ def _dense(
         _, cut, one = ground.put(name, delta, rank)
         made = Delta(cut.dense().float())
         told.append(one.model_copy(update={"distance": ground.apart(name, delta, made)}))
-        return ground.anatomy.turned(made.left)
+        return ground.architecture.turned(made.left)
 
     shapes = {name: ground.checkpoint.entries[name].shape for name in change.deltas}
     stream(out, shapes, make, {"format": "pt", "base": ground.checkpoint.digest})
@@ -203,9 +203,9 @@ def _dense(
 
 def _outcome(
     command: str,
-    ground: Ground,
+    ground: BaseCheckpoint,
     recipe: Recipe,
-    found: Sequence[Change],
+    found: Sequence[DeltaFile],
     told: Sequence[TensorChange],
     arguments: Sequence[str],
 ) -> Outcome:
@@ -223,7 +223,7 @@ def _out(recipe: Recipe) -> Path:
     return Path(recipe.output.dir).expanduser()
 
 
-def _check(ground: Ground, out: Path, recipe: Recipe, *, file: bool = False) -> None:
+def _check(ground: BaseCheckpoint, out: Path, recipe: Recipe, *, file: bool = False) -> None:
     if not file:
         check_output(ground.folder, out, overwrite=recipe.output.overwrite)
     elif out.is_dir():

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from memedit.model.architecture import Anatomy
+from memedit.model.architecture import Architecture
 
 VLLM_RANK = 512  # the largest --max-lora-rank
 VLLM: dict[str, bool] = {
@@ -31,9 +31,9 @@ VLLM: dict[str, bool] = {
 is recognized by it."""
 
 
-def peft_carries(model: nn.Module, anatomy: Anatomy) -> tuple[bool | None, str]:
+def peft_carries(model: nn.Module, architecture: Architecture) -> tuple[bool | None, str]:
     """PEFT wraps nn.Linear and Conv1D, whatever the family."""
-    modules: list[Any] = [model.get_submodule(path) for path in anatomy.down_projections if path]
+    modules: list[Any] = [model.get_submodule(path) for path in architecture.down_projections if path]
     if not modules:
         return False, "there is no down-projection to wrap"
     if all(isinstance(module, nn.Linear) for module in modules):

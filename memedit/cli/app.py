@@ -10,17 +10,17 @@ from typing import Annotated, NoReturn
 import typer
 
 from memedit import __version__
-from memedit.cli.apply import apply
-from memedit.cli.check import check
-from memedit.cli.diff import diff
-from memedit.cli.evaluate import evaluate
-from memedit.cli.export import export
-from memedit.cli.forget import forget
-from memedit.cli.inspect import inspect
-from memedit.cli.revert import revert
-from memedit.cli.schema import schema
-from memedit.cli.stats import stats
-from memedit.cli.trace import trace
+from memedit.cli.apply import apply_command
+from memedit.cli.check import check_command
+from memedit.cli.diff import diff_command
+from memedit.cli.evaluate import evaluate_command
+from memedit.cli.export import export_command
+from memedit.cli.forget import forget_command
+from memedit.cli.inspect import inspect_command
+from memedit.cli.revert import revert_command
+from memedit.cli.schema import schema_command
+from memedit.cli.stats import stats_command
+from memedit.cli.trace import trace_command
 from memedit.errors import EditListError, MemeditError
 
 app = typer.Typer(
@@ -32,17 +32,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("apply")(apply)
-app.command("forget")(forget)
-app.command("eval")(evaluate)
-app.command("check")(check)
-app.command("stats")(stats)
-app.command("trace")(trace)
-app.command("inspect")(inspect)
-app.command("export")(export)
-app.command("revert")(revert)
-app.command("diff")(diff)
-app.command("schema")(schema)
+app.command("apply")(apply_command)
+app.command("forget")(forget_command)
+app.command("eval")(evaluate_command)
+app.command("check")(check_command)
+app.command("stats")(stats_command)
+app.command("trace")(trace_command)
+app.command("inspect")(inspect_command)
+app.command("export")(export_command)
+app.command("revert")(revert_command)
+app.command("diff")(diff_command)
+app.command("schema")(schema_command)
 
 
 def _version(asked: bool) -> None:

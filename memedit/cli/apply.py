@@ -15,10 +15,10 @@ from memedit.config.recipe import Recipe
 from memedit.errors import UsageError
 
 if TYPE_CHECKING:
-    from memedit.editing.ledger import Way
+    from memedit.editing.ledger import Mode
 
 
-def apply(
+def apply_command(
     edits: Annotated[
         str | None, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.", show_default=False)
     ] = None,
@@ -86,7 +86,7 @@ def apply(
 ) -> None:
     """Write facts into a model: an edited checkpoint in OUT, and what came of it."""
     o.one_output(json, per_edit, quiet)
-    bars = gates.bars(fail_under)
+    bars = gates.gate_bars(fail_under)
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
         "moments.corpus": corpus, "target.redo": redo,
@@ -116,21 +116,21 @@ def apply(
         raise UsageError("no edit list was given", "say memedit apply EDITS, or --delta DELTA for changes made before")
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     known = o.read_facts(facts)
-    way: Way | None = None if re_solve is None else "re-solve" if re_solve else "on top"
-    from memedit.show.progress import Shown
+    way: Mode | None = None if re_solve is None else "re-solve" if re_solve else "on top"
+    from memedit.show.progress import TerminalProgress
 
-    tell = Shown(o.error_console(), quiet=quiet)
+    progress = TerminalProgress(o.error_console(), quiet=quiet)
     if dry_run:
-        from memedit.pipeline import preview
+        from memedit.pipeline import run_dry_run
 
-        said = preview(requests, recipe, findings=findings, sources=sources, way=way, base=base, tell=tell)
+        said = run_dry_run(requests, recipe, findings=findings, sources=sources, way=way, base=base, progress=progress)
         print(said.model_dump_json(indent=2) if json else "\n".join(said.lines()))
         return
-    from memedit.pipeline import apply as run
+    from memedit.pipeline import run_apply as run
 
     report = run(
         requests, recipe, findings=findings, facts=known, sources=sources, way=way, base=base,
-        arguments=sys.argv[1:], tell=tell,
+        arguments=sys.argv[1:], progress=progress,
     )  # fmt: skip
     o.print_edited(report, json=json, per_edit=per_edit, quiet=quiet)
     gates.gate(report, bars)
@@ -144,10 +144,10 @@ def _add(
         raise UsageError(
             f"--delta adds changes that were made before, and {said[0]} is for making one", "leave one out"
         )
-    from memedit.changes.commands import combine
-    from memedit.show.progress import Shown
+    from memedit.changes.commands import run_add
+    from memedit.show.progress import TerminalProgress
 
     paths = [Path(delta).expanduser() for delta in deltas]
-    tell = Shown(o.error_console(), quiet=quiet)
-    outcome = combine(paths, recipe, any_base=any_base, arguments=sys.argv[1:], tell=tell)
+    progress = TerminalProgress(o.error_console(), quiet=quiet)
+    outcome = run_add(paths, recipe, any_base=any_base, arguments=sys.argv[1:], progress=progress)
     o.print_outcome(outcome, json=json, quiet=quiet)

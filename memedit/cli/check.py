@@ -6,8 +6,8 @@ from memedit.cli import options as o
 from memedit.errors import GateError
 
 
-def check(
-    edits: o.Edits,
+def check_command(
+    edits: o.EditsArgument,
     model: o.ModelOption = None,
     relations: o.RelationsOption = None,
     input_format: o.FormatOption = None,
@@ -21,7 +21,7 @@ def check(
     recipe, _ = o.read_recipe(config, sets, {"model.path": model})
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     if recipe.model.path:
-        from memedit.editing.plan import check as look
+        from memedit.editing.plan import check_edits as look
         from memedit.model.load import locate, open_tokenizer
 
         tokenizer, positions = open_tokenizer(locate(recipe.model), recipe.model)

@@ -13,8 +13,8 @@ from memedit.cli import options as o
 from memedit.errors import UsageError
 
 
-def evaluate(
-    edits: o.Edits,
+def evaluate_command(
+    edits: o.EditsArgument,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", metavar="MODEL", help="A model folder or Hub name; several are compared."),
@@ -60,7 +60,7 @@ def evaluate(
 ) -> None:
     """Judge a model on an edit list: did the edits take, do they generalize, what else moved."""
     o.one_output(json, per_edit, quiet)
-    under, over = gates.bars(fail_under), gates.bars(fail_over, "--fail-over")
+    under, over = gates.gate_bars(fail_under), gates.gate_bars(fail_over, "--fail-over")
     models, adapters = list(dict.fromkeys(model or [])), list(dict.fromkeys(adapter or []))
     if adapters and len(models) > 1:
         raise UsageError("--adapter belongs to one model, and here are several", "give one -m: the adapter's base")
@@ -75,13 +75,14 @@ def evaluate(
     found = [one for one in (*findings, *lint(requests)) if one.severity == "error" and one.code != "E106"]
     if found:
         raise EditListError("the edit list has errors", "mend the lines above", tuple(found))
-    from memedit.evaluation.retention import held
-    from memedit.pipeline import evaluate as run
-    from memedit.show.progress import Shown
+    from memedit.evaluation.retention import successful_edits
+    from memedit.pipeline import run_evaluate as run
+    from memedit.show.progress import TerminalProgress
 
     report = run(
         requests, recipe, base=base, others=models[1:], adapters=adapters, facts=known, text=text, generate=generate,
-        held=held(right_after or []), arguments=sys.argv[1:], tell=Shown(o.error_console(), quiet=quiet),
+        held=successful_edits(right_after or []), arguments=sys.argv[1:],
+        progress=TerminalProgress(o.error_console(), quiet=quiet),
     )  # fmt: skip
     _pages(report, html, markdown)
     if json or per_edit:
@@ -92,11 +93,11 @@ def evaluate(
 
 
 def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:
-    from memedit.show.report_page import page
+    from memedit.show.report_page import evaluation_page
     from memedit.show.tables import markdown as tables
     from memedit.storage.artifacts import write_whole
 
-    for path, make in ((html, page), (markdown, tables)):
+    for path, make in ((html, evaluation_page), (markdown, tables)):
         if path:
             write_whole(Path(path).expanduser(), make(report).encode())
 

@@ -12,7 +12,7 @@ from memedit.cli import options as o
 from memedit.errors import UsageError
 
 
-def export(
+def export_command(
     delta: Annotated[str, typer.Argument(metavar="DELTA", help="A folder that apply wrote, or its delta.safetensors.")],
     to: Annotated[
         Literal["full", "lora", "dense"],
@@ -50,11 +50,11 @@ def export(
     o.need_model(recipe)
     import torch
 
-    from memedit.changes.commands import export as run
-    from memedit.show.progress import Shown
+    from memedit.changes.commands import run_export as run
+    from memedit.show.progress import TerminalProgress
 
     outcome = run(
         Path(delta).expanduser(), to, recipe, rank=rank, dtype=getattr(torch, dtype), any_base=any_base,
-        arguments=sys.argv[1:], tell=Shown(o.error_console(), quiet=quiet),
+        arguments=sys.argv[1:], progress=TerminalProgress(o.error_console(), quiet=quiet),
     )  # fmt: skip
     o.print_outcome(outcome, json=json, quiet=quiet)

@@ -12,7 +12,7 @@ from memedit.cli import options as o
 from memedit.errors import UsageError
 
 
-def forget(
+def forget_command(
     ids: Annotated[list[str], typer.Argument(metavar="IDS", help="Ids of edits; - reads them from stdin, one a line.")],
     model: o.ModelOption = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.")] = None,
@@ -32,7 +32,7 @@ def forget(
 ) -> None:
     """Take edits out of an edited model as if they had never been made; the others are solved anew from the base."""
     o.one_output(json, per_edit, quiet)
-    bars = gates.bars(fail_under)
+    bars = gates.gate_bars(fail_under)
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "output.dir": output, "output.link": link,
         "output.overwrite": overwrite,
@@ -44,11 +44,11 @@ def forget(
     if not names:
         raise UsageError("no ids of edits were given", "memedit/ledger.jsonl in the edited model lists them")
     known = o.read_facts(facts)
-    from memedit.pipeline import forget as run
-    from memedit.show.progress import Shown
+    from memedit.pipeline import run_forget as run
+    from memedit.show.progress import TerminalProgress
 
-    tell = Shown(o.error_console(), quiet=quiet)
-    report = run(names, recipe, facts=known, sources=sources, base=base, arguments=sys.argv[1:], tell=tell)
+    progress = TerminalProgress(o.error_console(), quiet=quiet)
+    report = run(names, recipe, facts=known, sources=sources, base=base, arguments=sys.argv[1:], progress=progress)
     o.print_edited(report, json=json, per_edit=per_edit, quiet=quiet)
     if report.edits:
         gates.gate(report, bars)

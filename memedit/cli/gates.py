@@ -27,7 +27,7 @@ def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str
         raise GateError("; ".join(missed), "look at --per-edit for the edits that failed")
 
 
-def bars(text: str | None, option: str = "--fail-under") -> dict[str, float]:
+def gate_bars(text: str | None, option: str = "--fail-under") -> dict[str, float]:
     """`efficacy=0.95,drift.ppl=1.02` as a mapping. Raises UsageError for anything else."""
     plain = [name for name in Scores.model_fields if name not in ("generated", "groups")]
     known = [*plain, *(f"drift.{name}" for name in Drift.model_fields), "kept.others", "kept.siblings"]

@@ -22,7 +22,7 @@ from memedit.results.report import Report
 if TYPE_CHECKING:
     from memedit.results.changes import Outcome
 
-Edits = Annotated[str, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.")]
+EditsArgument = Annotated[str, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.")]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="A model folder or Hub name.")]
 RelationsOption = Annotated[str | None, typer.Option("--relations", metavar="FILE", help="A table of relations.")]
 FormatOption = Annotated[

@@ -11,7 +11,7 @@ import typer
 from memedit.cli import options as o
 
 
-def revert(
+def revert_command(
     edited: Annotated[str, typer.Argument(metavar="OUT", help="A folder that apply wrote.")],
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="BACK", help="The folder to write.")] = None,
     model: Annotated[
@@ -27,8 +27,13 @@ def revert(
     o.one_output(json, False, quiet)
     flags = {"model.path": model, "output.dir": output, "output.link": link, "output.overwrite": overwrite}
     recipe, _ = o.read_recipe(None, None, flags)
-    from memedit.changes.commands import revert as run
-    from memedit.show.progress import Shown
+    from memedit.changes.commands import run_revert as run
+    from memedit.show.progress import TerminalProgress
 
-    outcome = run(Path(edited).expanduser(), recipe, arguments=sys.argv[1:], tell=Shown(o.error_console(), quiet=quiet))
+    outcome = run(
+        Path(edited).expanduser(),
+        recipe,
+        arguments=sys.argv[1:],
+        progress=TerminalProgress(o.error_console(), quiet=quiet),
+    )
     o.print_outcome(outcome, json=json, quiet=quiet)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 
-def schema(
+def schema_command(
     what: Annotated[Literal["edits", "recipe", "report"], typer.Argument(help="Of what.")],
 ) -> None:
     """Print the JSON schema of an edit, a recipe or a report."""

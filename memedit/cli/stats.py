@@ -9,7 +9,7 @@ import typer
 from memedit.cli import options as o
 
 
-def stats(
+def stats_command(
     model: o.ModelOption = None,
     layers: o.LayersOption = None,
     corpus: o.CorpusOption = None,
@@ -33,10 +33,10 @@ def stats(
     }  # fmt: skip
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
-    from memedit.editing.moment_cache import stats as run
-    from memedit.show.progress import Shown
+    from memedit.editing.moment_cache import run_stats as run
+    from memedit.show.progress import TerminalProgress
 
-    rows = run(recipe, import_file=import_, dry_run=dry_run, tell=Shown(o.error_console(), quiet=quiet))
+    rows = run(recipe, import_file=import_, dry_run=dry_run, progress=TerminalProgress(o.error_console(), quiet=quiet))
     if json:
         print("[" + ",\n ".join(row.model_dump_json() for row in rows) + "]")
     else:

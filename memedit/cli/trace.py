@@ -14,11 +14,11 @@ from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from memedit.progress import Tell
-    from memedit.results.traces import Tracing
+    from memedit.progress import Progress
+    from memedit.results.traces import TracingResult
 
 
-def trace(
+def trace_command(
     facts: Annotated[
         str | None,
         typer.Argument(
@@ -81,22 +81,22 @@ def trace(
     if by and not suggest_layers:
         raise UsageError("--by says how layers are suggested, and none are asked for", "say --suggest-layers too")
     requests, findings = _asked(facts, prompt, subject, answer, relations, input_format, limit)
-    from memedit.show.progress import Shown
+    from memedit.show.progress import TerminalProgress
 
-    tell = Shown(o.error_console(), quiet=quiet)
+    progress = TerminalProgress(o.error_console(), quiet=quiet)
     if by == "edit-score":
-        print(_by_edit_score(requests, findings, recipe, tell))
+        print(_by_edit_score(requests, findings, recipe, progress))
         return
-    from memedit.pipeline import trace as run
+    from memedit.pipeline import run_trace as run
     from memedit.show.heatmap import summary
 
     own = prompt is not None and answer is None
     folder = Path(output).expanduser() if output else None
-    found = run(requests, recipe, findings=findings, own=own, output=folder, draw=_drawing(plot), tell=tell)
+    found = run(requests, recipe, findings=findings, own=own, output=folder, draw=_drawing(plot), progress=progress)
     if suggest_layers:
         if found.average.layers is None:
             raise GateError(found.average.reason, "trace more facts, or choose by --by edit-score")
-        tell.note(found.average.reason)
+        progress.note(found.average.reason)
         print(found.average.layers)
     elif json:
         print(found.average.model_dump_json(indent=2))
@@ -142,32 +142,32 @@ def _asked(
     return [request], []
 
 
-def _drawing(plot: Literal["png", "svg"] | None) -> Callable[[Tracing], Mapping[str, bytes]]:
-    from memedit.show.html import page
+def _drawing(plot: Literal["png", "svg"] | None) -> Callable[[TracingResult], Mapping[str, bytes]]:
+    from memedit.show.html import trace_page
     from memedit.show.png import check_plots, figures
 
     if plot:
         check_plots()
 
-    def draw(tracing: Tracing) -> Mapping[str, bytes]:
-        return {"trace.html": page(tracing).encode(), **(figures(tracing, plot) if plot else {})}
+    def draw(tracing: TracingResult) -> Mapping[str, bytes]:
+        return {"trace.html": trace_page(tracing).encode(), **(figures(tracing, plot) if plot else {})}
 
     return draw
 
 
-def _by_edit_score(requests: list[EditRequest], findings: list[Finding], recipe: Recipe, tell: Tell) -> str:
-    from memedit.editing.layer_trials import try_ranges
+def _by_edit_score(requests: list[EditRequest], findings: list[Finding], recipe: Recipe, progress: Progress) -> str:
+    from memedit.editing.layer_trials import search_layers
     from memedit.tracing.layer_selection import range_text
 
-    tried = try_ranges(requests, recipe, tell, findings)
+    tried = search_layers(requests, recipe, progress, findings)
     for one in tried:
-        tell.note(one.line)
+        progress.note(one.line)
     if tried[0].value == 0:
         raise GateError("no range of layers took a single edit of the sample", "look at the edits: memedit check")
     return range_text(tried[0].layers)
 
 
-def _show(found: Tracing) -> None:
+def _show(found: TracingResult) -> None:
     from rich.console import Console
 
     from memedit.show.heatmap import average_maps, fact_maps

@@ -9,27 +9,29 @@ from memedit.config.recipe import Recipe
 from memedit.editing.plan import Plan
 from memedit.errors import GateError
 from memedit.model.load import LanguageModel
-from memedit.progress import Tell
+from memedit.progress import Progress
 from memedit.tracing.run import trace_all
 
 
-def take_layers(lm: LanguageModel, digest: str, recipe: Recipe, plan: Plan, tell: Tell) -> tuple[Recipe, Plan, str]:
+def choose_traced_layers(
+    lm: LanguageModel, digest: str, recipe: Recipe, plan: Plan, progress: Progress
+) -> tuple[Recipe, Plan, str]:
     """A recipe and a plan whose layers are those that tracing the plan's edits suggests, and why; it is told, too.
 
     What the model says now is traced, at the last subject token alone. Raises GateError where no site is found.
     """
     requests = [edit.request for edit in plan.edits]
     step = -(-len(requests) // recipe.trace.facts)
-    tracing, _ = trace_all(lm, digest, requests[::step], recipe, tell, everywhere=False)
+    tracing, _ = trace_all(lm, digest, requests[::step], recipe, progress, everywhere=False)
     found, why = tracing.average.layers, tracing.average.reason
     if found is None:
         raise GateError(why, "name the layers (--layers 3-8), or say --layers depth")
-    layers = layers_of(found, lm.anatomy.n_layers)
+    layers = layers_of(found, lm.architecture.n_layers)
     if recipe.method.kind.single:
         layers = [middle(layers)]
         found = str(layers[0])
     said = f"layers {found} by tracing: {why}"
-    tell.note(said)
+    progress.note(said)
     method = recipe.method.model_copy(update={"layers": found})
-    lm.anatomy.require(layers)
+    lm.architecture.require(layers)
     return recipe.model_copy(update={"method": method}), replace(plan, layers=tuple(layers)), said

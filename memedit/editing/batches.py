@@ -35,16 +35,16 @@ class Sizes:
     @classmethod
     def of(cls, lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], layer: int) -> Sizes:
         """The longest rows decide. A block keeps some 16 D + 8 F numbers a token; logits are held four times over."""
-        anatomy, item = lm.anatomy, lm.dtype.itemsize
-        above = anatomy.n_layers - 1 - layer
+        architecture, item = lm.architecture, lm.dtype.itemsize
+        above = architecture.n_layers - 1 - layer
         pairs = list(zip(edits, prompts, strict=True))
         longest = max(len(one.ids) + len(edit.target) for edit, of_one in pairs for one in of_one)
         read = max(len(edit.target) / suffix_of(edit) for edit in edits)
         rows = len(prompts[0]) + 1
         return cls(
-            per_edit=rows * longest * anatomy.width * item * (2 * above + 1) + 4 * anatomy.vocabulary,
-            per_token=above * (16 * anatomy.width + 8 * anatomy.mlp_width) * item
-            + int(16 * anatomy.vocabulary * min(1.0, read)),
+            per_edit=rows * longest * architecture.width * item * (2 * above + 1) + 4 * architecture.vocabulary,
+            per_token=above * (16 * architecture.width + 8 * architecture.mlp_width) * item
+            + int(16 * architecture.vocabulary * min(1.0, read)),
         )
 
 

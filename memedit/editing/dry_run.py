@@ -7,14 +7,14 @@ from dataclasses import replace
 from pydantic import BaseModel, ConfigDict
 
 from memedit.editing.batches import Sizes, plan_batches
-from memedit.editing.ledger_update import told
-from memedit.editing.resources import about, cache_bytes, moment_bytes
-from memedit.editing.run import Job
+from memedit.editing.ledger_update import ledger_report
+from memedit.editing.resources import cache_bytes, duration_text, moment_bytes
+from memedit.editing.run import EditRun
 from memedit.editing.target_search import memory_for
 from memedit.results.report import LedgerReport
 
 
-class Preview(BaseModel):
+class DryRun(BaseModel):
     """What a run would do and cost: plain values. Memory and time are estimates."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,19 +51,19 @@ class Preview(BaseModel):
             f"moments   {len(self.moments_cached)} cached; to measure: {missing} ({self.tokens:,} tokens)",
             f"writes    {self.bytes_output / 1e6:,.1f} MB of output, {self.bytes_cache / 1e6:,.1f} MB of cache",
             f"memory    about {self.bytes_memory / 1e9:,.2f} GB",
-            f"time      about {about(self.seconds)}",
+            f"time      about {duration_text(self.seconds)}",
             f"resumes   {'an unfinished run' if self.resumes else 'nothing'}",
         ]
 
 
-def preview_of(job: Job) -> Preview:
+def plan_dry_run(job: EditRun) -> DryRun:
     """A job's preview: nothing of it is run but the forwards that are timed."""
     lm, moments = job.lm, job.moment_plan
     weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
-    widths = [lm.anatomy.mlp_widths[layer] for layer in job.plan.layers]
-    return Preview(
+    widths = [lm.architecture.mlp_widths[layer] for layer in job.plan.layers]
+    return DryRun(
         edits=len(job.requests),
-        skipped=len(job.plan.skipped) + len(job.past.twins),
+        skipped=len(job.plan.skipped) + len(job.history.twins),
         warnings=len(job.plan.warnings),
         layers=job.plan.layers,
         parameters=tuple(job.names.values()),
@@ -72,15 +72,15 @@ def preview_of(job: Job) -> Preview:
         moments_cached=moments.cached,
         moments_missing=tuple(moments.missing),
         bytes_output=job.base.size,
-        bytes_cache=cache_bytes([lm.anatomy.mlp_widths[layer] for layer in moments.missing]),
+        bytes_cache=cache_bytes([lm.architecture.mlp_widths[layer] for layer in moments.missing]),
         bytes_memory=weights + moment_bytes(widths) + _search_bytes(job),
         seconds=job.takes(),
-        ledger=told(job.past, job.groups, job.kept),
+        ledger=ledger_report(job.history, job.groups, job.kept),
         resumes=job.store().folder.is_dir(),
     )
 
 
-def _search_bytes(job: Job) -> int:
+def _search_bytes(job: EditRun) -> int:
     """What the largest batch of the search takes, as its plan counts it, with contexts of their full length."""
     lm, edits, recipe = job.lm, job.plan.edits, job.recipe
     beyond = (0,) * recipe.contexts.tokens

@@ -41,7 +41,7 @@ def find_keys(
     lm: LanguageModel, prompts: Sequence[Sequence[Prompt]], layer: int, weights: Tensor, *, whole: bool = False
 ) -> Tensor:
     """prompts, one list of X for each of E edits, and weights (X,) -> keys (E, F) float64."""
-    keys = torch.empty(len(prompts), lm.anatomy.mlp_widths[layer], dtype=torch.float64)
+    keys = torch.empty(len(prompts), lm.architecture.mlp_widths[layer], dtype=torch.float64)
     sweep = (WholeSweep if whole else Sweep)(lm, heads_of(prompts))
     for edits, states in sweep.keys(layer, last=True):
         keys[edits] = averaged(states, weights).cpu()

@@ -12,17 +12,17 @@ from memedit.config.layers import default_layers
 from memedit.config.recipe import Recipe
 from memedit.editing.contexts import sample_contexts
 from memedit.editing.moment_cache import factor_of
-from memedit.editing.plan import under
-from memedit.editing.run import Job
+from memedit.editing.plan import with_contexts
+from memedit.editing.run import EditRun
 from memedit.editing.solve import solve
-from memedit.editing.start import Start
+from memedit.editing.start import RunStart
 from memedit.editing.targets import Targets, find_targets
 from memedit.edits.edit import EditRequest, Finding
-from memedit.evaluation.forced import judge, score
+from memedit.evaluation.forced import score_edits, summarize
 from memedit.model.load import count_layers, locate
 from memedit.model.weights import applied
 from memedit.numerics.scores import harmonic
-from memedit.progress import Tell
+from memedit.progress import Progress
 from memedit.results.report import Scores
 from memedit.tracing.layer_selection import range_text
 
@@ -31,7 +31,7 @@ SAMPLE = 20
 
 
 @dataclass(frozen=True)
-class Tried:
+class Candidate:
     """A range of layers and how the sample fared with it."""
 
     layers: tuple[int, int]
@@ -54,7 +54,7 @@ class Tried:
         return f"layers {range_text(self.layers):>7}  score {self.value:.4f}"
 
 
-def candidates(n_layers: int, *, single: bool = False) -> list[tuple[int, int]]:
+def candidate_ranges(n_layers: int, *, single: bool = False) -> list[tuple[int, int]]:
     """Ranges as wide as the default's (`single`: of one layer), from the first layer up, each half its width above the
     one before."""
     width = 1 if single else len(default_layers(n_layers))
@@ -64,9 +64,9 @@ def candidates(n_layers: int, *, single: bool = False) -> list[tuple[int, int]]:
     return [(start, start + width - 1) for start in starts]
 
 
-def try_ranges(
-    requests: Sequence[EditRequest], recipe: Recipe, tell: Tell, findings: Sequence[Finding] = ()
-) -> list[Tried]:
+def search_layers(
+    requests: Sequence[EditRequest], recipe: Recipe, progress: Progress, findings: Sequence[Finding] = ()
+) -> list[Candidate]:
     """Every range tried, the best first; of equal ones the lower. Nothing is written, the model is as it was.
 
     Raises what `apply` would raise before its heavy work.
@@ -76,12 +76,17 @@ def try_ranges(
     method = recipe.method.model_copy(update={"layers": f"0-{n_layers - 1}"})
     some = requests[:: max(1, -(-len(requests) // SAMPLE))]
     every = recipe.model_copy(update={"method": method})
-    job = Job(Start(tuple(some), every, tuple(findings)), (), tell)
-    lm, edits, ranges, moments = job.lm, job.plan.edits, candidates(n_layers, single=method.kind.single), job.moments()
+    job = EditRun(RunStart(tuple(some), every, tuple(findings)), (), progress)
+    lm, edits, ranges, moments = (
+        job.lm,
+        job.plan.edits,
+        candidate_ranges(n_layers, single=method.kind.single),
+        job.moments(),
+    )
     contexts = sample_contexts(lm, recipe.contexts, recipe.seed)
-    prompts = [under(edit, contexts, lm.tokenizer, chat=recipe.chat) for edit in edits]
-    tried: list[Tried] = []
-    with tell.phase("ranges", len(ranges), "ranges") as advance:
+    prompts = [with_contexts(edit, contexts, lm.tokenizer, chat=recipe.chat) for edit in edits]
+    tried: list[Candidate] = []
+    with progress.phase("ranges", len(ranges), "ranges") as advance:
         for first, last in ranges:
             targets: Targets = find_targets(lm, edits, prompts, last, recipe, shared=last + 1 - first)
             stored = {layer: job.stored[layer] for layer in range(first, last + 1)}
@@ -95,6 +100,6 @@ def try_ranges(
                 rounding=job.rounding(moments),
             )
             with applied(lm, job.weights(update)):
-                tried.append(Tried((first, last), score(judge(lm, job.requests, chat=recipe.chat))))
+                tried.append(Candidate((first, last), summarize(score_edits(lm, job.requests, chat=recipe.chat))))
             advance(1)
     return sorted(tried, key=lambda one: (-one.value, one.layers))

@@ -18,8 +18,8 @@ from memedit.config.recipe import Recipe
 from memedit.config.resolve import flatten
 from memedit.edits.edit import EditRequest, Finding
 
-Found = Literal["searched", "joint", "redone"]
-Way = Literal["re-solve", "on top"]
+FoundBy = Literal["searched", "joint", "redone"]
+Mode = Literal["re-solve", "on top"]
 DECIDING = ("method.", "target.", "contexts.", "moments.", "chat", "seed", "model.dtype", "output.rounding")
 """Knobs that decide what a run does; the ledger's are those of every run after it."""
 FREE = "target.redo"
@@ -30,13 +30,13 @@ class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Entry(_Value):
+class LedgerEntry(_Value):
     """One edit: a line of ledger.jsonl. Its target is the row of that number in ledger.safetensors."""
 
     edit: EditRequest
     digest: str
     """Of what the edit does, as the request has it."""
-    found: Found
+    found: FoundBy
     """searched: its target serves it alone; joint: all edits of its subject; redone: found again after a solve."""
     on: str
     """Digest of the model that the target was found on."""
@@ -52,7 +52,7 @@ class Entry(_Value):
     """Line of the edit that took its place, counted from 1."""
 
 
-class Base(_Value):
+class BaseIdentity(_Value):
     """The model before all edits."""
 
     path: str
@@ -60,10 +60,10 @@ class Base(_Value):
     digest: str
 
 
-class About(_Value):
+class Provenance(_Value):
     """What all edits of a ledger have in common, and a solve depends on."""
 
-    base: Base
+    base: BaseIdentity
     contexts: tuple[str, ...]
     knobs: dict[str, Any]
     """Of the recipe, by dotted name: those that decide what a run does."""
@@ -76,27 +76,27 @@ class About(_Value):
 class Ledger:
     """About the edits, the edits in order, and their targets: (E, D) float32, one row for each entry."""
 
-    about: About
-    entries: tuple[Entry, ...]
+    about: Provenance
+    entries: tuple[LedgerEntry, ...]
     targets: Tensor
 
     @property
-    def in_force(self) -> list[int]:
+    def active(self) -> list[int]:
         """Numbers of the entries that no other has replaced."""
         return [n for n, entry in enumerate(self.entries) if entry.superseded_by is None]
 
     def without(self, ids: Collection[str]) -> Ledger:
         """The ledger as if the edits of these ids had never been made."""
         left = [n for n, entry in enumerate(self.entries) if entry.edit.id not in ids]
-        return replace(self, entries=resolved([self.entries[n] for n in left]), targets=self.targets[left])
+        return replace(self, entries=mark_superseded([self.entries[n] for n in left]), targets=self.targets[left])
 
 
 @dataclass(frozen=True)
-class Past:
+class History:
     """What earlier runs left, and how this one goes on from it; nothing, where the model was not edited before."""
 
     ledger: Ledger | None = None
-    way: Way | None = None
+    way: Mode | None = None
     earlier: tuple[int, ...] = ()
     """Entries of the ledger that are in force and stay so, by number."""
     conflicts: tuple[Finding, ...] = ()
@@ -105,7 +105,7 @@ class Past:
     command: str = "apply"
 
 
-def replaced_by(requests: Sequence[EditRequest]) -> dict[int, int]:
+def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
     """Of a list in order, the edits no longer in force, each with the one that took its place; both by number.
 
     An edit gives way to the next one that answers one of its questions with another object, or that is its twin.
@@ -122,9 +122,9 @@ def replaced_by(requests: Sequence[EditRequest]) -> dict[int, int]:
     return gone
 
 
-def resolved(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+def mark_superseded(entries: Sequence[LedgerEntry]) -> tuple[LedgerEntry, ...]:
     """Entries in order, each told which took its place."""
-    gone = replaced_by([entry.edit for entry in entries])
+    gone = find_superseded([entry.edit for entry in entries])
     lines = [gone[n] + 1 if n in gone else None for n in range(len(entries))]
     return tuple(
         entry if entry.superseded_by == line else entry.model_copy(update={"superseded_by": line})
@@ -133,7 +133,7 @@ def resolved(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 
 @dataclass(frozen=True)
-class Joined:
+class MergedEdits:
     """New edits beside those in force."""
 
     requests: tuple[EditRequest, ...]
@@ -146,18 +146,18 @@ class Joined:
     """Pairs: a new edit under its own id, and under the one that tells it apart."""
 
 
-def joined(old: Sequence[EditRequest], new: Sequence[EditRequest]) -> Joined:
+def merge_edits(old: Sequence[EditRequest], new: Sequence[EditRequest]) -> MergedEdits:
     """New edits join those in force: the later wins. Neither list contradicts itself."""
     by_digest = {request.digest: request for request in old}
     twins = tuple((request, by_digest[request.digest]) for request in new if request.digest in by_digest)
     fresh = [request for request in new if request.digest not in by_digest]
     both = [*old, *fresh]
-    gone = {m: n for m, n in replaced_by(both).items() if m < len(old)}
+    gone = {m: n for m, n in find_superseded(both).items() if m < len(old)}
     taken = {request.id for n, request in enumerate(old) if n not in gone} | {request.id for request in new}
     kept = {request.id for n, request in enumerate(old) if n not in gone}
     own = [request.model_copy(update={"id": _free(request.id, taken)}) if request.id in kept else request
            for request in fresh]  # fmt: skip
-    return Joined(
+    return MergedEdits(
         tuple(own),
         tuple((own[n - len(old)], old[m]) for m, n in sorted(gone.items())),
         twins,
@@ -165,8 +165,8 @@ def joined(old: Sequence[EditRequest], new: Sequence[EditRequest]) -> Joined:
     )
 
 
-def extended(
-    ledger: Ledger | None, about: About, entries: Sequence[Entry], targets: Tensor, earlier: Sequence[int]
+def extend_ledger(
+    ledger: Ledger | None, about: Provenance, entries: Sequence[LedgerEntry], targets: Tensor, earlier: Sequence[int]
 ) -> Ledger:
     """A ledger with its `earlier` entries as they are now, and new ones behind all others.
 
@@ -178,10 +178,10 @@ def extended(
     for n, entry in zip(earlier, entries[:count], strict=True):
         old[n] = entry
     rows[list(earlier)] = targets[:count]
-    return Ledger(about, resolved([*old, *entries[count:]]), torch.cat([rows, targets[count:]]))
+    return Ledger(about, mark_superseded([*old, *entries[count:]]), torch.cat([rows, targets[count:]]))
 
 
-def deciding(recipe: Recipe) -> dict[str, Any]:
+def deciding_settings(recipe: Recipe) -> dict[str, Any]:
     """The knobs of a recipe that decide what a run does, by dotted name."""
     flat = flatten(recipe.model_dump(mode="json"))
     return {name: value for name, value in flat.items() if name.startswith(DECIDING) and name != FREE}

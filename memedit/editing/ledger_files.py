@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from memedit.editing.ledger import About, Entry, Ledger
+from memedit.editing.ledger import Ledger, LedgerEntry, Provenance
 from memedit.errors import StorageError
 from memedit.storage.artifacts import digest_of, telling
 from memedit.storage.tensorfile import saved
@@ -49,8 +49,8 @@ def read_ledger(folder: Path) -> Ledger | None:
             metadata, targets = kept.metadata() or {}, kept.get_tensor("targets")
         if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
             raise _damaged(folder, f"{tensors.name} is no ledger of version {VERSION}")
-        about = About.model_validate_json(metadata["about"])
-        entries = tuple(Entry.model_validate_json(line) for line in text.split("\n") if line.strip())
+        about = Provenance.model_validate_json(metadata["about"])
+        entries = tuple(LedgerEntry.model_validate_json(line) for line in text.split("\n") if line.strip())
     except (SafetensorError, ValidationError, UnicodeDecodeError, KeyError) as error:
         raise _damaged(folder, "one of its two files cannot be read") from error
     if targets.ndim != 2 or targets.dtype != torch.float32 or len(targets) != len(entries) or not entries:
@@ -61,7 +61,7 @@ def read_ledger(folder: Path) -> Ledger | None:
     return Ledger(about, entries, targets)
 
 
-def _record(entry: Entry) -> dict[str, Any]:
+def _record(entry: LedgerEntry) -> dict[str, Any]:
     edit = {**entry.edit.public(), "origin": entry.edit.origin}
     return {"edit": edit, **entry.model_dump(mode="json", exclude={"edit"}, exclude_none=True)}
 

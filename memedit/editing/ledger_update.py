@@ -11,13 +11,22 @@ import torch
 
 from memedit.config.recipe import Recipe
 from memedit.editing.batches import changes_of
-from memedit.editing.ledger import About, Base, Entry, Found, Ledger, Past, deciding, extended
+from memedit.editing.ledger import (
+    BaseIdentity,
+    FoundBy,
+    History,
+    Ledger,
+    LedgerEntry,
+    Provenance,
+    deciding_settings,
+    extend_ledger,
+)
 from memedit.editing.plan import Edit
 from memedit.editing.targets import Targets
 from memedit.edits.edit import EditRequest
 from memedit.errors import UsageError
-from memedit.evaluation.figures import figure
-from memedit.evaluation.forced import Judgment
+from memedit.evaluation.figures import share_figure
+from memedit.evaluation.forced import EditScores
 from memedit.results.report import EditResult, Figure, LedgerReport, RedoRound
 from memedit.storage.artifacts import digest_of
 
@@ -36,25 +45,27 @@ def groups_of(edits: Sequence[Edit], *, joint: bool) -> list[str]:
     return [digests[change] for change in changes]
 
 
-def kept_rows(past: Past, edits: Sequence[Edit], groups: Sequence[str], on: str) -> dict[int, int]:
+def reusable_rows(history: History, edits: Sequence[Edit], groups: Sequence[str], on: str) -> dict[int, int]:
     """The edits whose target the ledger has, each with its row there.
 
     A target holds as long as the edits that it serves are those in force; for a re-solve it must have been found on
     the base, whose digest is `on`.
     """
-    if past.ledger is None:
+    if history.ledger is None:
         return {}
-    rows = {past.ledger.entries[row].digest: row for row in past.earlier}
+    rows = {history.ledger.entries[row].digest: row for row in history.earlier}
     found: dict[int, int] = {}
     for n, (edit, group) in enumerate(zip(edits, groups, strict=True)):
         row = rows.get(edit.request.digest)
-        entry = None if row is None else past.ledger.entries[row]
-        if row is not None and entry and entry.group == group and (past.way == "on top" or entry.on == on):
+        entry = None if row is None else history.ledger.entries[row]
+        if row is not None and entry and entry.group == group and (history.way == "on top" or entry.on == on):
             found[n] = row
     return found
 
 
-def filled(past: Past, kept: Mapping[int, int], found: Targets | None, n_edits: int, width: int) -> Targets:
+def merge_targets(
+    history: History, kept: Mapping[int, int], found: Targets | None, n_edits: int, width: int
+) -> Targets:
     """The targets of all edits: those `kept` from the ledger, which does not tell their start, the others as found."""
     whole = Targets(
         torch.empty(n_edits, width),
@@ -67,46 +78,46 @@ def filled(past: Past, kept: Mapping[int, int], found: Targets | None, n_edits: 
         for name, part in vars(found).items():
             getattr(whole, name)[rest] = part
     for n, row in kept.items():
-        assert past.ledger is not None
-        whole.wanted[n] = past.ledger.targets[row]
-        whole.loss[n], whole.steps[n] = past.ledger.entries[row].loss, past.ledger.entries[row].steps
+        assert history.ledger is not None
+        whole.wanted[n] = history.ledger.targets[row]
+        whole.loss[n], whole.steps[n] = history.ledger.entries[row].loss, history.ledger.entries[row].steps
     return whole
 
 
-def entered(
-    past: Past,
-    about: About,
+def updated_ledger(
+    history: History,
+    about: Provenance,
     edits: Sequence[Edit],
     groups: Sequence[str],
     kept: Mapping[int, int],
     targets: Targets,
-    after: Sequence[Judgment],
+    after: Sequence[EditScores],
     on: str,
     rounds: Sequence[RedoRound] = (),
 ) -> Ledger:
     """The ledger after a run on the model with digest `on`, which found the targets that are not `kept`, and those of
     the rounds of redo that helped. (These were found with all changes in place, and are for a solve from that model.)
     """
-    entries, shared = list[Entry](), Counter(groups)
+    entries, shared = list[LedgerEntry](), Counter(groups)
     redone = {name for one in rounds if one.helped for name in one.ids}
     for n, (edit, group) in enumerate(zip(edits, groups, strict=True)):
         holds = after[n].accuracy == 1
         again = edit.request.id in redone
-        way: Found = "redone" if again else "joint" if shared[group] > 1 else "searched"
+        way: FoundBy = "redone" if again else "joint" if shared[group] > 1 else "searched"
         made: dict[str, Any] = {"found": way, "on": on, "group": group}
         made |= {"loss": float(targets.loss[n]), "steps": int(targets.steps[n])}
-        if past.ledger is not None and n < len(past.earlier):
-            old = past.ledger.entries[past.earlier[n]]
+        if history.ledger is not None and n < len(history.earlier):
+            old = history.ledger.entries[history.earlier[n]]
             entries.append(old.model_copy(update={"holds": holds, **({} if n in kept and not again else made)}))
         else:
-            entries.append(Entry(edit=edit.request, digest=edit.request.digest, took=holds, holds=holds, **made))
-    return extended(past.ledger, about, entries, targets.wanted, past.earlier)
+            entries.append(LedgerEntry(edit=edit.request, digest=edit.request.digest, took=holds, holds=holds, **made))
+    return extend_ledger(history.ledger, about, entries, targets.wanted, history.earlier)
 
 
-def results_of(
+def edit_results(
     requests: Sequence[EditRequest],
-    before: Sequence[Judgment],
-    after: Sequence[Judgment],
+    before: Sequence[EditScores],
+    after: Sequence[EditScores],
     targets: Targets,
     skipped: Sequence[EditRequest],
     rounds: Sequence[RedoRound] = (),
@@ -134,60 +145,62 @@ def results_of(
     return (*found, *twins)
 
 
-def told(past: Past, groups: Sequence[str], kept: Mapping[int, int]) -> LedgerReport | None:
+def ledger_report(history: History, groups: Sequence[str], kept: Mapping[int, int]) -> LedgerReport | None:
     """How a run stood to the ledger; None where there was none."""
-    if past.ledger is None or past.way is None:
+    if history.ledger is None or history.way is None:
         return None
     rest, shared = [group for n, group in enumerate(groups) if n not in kept], Counter(groups)
     return LedgerReport(
-        way=past.way,
-        earlier=len(past.earlier),
-        new=len(groups) - len(past.earlier),
-        replaced=len(past.ledger.in_force) - len(past.earlier),
-        twins=len(past.twins),
+        way=history.way,
+        earlier=len(history.earlier),
+        new=len(groups) - len(history.earlier),
+        replaced=len(history.ledger.active) - len(history.earlier),
+        twins=len(history.twins),
         kept=len(kept),
         searched=len(rest),
         joint=sum(shared[group] > 1 for group in rest),
-        conflicts=tuple(finding.line for finding in past.conflicts),
+        conflicts=tuple(finding.line for finding in history.conflicts),
     )
 
 
 def retained(
-    past: Past, before: Sequence[Judgment], after: Sequence[Judgment]
+    history: History, before: Sequence[EditScores], after: Sequence[EditScores]
 ) -> tuple[dict[str, Figure | None], Figure | None]:
     """Of the earlier edits, the share that holds now: of those that held right before, and of those that ever took.
 
     A re-solve does not open the model as it was right before: what was written down with it is what it said.
     """
-    if past.ledger is None:
+    if history.ledger is None:
         return {}, None
-    entries = [past.ledger.entries[row] for row in past.earlier]
-    were = [one.accuracy == 1 for one in before] if past.way == "on top" else [bool(one.holds) for one in entries]
+    entries = [history.ledger.entries[row] for row in history.earlier]
+    were = [one.accuracy == 1 for one in before] if history.way == "on top" else [bool(one.holds) for one in entries]
     now = [float(one.accuracy == 1) for one in after]
     held = [now[n] for n in range(len(entries)) if were[n]]
     took = [now[n] for n, entry in enumerate(entries) if entry.took]
-    return {"earlier": figure(held)}, figure(took)
+    return {"earlier": share_figure(held)}, share_figure(took)
 
 
-def about_of(
-    past: Past, recipe: Recipe, digest: str, layers: tuple[int, ...], contexts: Sequence[str], on: MomentInputs
-) -> About:
+def provenance_of(
+    history: History, recipe: Recipe, digest: str, layers: tuple[int, ...], contexts: Sequence[str], on: MomentInputs
+) -> Provenance:
     """What the edits of a run have in common: on top, all that the ledger says of them; else with the base as it was
     opened, which has this digest."""
-    if past.ledger is not None and past.way == "on top":
-        return past.ledger.about
+    if history.ledger is not None and history.way == "on top":
+        return history.ledger.about
     model, folder = recipe.model, Path(recipe.model.path).expanduser()
-    base = Base(path=str(folder.resolve()) if folder.is_dir() else model.path, revision=model.revision, digest=digest)
-    knobs = deciding(recipe)
-    if past.ledger is not None:
-        knobs["method.layers"] = past.ledger.about.knobs["method.layers"]
-    return About(base=base, contexts=tuple(contexts), knobs=knobs, layers=layers, moments=_texts(on))
+    base = BaseIdentity(
+        path=str(folder.resolve()) if folder.is_dir() else model.path, revision=model.revision, digest=digest
+    )
+    knobs = deciding_settings(recipe)
+    if history.ledger is not None:
+        knobs["method.layers"] = history.ledger.about.knobs["method.layers"]
+    return Provenance(base=base, contexts=tuple(contexts), knobs=knobs, layers=layers, moments=_texts(on))
 
 
-def check_moments(past: Past, on: MomentInputs) -> None:
+def check_moments(history: History, on: MomentInputs) -> None:
     """Raises UsageError where a re-solve would weigh edits by another text than the ledger's edits were weighed by."""
-    if past.ledger is not None and past.way == "re-solve" and past.ledger.about.moments != _texts(on):
-        corpus = past.ledger.about.knobs.get("moments.corpus") or "the model's own"
+    if history.ledger is not None and history.way == "re-solve" and history.ledger.about.moments != _texts(on):
+        corpus = history.ledger.about.knobs.get("moments.corpus") or "the model's own"
         raise UsageError(
             f"the moments at hand are not those that the ledger's edits were solved with (text: {corpus})",
             "say --corpus with that text, or memedit stats --import where they were imported",

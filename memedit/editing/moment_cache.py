@@ -20,15 +20,15 @@ from memedit.forward.packing import packed
 from memedit.model.digests import feeding, of_tokenizer
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.moments import Moment
-from memedit.numerics.solvers import Factor, decomposed, factored
-from memedit.progress import Advance, Silence, Tell
+from memedit.numerics.solvers import Factor, decomposed, factor_metric
+from memedit.progress import Advance, NoProgress, Progress
 from memedit.results.inspection import MomentRow
 from memedit.storage.artifacts import Store, cache_dir, digest_file
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
 from memedit.storage.moment_import import read_npz
 
-CODE = 1  # raise it when the way of measuring changes: what older code kept is then measured again
+MOMENT_CODE = 1  # raise it when the way of measuring changes: what older code kept is then measured again
 FACTOR_CODE = 1  # the same for the way of factoring
 _FACTORS: dict[Metric, str] = {"moment": "factor", "null space": "spectrum"}
 TOKENS_PER_DIMENSION = 10  # arXiv 2506.04226: 2 suffice on GPT-J, 10 are the safe setting
@@ -63,11 +63,11 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
     knobs = recipe.moments
     own = folder / "memedit" / "corpus.jsonl.gz"
     corpus = knobs.corpus or (str(own) if own.is_file() else None)
-    tokens = knobs.tokens or TOKENS_PER_DIMENSION * max(lm.anatomy.mlp_widths[layer] for layer in layers)
+    tokens = knobs.tokens or TOKENS_PER_DIMENSION * max(lm.architecture.mlp_widths[layer] for layer in layers)
     # A model limited to short rows was trained on rows that long; never longer than asked.
-    row = min(knobs.row, lm.anatomy.positions or knobs.row)
+    row = min(knobs.row, lm.architecture.positions or knobs.row)
     weights = feeding(lm, layers)
-    same: dict[str, Any] = {"tokenizer": of_tokenizer(lm.tokenizer), "tokens": tokens, "row": row, "code": CODE}
+    same: dict[str, Any] = {"tokenizer": of_tokenizer(lm.tokenizer), "tokens": tokens, "row": row, "code": MOMENT_CODE}
     same["corpus"] = corpus_digest(corpus) if corpus else None
     on = {layer: {"weights": weights[layer], **same} for layer in layers}
     store = moment_store()
@@ -76,7 +76,7 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
         on |= {
             n: at_hand
             for n in layers
-            if (at_hand := store.like(f"moment-{n}", {"weights": weights[n], "code": CODE}, "imported"))
+            if (at_hand := store.like(f"moment-{n}", {"weights": weights[n], "code": MOMENT_CODE}, "imported"))
         }
     if corpus is None:
         found = {layer: store.like(f"moment-{layer}", {"weights": weights[layer]}) for layer in layers}
@@ -91,16 +91,16 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
     return MomentPlan(corpus, tokens, row, on, cached)
 
 
-def moments_for(lm: LanguageModel, plan: MomentPlan, tell: Tell, advance: Advance) -> Moments:
+def moments_for(lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance) -> Moments:
     """The moments of a plan, all of them in memory."""
-    measure_missing(lm, plan, tell, advance)
+    measure_missing(lm, plan, progress, advance)
     return {layer: moment_of(plan, layer) for layer in plan.on}
 
 
-def measure_missing(lm: LanguageModel, plan: MomentPlan, tell: Tell, advance: Advance) -> None:
+def measure_missing(lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance) -> None:
     """Measure the moments that the cache lacks, in one pass, which a killed run goes on with; then it holds them."""
     store = moment_store()
-    with store.locked(tell.note):
+    with store.locked(progress.note):
         missing = [n for n in plan.missing if not store.holds(f"moment-{n}", plan.on[n])]
         if missing:
             assert plan.corpus is not None
@@ -115,7 +115,7 @@ def measure_missing(lm: LanguageModel, plan: MomentPlan, tell: Tell, advance: Ad
             measured = measure(
                 lm, rows, missing, plan.tokens, begun=_unflat(begun) if begun else None, keep=keep, advance=advance
             )
-            _complain_if_short(measured[missing[0]], plan, tell)
+            _complain_if_short(measured[missing[0]], plan, progress)
             for layer, moment in measured.items():
                 store.keep(f"moment-{layer}", plan.on[layer], dict(_parts(moment)))
             store.drop("partial", on)
@@ -141,29 +141,29 @@ def factor_of(plan: MomentPlan, layer: int, knobs: MethodKnobs) -> Factor:
             with store.locked(lambda _text: None):
                 store.keep(name, on, parts)
         width = max(map(len, (part for part in parts.values() if part.ndim)))
-        return factored(parts, method, knobs.ridge * width, knobs.null_space)
+        return factor_metric(parts, method, knobs.ridge * width, knobs.null_space)
     except ValueError as error:
         hint = "read more text: --set moments.tokens=..., or for a null space raise --set method.null_space=..."
         raise UsageError(f"layer {layer}: {error}", hint) from error
 
 
-def stats(
-    recipe: Recipe, *, import_file: str | None = None, dry_run: bool = False, tell: Tell | None = None
+def run_stats(
+    recipe: Recipe, *, import_file: str | None = None, dry_run: bool = False, progress: Progress | None = None
 ) -> list[MomentRow]:
     """Measure (or take from a file) the moments of the recipe's layers; one row a layer."""
-    tell = tell or Silence()
+    progress = progress or NoProgress()
     folder = locate(recipe.model)
     check_weights(Checkpoint.open(folder), recipe.model)
     lm = load(folder, recipe.model)
-    layers = layers_of(recipe.method.layers, lm.anatomy.n_layers)
-    lm.anatomy.require(layers)
+    layers = layers_of(recipe.method.layers, lm.architecture.n_layers)
+    lm.architecture.require(layers)
     if import_file:
         return [_import(lm, layers, Path(import_file).expanduser())]
     plan = plan_moments(lm, folder, layers, recipe)
     if not dry_run:
-        check_room(None, None, "auto", lm.anatomy, layers, plan.missing)
-        with tell.phase("moments", plan.tokens if plan.missing else None, "tokens") as advance:
-            moments_for(lm, plan, tell, advance)
+        check_room(None, None, "auto", lm.architecture, layers, plan.missing)
+        with progress.phase("moments", plan.tokens if plan.missing else None, "tokens") as advance:
+            moments_for(lm, plan, progress, advance)
     return [
         _row(lm, layer, on, "cached" if layer in plan.cached else "missing" if dry_run else "measured")
         for layer, on in plan.on.items()
@@ -171,7 +171,7 @@ def stats(
 
 
 def _row(lm: LanguageModel, layer: int, on: Mapping[str, Any], state: Any) -> MomentRow:
-    width, file = lm.anatomy.mlp_widths[layer], moment_store().file(f"moment-{layer}", on)
+    width, file = lm.architecture.mlp_widths[layer], moment_store().file(f"moment-{layer}", on)
     size = file.stat().st_size if file.is_file() else 8 * width**2
     return MomentRow(layer=layer, width=width, tokens=int(on["tokens"]), bytes=size, state=state, file=str(file))
 
@@ -180,20 +180,20 @@ def _import(lm: LanguageModel, layers: Sequence[int], file: Path) -> MomentRow:
     """Put a moment that ROME, MEMIT or EasyEdit measured into the cache, as that of one layer of this model."""
     if len(layers) != 1:
         raise UsageError(f"one file holds the moment of one layer; {len(layers)} are named", "say which: --layers 5")
-    layer, width = layers[0], lm.anatomy.mlp_widths[layers[0]]
+    layer, width = layers[0], lm.architecture.mlp_widths[layers[0]]
     total, count = read_npz(file)
     if total.shape != (width, width):
         said = f"the moment of {file.name} is {total.shape[0]:,} x {total.shape[1]:,}; this model has {width:,} units"
         raise UsageError(said, "give the file of this layer of this model")
     weights = feeding(lm, [layer])[layer]
-    on = {"weights": weights, "tokens": count, "imported": digest_file(file), "code": CODE}
+    on = {"weights": weights, "tokens": count, "imported": digest_file(file), "code": MOMENT_CODE}
     moment_store().keep(f"moment-{layer}", on, dict(_parts(Moment(total, count))))
     return _row(lm, layer, on, "imported")
 
 
-def _complain_if_short(moment: Moment, plan: MomentPlan, tell: Tell) -> None:
+def _complain_if_short(moment: Moment, plan: MomentPlan, progress: Progress) -> None:
     if moment.count < plan.tokens:
-        tell.note(f"the corpus {plan.corpus} has {moment.count:,} tokens; {plan.tokens:,} were asked")
+        progress.note(f"the corpus {plan.corpus} has {moment.count:,} tokens; {plan.tokens:,} were asked")
 
 
 def _parts(moment: Moment) -> list[tuple[str, Tensor]]:

@@ -39,7 +39,7 @@ def measure(
     One forward serves all layers and ends at the highest. With `begun` (what `keep` was handed by an earlier call
     with the same arguments) the rows it covers are passed over. The last row is cut where the count is reached.
     """
-    widths = lm.anatomy.mlp_widths
+    widths = lm.architecture.mlp_widths
     running = {layer: Running(begun[layer] if begun else Moment.empty(widths[layer])) for layer in layers}
     sites = [Site(layer, "mlp.in") for layer in layers]
     done = running[layers[0]].count

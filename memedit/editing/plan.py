@@ -12,7 +12,7 @@ from memedit.config.recipe import Recipe
 from memedit.edits.edit import EditRequest, Finding, shown
 from memedit.edits.lint import lint
 from memedit.errors import EditListError, RecipeError
-from memedit.model.architecture import Anatomy
+from memedit.model.architecture import Architecture
 from memedit.model.tokens import Prompt, SubjectLost, encode, encode_prompt, object_ids
 
 
@@ -44,7 +44,7 @@ class Plan:
 def make_plan(
     requests: Sequence[EditRequest],
     tokenizer: PreTrainedTokenizerBase,
-    anatomy: Anatomy,
+    architecture: Architecture,
     recipe: Recipe,
     findings: Sequence[Finding] = (),
 ) -> Plan:
@@ -52,7 +52,7 @@ def make_plan(
 
     Raises UnsupportedModelError where the recipe names a layer that cannot be edited.
     """
-    edits, found = check(requests, tokenizer, recipe, anatomy.positions)
+    edits, found = check_edits(requests, tokenizer, recipe, architecture.positions)
     everything = [*findings, *found]
     errors = sum(finding.severity == "error" for finding in everything)
     if errors or not edits:
@@ -60,16 +60,16 @@ def make_plan(
         raise EditListError(f"the edit list has {count}", "mend the lines above", tuple(everything))
     # auto asks for a sound list first: who makes the plan traces it, and puts what it finds in place of these.
     chosen = "depth" if recipe.method.layers == "auto" else recipe.method.layers
-    layers = layers_of(chosen, anatomy.n_layers, single=recipe.method.kind.single)
+    layers = layers_of(chosen, architecture.n_layers, single=recipe.method.kind.single)
     if recipe.method.layers != "auto":
-        anatomy.require(layers)
-    _room(edits, recipe, min(anatomy.mlp_widths[layer] for layer in layers))
+        architecture.require(layers)
+    _room(edits, recipe, min(architecture.mlp_widths[layer] for layer in layers))
     kept = {edit.request.id for edit in edits}
     skipped = tuple(request for request in requests if request.id not in kept)
     return Plan(tuple(edits), tuple(layers), tuple(everything), skipped)
 
 
-def check(
+def check_edits(
     requests: Sequence[EditRequest], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, positions: int | None
 ) -> tuple[list[Edit], list[Finding]]:
     """Every edit that can be made (exact duplicates once), and everything that is wrong or odd."""
@@ -100,7 +100,9 @@ def _room(edits: Sequence[Edit], recipe: Recipe, inner: int) -> None:
         raise RecipeError(said, "say --set method.ridge=1, or --method memit")
 
 
-def under(edit: Edit, contexts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[Prompt]:
+def with_contexts(
+    edit: Edit, contexts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool
+) -> list[Prompt]:
     """The edit's prompt after each context (the first is the bare prompt)."""
     return [
         encode_prompt(tokenizer, edit.request, context=context, chat=chat) if context else edit.prompt

@@ -11,7 +11,7 @@ import torch
 
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import ResourceError
-from memedit.model.architecture import Anatomy
+from memedit.model.architecture import Architecture
 from memedit.model.load import LanguageModel, forward_dtype, pick_device
 from memedit.model.memory import free_on
 from memedit.storage.artifacts import cache_dir
@@ -63,7 +63,8 @@ def check_weights(base: Checkpoint, knobs: ModelKnobs) -> None:
         where = "main memory" if on_gpu is None else f"the memory of {device}"
         others = "or edit it on a machine with more" if on_gpu is None else "--device-map auto or --device cpu"
         raise ResourceError(
-            f"the weights take {gb(needed)} and {where} has {gb(free)} free", f"say --dtype bfloat16, {others}"
+            f"the weights take {bytes_text(needed)} and {where} has {bytes_text(free)} free",
+            f"say --dtype bfloat16, {others}",
         )
 
 
@@ -71,7 +72,7 @@ def check_room(
     base: Checkpoint | None,
     out: Path | None,
     link: str,
-    anatomy: Anatomy,
+    architecture: Architecture,
     layers: Sequence[int],
     missing: Sequence[int],
 ) -> str:
@@ -79,16 +80,16 @@ def check_room(
 
     missing: layers whose moments are to be measured.
     """
-    widths = [anatomy.mlp_widths[layer] for layer in layers]
-    memory = max(moment_bytes([anatomy.mlp_widths[layer] for layer in missing]), moment_bytes([max(widths)]))
+    widths = [architecture.mlp_widths[layer] for layer in layers]
+    memory = max(moment_bytes([architecture.mlp_widths[layer] for layer in missing]), moment_bytes([max(widths)]))
     if memory > free_memory():
         few = "fewer layers (--layers), or one at a time: memedit stats --layers N"
         raise ResourceError(
-            f"the moments of {len(missing) or 1} layers of {max(widths):,} units take {gb(memory)} and main memory has "
-            f"{gb(free_memory())} free",
+            f"the moments of {len(missing) or 1} layers of {max(widths):,} units take {bytes_text(memory)} "
+            f"and main memory has {bytes_text(free_memory())} free",
             few,
         )
-    cache = cache_bytes([anatomy.mlp_widths[layer] for layer in missing])
+    cache = cache_bytes([architecture.mlp_widths[layer] for layer in missing])
     written = base.size if base is not None and out is not None and link != "hard" else 0
     places = [
         (cache, cache_dir(), "MEMEDIT_CACHE"),
@@ -96,19 +97,20 @@ def check_room(
     ]
     for needed, folder, flag in places:
         if needed > free_disk(folder):
-            said = f"{folder} needs {gb(needed)} and its disk has {gb(free_disk(folder))} free"
+            said = f"{folder} needs {bytes_text(needed)} and its disk has {bytes_text(free_disk(folder))} free"
             raise ResourceError(said, f"free some space, or point at another disk: {flag}")
-    return f"memory {gb(memory)} beside the model, disk {gb(written)} of output and {gb(cache)} of cache"
+    disk = f"disk {bytes_text(written)} of output and {bytes_text(cache)} of cache"
+    return f"memory {bytes_text(memory)} beside the model, {disk}"
 
 
-def about(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """A time as people say it."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def gb(count: int) -> str:
+def bytes_text(count: int) -> str:
     """Bytes as people say them."""
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
@@ -118,8 +120,8 @@ def token_seconds(lm: LanguageModel) -> float:
     """Seconds that a token of a forward takes, timed."""
     found = 0.0
     for count in (1, *TIMED):
-        length = min(count, lm.anatomy.positions or count)
-        ids = torch.arange(length, device=lm.device)[None] % lm.anatomy.vocabulary
+        length = min(count, lm.architecture.positions or count)
+        ids = torch.arange(length, device=lm.device)[None] % lm.architecture.vocabulary
         start = time.monotonic()
         lm.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits.cpu()
         found = (time.monotonic() - start) / length
@@ -129,16 +131,18 @@ def token_seconds(lm: LanguageModel) -> float:
     return found
 
 
-def seconds(lm: LanguageModel, layers: Sequence[int], corpus_tokens: int, search_tokens: int, steps: int) -> float:
+def estimate_seconds(
+    lm: LanguageModel, layers: Sequence[int], corpus_tokens: int, search_tokens: int, steps: int
+) -> float:
     """About how long the moments of `layers` over corpus_tokens and a search over search_tokens for `steps` take.
 
     The search runs the blocks above the last edited layer, forward and back; half of the steps serve most edits. A
     moment's products are counted in units of a forward's.
     """
-    anatomy, per_token = lm.anatomy, token_seconds(lm)
+    architecture, per_token = lm.architecture, token_seconds(lm)
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())
-    reach = (max(layers) + 1) / anatomy.n_layers
-    products = sum(0.5 * anatomy.mlp_widths[layer] ** 2 for layer in layers) / parameters
+    reach = (max(layers) + 1) / architecture.n_layers
+    products = sum(0.5 * architecture.mlp_widths[layer] ** 2 for layer in layers) / parameters
     measuring = corpus_tokens * per_token * (reach + products)
     searching = search_tokens * per_token * (1 - reach) * GRADIENT * steps / 2
     return measuring + searching

@@ -15,20 +15,21 @@ import torch
 
 from memedit.editing.batches import changes_of
 from memedit.editing.moment_cache import MomentPlan
-from memedit.editing.plan import Edit, under
-from memedit.editing.run import Job
+from memedit.editing.plan import Edit, with_contexts
+from memedit.editing.run import EditRun
 from memedit.editing.solve import Update
 from memedit.editing.target_search import Search
 from memedit.editing.targets import Targets
-from memedit.evaluation.forced import exact
-from memedit.forward.suffix import Suffix, WholeForward
+from memedit.evaluation.forced import says_object
+from memedit.forward.perturbed import WholeForward
+from memedit.forward.suffix import Suffix
 from memedit.model.weights import applied
 from memedit.results.report import RedoRound
 from memedit.storage.artifacts import Store, digest_of
 
 
 @dataclass(frozen=True)
-class Redone:
+class RetryResult:
     """What the rounds left: targets, the update that is theirs, and a record of each round."""
 
     targets: Targets
@@ -36,9 +37,9 @@ class Redone:
     rounds: tuple[RedoRound, ...] = ()
 
 
-def redo(
-    job: Job, run: Store, contexts: Sequence[str], moments: MomentPlan, targets: Targets, update: Update
-) -> Redone:
+def retry_failed(
+    job: EditRun, run: Store, contexts: Sequence[str], moments: MomentPlan, targets: Targets, update: Update
+) -> RetryResult:
     """Rounds of `target.redo`, until every edit takes or a round does not help.
 
     A round helps where more edits take than before. Of one that does not, nothing is kept, and the next would equal it.
@@ -46,7 +47,7 @@ def redo(
     rounds, again = list[RedoRound](), set[int]()
     took = _took(job, update) if job.recipe.target.redo else []
     while len(rounds) < job.recipe.target.redo and not all(took):
-        which = missed(job.plan.edits, took, joint=job.recipe.joint)
+        which = failed_edits(job.plan.edits, took, joint=job.recipe.joint)
         sought = _sought(job, run, contexts, moments, targets, update, which)
         again |= set(which)
         made = job.update(contexts, moments, sought, again)
@@ -58,25 +59,25 @@ def redo(
         targets, update, took = sought, made, now
     for one in rounds:
         said = f"{len(one.ids):,} targets found again: {one.took_before:,} edits took, then {one.took_after:,}"
-        job.tell.note(said if one.helped else f"{said}; the round was not kept")
-    return Redone(targets, update, tuple(rounds))
+        job.progress.note(said if one.helped else f"{said}; the round was not kept")
+    return RetryResult(targets, update, tuple(rounds))
 
 
-def missed(edits: Sequence[Edit], took: Sequence[bool], *, joint: bool) -> list[int]:
+def failed_edits(edits: Sequence[Edit], took: Sequence[bool], *, joint: bool) -> list[int]:
     """Which edits did not take, and which share a change with one of them: it has to serve those still."""
     changes = changes_of(edits, joint=joint)
     failed = {change for change, is_said in zip(changes, took, strict=True) if not is_said}
     return [n for n, change in enumerate(changes) if change in failed]
 
 
-def _took(job: Job, update: Update) -> list[bool]:
+def _took(job: EditRun, update: Update) -> list[bool]:
     """For each edit, whether the edited model says the object."""
     with applied(job.lm, job.weights(update)):
-        return exact(job.lm, job.requests, chat=job.recipe.chat)
+        return says_object(job.lm, job.requests, chat=job.recipe.chat)
 
 
 def _sought(
-    job: Job,
+    job: EditRun,
     run: Store,
     contexts: Sequence[str],
     moments: MomentPlan,
@@ -86,7 +87,7 @@ def _sought(
 ) -> Targets:
     """The targets, those of the edits `which` found on the edited weights; recalled where the run folder has them."""
     edits = [job.plan.edits[n] for n in which]
-    prompts = [under(edit, contexts, job.lm.tokenizer, chat=job.recipe.chat) for edit in edits]
+    prompts = [with_contexts(edit, contexts, job.lm.tokenizer, chat=job.recipe.chat) for edit in edits]
     search = Search(job.lm, edits, prompts, job.plan.layers[-1], job.recipe, len(job.plan.layers))
     engine = Suffix if job.splices else WholeForward
     # The edited weights follow from the targets and the moments, the recipe and the edits being the run's own.

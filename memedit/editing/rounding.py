@@ -27,7 +27,7 @@ class Rounding:
 
 
 @dataclass(frozen=True)
-class Entered:
+class RoundedWeight:
     """A change as it entered its weight."""
 
     delta: Delta
@@ -43,7 +43,7 @@ class Entered:
     """|stored - W - delta| in the metric of the moments, over that of the nearest numbers."""
 
 
-def enter(layer: int, weight: Tensor, delta: Delta, keys: EditedKeys, rounding: Rounding) -> Entered:
+def round_delta(layer: int, weight: Tensor, delta: Delta, keys: EditedKeys, rounding: Rounding) -> RoundedWeight:
     """Round W + delta: weight (D, F) in its stored dtype; the keys say where the work is done."""
     near = rounded(weight, delta)
     change = delta.dense()
@@ -59,9 +59,9 @@ def enter(layer: int, weight: Tensor, delta: Delta, keys: EditedKeys, rounding: 
     lost = loss(near)
     wanted = rounding.way == "key-aware" or (rounding.way == "auto" and lost > LOSS)
     if not wanted or weight.dtype not in NARROW or rounding.moment_of is None:
-        return Entered(delta, near, "nearest", lost, lost, 1.0)
+        return RoundedWeight(delta, near, "nearest", lost, lost, 1.0)
     moment = rounding.moment_of(layer).mean.to(keys.device)
     delta = replace(delta, steps=key_aware(exact.to(keys.device), weight.dtype, keys, moment).cpu())
     stored = rounded(weight, delta)
     base, found = (disturbance(error(one), moment) for one in (near, stored))
-    return Entered(delta, stored, "key-aware", loss(stored), lost, found / base if base else 1.0)
+    return RoundedWeight(delta, stored, "key-aware", loss(stored), lost, found / base if base else 1.0)

@@ -12,38 +12,38 @@ from typing import Any
 
 import torch
 
-from memedit.editing.auto_layers import take_layers
+from memedit.editing.auto_layers import choose_traced_layers
 from memedit.editing.batches import suffix_of
 from memedit.editing.contexts import sample_contexts
 from memedit.editing.ledger import Ledger
 from memedit.editing.ledger_files import digest_of_ledger, ledger_files
 from memedit.editing.ledger_update import (
-    about_of,
     check_moments,
-    entered,
-    filled,
+    edit_results,
     groups_of,
-    kept_rows,
-    results_of,
+    ledger_report,
+    merge_targets,
+    provenance_of,
     retained,
-    told,
+    reusable_rows,
+    updated_ledger,
 )
 from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
-from memedit.editing.plan import Plan, make_plan, under
-from memedit.editing.resources import about, check_room, check_weights, seconds
+from memedit.editing.plan import Plan, make_plan, with_contexts
+from memedit.editing.resources import check_room, check_weights, duration_text, estimate_seconds
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update, solve
-from memedit.editing.start import Start
+from memedit.editing.start import RunStart
 from memedit.editing.target_search import Search
 from memedit.editing.targets import Targets
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
-from memedit.evaluation.forced import Judgment, change, exact, judge, kept, score
+from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
 from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.delta import Delta, rounded
-from memedit.progress import Tell
+from memedit.progress import Progress
 from memedit.results.report import RedoRound, Report
 from memedit.results.versions import versions
 from memedit.show import card
@@ -51,17 +51,17 @@ from memedit.storage.artifacts import Store, cache_dir, digest_of
 from memedit.storage.base_card import read_base_card
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes, originals_bytes
-from memedit.storage.writer import check_output, write
+from memedit.storage.writer import check_output, write_checkpoint
 
-Judged = tuple[list[Judgment], list[bool]]
+RunScores = tuple[list[EditScores], list[bool]]
 """Every edit's judgment, and whether each fact is known."""
 
 
-class Job:
+class EditRun:
     """One run: what it was asked, the open model, and the steps of `apply` in their order."""
 
-    def __init__(self, start: Start, facts: Sequence[EditRequest], tell: Tell) -> None:
-        self.recipe, self.past, self.facts, self.tell = start.recipe, start.past, list(facts), tell
+    def __init__(self, start: RunStart, facts: Sequence[EditRequest], progress: Progress) -> None:
+        self.recipe, self.history, self.facts, self.progress = start.recipe, start.history, list(facts), progress
         recipe = start.recipe
         self.timings: dict[str, float] = {}
         self.splices = True
@@ -73,28 +73,30 @@ class Job:
             self.base = start.base or Checkpoint.open(self.folder)
             check_weights(self.base, recipe.model)
             self.lm: LanguageModel = load(self.folder, recipe.model)
-            self.plan: Plan = make_plan(start.requests, self.lm.tokenizer, self.lm.anatomy, recipe, start.findings)
+            self.plan: Plan = make_plan(start.requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
         self.requests = [edit.request for edit in self.plan.edits]
         self.notes: tuple[str, ...] = ()
         if recipe.method.layers == "auto":
             begun = time.monotonic()
-            self.recipe, self.plan, why = take_layers(self.lm, self.base.digest, recipe, self.plan, self.tell)
+            self.recipe, self.plan, why = choose_traced_layers(
+                self.lm, self.base.digest, recipe, self.plan, self.progress
+            )
             self.notes, self.timings["trace"] = (why,), time.monotonic() - begun
         self.groups = groups_of(self.plan.edits, joint=self.recipe.joint)
-        self.kept = kept_rows(self.past, self.plan.edits, self.groups, self.base.digest)
+        self.kept = reusable_rows(self.history, self.plan.edits, self.groups, self.base.digest)
         """Edits whose target the ledger has, each with its row there."""
-        for finding in self.past.conflicts:
-            self.tell.note(finding.line)
-        anatomy = self.lm.anatomy
-        self.names = {layer: self.base.resolve(anatomy.parameter(layer)) for layer in self.plan.layers}
-        self.stored = {layer: anatomy.turned(self.base.tensor(name)) for layer, name in self.names.items()}
+        for finding in self.history.conflicts:
+            self.progress.note(finding.line)
+        architecture = self.lm.architecture
+        self.names = {layer: self.base.resolve(architecture.parameter(layer)) for layer in self.plan.layers}
+        self.stored = {layer: architecture.turned(self.base.tensor(name)) for layer, name in self.names.items()}
         """The weights to edit, (D, F), in the checkpoint's own dtype."""
 
     @contextmanager
     def timed(self, name: str, total: int | None, unit: str = "") -> Any:
         """A phase: told, and its seconds kept for the report."""
         start = time.monotonic()
-        with self.tell.phase(name, total, unit) as advance:
+        with self.progress.phase(name, total, unit) as advance:
             yield advance
         self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - start
 
@@ -104,15 +106,15 @@ class Job:
         if self.out is None:
             raise UsageError("no output folder was given", "say where to: -o OUT")
         store = self.store()
-        with store.locked(self.tell.note):
+        with store.locked(self.progress.note):
             yield store
 
     def store(self) -> Store:
         """Where an unfinished run lives: by the digest of its edits, model and recipe."""
         record = [request.public() for request in (*self.requests, *self.facts)]
         inputs = {"edits": digest_of(record), "model": self.base.digest, "recipe": self.recipe.digest}
-        if self.past.ledger is not None:
-            inputs["ledger"] = digest_of_ledger(self.past.ledger)
+        if self.history.ledger is not None:
+            inputs["ledger"] = digest_of_ledger(self.history.ledger)
         return Store(cache_dir() / "runs" / digest_of(inputs)[:16])
 
     @cached_property
@@ -122,21 +124,21 @@ class Job:
 
     def preflight(self) -> None:
         """Say what the run takes, before it takes it. Raises ResourceError where that is not there."""
-        plan, anatomy = self.moment_plan, self.lm.anatomy
-        said = check_room(self.base, self.out, self.recipe.output.link, anatomy, self.plan.layers, plan.missing)
-        self.tell.note(f"takes about {about(self.takes())}, {said}")
+        plan, architecture = self.moment_plan, self.lm.architecture
+        said = check_room(self.base, self.out, self.recipe.output.link, architecture, self.plan.layers, plan.missing)
+        self.progress.note(f"takes about {duration_text(self.takes())}, {said}")
 
     def takes(self) -> float:
         """Seconds that moments and targets take, about."""
         rows, plan = len(self.recipe.contexts.openings) + 2, self.moment_plan
         suffixes = rows * sum(suffix_of(edit) for n, edit in enumerate(self.plan.edits) if n not in self.kept)
         read = plan.tokens if plan.missing else 0
-        return seconds(self.lm, self.plan.layers, read, suffixes, self.recipe.target.steps)
+        return estimate_seconds(self.lm, self.plan.layers, read, suffixes, self.recipe.target.steps)
 
     def contexts(self, run: Store) -> list[str]:
         """The prefixes, the empty one first; where there is a ledger, its own."""
-        if self.past.ledger is not None:
-            return list(self.past.ledger.about.contexts)
+        if self.history.ledger is not None:
+            return list(self.history.ledger.about.contexts)
         knobs, seed = self.recipe.contexts, self.recipe.seed
         with self.timed("contexts", None):
             on = {"model": self.base.digest, "knobs": knobs.model_dump(mode="json"), "seed": seed}
@@ -145,34 +147,34 @@ class Job:
     def moments(self) -> MomentPlan:
         """The second moments of the layers: in the cache when this returns, read from there as they are needed."""
         plan = self.moment_plan
-        check_moments(self.past, plan.on)
+        check_moments(self.history, plan.on)
         with self.timed("moments", plan.tokens if plan.missing else None, "tokens") as advance:
-            measure_missing(self.lm, plan, self.tell, advance)
+            measure_missing(self.lm, plan, self.progress, advance)
         return plan
 
-    def judged(self, run: Store | None, name: str) -> Judged:
+    def scored(self, run: Store | None, name: str) -> RunScores:
         """Every edit's judgment and every fact's by the model as it is now; recalled where a store is given."""
         chat = self.recipe.chat
 
         def measure() -> dict[str, Any]:
-            judgments = judge(self.lm, self.requests, chat=chat, advance=advance)
-            return {"edits": [asdict(one) for one in judgments], "facts": exact(self.lm, self.facts, chat=chat)}
+            edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance)
+            return {"edits": [asdict(one) for one in edit_scores], "facts": says_object(self.lm, self.facts, chat=chat)}
 
         with self.timed(name, None, "answers") as advance:
             found = run.recall_json(name, {"model": self.base.digest}, measure) if run else measure()
-        return [Judgment(**one) for one in found["edits"]], found["facts"]
+        return [EditScores(**one) for one in found["edits"]], found["facts"]
 
     def targets(self, run: Store, contexts: Sequence[str]) -> tuple[Targets, str]:
         """Targets batch by batch (each is kept), and which engine found them; the ledger's are not searched again."""
-        prompts = [under(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
+        prompts = [with_contexts(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
         search = Search(self.lm, self.plan.edits, prompts, self.plan.layers[-1], self.recipe, len(self.plan.layers))
         rest = [n for n in range(len(prompts)) if n not in self.kept]
         with self.timed("targets", len(rest), "edits") as advance:
-            engine, told = search.engine()
+            engine, ledger_report = search.engine()
             on = {"contexts": list(contexts), "layer": search.layer, "engine": engine.__name__}
             self.splices = engine is Suffix
             found = search.run(run, on, engine, advance, rest) if rest else None
-        return filled(self.past, self.kept, found, len(prompts), self.lm.anatomy.width), told
+        return merge_targets(self.history, self.kept, found, len(prompts), self.lm.architecture.width), ledger_report
 
     def update(
         self, contexts: Sequence[str], moments: MomentPlan, targets: Targets, redone: Collection[int] = ()
@@ -180,8 +182,8 @@ class Job:
         """The change of every layer. Rows go by the digests of their edits: the order of the list changes no bit."""
         method, edits = self.recipe.method, self.plan.edits
         order = sorted(range(len(edits)), key=lambda n: edits[n].request.digest)
-        prompts = [under(edits[n], contexts, self.lm.tokenizer, chat=self.recipe.chat) for n in order]
-        held = torch.tensor([self.past.way == "on top" and n in self.kept and n not in redone for n in order])
+        prompts = [with_contexts(edits[n], contexts, self.lm.tokenizer, chat=self.recipe.chat) for n in order]
+        held = torch.tensor([self.history.way == "on top" and n in self.kept and n not in redone for n in order])
         with self.timed("solve", len(self.plan.layers), "layers") as advance:
             factor = lambda layer: factor_of(moments, layer, method)  # noqa: E731
             return solve(
@@ -193,13 +195,18 @@ class Job:
         """How the changes enter the stored weights."""
         return Rounding(self.recipe.output.rounding, lambda layer: moment_of(moments, layer))
 
-    def entered(
-        self, contexts: Sequence[str], moments: MomentPlan, targets: Targets, after: Judged, rounds: Sequence[RedoRound]
+    def updated_ledger(
+        self,
+        contexts: Sequence[str],
+        moments: MomentPlan,
+        targets: Targets,
+        after: RunScores,
+        rounds: Sequence[RedoRound],
     ) -> Ledger:
         """The ledger of the edited model."""
-        on, past, plan = self.base.digest, self.past, self.plan
-        about = about_of(past, self.recipe, on, plan.layers, contexts, moments.on)
-        return entered(past, about, plan.edits, self.groups, self.kept, targets, after[0], on, rounds)
+        on, history, plan = self.base.digest, self.history, self.plan
+        duration_text = provenance_of(history, self.recipe, on, plan.layers, contexts, moments.on)
+        return updated_ledger(history, duration_text, plan.edits, self.groups, self.kept, targets, after[0], on, rounds)
 
     def weights(self, update: Update) -> dict[int, torch.Tensor]:
         """The edited weights as the model holds them: rounded to the checkpoint's dtype first."""
@@ -207,34 +214,36 @@ class Job:
         return {n: rounded(self.stored[n], delta).to(lm.device, lm.dtype) for n, delta in update.deltas.items()}
 
     def report(
-        self, arguments: Sequence[str], engine: str, before: Judged, after: Judged, targets: Targets, update: Update,
+        self, arguments: Sequence[str], engine: str, before: RunScores, after: RunScores,
+        targets: Targets, update: Update,
         rounds: Sequence[RedoRound] = (),
     ) -> Report:  # fmt: skip
         """Everything that is known of the run."""
-        skipped = (*self.plan.skipped, *self.past.twins)
-        earlier, took = retained(self.past, before[0], after[0])
+        skipped = (*self.plan.skipped, *self.history.twins)
+        earlier, took = retained(self.history, before[0], after[0])
         return Report(
-            command=self.past.command, versions=versions(), arguments=list(arguments), model=self.recipe.model.path,
+            command=self.history.command, versions=versions(), arguments=list(arguments), model=self.recipe.model.path,
             output=self.recipe.output.dir, recipe=self.recipe.model_dump(mode="json"), device=str(self.lm.device),
-            engine=engine, edits=len(self.requests), layers=update.layers, redo=tuple(rounds), before=score(before[0]),
-            after=score(after[0], before[0]), difference=change(before[0], after[0]),
-            kept={**kept(self.facts, before[1], after[1], self.requests), **earlier}, retention=took,
-            ledger=told(self.past, self.groups, self.kept), timings=self.timings, notes=self.notes,
+            engine=engine, edits=len(self.requests), layers=update.layers, redo=tuple(rounds),
+            before=summarize(before[0]),
+            after=summarize(after[0], before[0]), difference=score_changes(before[0], after[0]),
+            kept={**facts_kept(self.facts, before[1], after[1], self.requests), **earlier}, retention=took,
+            ledger=ledger_report(self.history, self.groups, self.kept), timings=self.timings, notes=self.notes,
             digests={"model": self.base.digest, "edits": digest_of([r.public() for r in self.requests])},
-            per_edit=results_of(self.requests, before[0], after[0], targets, skipped, rounds),
+            per_edit=edit_results(self.requests, before[0], after[0], targets, skipped, rounds),
         )  # fmt: skip
 
     def write(self, report: Report, update: Update, ledger: Ledger) -> None:
         """The output folder, verified."""
         assert self.out is not None
         deltas: dict[str, Delta] = {self.names[layer]: delta for layer, delta in update.deltas.items()}
-        anatomy = self.lm.anatomy
+        architecture = self.lm.architecture
         weights = {
-            self.names[n]: anatomy.turned(rounded(self.stored[n], delta)).contiguous()
+            self.names[n]: architecture.turned(rounded(self.stored[n], delta)).contiguous()
             for n, delta in update.deltas.items()
         }
         extra = {
-            "README.md": card.write(report, read_base_card(self.base.folder, report.model)).encode(),
+            "README.md": card.edited_model_card(report, read_base_card(self.base.folder, report.model)).encode(),
             "memedit/run.json": report.model_dump_json(indent=2, exclude={"per_edit"}).encode(),
             "memedit/edits.jsonl": write_lines(self.requests).encode(),
             "memedit/results.jsonl": "".join(f"{one.model_dump_json()}\n" for one in report.per_edit).encode(),
@@ -243,10 +252,10 @@ class Job:
         }
         knobs = self.recipe.output
         if knobs.keep_originals:
-            were = {self.names[layer]: anatomy.turned(stored) for layer, stored in self.stored.items()}
+            were = {self.names[layer]: architecture.turned(stored) for layer, stored in self.stored.items()}
             extra["memedit/originals.safetensors"] = originals_bytes(were, self.base.digest)
-        with self.tell.phase("write"):
-            write(
+        with self.progress.phase("write"):
+            write_checkpoint(
                 self.base, self.out, weights, extra, link=knobs.link, max_shard=knobs.max_shard,
                 overwrite=knobs.overwrite, run=self.store().folder.name,
             )  # fmt: skip

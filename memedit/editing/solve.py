@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memedit.config.recipe import MethodKnobs
 from memedit.editing.keys import averaged, context_weights, heads_of
-from memedit.editing.rounding import NARROW, Rounding, enter
+from memedit.editing.rounding import NARROW, Rounding, round_delta
 from memedit.forward.keys import Sweep, WholeSweep
 from memedit.forward.passes import Site
 from memedit.forward.residual import added, norm_gain
@@ -75,13 +75,13 @@ def solve(
         for done, layer in enumerate(layers):
             residual = _at_the_projection(lm, sweep, layer, missing / (len(layers) - done))
             states = sweep.keys(layer, last=False)
-            few = stored[layer].dtype in NARROW and len(prompts) * len(weights) <= lm.anatomy.mlp_widths[layer]
+            few = stored[layer].dtype in NARROW and len(prompts) * len(weights) <= lm.architecture.mlp_widths[layer]
             rows: list[Tensor] | None = [] if few else None
             keys = _averaged(states, weights, rows)
             factor = factor_of(layer)
-            found = _solved(factor, keys, residual, lm, lm.anatomy.mlp_widths[layer])
+            found = _solved(factor, keys, residual, lm, lm.architecture.mlp_widths[layer])
             seen = found.keys if rows is None else EditedKeys(len(prompts), torch.cat(rows).to(found.keys.device))
-            entered = enter(layer, stored[layer], found.delta, seen, rounding or Rounding())
+            entered = round_delta(layer, stored[layer], found.delta, seen, rounding or Rounding())
             deltas[layer] = delta = entered.delta
             weight = entered.weight
             before = lm.weight(layer).clone()
@@ -91,10 +91,10 @@ def solve(
             reports.append(
                 LayerReport(
                     layer=layer,
-                    parameter=lm.anatomy.parameter(layer),
+                    parameter=lm.architecture.parameter(layer),
                     residual_before=float(was[moving].norm(dim=-1).mean()),
                     residual_after=float(missing[moving].norm(dim=-1).mean()),
-                    leverage=found.leverage / lm.anatomy.mlp_widths[layer],
+                    leverage=found.leverage / lm.architecture.mlp_widths[layer],
                     fitted=found.fitted,
                     delta_norm=delta.norm / float(stored[layer].double().norm()),
                     rounding=entered.way,
@@ -102,7 +102,7 @@ def solve(
                     nearest_loss=entered.nearest_loss,
                     disturbance=entered.disturbance,
                     rank=delta.rank,
-                    gain=lm.anatomy.gains[layer],
+                    gain=lm.architecture.gains[layer],
                     dead=factor.dead,
                     shift=factor.shift,
                 )
@@ -114,8 +114,8 @@ def solve(
 
 def _at_the_projection(lm: LanguageModel, sweep: Sweep | WholeSweep, layer: int, residual: Tensor) -> Tensor:
     """What the down-projection has to give more, (E, D) float64, for the block to give `residual` more."""
-    if not lm.anatomy.norms[layer]:
-        return residual / lm.anatomy.gains[layer]
+    if not lm.architecture.norms[layer]:
+        return residual / lm.architecture.gains[layer]
     made = sweep.ends(Site(layer, "mlp.out"))
     return before_norm(made.double(), added(lm, layer, made).double(), residual, norm_gain(lm, layer).double())
 

@@ -18,41 +18,41 @@ from typing import Any
 from memedit.config.layers import layer_range, layers_text
 from memedit.config.recipe import Recipe
 from memedit.config.resolve import flatten, resolve
-from memedit.editing.ledger import Joined, Ledger, Past, Way, joined
+from memedit.editing.ledger import History, Ledger, MergedEdits, Mode, merge_edits
 from memedit.editing.ledger_files import read_ledger
 from memedit.edits.edit import EditRequest, Finding, shown
 from memedit.edits.lint import lint
 from memedit.errors import RecipeError, UsageError
 from memedit.model.load import at_hand, locate
-from memedit.progress import Tell
+from memedit.progress import Progress
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.writer import write
+from memedit.storage.writer import write_checkpoint
 
 BY_CONTENT = "moments.corpus"
 """The knob whose value is a place: what was read there is compared, not its name."""
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStart:
     """What a run is about: all edits that shall hold, the earlier ones first, and the model that is to be opened."""
 
     requests: tuple[EditRequest, ...]
     recipe: Recipe
     findings: tuple[Finding, ...] = ()
-    past: Past = field(default_factory=Past)
+    history: History = field(default_factory=History)
     base: Checkpoint | None = None
     """That model's files, where they were looked into already: their digest takes a reading of them all."""
 
 
-def begin(
+def start_run(
     requests: Sequence[EditRequest],
     recipe: Recipe,
     findings: Sequence[Finding] = (),
     *,
     sources: Mapping[str, str] | None = None,
-    way: Way | None = None,
+    way: Mode | None = None,
     base: str | None = None,
-) -> Start:
+) -> RunStart:
     """The start of a run of new edits. `sources` tell which knobs were asked for; `base` says where the base lies.
 
     Raises UsageError where there is no way to go on, or a knob that was asked for contradicts the ledger.
@@ -65,25 +65,25 @@ def begin(
                 f"{folder} has no ledger: it is no edited model, and edits of it begin a new one",
                 "leave out --re-solve, --on-top and --base, or give an edited model with its ledger",
             )
-        return Start(tuple(requests), recipe, tuple(findings))
+        return RunStart(tuple(requests), recipe, tuple(findings))
     settled = _settled(recipe, sources or {}, ledger)
     opened, way, files = _opened(settled, ledger, folder, way, base)
     if any(finding.severity == "error" for finding in (*findings, *lint(requests))):
-        return Start(tuple(requests), opened, tuple(findings))  # refused with all that is wrong, as any list
-    old = [ledger.entries[n].edit for n in ledger.in_force]
-    found = joined(old, requests)
+        return RunStart(tuple(requests), opened, tuple(findings))  # refused with all that is wrong, as any list
+    old = [ledger.entries[n].edit for n in ledger.active]
+    found = merge_edits(old, requests)
     given_way = {was.digest for _, was in found.replaced}
-    stay = [n for n in ledger.in_force if ledger.entries[n].digest not in given_way]
-    told = told_of(found)
+    stay = [n for n in ledger.active if ledger.entries[n].digest not in given_way]
+    told = merge_findings(found)
     conflicts = tuple(finding for finding in told if finding.code == "W230")
-    past = Past(ledger, way, tuple(stay), conflicts, tuple(request for request, _ in found.twins))
+    history = History(ledger, way, tuple(stay), conflicts, tuple(request for request, _ in found.twins))
     both = (*(ledger.entries[n].edit for n in stay), *found.requests)
-    return Start(both, opened, (*findings, *told), past, files)
+    return RunStart(both, opened, (*findings, *told), history, files)
 
 
-def without(
+def start_forget(
     ids: Sequence[str], recipe: Recipe, *, sources: Mapping[str, str] | None = None, base: str | None = None
-) -> Start:
+) -> RunStart:
     """The start of a run that solves the edits of an edited model anew but for some. No requests: none are left.
 
     Raises UsageError for an id that the ledger does not have, or where the base is not at hand.
@@ -99,25 +99,25 @@ def without(
         raise UsageError(f"the ledger of {folder} has no edit {shown(missing[0])}", hint)
     opened, way, files = _opened(_settled(recipe, sources or {}, ledger), ledger, folder, "re-solve", base)
     left = ledger.without(set(ids))
-    edits = [left.entries[n].edit for n in left.in_force]
-    were = {ledger.entries[n].digest for n in ledger.in_force}
+    edits = [left.entries[n].edit for n in left.active]
+    were = {ledger.entries[n].digest for n in ledger.active}
     back = tuple(edit.finding("W230", "it holds again") for edit in edits if edit.digest not in were)
-    return Start(tuple(edits), opened, (), Past(left, way, tuple(left.in_force), back, command="forget"), files)
+    return RunStart(tuple(edits), opened, (), History(left, way, tuple(left.active), back, command="forget"), files)
 
 
-def restore(start: Start, tell: Tell) -> str:
+def write_base(start: RunStart, progress: Progress) -> str:
     """Write the model of a start as it is to its output: that folder's path."""
     knobs = start.recipe.output
     if knobs.dir is None:
         raise UsageError("no output folder was given", "say where to: -o OUT")
     base = start.base or Checkpoint.open(locate(start.recipe.model))
-    with tell.phase("write"):
+    with progress.phase("write"):
         out = Path(knobs.dir).expanduser()
-        write(base, out, {}, {}, link=knobs.link, overwrite=knobs.overwrite, run=base.digest[:16])
+        write_checkpoint(base, out, {}, {}, link=knobs.link, overwrite=knobs.overwrite, run=base.digest[:16])
     return knobs.dir
 
 
-def told_of(found: Joined) -> list[Finding]:
+def merge_findings(found: MergedEdits) -> list[Finding]:
     """What people should know of how new edits join those in force; both origins stand in each line."""
     return [
         *(
@@ -154,8 +154,8 @@ def _same(name: str, value: Any, ledger: Ledger) -> bool:
 
 
 def _opened(
-    recipe: Recipe, ledger: Ledger, folder: Path, way: Way | None, base: str | None
-) -> tuple[Recipe, Way, Checkpoint | None]:
+    recipe: Recipe, ledger: Ledger, folder: Path, way: Mode | None, base: str | None
+) -> tuple[Recipe, Mode, Checkpoint | None]:
     """The recipe with the model that is to be opened, the way to go on, and that model's files if they were read."""
     if way == "on top":
         if base:

@@ -12,7 +12,8 @@ from memedit.config.recipe import Recipe, bytes_of
 from memedit.editing.batches import Batch, Sizes, changes_of, halved, plan_batches, suffix_of
 from memedit.editing.plan import Edit
 from memedit.editing.targets import Targets, find_targets, rows_of
-from memedit.forward.suffix import Suffix, WholeForward, choose
+from memedit.forward.perturbed import WholeForward
+from memedit.forward.suffix import Suffix, choose_search_engine
 from memedit.model.load import LanguageModel
 from memedit.model.memory import free_on, give_back, ran_out
 from memedit.model.tokens import Prompt
@@ -51,7 +52,7 @@ class Search:
         order = sorted(range(len(self.edits)), key=lambda n: suffix_of(self.edits[n]))
         few = dict.fromkeys(order[(len(order) - 1) * part // (PROBED - 1)] for part in range(PROBED))
         rows = [row for n in few for row in rows_of(self.edits[n], self.prompts[n])]
-        return choose(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared)
+        return choose_search_engine(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared)
 
     def plan(self, which: Sequence[int]) -> list[Batch]:
         """Batches of some of the edits."""

@@ -20,10 +20,11 @@ from memedit.editing.batches import changes_of
 from memedit.editing.plan import Edit
 from memedit.editing.reads import Reads
 from memedit.forward.passes import TOKENS_PER_LAUNCH
-from memedit.forward.suffix import Changed, Row, Suffix, WholeForward
+from memedit.forward.perturbed import Changed, ChangedRow, WholeForward
+from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt
-from memedit.numerics.objective import decay_loss, essence_loss, into_ball, likelihood_loss
+from memedit.numerics.objective import decay_loss, into_ball, kl_loss, likelihood_loss
 from memedit.progress import Advance
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's Adam defaults, which the published code uses
@@ -50,11 +51,11 @@ class Targets:
         return cls(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
 
 
-def rows_of(edit: Edit, prompts: Sequence[Prompt]) -> list[Row]:
+def rows_of(edit: Edit, prompts: Sequence[Prompt]) -> list[ChangedRow]:
     """The rows of one edit: each context's prompt with the object but its last token, then the bare subject."""
     said = edit.target[:-1]
-    rows = [Row(prompt.ids + said, prompt.subject_at, len(edit.target)) for prompt in prompts]
-    return [*rows, Row(edit.subject, len(edit.subject) - 1, 1)]
+    rows = [ChangedRow(prompt.ids + said, prompt.subject_at, len(edit.target)) for prompt in prompts]
+    return [*rows, ChangedRow(edit.subject, len(edit.subject) - 1, 1)]
 
 
 def find_targets(
@@ -131,7 +132,7 @@ class _Search:
         self.change, self.mean, self.square = (torch.zeros_like(self.start) for _ in range(3))
         self.loss, self.steps = (torch.zeros(len(edits), device=self.device) for _ in range(2))
         self.open = torch.ones(len(edits), dtype=torch.bool, device=self.device)
-        self.original = torch.zeros(len(edits), lm.anatomy.vocabulary, device=self.device)
+        self.original = torch.zeros(len(edits), lm.architecture.vocabulary, device=self.device)
         self._read()
 
     def _read(self) -> None:
@@ -165,7 +166,7 @@ class _Search:
                 picked, bare = every[reads.said, reads.token], every[reads.bare]
                 if step == 0:
                     self.original[reads.whose] = bare.detach()
-                drift = essence_loss(bare, self.original[reads.whose])
+                drift = kl_loss(bare, self.original[reads.whose])
                 if with_gradient:
                     # Rows do not meet, so the sum's gradient is every row's own; the launch's graph ends here.
                     total = (picked * self.share.view(-1)[reads.cell]).sum() + self.knobs.kl * drift.sum()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from memedit.edits.edit import EditRequest, Finding, shown
-from memedit.edits.readers.document import WRAPPER, Document, RefusedError, Row
+from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError
 from memedit.edits.readers.fields import Relation, guess, make, table
 from memedit.edits.readers.formats import ALIASES, FIELDS, is_easyedit
 from memedit.edits.readers.json_rows import read_json, read_lines
@@ -147,7 +147,7 @@ def _check_head(document: Document) -> None:
             document.complain(row.line, "E006", f"edits is a list, not {shown(row.value)}")
 
 
-def _check_header(document: Document, row: Row) -> None:
+def _check_header(document: Document, row: RecordRow) -> None:
     """Complain about an unknown column once, in the header's line, and leave its cells out."""
     if is_easyedit(dict.fromkeys(row.value, "")) or "src" in row.value:
         return

@@ -33,7 +33,7 @@ def passages(
     advance: Advance | None = None,
 ) -> list[Passage]:
     """The first `tokens` tokens of the documents, packed into rows and read; a last row of one token is left out."""
-    length = min(LONGEST, lm.anatomy.positions or LONGEST)
+    length = min(LONGEST, lm.architecture.positions or LONGEST)
     rows: list[tuple[int, ...]] = []
     left = tokens
     for row in packed(documents, lm.tokenizer, length):

@@ -14,8 +14,8 @@ from memedit.config.recipe import Recipe
 from memedit.edits.edit import EditRequest
 from memedit.errors import UsageError
 from memedit.evaluation.drift import drift_of, passages
-from memedit.evaluation.figures import differences, figure
-from memedit.evaluation.forced import Judgment, agreement, exact, judge, kept, score
+from memedit.evaluation.figures import differences, share_figure
+from memedit.evaluation.forced import EditScores, agreement, facts_kept, says_object, score_edits, summarize
 from memedit.evaluation.generated import UNRELATED, Writing, written
 from memedit.evaluation.probes import derived
 from memedit.forward.perplexity import Passage
@@ -23,7 +23,7 @@ from memedit.model.digests import of_tokenizer
 from memedit.model.load import LanguageModel, load, locate
 from memedit.model.tokens import SubjectLost
 from memedit.model.weights import merge_
-from memedit.progress import Tell
+from memedit.progress import Progress
 from memedit.results.report import EditResult, ModelReport, Report, Scores
 from memedit.results.versions import versions
 from memedit.storage.artifacts import digest_file, digest_of
@@ -32,12 +32,12 @@ from memedit.storage.lora import CONFIG, WEIGHTS, read_adapter
 
 
 @dataclass(frozen=True)
-class Trial:
+class ModelAnswers:
     """What one model answered."""
 
     vocabulary: str
     """What its token ids mean: two models agree on tokens only where these agree."""
-    judgments: list[Judgment]
+    edit_scores: list[EditScores]
     facts: list[bool]
     writing: list[Writing]
     read: list[Passage] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Trial:
     @cached_property
     def rows(self) -> list[dict[str, float | None]]:
         """Everything measured of each edit, forced and written."""
-        pairs = zip(self.judgments, self.writing, strict=True)
+        pairs = zip(self.edit_scores, self.writing, strict=True)
         free = [{f"generated.{name}": value for name, value in one.measures.items()} for one in self.writing]
         return [
             {**judged.record(), **judged.groups, **said, **mine.open}
@@ -53,7 +53,7 @@ class Trial:
         ]
 
 
-class Examination:
+class Evaluator:
     """What is asked, and of whom.
 
     `text` holds documents to read. Every model writes after the edits' own prompts; with `generate` after all others
@@ -66,14 +66,14 @@ class Examination:
         requests: Sequence[EditRequest],
         facts: Sequence[EditRequest],
         recipe: Recipe,
-        tell: Tell,
+        progress: Progress,
         *,
         text: Sequence[str] = (),
         generate: bool = False,
         held: Collection[str] = (),
         unrelated: str | None = None,
     ) -> None:
-        self.requests, self.facts, self.recipe, self.tell = list(requests), list(facts), recipe, tell
+        self.requests, self.facts, self.recipe, self.progress = list(requests), list(facts), recipe, progress
         self.text, self.generate, self.held = list(text), generate, set(held)
         self.unrelated = unrelated or UNRELATED
         self.digests: dict[str, str] = {"edits": digest_of([request.public() for request in requests])}
@@ -84,7 +84,7 @@ class Examination:
     def open(self, path: str, adapter: str | None = None) -> LanguageModel:
         """A model that is to be examined, with an adapter's change in it where one is named."""
         knobs = self.recipe.model.model_copy(update={"path": path})
-        with self.tell.phase("load"):
+        with self.progress.phase("load"):
             folder = locate(knobs)
             lm = load(folder, knobs, editing=False)
             self.digests[path], self.device = Checkpoint.open(folder).digest, str(lm.device)
@@ -101,19 +101,19 @@ class Examination:
         yield
         self.timings[name] = time.monotonic() - start
 
-    def trial(self, lm: LanguageModel, name: str, base: LanguageModel | None = None) -> Trial:
+    def trial(self, lm: LanguageModel, name: str, base: LanguageModel | None = None) -> ModelAnswers:
         """Ask one model everything; with `base` the text is read by both."""
         chat, knobs = self.recipe.chat, self.recipe.eval
         beside = base if base is not None and vocabulary_of(base) == vocabulary_of(lm) else None
         if base is not None and beside is None:
             self.notes["a model's tokens are not those of the base: no locality, no drift but perplexity"] = None
         try:
-            with self.timed(name), self.tell.phase(name, None, "answers") as advance:
-                judgments = judge(
+            with self.timed(name), self.progress.phase(name, None, "answers") as advance:
+                edit_scores = score_edits(
                     lm, self.requests, chat=chat, derive=knobs.derive, plus=self.generate, advance=advance
                 )
-                facts = exact(lm, self.facts, chat=chat)
-            with self.timed(f"{name}, writing"), self.tell.phase("writing", None, "texts") as advance:
+                facts = says_object(lm, self.facts, chat=chat)
+            with self.timed(f"{name}, writing"), self.progress.phase("writing", None, "texts") as advance:
                 writing, notes = written(
                     lm, self.requests, knobs, chat=chat, unrelated=self.unrelated, bare=not self.generate,
                     advance=advance,
@@ -123,37 +123,47 @@ class Examination:
         self.notes |= dict.fromkeys(notes)
         read: list[Passage] = []
         if self.text and name != "before":
-            with self.timed(f"{name}, reading"), self.tell.phase("reading", knobs.drift_tokens, "tokens") as advance:
+            with (
+                self.timed(f"{name}, reading"),
+                self.progress.phase("reading", knobs.drift_tokens, "tokens") as advance,
+            ):
                 read = passages(lm, self.text, knobs.drift_tokens, beside, advance)
-        return Trial(vocabulary_of(lm), judgments, facts, writing, read)
+        return ModelAnswers(vocabulary_of(lm), edit_scores, facts, writing, read)
 
-    def scores(self, trial: Trial, before: Trial | None = None) -> Scores:
+    def scores(self, trial: ModelAnswers, before: ModelAnswers | None = None) -> Scores:
         """A trial's figures; with the base's trial, locality too."""
         alike = before is not None and before.vocabulary == trial.vocabulary
-        found = score(trial.judgments, before.judgments if before is not None and alike else None)
+        found = summarize(trial.edit_scores, before.edit_scores if before is not None and alike else None)
         names = dict.fromkeys(name for one in trial.writing for name in one.measures)
-        generated = {name: made for name in names if (made := figure(_column(trial, f"generated.{name}"))) is not None}
+        generated = {
+            name: made for name in names if (made := share_figure(_column(trial, f"generated.{name}"))) is not None
+        }
         free = {
-            name: figure(_column(trial, name), signed=True) for name in ("fluency", "fluency_written", "consistency")
+            name: share_figure(_column(trial, name), signed=True)
+            for name in ("fluency", "fluency_written", "consistency")
         }
         return found.model_copy(update={"generated": generated, **free})
 
-    def compared(self, model: str, trial: Trial, before: Trial | None) -> ModelReport:
+    def compared(self, model: str, trial: ModelAnswers, before: ModelAnswers | None) -> ModelReport:
         """One model's part of the report."""
         firm = before.facts if before else [True] * len(self.facts)
-        here = zip(trial.judgments, self.requests, strict=True)
+        here = zip(trial.edit_scores, self.requests, strict=True)
         held = [one.accuracy for one, request in here if request.digest in self.held]
         return ModelReport(
             model=model,
             scores=self.scores(trial, before),
             difference=differences(before.rows, trial.rows) if before else {},
             drift=drift_of(trial.read),
-            kept=kept(self.facts, firm, trial.facts, self.requests),
-            retention=figure([value for value in held if value is not None]),
+            kept=facts_kept(self.facts, firm, trial.facts, self.requests),
+            retention=share_figure([value for value in held if value is not None]),
         )
 
     def report(
-        self, trials: Mapping[str, Trial], base: str | None, before: Trial | None, arguments: Sequence[str]
+        self,
+        trials: Mapping[str, ModelAnswers],
+        base: str | None,
+        before: ModelAnswers | None,
+        arguments: Sequence[str],
     ) -> Report:
         """Everything that is known of the examination; the first model leads."""
         models = [self.compared(model, trial, before) for model, trial in trials.items()]
@@ -183,20 +193,20 @@ class Examination:
             per_edit=tuple(self._results(first, before)),
         )
 
-    def _results(self, now: Trial, before: Trial | None) -> Iterator[EditResult]:
+    def _results(self, now: ModelAnswers, before: ModelAnswers | None) -> Iterator[EditResult]:
         alike = before is not None and before.vocabulary == now.vocabulary
-        local = agreement(now.judgments, before.judgments) if before and alike else [{} for _ in now.judgments]
+        local = agreement(now.edit_scores, before.edit_scores) if before and alike else [{} for _ in now.edit_scores]
         for n in range(len(self.requests)):
             yield self._result(n, now, before, local[n])
 
-    def _result(self, n: int, now: Trial, before: Trial | None, local: Mapping[str, float]) -> EditResult:
+    def _result(self, n: int, now: ModelAnswers, before: ModelAnswers | None, local: Mapping[str, float]) -> EditResult:
         request = self.requests[n]
         said = {"after": now.writing[n].said}
         if before:
             said["before"] = before.writing[n].said
         return EditResult(
             id=request.id,
-            status="ok" if now.judgments[n].accuracy == 1 else "failed",
+            status="ok" if now.edit_scores[n].accuracy == 1 else "failed",
             edit=request.public(),
             before=before.rows[n] if before else {},
             after={**now.rows[n], **local},
@@ -206,8 +216,8 @@ class Examination:
 
 def vocabulary_of(lm: LanguageModel) -> str:
     """Stands for what a model's token ids mean."""
-    return f"{of_tokenizer(lm.tokenizer)} {lm.anatomy.vocabulary}"
+    return f"{of_tokenizer(lm.tokenizer)} {lm.architecture.vocabulary}"
 
 
-def _column(trial: Trial, name: str) -> list[float]:
+def _column(trial: ModelAnswers, name: str) -> list[float]:
     return [value for row in trial.rows if (value := row.get(name)) is not None]

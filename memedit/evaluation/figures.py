@@ -11,7 +11,7 @@ from memedit.numerics.scores import harmonic, mean_interval, paired_interval, sh
 from memedit.results.report import Figure, Scores
 
 
-def figure(values: Sequence[float], *, signed: bool = False) -> Figure | None:
+def share_figure(values: Sequence[float], *, signed: bool = False) -> Figure | None:
     """The mean of one value per edit with its interval: Wilson's where all are 0 or 1, else a mean's."""
     if not values:
         return None
@@ -32,7 +32,7 @@ def paired(values: Sequence[float], *, share: bool) -> Figure | None:
     return Figure(mean=found.mean, low=found.low, high=found.high, n=found.n)
 
 
-BARE = ("magnitude", "fluency", "consistency")
+BARE_FIGURES = ("magnitude", "fluency", "consistency")
 """In the names of measures that are no shares."""
 
 
@@ -46,8 +46,8 @@ def differences(
         for name, value in now.items():
             if value is not None and (old := was.get(name)) is not None:
                 found.setdefault(name, []).append(value - old)
-    figures = {name: paired(each, share=not any(part in name for part in BARE)) for name, each in found.items()}
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    figures = {name: paired(each, share=not any(part in name for part in BARE_FIGURES)) for name, each in found.items()}
+    return {name: share_figure for name, share_figure in figures.items() if share_figure is not None}
 
 
 def score_of(columns: Mapping[str, Sequence[float]], *, groups: Mapping[str, Sequence[float]], **more: Any) -> Scores:
@@ -56,9 +56,9 @@ def score_of(columns: Mapping[str, Sequence[float]], *, groups: Mapping[str, Seq
     The score is the harmonic mean of efficacy, paraphrase and neighborhood, unrounded: the published code rounds the
     three to hundredths of a percent first, which can move it by as much.
     """
-    figures = {name: figure(values, signed=name.endswith("magnitude")) for name, values in columns.items()}
+    figures = {name: share_figure(values, signed=name.endswith("magnitude")) for name, values in columns.items()}
     parts = [figures[name] for name in ("efficacy", "paraphrase", "neighborhood")]
     known = [part.mean for part in parts if part is not None]
-    named = {name: found for name, values in sorted(groups.items()) if (found := figure(values)) is not None}
+    named = {name: found for name, values in sorted(groups.items()) if (found := share_figure(values)) is not None}
     joined = harmonic(known) if len(known) == len(parts) else None
     return Scores(**figures, groups=named, score=joined, **more)  # type: ignore[arg-type]

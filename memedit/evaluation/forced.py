@@ -19,9 +19,9 @@ from statistics import fmean
 
 from memedit.edits.edit import EditRequest
 from memedit.errors import UsageError
-from memedit.evaluation.figures import differences, figure, score_of
-from memedit.evaluation.probes import Probe, probes
-from memedit.forward.scoring import Weighed, weigh
+from memedit.evaluation.figures import differences, score_of, share_figure
+from memedit.evaluation.probes import Probe, list_probes
+from memedit.forward.scoring import AnswerScores, score_answers
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import encode_questions
 from memedit.progress import Advance
@@ -29,7 +29,7 @@ from memedit.results.report import Figure, Scores
 
 
 @dataclass(frozen=True)
-class Judgment:
+class EditScores:
     """One edit's measurements, each a mean over its own probes; None where it has none."""
 
     efficacy: float | None = None
@@ -57,13 +57,13 @@ class Judgment:
 
     def record(self) -> dict[str, float | None]:
         """The measurements as a plain mapping."""
-        return {name: getattr(self, name) for name in NAMES}
+        return {name: getattr(self, name) for name in FORCED_NAMES}
 
 
-NAMES = tuple(one.name for one in fields(Judgment) if one.name not in ("groups", "around"))
+FORCED_NAMES = tuple(one.name for one in fields(EditScores) if one.name not in ("groups", "around"))
 
 
-def judge(
+def score_edits(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
     *,
@@ -71,16 +71,16 @@ def judge(
     derive: bool = False,
     plus: bool = False,
     advance: Advance | None = None,
-) -> list[Judgment]:
+) -> list[EditScores]:
     """Every edit's judgment by the model as it is now; `derive` and `plus` as for `probes`."""
-    asked = probes(requests, derive=derive, plus=plus)
+    asked = list_probes(requests, derive=derive, plus=plus)
     of_edit: list[list[tuple[Probe, Answer]]] = [[] for _ in requests]
     for probe, answer in zip(asked, ask(lm, asked, chat=chat, advance=advance), strict=True):
         of_edit[probe.edit].append((probe, answer))
     return [_judgment(answered) for answered in of_edit]
 
 
-def exact(
+def says_object(
     lm: LanguageModel, requests: Sequence[EditRequest], *, chat: bool = False, advance: Advance | None = None
 ) -> list[bool]:
     """For each record, whether greedy decoding says its object after its prompt."""
@@ -88,28 +88,30 @@ def exact(
     return [answer.exact for answer in ask(lm, asked, chat=chat, advance=advance)]
 
 
-def score(judgments: Sequence[Judgment], base: Sequence[Judgment] | None = None) -> Scores:
+def summarize(edit_scores: Sequence[EditScores], base: Sequence[EditScores] | None = None) -> Scores:
     """Means over edits with 95 % intervals; with the base's judgments of the same edits, locality too."""
-    columns = {name: [value for one in judgments if (value := getattr(one, name)) is not None] for name in NAMES}
-    groups = _columns([one.groups for one in judgments])
-    local = agreement(judgments, base) if base is not None else [{} for _ in judgments]
+    columns = {
+        name: [value for one in edit_scores if (value := getattr(one, name)) is not None] for name in FORCED_NAMES
+    }
+    groups = _columns([one.groups for one in edit_scores])
+    local = agreement(edit_scores, base) if base is not None else [{} for _ in edit_scores]
     whole = [one["locality"] for one in local if "locality" in one]
     groups |= {name: values for name, values in _columns(local).items() if name != "locality"}
-    return score_of(columns, groups=groups, locality=figure(whole))
+    return score_of(columns, groups=groups, locality=share_figure(whole))
 
 
-def change(before: Sequence[Judgment], after: Sequence[Judgment]) -> dict[str, Figure]:
+def score_changes(before: Sequence[EditScores], after: Sequence[EditScores]) -> dict[str, Figure]:
     """After less before of every forced measure, paired by edit."""
     return differences([one.record() for one in before], [one.record() for one in after])
 
 
-def agreement(judgments: Sequence[Judgment], base: Sequence[Judgment]) -> list[dict[str, float]]:
+def agreement(edit_scores: Sequence[EditScores], base: Sequence[EditScores]) -> list[dict[str, float]]:
     """EasyEdit's locality of each edit: the share of answer tokens of a neighbor at which the likeliest token is the
     base's, right or wrong, over its neighbors; whole, and by group."""
-    return [_agreement(now, was) for now, was in zip(judgments, base, strict=True)]
+    return [_agreement(now, was) for now, was in zip(edit_scores, base, strict=True)]
 
 
-def _agreement(now: Judgment, was: Judgment) -> dict[str, float]:
+def _agreement(now: EditScores, was: EditScores) -> dict[str, float]:
     shares: dict[str, list[float]] = {}
     for (group, mine), (_, theirs) in zip(now.around, was.around, strict=True):
         share = fmean(a == b for a, b in zip(mine, theirs, strict=True))
@@ -118,7 +120,7 @@ def _agreement(now: Judgment, was: Judgment) -> dict[str, float]:
     return {name: fmean(values) for name, values in shares.items()}
 
 
-def kept(
+def facts_kept(
     facts: Sequence[EditRequest], before: Sequence[bool], after: Sequence[bool], edited: Sequence[EditRequest]
 ) -> dict[str, Figure | None]:
     """Of the facts right before, the share right after: about others, and about the edited subjects.
@@ -138,7 +140,7 @@ def kept(
 
 
 def _by_subject(shares: Mapping[str, Sequence[float]]) -> Figure | None:
-    return figure([fmean(values) for values in shares.values()])
+    return share_figure([fmean(values) for values in shares.values()])
 
 
 @dataclass(frozen=True)
@@ -166,19 +168,21 @@ def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advan
     _check_lengths(
         lm, [(one.text, len(prompt) + max(map(len, ids))) for one, (prompt, ids) in zip(asked, encoded, strict=True)]
     )
-    weighed = zip(rows, weigh(lm, rows, advance), strict=True)
+    weighed = zip(rows, score_answers(lm, rows, advance), strict=True)
     return [_answer(one, weighed) for one in asked]
 
 
 def _check_lengths(lm: LanguageModel, lengths: Sequence[tuple[str, int]]) -> None:
     """Raises UsageError for a prompt that with its answer is longer than any row the model takes."""
     text, longest = max(lengths, key=lambda one: one[1], default=("", 0))
-    if lm.anatomy.positions is not None and longest > lm.anatomy.positions:
-        said = f"a prompt and its answer are {longest:,} tokens long, and this model takes {lm.anatomy.positions:,}"
+    if lm.architecture.positions is not None and longest > lm.architecture.positions:
+        said = (
+            f"a prompt and its answer are {longest:,} tokens long, and this model takes {lm.architecture.positions:,}"
+        )
         raise UsageError(f"{said}: {text[:60]!r}...", "leave such a record out; memedit check -m MODEL names it")
 
 
-def _answer(probe: Probe, weighed: Iterator[tuple[tuple[tuple[int, ...], tuple[int, ...]], Weighed]]) -> Answer:
+def _answer(probe: Probe, weighed: Iterator[tuple[tuple[tuple[int, ...], tuple[int, ...]], AnswerScores]]) -> Answer:
     right = [next(weighed) for _ in probe.right]
     if probe.rival:
         right.append(next(weighed))
@@ -200,7 +204,7 @@ NAMED = {
 """What exact match and token accuracy are called for a kind of probe."""
 
 
-def _judgment(answered: Sequence[tuple[Probe, Answer]]) -> Judgment:
+def _judgment(answered: Sequence[tuple[Probe, Answer]]) -> EditScores:
     by_kind: dict[str, list[tuple[Probe, Answer]]] = {}
     for probe, answer in answered:
         by_kind.setdefault(probe.kind, []).append((probe, answer))
@@ -218,7 +222,7 @@ def _judgment(answered: Sequence[tuple[Probe, Answer]]) -> Judgment:
     asked = by_kind.get("portability", [])
     groups = _columns([{f"portability/{probe.group}": answer.tokens} for probe, answer in asked if probe.group])
     around = [(probe.group or "", answer.likeliest) for probe, answer in by_kind.get("neighborhood", [])]
-    return Judgment(**found, groups={name: fmean(values) for name, values in groups.items()}, around=around)
+    return EditScores(**found, groups={name: fmean(values) for name, values in groups.items()}, around=around)
 
 
 def _columns(records: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:

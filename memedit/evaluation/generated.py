@@ -16,10 +16,10 @@ from statistics import fmean
 
 from memedit.config.recipe import EvalKnobs
 from memedit.edits.edit import EditRequest
-from memedit.evaluation.probes import Probe, probes
+from memedit.evaluation.probes import Probe, list_probes
 from memedit.evaluation.text_metrics import answered, cosine, document_weights, n_gram_entropy, words
-from memedit.forward.generation import write
-from memedit.forward.scoring import Ids
+from memedit.forward.generation import generate
+from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import decode_text, encode_bare, encode_text
 from memedit.progress import Advance
@@ -64,7 +64,7 @@ def written(
 ) -> tuple[list[Writing], list[str]]:
     """Every edit's writing, and notes on what could not be asked; `bare`: only after the edits' own prompts."""
     kinds = WRITTEN[:1] if bare else WRITTEN
-    asked = [probe for probe in probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
+    asked = [probe for probe in list_probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
     rooms = _rooms(lm, asked, knobs.tokens)
     values: list[dict[str, list[float]]] = [{} for _ in requests]
     said = [""] * len(requests)
@@ -76,7 +76,7 @@ def written(
             continue
         prompts = [encode_text(lm.tokenizer, before + probe.text, chat=chat) for probe in asked]
         longest = max((len(ids) + room for ids, room in zip(prompts, rooms, strict=True)), default=0)
-        if lm.anatomy.positions is not None and longest > lm.anatomy.positions:
+        if lm.architecture.positions is not None and longest > lm.architecture.positions:
             if count:
                 notes.append(f"prompts behind {count} unrelated tokens do not fit into this model: not asked")
                 continue
@@ -99,12 +99,12 @@ def _rooms(lm: LanguageModel, asked: Sequence[Probe], tokens: int) -> list[int]:
     return [tokens * (1 + length // tokens) for length in longest]
 
 
-def _texts(lm: LanguageModel, prompts: Sequence[Ids], rooms: Sequence[int], advance: Advance | None) -> list[str]:
+def _texts(lm: LanguageModel, prompts: Sequence[AnswerIds], rooms: Sequence[int], advance: Advance | None) -> list[str]:
     """What is written after each prompt in its room; prompts of one room together."""
     found = [""] * len(prompts)
     for room in dict.fromkeys(rooms):
         which = [n for n, mine in enumerate(rooms) if mine == room]
-        for n, ids in zip(which, write(lm, [prompts[n] for n in which], room, seen=advance), strict=True):
+        for n, ids in zip(which, generate(lm, [prompts[n] for n in which], room, seen=advance), strict=True):
             found[n] = decode_text(lm.tokenizer, ids)
     return found
 
@@ -138,7 +138,7 @@ def _open(
     # The published length counts the prompt's tokens, so what is written differs with them.
     rooms = [max(0, knobs.fluency_tokens - len(prompt)) for prompt in ids]
     most = max(rooms, default=0)
-    found = write(lm, ids, most, top_k=knobs.fluency_top_k, seed=knobs.seed, seen=advance)
+    found = generate(lm, ids, most, top_k=knobs.fluency_top_k, seed=knobs.seed, seen=advance)
     texts = iter([decode_text(lm.tokenizer, line[:room]) for line, room in zip(found, rooms, strict=True)])
     weights = document_weights([text for request in requests for text in request.references])
     results: list[dict[str, float]] = []

@@ -14,7 +14,7 @@ from typing import Literal
 
 from memedit.edits.edit import SLOT, EditRequest, Question
 
-Kind = Literal["efficacy", "paraphrase", "neighborhood", "neighborhood_plus", "portability", "reversal"]
+ProbeKind = Literal["efficacy", "paraphrase", "neighborhood", "neighborhood_plus", "portability", "reversal"]
 NEIGHBORS = 5  # derived neighbors of one edit at most
 PARAPHRASES = 3
 LOOKED_AT = 100  # edits of the relation among which neighbors are sought: a list of one object has none
@@ -26,7 +26,7 @@ class Probe:
 
     edit: int
     """Index of the edit."""
-    kind: Kind
+    kind: ProbeKind
     text: str
     right: tuple[str, ...]
     """The first is the answer, the others are spellings of it."""
@@ -39,7 +39,7 @@ class Probe:
     """Made from the rest of the list, which gives the edit none of its own."""
 
 
-def probes(requests: Sequence[EditRequest], *, derive: bool = False, plus: bool = False) -> list[Probe]:
+def list_probes(requests: Sequence[EditRequest], *, derive: bool = False, plus: bool = False) -> list[Probe]:
     """Every probe of every edit, an edit's together; `plus` adds neighbors with the edited fact before them."""
     kin_of = _related(requests) if derive else {}
     found: list[Probe] = []
@@ -62,7 +62,7 @@ def probes(requests: Sequence[EditRequest], *, derive: bool = False, plus: bool 
 def derived(requests: Sequence[EditRequest]) -> dict[str, int]:
     """How many edits have probes of a kind only because they were derived."""
     edits: dict[str, set[int]] = {}
-    for probe in probes(requests, derive=True):
+    for probe in list_probes(requests, derive=True):
         if probe.derived:
             edits.setdefault(probe.kind, set()).add(probe.edit)
     return {kind: len(of_kind) for kind, of_kind in edits.items()}
@@ -74,7 +74,7 @@ def _neighbors(n: int, request: EditRequest) -> Iterator[Probe]:
             yield Probe(n, "neighborhood", neighbor.prompt, (answer,), request.object, neighbor.group)
 
 
-def _question(n: int, kind: Kind, one: Question) -> Probe:
+def _question(n: int, kind: ProbeKind, one: Question) -> Probe:
     return Probe(n, kind, one.prompt, (one.answer, *one.aliases), group=one.group)
 
 

@@ -11,7 +11,7 @@ from memedit.edits.edit import EditRequest
 from memedit.errors import UsageError
 
 
-def held(files: Iterable[str]) -> list[str]:
+def successful_edits(files: Iterable[str]) -> list[str]:
     """Digests of the edits that held right after they were made, from results.jsonl files (or folders that hold one).
 
     An edit is known by what it does: the names that readers give to edits depend on the file they stand in.

@@ -20,7 +20,7 @@ WORD = re.compile(r"\w+|[^\w\s]")
 Span = tuple[int, int]
 
 
-def names(text: str, answer: str) -> list[Span]:
+def names_in_text(text: str, answer: str) -> list[Span]:
     """Where `text` names `answer`: whole words, whatever the case, width, spacing and punctuation between.
 
     A mark that is the only difference to another name counts: C++, C#.
@@ -61,8 +61,8 @@ def answered(text: str, right: Sequence[str], wrong: str | None) -> tuple[bool, 
     ((True, True), (False, True))
     """
     end = first_sentence(text)
-    good = [span for one in right for span in names(text, one)]
-    bad = names(text, wrong) if wrong else []
+    good = [span for one in right for span in names_in_text(text, one)]
+    bad = names_in_text(text, wrong) if wrong else []
     first, against = _first(good, bad, end), _first(bad, good, end)
     return first < end and first <= against, against < end
 

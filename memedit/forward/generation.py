@@ -14,34 +14,36 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from memedit.forward.passes import run
-from memedit.forward.scoring import Ids, lead_cache, leads, picked, proved, run_on, together
+from memedit.forward.scoring import AnswerIds, copy_cache_rows, lead_cache, leads, proved, run_on, together
 from memedit.model.load import LanguageModel
 
 
 @torch.no_grad()
-def write(
+def generate(
     lm: LanguageModel,
-    prompts: Sequence[Ids],
+    prompts: Sequence[AnswerIds],
     tokens: int,
     *,
     top_k: int = 1,
     seed: int = 0,
     seen: Callable[[int], None] | None = None,
-) -> list[Ids]:
+) -> list[AnswerIds]:
     """What the model writes after each prompt: at most `tokens` tokens, up to one that ends a text, which is left out.
 
     `top_k` 1 is greedy decoding; else each token is drawn from the `top_k` likeliest by a generator seeded with `seed`
     and the prompt. A model with a longest row writes no further than that.
     """
-    room = {ids: tokens if (most := lm.anatomy.positions) is None else min(tokens, most - len(ids)) for ids in prompts}
-    found: dict[Ids, Ids] = {ids: () for ids, left in room.items() if left <= 0}
+    room = {
+        ids: tokens if (most := lm.architecture.positions) is None else min(tokens, most - len(ids)) for ids in prompts
+    }
+    found: dict[AnswerIds, AnswerIds] = {ids: () for ids, left in room.items() if left <= 0}
     unique = [ids for ids in room if ids not in found]
     shares = proved(lm, [(ids[:-2], [ids[-2:]]) for ids in unique if len(ids) > 2])
     for lead, group in leads(unique) if shares else [(0, unique)]:
         start = lead_cache(lm, group[0][:lead])
         for chosen in together(group, lead, tokens):
             draws = [_generator(seed, prompt) for prompt in chosen] if top_k > 1 else None
-            cache = picked(start, [0] * len(chosen)) if shares else None
+            cache = copy_cache_rows(start, [0] * len(chosen)) if shares else None
             lines = _write(lm, torch.tensor([prompt[lead:] for prompt in chosen]), cache, room[chosen[0]], top_k, draws)
             found |= dict(zip(chosen, lines, strict=True))
             if seen:
@@ -63,7 +65,7 @@ def _write(
     room: int,
     top_k: int,
     draws: list[torch.Generator] | None,
-) -> list[Ids]:
+) -> list[AnswerIds]:
     """What follows rows of ids (B, T) behind what the cache holds; by whole forwards where there is none."""
     stops = ends(lm)
     written: list[list[int]] = [[] for _ in ids]
@@ -94,7 +96,7 @@ def _pick(logits: Tensor, top_k: int, draws: list[torch.Generator] | None) -> li
     return [int(tokens[row, torch.multinomial(shares[row], 1, generator=draw)]) for row, draw in enumerate(draws)]
 
 
-def _generator(seed: int, prompt: Ids) -> torch.Generator:
+def _generator(seed: int, prompt: AnswerIds) -> torch.Generator:
     mixed = seed
     for token in prompt:
         mixed = (mixed * 1_000_003 + token + 1) % (1 << 63)

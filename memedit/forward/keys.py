@@ -13,9 +13,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from memedit.forward.partial import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, picked, run_part
+from memedit.forward.partial import (
+    Aligned,
+    BlockEntry,
+    Kept,
+    KeysValues,
+    Shared,
+    blocks_give_tuples,
+    cut,
+    run_part,
+    select_rows,
+)
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, last_states
-from memedit.forward.residual import carried
+from memedit.forward.residual import residual_change
 from memedit.model.load import LanguageModel
 
 ROOM = 1 << 28
@@ -23,7 +33,7 @@ ROOM = 1 << 28
 EDITS_TOGETHER = 512
 """Edits whose keys are handed over together."""
 
-Ids = tuple[int, ...]
+KeyIds = tuple[int, ...]
 
 
 @dataclass
@@ -53,7 +63,7 @@ class Sweep:
     """E edits' rows, X of each, the bare one first; goes up as it is asked for keys."""
 
     def __init__(
-        self, lm: LanguageModel, heads: Sequence[Sequence[Ids]], *, tokens: int = TOKENS_PER_LAUNCH, room: int = ROOM
+        self, lm: LanguageModel, heads: Sequence[Sequence[KeyIds]], *, tokens: int = TOKENS_PER_LAUNCH, room: int = ROOM
     ) -> None:
         self.lm, self.n_edits, self.level = lm, len(heads), 0
         self.in_tuple = blocks_give_tuples(lm)
@@ -65,7 +75,7 @@ class Sweep:
         self.kept: KeysValues = {}
         self.parts = [self._part(edits, heads, tokens) for edits in _together([of_one[0] for of_one in heads])]
         cells = sum(group.aligned.ids.numel() for group in self._groups())
-        width = lm.anatomy.mlp_width + (lm.anatomy.width if any(lm.anatomy.norms) else 0)
+        width = lm.architecture.mlp_width + (lm.architecture.width if any(lm.architecture.norms) else 0)
         self.waits = cells * width * lm.dtype.itemsize <= room
 
     def keys(self, layer: int, *, last: bool = False) -> Iterator[tuple[list[int], Tensor]]:
@@ -92,7 +102,7 @@ class Sweep:
             if group.inner is not None and group.states is not None:
                 moved = (group.inner.float() @ change.T).to(group.states.device)
                 made = None if group.made is None else group.made.to(group.states.device, torch.float32)
-                moved = carried(self.lm, self.level - 1, made, moved)
+                moved = residual_change(self.lm, self.level - 1, made, moved)
                 group.states = (group.states.float() + moved).to(group.states.dtype)
                 group.inner = group.made = None
 
@@ -101,7 +111,7 @@ class Sweep:
 
         The sweep stays where it is; the bare rows run ahead.
         """
-        found = torch.empty(self.n_edits, self.lm.anatomy.width)
+        found = torch.empty(self.n_edits, self.lm.architecture.width)
         for part in self.parts:
             ends = [self._ahead(group, site)[:, -1].float().cpu() for group in part.bare]
             found[part.edits] = torch.cat(ends)[part.bare_at]
@@ -121,7 +131,7 @@ class Sweep:
             seen = self._run(group, [inner], cache)
             group.states = None
         elif self.waits:
-            seen = self._run(group, [inner, *([made] if self.lm.anatomy.norms[layer] else []), after], cache)
+            seen = self._run(group, [inner, *([made] if self.lm.architecture.norms[layer] else []), after], cache)
             group.states, group.inner, group.made = seen[after], seen[inner], seen.get(made)
         else:
             seen = self._run(group, [inner, *([before] if layer > self.level else [])], cache)
@@ -137,7 +147,7 @@ class Sweep:
         def see(site: Site, states: Tensor) -> None:
             seen[site] = states.reshape(*shape, -1)
 
-        entry = None if group.states is None else Entry(self.level - 1, group.states, self.in_tuple)
+        entry = None if group.states is None else BlockEntry(self.level - 1, group.states, self.in_tuple)
         with capture(self.lm, sites, see, stop=True):
             run_part(self.lm, group.aligned, cache, entry=entry)
         return seen
@@ -145,7 +155,7 @@ class Sweep:
     def _cache(self, group: _Group) -> Kept:
         if group.of is None:
             return Kept({}, 0)
-        return Kept(picked(self.kept, group.of), self.shared.width)
+        return Kept(select_rows(self.kept, group.of), self.shared.width)
 
     def _groups(self) -> Iterator[_Group]:
         yield self.prefix
@@ -153,10 +163,10 @@ class Sweep:
             yield from part.bare
             yield from part.others
 
-    def _part(self, edits: list[int], heads: Sequence[Sequence[Ids]], tokens: int) -> _Part:
+    def _part(self, edits: list[int], heads: Sequence[Sequence[KeyIds]], tokens: int) -> _Part:
         """Lay out the rows of some edits; equal rows once."""
         part, n_rows = _Part(edits), len(heads[0])
-        seat: dict[tuple[int, Ids], int] = {}
+        seat: dict[tuple[int, KeyIds], int] = {}
         for columns, groups in (([0], part.bare), (range(1, n_rows), part.others)):
             unique = list(dict.fromkeys((column, heads[edit][column]) for edit in edits for column in columns))
             tails = [len(row) - len(self.shared.prefixes[column]) for column, row in unique]
@@ -176,7 +186,7 @@ class Sweep:
 class WholeSweep:
     """The same by whole forwards, for families that do not splice."""
 
-    def __init__(self, lm: LanguageModel, heads: Sequence[Sequence[Ids]]) -> None:
+    def __init__(self, lm: LanguageModel, heads: Sequence[Sequence[KeyIds]]) -> None:
         self.lm, self.heads = lm, heads
 
     def keys(self, layer: int, *, last: bool = False) -> Iterator[tuple[list[int], Tensor]]:
@@ -196,9 +206,9 @@ class WholeSweep:
         return last_states(self.lm, [of_one[0] for of_one in self.heads], site)
 
 
-def _together(heads: Sequence[Ids]) -> list[list[int]]:
+def _together(heads: Sequence[KeyIds]) -> list[list[int]]:
     """Edits in parts of about EDITS_TOGETHER; edits of one head stay in one part."""
-    alike: dict[Ids, list[int]] = {}
+    alike: dict[KeyIds, list[int]] = {}
     for edit, head in enumerate(heads):
         alike.setdefault(head, []).append(edit)
     parts: list[list[int]] = [[]]

@@ -24,7 +24,7 @@ KeysValues = dict[int, tuple[Tensor, Tensor]]
 """layer -> keys, values, each (R, heads, tokens, width of a head)."""
 
 
-def picked(kept: KeysValues, lines: Tensor) -> KeysValues:
+def select_rows(kept: KeysValues, lines: Tensor) -> KeysValues:
     """Some of the rows."""
     return {
         layer: (keys[lines.to(keys.device)], values[lines.to(values.device)]) for layer, (keys, values) in kept.items()
@@ -76,7 +76,7 @@ class Kept(Cache):
 @contextmanager
 def spliced(lm: LanguageModel, forwards: dict[int, Any]) -> Generator[None]:
     """Replace the forward of some blocks; the blocks keep every attribute that the model reads off them."""
-    blocks: Any = lm.model.get_submodule(lm.anatomy.blocks)
+    blocks: Any = lm.model.get_submodule(lm.architecture.blocks)
     with ExitStack() as stack:
         for index, forward in forwards.items():
             stack.enter_context(replaced(blocks[index], forward))
@@ -112,7 +112,7 @@ class Aligned:
 
 
 @dataclass(frozen=True)
-class Entry:
+class BlockEntry:
     """States (R, T, D) put in the place of what block `layer` gives; `in_tuple` where blocks of the family do so."""
 
     layer: int
@@ -136,7 +136,7 @@ def run_part(
     rows: Aligned,
     cache: Kept,
     *,
-    entry: Entry | None = None,
+    entry: BlockEntry | None = None,
     reads: tuple[int, Tensor] | None = None,
 ) -> Tensor | None:
     """The model's forward over aligned rows, after `cache`, from an entry on.
@@ -174,7 +174,7 @@ def blocks_give_tuples(lm: LanguageModel) -> bool:
         seen.append(output)
         raise Reached
 
-    handle = lm.model.get_submodule(f"{lm.anatomy.blocks}.0").register_forward_hook(stop)
+    handle = lm.model.get_submodule(f"{lm.architecture.blocks}.0").register_forward_hook(stop)
     try:
         with torch.no_grad():
             run_part(lm, Aligned.of([(0,)], 1, [1], 1).to(lm.device), Kept({}, 0))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from memedit.model.load import LanguageModel
 
 TOKENS_PER_LAUNCH = 4096
-Part = Literal["mlp.in", "mlp.out", "block.out"]
-ORDER: tuple[Part, ...] = get_args(Part)
+StatePart = Literal["mlp.in", "mlp.out", "block.out"]
+ORDER: tuple[StatePart, ...] = get_args(StatePart)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Site:
     """Where a state is read: a layer and a part of it."""
 
     layer: int
-    part: Part
+    part: StatePart
 
 
 class Reached(Exception):  # noqa: N818 - not an error: the last state asked for has been seen
@@ -40,8 +40,8 @@ def output_of(output: Any) -> Tensor:
 
 def module_of(lm: LanguageModel, site: Site) -> nn.Module:
     """The module whose input or output a site is."""
-    block = f"{lm.anatomy.blocks}.{site.layer}"
-    return lm.model.get_submodule(block if site.part == "block.out" else lm.anatomy.down_projections[site.layer])
+    block = f"{lm.architecture.blocks}.{site.layer}"
+    return lm.model.get_submodule(block if site.part == "block.out" else lm.architecture.down_projections[site.layer])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memedit.forward.passes import launches, run
-from memedit.forward.scoring import Ids
+from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
 from memedit.model.memory import in_double
 
@@ -34,7 +34,7 @@ class Passage:
 @torch.no_grad()
 def read_text(
     lm: LanguageModel,
-    rows: Sequence[Ids],
+    rows: Sequence[AnswerIds],
     base: LanguageModel | None = None,
     seen: Callable[[int], None] | None = None,
 ) -> list[Passage]:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, launches, module_of, output_of
-from memedit.forward.residual import Way
+from memedit.forward.residual import ResidualPath
 from memedit.model.load import LanguageModel
 
 
 @dataclass(frozen=True)
-class Row:
+class ChangedRow:
     """A row of ids; a change enters after token `at`; the next token is read after each of the last `reads` tokens."""
 
     ids: tuple[int, ...]
@@ -56,9 +56,9 @@ class Changed:
     leaves: Tensor
     """What leaves block L, unchanged: (rows, D) float32."""
 
-    def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[Row], shared: int) -> None:
-        self.lm, self.layer, self.rows, self.way = lm, layer, list(rows), Way(lm, layer, shared)
-        self.start, self.leaves = (torch.empty(len(rows), lm.anatomy.width) for _ in range(2))
+    def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[ChangedRow], shared: int) -> None:
+        self.lm, self.layer, self.rows, self.way = lm, layer, list(rows), ResidualPath(lm, layer, shared)
+        self.start, self.leaves = (torch.empty(len(rows), lm.architecture.width) for _ in range(2))
         self.launches: Sequence[Launch] = ()
 
     def logits(self, change: Tensor, which: Sequence[int]) -> list[Tensor]:
@@ -97,7 +97,7 @@ class WholeForward(Changed):
         self,
         lm: LanguageModel,
         layer: int,
-        rows: Sequence[Row],
+        rows: Sequence[ChangedRow],
         *,
         shared: int = 1,
         columns: int = 1,
@@ -107,7 +107,7 @@ class WholeForward(Changed):
         self.launches = [_Whole(self, batch) for batch in launches([len(row.ids) for row in rows], tokens)]
         for launch in self.launches:
             with torch.no_grad():
-                nothing = torch.zeros(len(launch.rows), lm.anatomy.width, device=lm.device)
+                nothing = torch.zeros(len(launch.rows), lm.architecture.width, device=lm.device)
                 self.run(launch.rows, nothing, keep_start=True)
 
     def run(self, batch: list[int], change: Tensor, *, keep_start: bool = False) -> Tensor:

@@ -21,32 +21,32 @@ from transformers import DynamicCache
 
 from memedit.forward.partial import cache_name
 from memedit.forward.passes import TOKENS_PER_LAUNCH, launches, run
-from memedit.forward.suffix import AGREEMENT
+from memedit.forward.suffix import SUFFIX_AGREEMENT
 from memedit.model.load import LanguageModel
 
-Ids = tuple[int, ...]
+AnswerIds = tuple[int, ...]
 LEAST_LEAD = 8  # tokens that prompts must share to be run together
 LEAST_SAVED = 1024  # tokens that a shared beginning must save: a launch of its own costs as much as some hundreds
 KEPT_TOKENS = 4 * TOKENS_PER_LAUNCH  # whose keys and values a launch may hold: a shared beginning counts in every row
 
 
 @dataclass(frozen=True)
-class Weighed:
+class AnswerScores:
     """How a model takes one answer: each token's log-probability, and the token it finds likeliest there."""
 
     log_probs: tuple[float, ...]
-    likeliest: Ids
+    likeliest: AnswerIds
 
 
 @torch.no_grad()
-def weigh(
-    lm: LanguageModel, rows: Sequence[tuple[Ids, Ids]], seen: Callable[[int], None] | None = None
-) -> list[Weighed]:
+def score_answers(
+    lm: LanguageModel, rows: Sequence[tuple[AnswerIds, AnswerIds]], seen: Callable[[int], None] | None = None
+) -> list[AnswerScores]:
     """Weigh (prompt ids, answer ids), neither empty; `seen` hears of rows done."""
-    answers: dict[Ids, dict[Ids, None]] = {}
+    answers: dict[AnswerIds, dict[AnswerIds, None]] = {}
     for prompt, answer in rows:
         answers.setdefault(prompt, {})[answer] = None
-    found: dict[tuple[Ids, Ids], Weighed] = {}
+    found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
     shares = proved(lm, list(answers.items()))
     for lead, prompts in leads(list(answers)) if shares else [(0, list(answers))]:
         if not shares:
@@ -60,12 +60,12 @@ def weigh(
     return [found[row] for row in rows]
 
 
-def leads(prompts: Sequence[Ids]) -> Generator[tuple[int, list[Ids]]]:
+def leads(prompts: Sequence[AnswerIds]) -> Generator[tuple[int, list[AnswerIds]]]:
     """Prompts in groups that begin alike: how many tokens they share, and the group; 0 and the others at the end.
 
     At least one token of every prompt is left over: its last state is what is read.
     """
-    alone: list[Ids] = []
+    alone: list[AnswerIds] = []
     for run_of in _runs(sorted(prompts)):
         first, last = run_of[0], run_of[-1]  # in order, so that what these share all share
         lead = min(_common(first, last), min(map(len, run_of)) - 1)
@@ -77,7 +77,7 @@ def leads(prompts: Sequence[Ids]) -> Generator[tuple[int, list[Ids]]]:
         yield 0, alone
 
 
-def together(prompts: Sequence[Ids], lead: int, more: int = 0) -> Generator[list[Ids]]:
+def together(prompts: Sequence[AnswerIds], lead: int, more: int = 0) -> Generator[list[AnswerIds]]:
     """Prompts that share a launch behind a beginning of `lead` tokens: of equal length. `more` tokens may follow."""
     for batch in launches([len(prompt) - lead for prompt in prompts]):
         most = max(1, KEPT_TOKENS // (len(prompts[batch[0]]) + more))
@@ -85,9 +85,9 @@ def together(prompts: Sequence[Ids], lead: int, more: int = 0) -> Generator[list
             yield [prompts[index] for index in batch[at : at + most]]
 
 
-def _runs(prompts: Sequence[Ids]) -> Generator[list[Ids]]:
+def _runs(prompts: Sequence[AnswerIds]) -> Generator[list[AnswerIds]]:
     """Neighbors in order that share LEAST_LEAD tokens."""
-    group: list[Ids] = []
+    group: list[AnswerIds] = []
     for prompt in prompts:
         if group and _common(group[-1], prompt) < LEAST_LEAD:
             yield group
@@ -97,12 +97,12 @@ def _runs(prompts: Sequence[Ids]) -> Generator[list[Ids]]:
         yield group
 
 
-def _common(one: Ids, other: Ids) -> int:
+def _common(one: AnswerIds, other: AnswerIds) -> int:
     both = min(len(one), len(other))
     return next((n for n in range(both) if one[n] != other[n]), both)
 
 
-def lead_cache(lm: LanguageModel, lead: Ids) -> DynamicCache | None:
+def lead_cache(lm: LanguageModel, lead: AnswerIds) -> DynamicCache | None:
     """Keys and values of a shared beginning, one row; None for an empty one."""
     if not lead:
         return None
@@ -118,7 +118,7 @@ def run_on(lm: LanguageModel, ids: Tensor, cache: DynamicCache, *, keep: int) ->
     return output.logits[:, -keep:].float()
 
 
-def picked(cache: DynamicCache | None, rows: Sequence[int]) -> DynamicCache:
+def copy_cache_rows(cache: DynamicCache | None, rows: Sequence[int]) -> DynamicCache:
     """A cache of its own with some rows of another, in any number; an empty one of None."""
     chosen = DynamicCache()
     for index, entry in enumerate(cache.layers if cache is not None else ()):
@@ -130,14 +130,14 @@ def picked(cache: DynamicCache | None, rows: Sequence[int]) -> DynamicCache:
 
 def _together(
     lm: LanguageModel,
-    prompts: list[Ids],
-    answers: list[list[Ids]],
+    prompts: list[AnswerIds],
+    answers: list[list[AnswerIds]],
     lead: int,
     start: DynamicCache | None,
-    found: dict[tuple[Ids, Ids], Weighed],
+    found: dict[tuple[AnswerIds, AnswerIds], AnswerScores],
 ) -> None:
     """One launch of prompts of equal length, and the launches that go on from it."""
-    cache = picked(start, [0] * len(prompts))
+    cache = copy_cache_rows(start, [0] * len(prompts))
     logits = run_on(lm, torch.tensor([prompt[lead:] for prompt in prompts]), cache, keep=1)[:, 0]
     pairs = [(row, answer) for row, of_one in enumerate(answers) for answer in of_one]
     rows = torch.tensor([row for row, _ in pairs], device=logits.device)
@@ -151,12 +151,12 @@ def _together(
         for at in range(0, len(batch), most):
             some = [longer[index] for index in batch[at : at + most]]
             ids = torch.tensor([pairs[n][1] for n in some])
-            after = run_on(lm, ids[:, :-1], picked(cache, [pairs[n][0] for n in some]), keep=ids.shape[1] - 1)
+            after = run_on(lm, ids[:, :-1], copy_cache_rows(cache, [pairs[n][0] for n in some]), keep=ids.shape[1] - 1)
             for n, tail in zip(some, _read(after, ids[:, 1:].to(after.device)), strict=True):
                 tails[n] = tail
     for n, (row, answer) in enumerate(pairs):
         log_probs, tops = tails[n]
-        found[prompts[row], answer] = Weighed((heads[n], *log_probs), (likeliest[n], *tops))
+        found[prompts[row], answer] = AnswerScores((heads[n], *log_probs), (likeliest[n], *tops))
 
 
 def _read(logits: Tensor, wanted: Tensor) -> list[tuple[list[float], list[int]]]:
@@ -166,10 +166,10 @@ def _read(logits: Tensor, wanted: Tensor) -> list[tuple[list[float], list[int]]]
 
 
 def whole(
-    lm: LanguageModel, rows: Sequence[tuple[Ids, Ids]], seen: Callable[[int], None] | None = None
-) -> dict[tuple[Ids, Ids], Weighed]:
+    lm: LanguageModel, rows: Sequence[tuple[AnswerIds, AnswerIds]], seen: Callable[[int], None] | None = None
+) -> dict[tuple[AnswerIds, AnswerIds], AnswerScores]:
     """The same by whole forwards, nothing shared: the witness, and the way out."""
-    found: dict[tuple[Ids, Ids], Weighed] = {}
+    found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
     for batch in launches([len(prompt) + len(answer) - 1 for prompt, answer in rows]):
         chosen = [rows[index] for index in batch]
         keep = max(len(answer) for _, answer in chosen)
@@ -178,19 +178,19 @@ def whole(
         for row, line in zip(chosen, logits, strict=True):
             wanted = torch.tensor([row[1]], device=line.device)
             log_probs, tops = _read(line[None, -len(row[1]) :], wanted)[0]
-            found[row] = Weighed(tuple(log_probs), tuple(tops))
+            found[row] = AnswerScores(tuple(log_probs), tuple(tops))
         if seen:
             seen(len(batch))
     return found
 
 
-def proved(lm: LanguageModel, asked: Sequence[tuple[Ids, Collection[Ids]]]) -> bool:
+def proved(lm: LanguageModel, asked: Sequence[tuple[AnswerIds, Collection[AnswerIds]]]) -> bool:
     """Whether going on from kept keys and values says what whole forwards say, tried on a few prompts' answers."""
     few = sorted(asked, key=lambda one: max(map(len, one[1])))[:: max(1, len(asked) // 3)][-4:]
     if not few:
         return True
     rows = [(prompt, answer) for prompt, answers in few for answer in answers]
-    found: dict[tuple[Ids, Ids], Weighed] = {}
+    found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
     try:
         for prompt, answers in few:
             lead = len(prompt) // 2
@@ -202,4 +202,4 @@ def proved(lm: LanguageModel, asked: Sequence[tuple[Ids, Collection[Ids]]]) -> b
     witness = whole(lm, rows)
     gaps = [abs(a - b) for row in rows for a, b in zip(found[row].log_probs, witness[row].log_probs, strict=True)]
     scale = max(1.0, *(abs(value) for row in rows for value in witness[row].log_probs))
-    return all(gap < AGREEMENT[lm.dtype] * scale for gap in gaps)
+    return all(gap < SUFFIX_AGREEMENT[lm.dtype] * scale for gap in gaps)

@@ -19,15 +19,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memedit.forward.partial import Aligned, Entry, Kept, KeysValues, Shared, blocks_give_tuples, cut, picked, run_part
+from memedit.forward.partial import (
+    Aligned,
+    BlockEntry,
+    Kept,
+    KeysValues,
+    Shared,
+    blocks_give_tuples,
+    cut,
+    run_part,
+    select_rows,
+)
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, launches
-from memedit.forward.perturbed import Changed, Launch, Row, WholeForward
-from memedit.forward.residual import Way
+from memedit.forward.perturbed import Changed, ChangedRow, WholeForward
+from memedit.forward.residual import ResidualPath
 from memedit.model.load import LanguageModel
 
-__all__ = ["Changed", "Launch", "Row", "Suffix", "WholeForward", "choose"]
-
-AGREEMENT = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+SUFFIX_AGREEMENT = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Relative, on logits: rounding is 1e-6 in float32, 1e-3 in float16, 1e-2 in bfloat16; a prefix lost is of order 1."""
 WORTH = {"cpu": 16, "cuda": 512}
 """Tokens that run in the time a launch costs by itself: two cores on a model of width 256; a GPU on one of 4096."""
@@ -38,13 +46,13 @@ class _Spliced:
     """R rows by their suffixes of S columns, P columns of kept keys and values before them."""
 
     lm: LanguageModel
-    way: Way
+    way: ResidualPath
     rows: list[int]
     reads: list[int]
     aligned: Aligned
     at: Tensor  # (R,) the change's column in the suffix
     start: Tensor  # (R, D) float32, what the change is added to
-    entry: Entry  # (R, S, D) what leaves block L
+    entry: BlockEntry  # (R, S, D) what leaves block L
     kept: KeysValues  # (R, heads, P, width)
     cells: Tensor  # where the head runs, among the last max(reads) columns
 
@@ -69,7 +77,7 @@ class _Spliced:
         return _Spliced(
             self.lm, self.way, [self.rows[place] for place in places], reads, self.aligned.pick(lines), self.at[lines],
             self.start[lines], replace(self.entry, states=self.entry.states[lines]),
-            picked(self.kept, lines),
+            select_rows(self.kept, lines),
             _cells(reads).to(self.at.device),
         )  # fmt: skip
 
@@ -85,7 +93,7 @@ class Suffix(Changed):
         self,
         lm: LanguageModel,
         layer: int,
-        rows: Sequence[Row],
+        rows: Sequence[ChangedRow],
         *,
         shared: int = 1,
         columns: int = 1,
@@ -94,7 +102,7 @@ class Suffix(Changed):
     ) -> None:
         super().__init__(lm, layer, rows, shared)
         self.in_tuple = blocks_give_tuples(lm)
-        self.above = range(layer + 1, lm.anatomy.n_layers)
+        self.above = range(layer + 1, lm.architecture.n_layers)
         worth = WORTH.get(lm.device.type, 0) if worth is None else worth
         with torch.no_grad():
             made = [self._empty(batch) for batch in cut([row.suffix for row in rows], tokens, worth)]
@@ -106,7 +114,7 @@ class Suffix(Changed):
         lm, device, ids = self.lm, self.lm.device, [self.rows[index].ids for index in batch]
         suffixes, reads = [self.rows[n].suffix for n in batch], [self.rows[n].reads for n in batch]
         lengths, size = [len(row) for row in ids], max(suffixes)
-        states = torch.zeros(len(batch), size, lm.anatomy.width, dtype=lm.dtype, device=device)
+        states = torch.zeros(len(batch), size, lm.architecture.width, dtype=lm.dtype, device=device)
         return _Spliced(
             lm=lm,
             way=self.way,
@@ -115,7 +123,7 @@ class Suffix(Changed):
             aligned=Aligned.of(ids, size, lengths, max(size, *lengths)).to(device),
             at=torch.tensor([size - suffix for suffix in suffixes], device=device),
             start=torch.empty(0),
-            entry=Entry(self.layer, states, self.in_tuple),
+            entry=BlockEntry(self.layer, states, self.in_tuple),
             kept={},
             cells=_cells(reads).to(device),
         )
@@ -123,8 +131,8 @@ class Suffix(Changed):
     def _fill(self, empty: Sequence[_Spliced], columns: int) -> None:
         """Run every row whole once, and put what its steps need into its launch."""
         shared = Shared.among([row.ids[: row.at] for row in self.rows], columns)
-        everywhere = range(self.lm.anatomy.n_layers)
-        prefix, prefix_states = Kept({}, 0, everywhere), torch.empty(1, 0, self.lm.anatomy.width)
+        everywhere = range(self.lm.architecture.n_layers)
+        prefix, prefix_states = Kept({}, 0, everywhere), torch.empty(1, 0, self.lm.architecture.width)
         if shared.width:
             prefix_states, _ = self._run(shared.aligned(self.lm.device), prefix)
         prefix_states = prefix_states.to(self.lm.device, self.lm.dtype)
@@ -135,7 +143,7 @@ class Suffix(Changed):
             of = torch.tensor([lines_of[shared.of[row]] for row in batch], device=self.lm.device)
             size, ids = tails[batch[0]], [self.rows[row].ids for row in batch]
             aligned = Aligned.of(ids, size, [len(row) for row in ids], shared.width + size).to(self.lm.device)
-            cache = Kept(picked(prefix.seen, of), shared.width, self.above)
+            cache = Kept(select_rows(prefix.seen, of), shared.width, self.above)
             before = prefix_states[of] if shared.width else prefix_states.expand(len(batch), -1, -1)
             states, starts = self._run(aligned, cache)
             states = torch.cat([before, states], 1)
@@ -186,15 +194,15 @@ def _cells(reads: Sequence[int]) -> Tensor:
     return torch.tensor([row * most + column for row, n in enumerate(reads) for column in range(most - n, most)])
 
 
-def choose(
-    lm: LanguageModel, layer: int, rows: Sequence[Row], columns: int = 1, shared: int = 1
+def choose_search_engine(
+    lm: LanguageModel, layer: int, rows: Sequence[ChangedRow], columns: int = 1, shared: int = 1
 ) -> tuple[type[Suffix] | type[WholeForward], str]:
     """Prove the suffix engine on a few rows against whole forwards; the engine to use, and why, in words.
 
     Twice: every suffix length by itself, and all together, some suffixes reaching into what others keep.
     """
     generator = torch.Generator().manual_seed(0)
-    limit = AGREEMENT[lm.dtype]
+    limit = SUFFIX_AGREEMENT[lm.dtype]
     try:
         whole = WholeForward(lm, layer, rows, shared=shared)
         change = (torch.randn(whole.start.shape, generator=generator) * whole.start.std()).to(lm.device)

@@ -15,11 +15,13 @@ from memedit.model.norms import find_norms
 Layout = Literal["linear", "conv1d"]
 MIXERS = ("attention", "mamba", "conv", "recurrent", "deltanet", "mixer")
 """In the class names of modules that carry something from token to token: what ends them is no down-projection."""
-HINT = "memedit edits decoder models with a dense down-projection in their blocks that adds to the residual stream"
+ARCHITECTURE_HINT = (
+    "memedit edits decoder models with a dense down-projection in their blocks that adds to the residual stream"
+)
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Architecture:
     """Names and sizes only: picklable, printable, comparable. Layers count from 0."""
 
     blocks: str
@@ -61,7 +63,7 @@ class Anatomy:
         """Raises UnsupportedModelError where one of some layers cannot be edited."""
         for layer in layers:
             if self.refusals[layer]:
-                hint = f"these can: --layers {spans(self.editable)}" if self.editable else HINT
+                hint = f"these can: --layers {spans(self.editable)}" if self.editable else ARCHITECTURE_HINT
                 raise UnsupportedModelError(f"layer {layer} cannot be edited: {self.refusals[layer]}", hint)
 
     def turned(self, weight: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ class Anatomy:
         return f"{self.down_projections[layer]}.weight"
 
 
-def find_anatomy(model: nn.Module) -> Anatomy:
+def find_architecture(model: nn.Module) -> Architecture:
     """Read a model's structure; works on the meta device.
 
     The block list is the one outermost ModuleList under the decoder with as many entries as the config has layers; a
@@ -103,7 +105,7 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     inner = iter([int(module.weight.shape[0 if conv else 1]) for module in modules])
     down_projections = tuple(f"{blocks}.{index}.{name}" if name else "" for index, (name, _) in enumerate(found))
     vocabulary = int(config.vocab_size)
-    return Anatomy(
+    return Architecture(
         blocks=blocks,
         down_projections=down_projections,
         refusals=tuple(reason for _, reason in found),
@@ -165,7 +167,7 @@ def _parents(block: nn.Module, name: str) -> list[nn.Module]:
 
 
 def _refused(reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"this model cannot be edited: {reason}", HINT)
+    return UnsupportedModelError(f"this model cannot be edited: {reason}", ARCHITECTURE_HINT)
 
 
 def output_projection(block: nn.Module, width: int) -> str | None:

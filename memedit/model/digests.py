@@ -16,7 +16,7 @@ def feeding(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
 
     Weights are hashed as they lie in memory, so the dtype of the forward counts, and where they came from does not.
     """
-    blocks, state = lm.anatomy.blocks, lm.model.state_dict()
+    blocks, state = lm.architecture.blocks, lm.model.state_dict()
     inside: dict[int, list[str]] = {}
     outside: list[str] = []
     for name in sorted(state):
@@ -32,7 +32,7 @@ def feeding(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
         _add(running, name, state[name])
     found: dict[int, str] = {}
     for layer in range(max(layers) + 1):
-        last = lm.anatomy.parameter(layer)
+        last = lm.architecture.parameter(layer)
         for name in inside.get(layer, []):
             if not name.startswith(last.removesuffix("weight")):
                 _add(running, name, state[name])

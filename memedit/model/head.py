@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memedit.model.architecture import Anatomy, output_projection
+from memedit.model.architecture import Architecture, output_projection
 
 SMALL, LARGE = 2.0**-6, 2.0**13
 """Put in the place of a head's output, one shows its scale and the other its cap; both are exact in float16."""
 TOKENS, PUSHED = 4, 1
 
-Hook = Callable[[nn.Module, Any, Any], Any]
+PreHook = Callable[[nn.Module, Any, Any], Any]
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class HeadLayout:
     """Names and numbers; what was not measured is None."""
 
     norm: str | None
@@ -33,15 +33,15 @@ class Surroundings:
     parallel: bool | None = None
 
 
-def look_around(model: Any, anatomy: Anatomy, *, measure: bool) -> Surroundings:
+def describe_head(model: Any, architecture: Architecture, *, measure: bool) -> HeadLayout:
     """Read what structure tells; with `measure`, on loaded weights, also what two forwards tell."""
     head, embedding, decoder = model.get_output_embeddings(), model.get_input_embeddings(), model.get_decoder()
     names = {id(module): name for name, module in model.named_modules()}
-    around = model.get_submodule(anatomy.blocks.rpartition(".")[0]) if "." in anatomy.blocks else decoder
+    around = model.get_submodule(architecture.blocks.rpartition(".")[0]) if "." in architecture.blocks else decoder
     norms = [module for module in around.children() if "norm" in type(module).__name__.lower()]
-    downs = [model.get_submodule(path) for path in anatomy.down_projections if path]
+    downs = [model.get_submodule(path) for path in architecture.down_projections if path]
     scale, cap = _scale_and_cap(model, head) if measure else (None, None)
-    return Surroundings(
+    return HeadLayout(
         norm=names[id(norms[-1])] if norms else None,
         head=names[id(head)],
         head_bias=getattr(head, "bias", None) is not None,
@@ -49,7 +49,7 @@ def look_around(model: Any, anatomy: Anatomy, *, measure: bool) -> Surroundings:
         bias=any(getattr(down, "bias", None) is not None for down in downs),
         scale=scale,
         cap=cap,
-        parallel=_parallel(model, anatomy) if measure else None,
+        parallel=_parallel(model, architecture) if measure else None,
     )
 
 
@@ -71,9 +71,9 @@ def _scale_and_cap(model: Any, head: nn.Module) -> tuple[float, float | None]:
 
 
 @torch.no_grad()
-def _parallel(model: Any, anatomy: Anatomy) -> bool | None:
+def _parallel(model: Any, architecture: Architecture) -> bool | None:
     """Whether the MLP of a block sees nothing of what its attention gives; None where it has no attention."""
-    found = [(n, output_projection(_block(model, anatomy, n), anatomy.width)) for n in anatomy.editable]
+    found = [(n, output_projection(_block(model, architecture, n), architecture.width)) for n in architecture.editable]
     layer, name = next(((n, name) for n, name in reversed(found) if name), (0, None))
     if name is None:
         return None
@@ -87,19 +87,19 @@ def _parallel(model: Any, anatomy: Anatomy) -> bool | None:
         changed.view(TOKENS, -1)[PUSHED] += 1 + output.abs().max()
         return changed
 
-    down = model.get_submodule(anatomy.down_projections[layer])
+    down = model.get_submodule(architecture.down_projections[layer])
     for pushing in (False, True):
         with ExitStack() as stack:
             stack.callback(down.register_forward_pre_hook(read).remove)
             if pushing:
-                attention = _block(model, anatomy, layer).get_submodule(name)
+                attention = _block(model, architecture, layer).get_submodule(name)
                 stack.callback(attention.register_forward_hook(push).remove)
             model(input_ids=_ids(model), use_cache=False, logits_to_keep=1)
     return torch.equal(seen[0], seen[1])
 
 
-def _block(model: Any, anatomy: Anatomy, layer: int) -> nn.Module:
-    return model.get_submodule(f"{anatomy.blocks}.{layer}")
+def _block(model: Any, architecture: Architecture, layer: int) -> nn.Module:
+    return model.get_submodule(f"{architecture.blocks}.{layer}")
 
 
 def _ids(model: Any) -> Tensor:

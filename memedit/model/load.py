@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import ResourceError, UnsupportedModelError, UsageError
-from memedit.model.architecture import Anatomy, find_anatomy
+from memedit.model.architecture import Architecture, find_architecture
 from memedit.model.probe import prove
 
 
@@ -25,7 +25,7 @@ class LanguageModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    anatomy: Anatomy
+    architecture: Architecture
 
     @property
     def device(self) -> torch.device:
@@ -37,8 +37,8 @@ class LanguageModel:
 
     def weight(self, layer: int) -> Tensor:
         """The down-projection's weight as it lies in memory, seen as (D, F)."""
-        weight: Any = self.model.get_submodule(self.anatomy.down_projections[layer]).weight
-        return weight.detach().T if self.anatomy.layout == "conv1d" else weight.detach()
+        weight: Any = self.model.get_submodule(self.architecture.down_projections[layer]).weight
+        return weight.detach().T if self.architecture.layout == "conv1d" else weight.detach()
 
 
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*", "memedit/*.jsonl*")
@@ -79,7 +79,7 @@ def at_hand(knobs: ModelKnobs) -> Path | None:
         return None
 
 
-def sketch(folder: Path, knobs: ModelKnobs) -> Anatomy:
+def meta_model(folder: Path, knobs: ModelKnobs) -> Architecture:
     """A model's anatomy from its config alone: built on the meta device, no weight is read.
 
     Raises UnsupportedModelError or UsageError.
@@ -90,7 +90,7 @@ def sketch(folder: Path, knobs: ModelKnobs) -> Anatomy:
             folder, trust_remote_code=knobs.trust_remote_code, local_files_only=True
         )
         with torch.device("meta"):
-            return find_anatomy(AutoModelForCausalLM.from_config(found, trust_remote_code=knobs.trust_remote_code))
+            return find_architecture(AutoModelForCausalLM.from_config(found, trust_remote_code=knobs.trust_remote_code))
     except (OSError, ValueError, KeyError) as error:
         said = str(error).strip().splitlines()[0]
         raise UsageError(f"{folder} ({config.get('model_type')}) is no causal LM: {said}", "check the model") from error
@@ -195,10 +195,10 @@ def load(folder: Path, knobs: ModelKnobs, *, editing: bool = True) -> LanguageMo
     read_config(folder, trust_remote_code=knobs.trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
     model = open_model(folder, knobs)
-    anatomy = find_anatomy(model)
+    architecture = find_architecture(model)
     if editing:
-        anatomy = prove(model, anatomy)
-    return LanguageModel(model, tokenizer, anatomy)
+        architecture = prove(model, architecture)
+    return LanguageModel(model, tokenizer, architecture)
 
 
 def forward_dtype(knobs: ModelKnobs) -> torch.dtype | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-AGREEMENT = 1e-4  # relative: an RMS norm in float32 is its formula to 1e-6; centering is of order 1
+NORM_AGREEMENT = 1e-4  # relative: an RMS norm in float32 is its formula to 1e-6; centering is of order 1
 
 
 @torch.no_grad()
@@ -73,4 +73,4 @@ def is_rms(norm: nn.Module, width: int) -> bool:
     rows = torch.randn(2, width, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [7.0]])
     rows = rows.to(gain.device)
     wanted = gain * rows / rows.square().mean(-1, keepdim=True).sqrt()
-    return float((norm(rows).float() - wanted).norm() / wanted.norm()) < AGREEMENT
+    return float((norm(rows).float() - wanted).norm() / wanted.norm()) < NORM_AGREEMENT

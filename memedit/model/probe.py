@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from memedit.errors import UnsupportedModelError
-from memedit.model.architecture import HINT, Anatomy
+from memedit.model.architecture import ARCHITECTURE_HINT, Architecture
 from memedit.model.norms import gain_of, is_rms
 
-AGREEMENT = 1e-4  # relative: a residual sum in float32 is exact to 1e-6; a norm in between changes it by far more
+PROBE_AGREEMENT = 1e-4  # relative: a residual sum in float32 is exact to 1e-6; a norm in between changes it by far more
 IN_HALF = 0.05  # the same in half precision
 NEVER = 0.5  # where the stream's rounding is half of all that a block adds, nothing is proved
 DIGITS, DIGITS_IN_HALF = 5, 3  # of a gain that can be told from rounding; families give theirs in two or three
 TOKENS, PUSHED = 5, [2, 4]
 
-Hook = Callable[[nn.Module, Any, Any], Any]
+ProbeHook = Callable[[nn.Module, Any, Any], Any]
 
 
 @torch.no_grad()
-def prove(model: nn.Module, anatomy: Anatomy) -> Anatomy:
+def prove(model: nn.Module, architecture: Architecture) -> Architecture:
     """Measure every block's gain, and refuse the blocks whose down-projection does not reach the stream as it says.
 
     One forward as it is and one in which row n has a vector added to the n-th down-projection's output, at two tokens.
@@ -32,43 +32,43 @@ def prove(model: nn.Module, anatomy: Anatomy) -> Anatomy:
     that differs from token to token, or a scale that is none fail. Where a norm was found in between it must move as
     that norm's output does, and the norm be RMS. Raises UnsupportedModelError where no block is left.
     """
-    layers = anatomy.editable
+    layers = architecture.editable
     if not layers:
-        raise _refused(anatomy.refusals[0])
-    pushes = torch.randn(len(layers), len(PUSHED), anatomy.width, generator=torch.Generator().manual_seed(0))
-    clean, made = _outputs(model, anatomy, layers, None)
+        raise _refused(architecture.refusals[0])
+    pushes = torch.randn(len(layers), len(PUSHED), architecture.width, generator=torch.Generator().manual_seed(0))
+    clean, made = _outputs(model, architecture, layers, None)
     # In the stream's own scale, so that its rounding is small beside the push.
     pushes = torch.stack([push * states[PUSHED].std() for push, states in zip(pushes, clean, strict=True)])
-    moved, _ = _outputs(model, anatomy, layers, pushes)
+    moved, _ = _outputs(model, architecture, layers, pushes)
     half = next(model.parameters()).dtype != torch.float32
-    gains, refusals = list(anatomy.gains), list(anatomy.refusals)
+    gains, refusals = list(architecture.gains), list(architecture.refusals)
     for layer, push, was, now, given in zip(layers, pushes, clean, moved, made, strict=True):
-        if anatomy.norms[layer]:
-            norm = model.get_submodule(anatomy.norms[layer])
+        if architecture.norms[layer]:
+            norm = model.get_submodule(architecture.norms[layer])
             rounding = torch.finfo(next(model.parameters()).dtype).eps * float(was[PUSHED].norm())
             refusals[layer] = _through_norm(layer, norm, given[PUSHED], push, now - was, rounding)
         else:
             gains[layer], refusals[layer] = _gain(layer, push, now - was, half)
     if all(refusals):
         raise _refused(refusals[layers[len(layers) // 2]])
-    return replace(anatomy, gains=tuple(gains), refusals=tuple(refusals))
+    return replace(architecture, gains=tuple(gains), refusals=tuple(refusals))
 
 
 def _outputs(
-    model: nn.Module, anatomy: Anatomy, layers: Sequence[int], pushes: Tensor | None
+    model: nn.Module, architecture: Architecture, layers: Sequence[int], pushes: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What leaves block layers[n] in row n, and what its down-projection gives; each (TOKENS, D) float32 on the CPU."""
     seen: list[Tensor] = [torch.empty(0)] * len(layers)
     made: list[Tensor] = [torch.empty(0)] * len(layers)
 
-    def read(row: int) -> Hook:
+    def read(row: int) -> ProbeHook:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             states: Tensor = output if isinstance(output, Tensor) else output[0]
             seen[row] = states.view(len(layers), TOKENS, -1)[row].float().cpu()
 
         return hook
 
-    def push(row: int, vectors: Tensor) -> Hook:
+    def push(row: int, vectors: Tensor) -> ProbeHook:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
             changed = output.clone()
             changed.view(len(layers), TOKENS, -1)[row, PUSHED] += vectors.to(output.device, output.dtype)
@@ -76,19 +76,19 @@ def _outputs(
 
         return hook
 
-    def note(row: int) -> Hook:
+    def note(row: int) -> ProbeHook:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
             made[row] = output.view(len(layers), TOKENS, -1)[row].float().cpu()
 
         return hook
 
     device: Any = model.device
-    ids = torch.arange(TOKENS, 2 * TOKENS, device=device) % anatomy.vocabulary
+    ids = torch.arange(TOKENS, 2 * TOKENS, device=device) % architecture.vocabulary
     with ExitStack() as stack:
         for row, layer in enumerate(layers):
-            block = model.get_submodule(f"{anatomy.blocks}.{layer}")
+            block = model.get_submodule(f"{architecture.blocks}.{layer}")
             stack.callback(block.register_forward_hook(read(row)).remove)
-            down = model.get_submodule(anatomy.down_projections[layer])
+            down = model.get_submodule(architecture.down_projections[layer])
             stack.callback(down.register_forward_hook(note(row)).remove)
             if pushes is not None:
                 stack.callback(down.register_forward_hook(push(row, pushes[row])).remove)
@@ -98,7 +98,7 @@ def _outputs(
 
 def _gain(layer: int, push: Tensor, moved: Tensor, half: bool) -> tuple[float, str]:
     """push (tokens pushed, D), moved (TOKENS, D) -> the gain, or one and why there is none."""
-    allowed = IN_HALF if half else AGREEMENT
+    allowed = IN_HALF if half else PROBE_AGREEMENT
     each = (moved[PUSHED] * push).sum(-1) / push.square().sum(-1)
     gain = float(each.mean())
     expected, gated = torch.zeros_like(moved), torch.zeros_like(moved)
@@ -123,10 +123,10 @@ def _through_norm(layer: int, norm: nn.Module, made: Tensor, push: Tensor, moved
     expected[PUSHED] = (norm((made + push).to(gain.device)) - norm(made.to(gain.device))).to(moved.device)
     scale = float(expected.norm())
     error = float((moved - expected).norm()) / scale
-    if not error <= min(AGREEMENT + 2 * rounding / scale, NEVER):
+    if not error <= min(PROBE_AGREEMENT + 2 * rounding / scale, NEVER):
         return f"the MLP of block {layer} does not add to the residual stream through its norm (off by {error:.1%})"
     return "" if is_rms(norm, len(gain)) else f"the norm behind the MLP of block {layer} is no RMS norm"
 
 
 def _refused(reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"this model cannot be edited: {reason}", HINT)
+    return UnsupportedModelError(f"this model cannot be edited: {reason}", ARCHITECTURE_HINT)

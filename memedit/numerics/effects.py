@@ -20,7 +20,7 @@ ROLES: tuple[str, ...] = (
     "further tokens",
     "last token",
 )
-Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 ERRORS, SHARE = 3.0, 0.05  # a site's peak is so many standard errors, and such a share of the total effect
 HALF, NEAR = 0.5, 0.9  # a run holds half of the gap's peak; it ends near the MLP effect's
 

@@ -14,7 +14,7 @@ SHARE = 0.99
 """Of a difference's energy, its squared length: what as many directions as its rank have to hold."""
 
 
-def total(deltas: Sequence[Delta]) -> Delta:
+def sum_lowrank(deltas: Sequence[Delta]) -> Delta:
     """The sum of changes (D, F) of one weight, to be rounded into it once.
 
     Factors are set side by side, which is exact, while that is smaller than the dense change; else the dense changes
@@ -32,7 +32,7 @@ def total(deltas: Sequence[Delta]) -> Delta:
     return Delta(dense.float())
 
 
-def factored(delta: Delta) -> Delta:
+def balanced_factors(delta: Delta) -> Delta:
     """The same change as factors whose directions are of like size on both sides, so that few bits hold either.
 
     A dense change is its own factor beside the identity. Directions are scaled by powers of two: the product in
@@ -55,8 +55,8 @@ def truncated(delta: Delta, rank: int) -> tuple[Delta, float]:
     no (D, F) matrix is decomposed, and no (F, F) one made. Each side takes the root of a singular value.
     """
     if rank >= delta.rank:
-        return factored(delta), 0.0
-    both = factored(delta)
+        return balanced_factors(delta), 0.0
+    both = balanced_factors(delta)
     assert both.right is not None
     q_left, r_left = torch.linalg.qr(both.left.double())
     q_right, r_right = torch.linalg.qr(both.right.double().T)
@@ -67,7 +67,7 @@ def truncated(delta: Delta, rank: int) -> tuple[Delta, float]:
     return Delta(left.float().contiguous(), right.float().contiguous()), lost
 
 
-def probes(inner: int, width: int) -> Tensor:
+def random_probes(inner: int, width: int) -> Tensor:
     """What a sketch of a (D, F) matrix multiplies it with: (F, k) float32, k = min(D, F, 256), the same every time.
 
     With as many probes as the matrix has rows or columns a sketch is exact.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-DAMPING = 0.01
+NORM_DAMPING = 0.01
 """Of the mean square of the gain: a coordinate with less gain than a tenth of it is left out more than it is moved."""
 
 
-def before_norm(made: Tensor, normed: Tensor, wanted: Tensor, gain: Tensor, *, damping: float = DAMPING) -> Tensor:
+def before_norm(made: Tensor, normed: Tensor, wanted: Tensor, gain: Tensor, *, damping: float = NORM_DAMPING) -> Tensor:
     """made (E, D), what an RMS norm makes of it (E, D), how that is to move (E, D), gain (D,) -> change (E, D).
 
     norm(m) = gain m / s, with s the length of m in units of its own. To first order m moves by s wanted / gain, damped

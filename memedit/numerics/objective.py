@@ -16,7 +16,7 @@ def likelihood_loss(log_probs: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     return (per_context * weights).sum(-1)
 
 
-def essence_loss(log_probs: Tensor, original: Tensor) -> Tensor:
+def kl_loss(log_probs: Tensor, original: Tensor) -> Tensor:
     """KL(edited || original) of the next token at the bare subject's last token; (E, V), (E, V) -> (E,).
 
     The direction of the published code (kmeng01/memit, compute_z.py).

@@ -66,7 +66,7 @@ def prepare(moment: Moment, method: Method, ridge: float, share: float = 0.0) ->
 
     Raises ValueError where the moment has none.
     """
-    return factored(decomposed(moment, method.metric), method, ridge, share)
+    return factor_metric(decomposed(moment, method.metric), method, ridge, share)
 
 
 def decomposed(moment: Moment, metric: Metric) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def decomposed(moment: Moment, metric: Metric) -> dict[str, Tensor]:
     )
 
 
-def factored(parts: Mapping[str, Tensor], method: Method, ridge: float, share: float = 0.0) -> Factor:
+def factor_metric(parts: Mapping[str, Tensor], method: Method, ridge: float, share: float = 0.0) -> Factor:
     """A method's factor from what was kept of a moment.
 
     `share` says what the null space is; there the metric is the identity at the size where k M^-1 k averages the width
@@ -123,7 +123,7 @@ def null_space(values: Tensor, vectors: Tensor, share: float) -> Tensor:
     return vectors[:, :count]
 
 
-def guarded(factor: Factor, past: Tensor) -> Factor:
+def guarded(factor: Factor, history: Tensor) -> Factor:
     """A factor that holds earlier edits too: `past` (F, F) is K^T K of their keys.
 
     Its metric M + U^T past U / ridge turns ridge M into lambda C + past for MEMIT, as its sequential form has it, and
@@ -131,7 +131,7 @@ def guarded(factor: Factor, past: Tensor) -> Factor:
     """
     if factor.ridge == 0:
         raise ValueError("a solve with ridge 0 cannot weigh earlier edits against new ones")
-    inside = past if factor.basis is None else factor.basis.T @ past @ factor.basis
+    inside = history if factor.basis is None else factor.basis.T @ history @ factor.basis
     metric = torch.addmm(inside / factor.ridge, factor.lower, factor.lower.T)
     return replace(factor, lower=torch.linalg.cholesky(metric))
 

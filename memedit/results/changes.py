@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["full", "lora", "dense"]
+ExportKind = Literal["full", "lora", "dense"]
 Origin = Literal["base", "originals", "subtraction"]
 
 
@@ -42,7 +42,7 @@ class Outcome(_Value):
     """The base."""
     output: str
     recipe: dict[str, Any] = Field(default_factory=dict)
-    kind: Kind | None = None
+    kind: ExportKind | None = None
     family: str | None = None
     """What the base's config calls its kind of model."""
     rank: int | None = None

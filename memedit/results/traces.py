@@ -93,7 +93,7 @@ class Average(_Value):
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedFact:
     """One fact and its scores: `hidden`, `mlp`, `attention` (T, L); `mlp severed`, `attention severed` (L,)."""
 
     fact: FactTrace
@@ -101,9 +101,9 @@ class Traced:
 
 
 @dataclass(frozen=True)
-class Tracing:
+class TracingResult:
     """What came of tracing a list."""
 
-    facts: tuple[Traced, ...]
+    facts: tuple[TracedFact, ...]
     unknown: tuple[FactTrace, ...]
     average: Average

@@ -12,7 +12,7 @@ from memedit.show.tables import markdown
 from memedit.storage.base_card import BaseCard
 
 
-def write(report: Report, base: BaseCard) -> str:
+def edited_model_card(report: Report, base: BaseCard) -> str:
     """README.md for the output: valid front matter with base_model, and a table of the results."""
     front = _front(base, "finetune")
     layers = ", ".join(str(layer.layer) for layer in report.layers)
@@ -33,7 +33,7 @@ def write(report: Report, base: BaseCard) -> str:
     return "\n".join(text) + "\n"
 
 
-def of_sum(base: BaseCard, changes: int, parameters: Sequence[str]) -> str:
+def sum_card(base: BaseCard, changes: int, parameters: Sequence[str]) -> str:
     """README.md for a base with changes added to it that were made before."""
     many = "One change" if changes == 1 else f"The sum of {changes:,} changes"
     text = [
@@ -51,7 +51,7 @@ def of_sum(base: BaseCard, changes: int, parameters: Sequence[str]) -> str:
     return "\n".join(text) + "\n"
 
 
-def of_adapter(base: BaseCard, rank: int, parameters: Sequence[str]) -> str:
+def adapter_card(base: BaseCard, rank: int, parameters: Sequence[str]) -> str:
     """README.md for an adapter."""
     text = [
         _front(base, "adapter"),

@@ -71,7 +71,7 @@ def comparison_lines(found: Comparison) -> list[str]:
     return lines
 
 
-def names(found: Comparison) -> list[str]:
+def tensor_names(found: Comparison) -> list[str]:
     """What differs or is in one only, a name each."""
     tensors = [*(one.name for one in found.tensors), *found.only_in_a, *found.only_in_b]
     return [*tensors, *found.files, *found.files_only_in_a, *found.files_only_in_b]

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.text import Text
 from torch import Tensor
 
-from memedit.results.traces import Average, FactTrace, Traced, Tracing
+from memedit.results.traces import Average, FactTrace, TracedFact, TracingResult
 
 TITLES = {
     "hidden": "state put back",
@@ -47,7 +47,7 @@ def share_of(value: float, low: float, high: float) -> float:
     return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
-def fact_maps(traced: Traced) -> Group:
+def fact_maps(traced: TracedFact) -> Group:
     """The three heat-maps of one fact, shaded from its corrupted probability up to the highest score of the three."""
     fact = traced.fact
     low, clean = fact.corrupted or 0.0, fact.clean or 0.0
@@ -81,7 +81,7 @@ def average_maps(average: Average) -> Group:
     return Group(*maps)
 
 
-def summary(tracing: Tracing) -> str:
+def summary(tracing: TracingResult) -> str:
     """What came of it, in a few lines."""
     average = tracing.average
     facts = "1 fact" if average.facts == 1 else f"{average.facts:,} facts"

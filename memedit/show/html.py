@@ -5,12 +5,12 @@ from __future__ import annotations
 from html import escape
 
 from memedit.numerics.effects import ROLES
-from memedit.results.traces import Average, Traced, Tracing
+from memedit.results.traces import Average, TracedFact, TracingResult
 from memedit.show import svg
 from memedit.show.heatmap import TITLES, labels
 
 FACTS = 24  # drawn one by one; the tables of the others are in trace.safetensors
-STYLE = """
+TRACE_STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
 body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -32,7 +32,7 @@ section.fact { break-inside: avoid; }
 """
 
 
-def page(tracing: Tracing) -> str:
+def trace_page(tracing: TracingResult) -> str:
     """The whole document."""
     average = tracing.average
     drawn = tracing.facts[:FACTS]
@@ -52,7 +52,7 @@ def page(tracing: Tracing) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>memedit trace: {escape(_name(average.model))}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>memedit trace: {escape(_name(average.model))}</title>\n<style>{TRACE_STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{inside}\n</main>\n</body>\n</html>\n"
     )
 
@@ -113,13 +113,14 @@ def _severed(average: Average) -> str:
     )
     names = {svg.SEVERED_NAMES[kind]: ink for kind, ink in svg.SEVERED_INKS.items()}
     return (
-        f"<h2>Through which path</h2><figure>{svg.bars(title, average)}{svg.legend(names)}<figcaption>Where severing "
+        f"<h2>Through which path</h2><figure>{svg.bar_chart(title, average)}{svg.legend(names)}"
+        "<figcaption>Where severing "
         "the MLP path takes the effect away, later MLPs at the subject still have their part of the recall to do."
         "</figcaption></figure>"
     )
 
 
-def _fact(traced: Traced) -> str:
+def _fact(traced: TracedFact) -> str:
     fact = traced.fact
     low, clean = fact.corrupted or 0.0, fact.clean or 0.0
     top = max(clean, *(float(traced.scores[kind].max()) for kind in TITLES))
@@ -142,7 +143,7 @@ def _fact(traced: Traced) -> str:
     )
 
 
-def _fact_title(traced: Traced, kind: str) -> str:
+def _fact_title(traced: TracedFact, kind: str) -> str:
     fact, table = traced.fact, traced.scores[kind]
     token, layer = divmod(int(table.argmax()), table.shape[1])
     return (

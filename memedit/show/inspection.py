@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from memedit.results.inspection import Block, Inspection
 
 
-def lines(found: Inspection) -> Iterator[str]:
+def inspection_lines(found: Inspection) -> Iterator[str]:
     """What it is, what its blocks are like (alike ones together), what stands behind them, what an edit costs."""
     proof = "proved on its weights" if found.proved else "from its config alone, not proved"
     stored = ", ".join(f"{count:,} {name}" for name, count in sorted(found.stored.items())) or "no weights here"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from memedit.errors import UsageError
 from memedit.numerics.effects import ROLES
-from memedit.results.traces import Average, Curve, Traced, Tracing
+from memedit.results.traces import Average, Curve, TracedFact, TracingResult
 from memedit.show.heatmap import TITLES, labels
 from memedit.show.html import FACTS
 from memedit.show.svg import ROLE_INKS, SEVERED_INKS, SEVERED_NAMES
@@ -25,7 +25,7 @@ def check_plots() -> None:
         raise UsageError("--plot draws with matplotlib, which is not installed", hint) from error
 
 
-def figures(tracing: Tracing, suffix: Literal["png", "svg"]) -> dict[str, bytes]:
+def figures(tracing: TracingResult, suffix: Literal["png", "svg"]) -> dict[str, bytes]:
     """Files by name: the averages, the severed bars, and the three maps of each of the first facts."""
     check_plots()
     found = {
@@ -54,7 +54,7 @@ def _bytes(figure: Any, suffix: str) -> bytes:
     return stream.getvalue()
 
 
-def _maps(traced: Traced, suffix: str) -> bytes:
+def _maps(traced: TracedFact, suffix: str) -> bytes:
     fact, names = traced.fact, labels(traced.fact)
     low, clean = fact.corrupted or 0.0, fact.clean or 0.0
     top = max(clean, *(float(traced.scores[kind].max()) for kind in TITLES))

@@ -16,7 +16,7 @@ LINE_EVERY = 30.0
 """Seconds between two lines where stderr is no terminal."""
 
 
-class Shown:
+class TerminalProgress:
     """A listener that shows what it is told on stderr; with `quiet`, notes only."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:

@@ -10,7 +10,7 @@ from memedit.results.report import EditResult, Report
 from memedit.show.tables import beside, headings, remarks, rows
 
 WORST = 200  # edits listed at most: a page of ten thousand opens in no browser
-STYLE = """
+EVALUATION_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -24,7 +24,7 @@ svg text { font-size: 11px; fill: #656d76 }
 """
 
 
-def page(report: Report) -> str:
+def evaluation_page(report: Report) -> str:
     """HTML without a script or a link: figures, curves, worst edits first, provenance. Text of a list is escaped."""
     title = f"{report.model}: {report.edits:,} edits"
     parts = [
@@ -39,7 +39,7 @@ def page(report: Report) -> str:
         "<h2>Provenance</h2>",
         _provenance(report),
     ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{EVALUATION_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
 
 

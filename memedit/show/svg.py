@@ -21,7 +21,7 @@ STEPS = tuple(digit * 10.0**power for power in range(-6, 2) for digit in (1, 2, 
 SEVERED_INKS = {"hidden": "#54278f", "mlp severed": "#7fbf7b", "attention severed": "#e08b84"}
 
 
-def figure(width: float, height: float, title: str, parts: Sequence[str]) -> str:
+def svg_figure(width: float, height: float, title: str, parts: Sequence[str]) -> str:
     """An SVG of its own size that shrinks with the page; `title` is its alternative text."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(title)}" width="{width:g}" '
@@ -68,7 +68,7 @@ def heat_map(
     parts.append(rect(left, above, width, height, "none", ' stroke="#888"'))
     parts += _layer_ticks(left, above + height, cell_w, n_layers)
     parts += _color_bar(kind, left + width + 14, above, height, low, top, marks)
-    return figure(left + width + 130, above + height + 34, title, parts)
+    return svg_figure(left + width + 130, above + height + 34, title, parts)
 
 
 def _caption(title: str) -> str:
@@ -128,7 +128,7 @@ def curves(title: str, roles: Mapping[str, Curve], inks: Sequence[str], *, low: 
         dots = (place(n, value).split(",") for n, value in enumerate(curve.mean) if n_layers <= 16)
         parts += [f'<circle cx="{x}" cy="{y}" r="2.4" fill="{ink}"/>' for x, y in dots]
     parts += _layer_ticks(left - step / 2, above + height, step, n_layers)
-    return figure(left + width + 14, above + height + 34, title, parts)
+    return svg_figure(left + width + 14, above + height + 34, title, parts)
 
 
 def _value_axis(left: float, above: float, width: float, height: float, low: float, top: float) -> list[str]:
@@ -145,7 +145,7 @@ def _value_axis(left: float, above: float, width: float, height: float, low: flo
     return [*parts, line(left, zero, left + width, zero, "#888")]
 
 
-def bars(title: str, average: Average) -> str:
+def bar_chart(title: str, average: Average) -> str:
     """The severed experiment: three bars a layer with their intervals."""
     left, above, height, n_layers = 44.0, 26.0, 190.0, average.n_layers
     step = max(12.0, min(70.0, 620.0 / n_layers))
@@ -164,7 +164,7 @@ def bars(title: str, average: Average) -> str:
                 ends = [above + height * (1 - share_of(end, low, top)) for end in (a, b)]
                 parts.append(line(x + bar / 2, ends[0], x + bar / 2, ends[1], "#333"))
     parts += _layer_ticks(left, above + height, step, n_layers)
-    return figure(left + width + 14, above + height + 34, title, parts)
+    return svg_figure(left + width + 14, above + height + 34, title, parts)
 
 
 def span(curves: Sequence[Curve]) -> tuple[float, float]:

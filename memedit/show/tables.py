@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from memedit.results.report import Drift, Figure, ModelReport, Report, Scores
 
-MEANINGS = {
+METRIC_MEANINGS = {
     "efficacy": "the new object is likelier than the old",
     "paraphrase": "likelier under other wordings",
     "neighborhood": "neighbors keep their own object likelier",
@@ -47,7 +47,7 @@ DRIFT = {
     "kl": "nats per token from the base",
     "top1": "tokens at which base and model agree",
 }
-BARE = ("magnitude", "fluency", "consistency", "perplexity", "drift ppl", "drift kl")
+PLAIN_LABELS = ("magnitude", "fluency", "consistency", "perplexity", "drift ppl", "drift kl")
 """Names whose values are no shares."""
 
 
@@ -75,19 +75,19 @@ class Line:
     def number(self, value: float, *, signed: bool = False) -> str:
         """The same of one end of an interval."""
         sign = "+" if signed else ""
-        if any(part in self.name for part in BARE):
+        if any(part in self.name for part in PLAIN_LABELS):
             return f"{value:{sign}.3f}"
         return f"{value:{sign}.1%}"
 
 
-def lines(report: Report) -> Iterator[Line]:
+def score_lines(report: Report) -> Iterator[Line]:
     """Every figure that was measured, in order."""
     yield from of_model(report.judged[0], report.before, report.derived)
 
 
 def of_model(model: ModelReport, before: Scores | None, derived: dict[str, int]) -> Iterator[Line]:
     """One model's figures."""
-    for name, meaning in MEANINGS.items():
+    for name, meaning in METRIC_MEANINGS.items():
         now: Figure | None = getattr(model.scores, name)
         if now is not None:
             marked = f"{meaning} (some derived)" if _kind(name) in derived else meaning
@@ -127,7 +127,7 @@ def rows(report: Report) -> list[list[str]]:
     """Every line as texts, and the score that joins three of them."""
     paired = bool(report.difference)
     found: list[list[str]] = []
-    for line in lines(report):
+    for line in score_lines(report):
         change = [line.span(line.change, signed=True)] if paired else []
         was = [line.text(line.was)] if paired else []
         found.append([line.name, *was, line.span(line.now), *change, f"{line.now.n:,}", line.meaning])

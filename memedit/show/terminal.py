@@ -11,7 +11,7 @@ from rich.table import Table
 from memedit.edits.edit import Finding
 from memedit.results.report import Figure, Report
 
-MEANINGS = {
+SCORE_MEANINGS = {
     "efficacy": "the new object is likelier than the old",
     "accuracy": "the model says the new object",
     "paraphrase": "likelier under other wordings",
@@ -36,7 +36,7 @@ def scores_table(report: Report) -> Table:
     table.add_column("95 % interval", justify="right")
     table.add_column("n", justify="right")
     table.add_column("")
-    for name, meaning in MEANINGS.items():
+    for name, meaning in SCORE_MEANINGS.items():
         was: Figure | None = getattr(report.before, name, None)
         now: Figure | None = getattr(report.after, name, None)
         if now is not None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from memedit.errors import MemeditError, ResourceError, StorageError
 
-BLOCK = 4 << 20
+READ_BLOCK = 4 << 20
 
 
 def cache_dir() -> Path:
@@ -40,7 +40,7 @@ def digest_file(file: Path) -> str:
     """sha256 of a file's bytes."""
     running = hashlib.sha256()
     with telling(f"read {file}"), file.open("rb") as stream:
-        while block := stream.read(BLOCK):
+        while block := stream.read(READ_BLOCK):
             running.update(block)
     return running.hexdigest()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from memedit.errors import MemeditError, UnsupportedModelError, UsageError
 from memedit.storage.artifacts import digest_file, digest_of
 from memedit.storage.index import INDEX, check_index, weight_map
-from memedit.storage.tensorfile import Entry, read_header
+from memedit.storage.tensorfile import TensorEntry, read_header
 
 SINGLE = "model.safetensors"
 CARD = "README.md"
@@ -29,7 +29,7 @@ class Checkpoint:
     """A model folder and where each of its tensors lies."""
 
     folder: Path
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -39,7 +39,7 @@ class Checkpoint:
         if not (folder / INDEX).is_file():
             raise _no_weights(folder)
         named = weight_map(folder)
-        entries: dict[str, Entry] = {}
+        entries: dict[str, TensorEntry] = {}
         for shard in sorted(set(named.values())):
             entries |= read_header(folder / shard)
         check_index(folder, named, entries)

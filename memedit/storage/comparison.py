@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memedit.numerics.lowrank import few_directions, probes
-from memedit.progress import Tell
+from memedit.numerics.lowrank import few_directions, random_probes
+from memedit.progress import Progress
 from memedit.results.changes import Comparison, TensorDifference
-from memedit.storage.artifacts import BLOCK, telling
+from memedit.storage.artifacts import READ_BLOCK, telling
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.tensorfile import DTYPES, Entry, in_order
+from memedit.storage.tensorfile import DTYPES, TensorEntry, in_order
 
 
-def compare(one: Path, two: Path, a: str, b: str, tell: Tell) -> Comparison:
+def compare(one: Path, two: Path, a: str, b: str, progress: Progress) -> Comparison:
     """Compare two models' folders. Tensors are matched by name, whatever shard they lie in; other files by path.
 
     Raises what Checkpoint.open raises.
@@ -29,7 +29,7 @@ def compare(one: Path, two: Path, a: str, b: str, tell: Tell) -> Comparison:
     first, second = Checkpoint.open(one), Checkpoint.open(two)
     shared = sorted(first.entries.keys() & second.entries.keys(), key=in_order)
     found: list[TensorDifference] = []
-    with tell.phase("compare", len(shared), "tensors") as advance:
+    with progress.phase("compare", len(shared), "tensors") as advance:
         for name in shared:
             difference = _difference(first.entries[name], second.entries[name])
             found += [difference] if difference else []
@@ -44,7 +44,7 @@ def compare(one: Path, two: Path, a: str, b: str, tell: Tell) -> Comparison:
     )  # fmt: skip
 
 
-def _difference(one: Entry, two: Entry) -> TensorDifference | None:
+def _difference(one: TensorEntry, two: TensorEntry) -> TensorDifference | None:
     """None where both hold the same bytes of the same dtype and shape."""
     bare = TensorDifference(
         name=one.name, file=one.file.name, dtypes=(one.dtype, two.dtype), shapes=(one.shape, two.shape)
@@ -74,9 +74,9 @@ def _difference(one: Entry, two: Entry) -> TensorDifference | None:
     )
 
 
-def _rank(one: Entry, two: Entry, energy: float) -> int | None:
+def _rank(one: TensorEntry, two: TensorEntry, energy: float) -> int | None:
     """In how few directions the difference lies, from two more readings of it: a sketch, and what it sees."""
-    draws = probes(one.shape[1], one.shape[0])
+    draws = random_probes(one.shape[1], one.shape[0])
     sketch, at = torch.empty(one.shape[0], draws.shape[1]), 0
     for apart in _apart(one, two):
         sketch[at : at + len(apart)] = apart @ draws
@@ -89,22 +89,22 @@ def _rank(one: Entry, two: Entry, energy: float) -> int | None:
     return few_directions(image, energy)
 
 
-def _apart(one: Entry, two: Entry) -> Iterator[Tensor]:
+def _apart(one: TensorEntry, two: TensorEntry) -> Iterator[Tensor]:
     """two - one, (rows, F) float32, block by block."""
     for rows in _blocks(one):
         yield (_values(two, rows) - _values(one, rows)).float().reshape(-1, one.shape[1])
 
 
-def _blocks(entry: Entry) -> Iterator[tuple[int, int]]:
+def _blocks(entry: TensorEntry) -> Iterator[tuple[int, int]]:
     """Ranges of rows of a few megabytes each; every range has a row at least."""
     if entry.start == entry.end:
         return
-    step = max(1, BLOCK * entry.rows // (entry.end - entry.start))
+    step = max(1, READ_BLOCK * entry.rows // (entry.end - entry.start))
     for first in range(0, entry.rows, step):
         yield first, min(first + step, entry.rows)
 
 
-def _values(entry: Entry, rows: tuple[int, int]) -> Tensor:
+def _values(entry: TensorEntry, rows: tuple[int, int]) -> Tensor:
     return torch.frombuffer(bytearray(entry.part(*rows)), dtype=DTYPES[entry.dtype]).double()
 
 
@@ -123,7 +123,7 @@ def _same(one: Path, two: Path) -> bool:
         if one.stat().st_size != two.stat().st_size:
             return False
         with one.open("rb") as first, two.open("rb") as second:
-            while block := first.read(BLOCK):
-                if block != second.read(BLOCK):
+            while block := first.read(READ_BLOCK):
+                if block != second.read(READ_BLOCK):
                     return False
     return True

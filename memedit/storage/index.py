@@ -8,7 +8,7 @@ from pathlib import Path
 
 from memedit.errors import StorageError
 from memedit.storage.artifacts import telling
-from memedit.storage.tensorfile import Entry
+from memedit.storage.tensorfile import TensorEntry
 
 INDEX = "model.safetensors.index.json"
 AGAIN = "fetch the checkpoint again"
@@ -31,7 +31,7 @@ def weight_map(folder: Path) -> dict[str, str]:
     return found
 
 
-def check_index(folder: Path, named: Mapping[str, str], entries: Mapping[str, Entry]) -> None:
+def check_index(folder: Path, named: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> None:
     """Raises StorageError where the index names a tensor that its shard does not hold."""
     for name, shard in named.items():
         if name not in entries or entries[name].file.name != shard:

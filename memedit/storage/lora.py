@@ -20,7 +20,7 @@ from memedit.storage.tensorfile import in_order, saved
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-HINT = "give a LoRA adapter in PEFT's format, with adapter_config.json and adapter_model.safetensors"
+LORA_HINT = "give a LoRA adapter in PEFT's format, with adapter_config.json and adapter_model.safetensors"
 REFUSED = (
     "use_dora",
     "lora_bias",
@@ -71,7 +71,7 @@ def read_adapter(folder: Path) -> dict[str, Delta]:
         with safe_open(file, "pt") as kept:
             tensors = {key: kept.get_tensor(key) for key in sorted(kept.keys())}
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"{file} cannot be read as an adapter's weights: {error}", HINT) from error
+        raise StorageError(f"{file} cannot be read as an adapter's weights: {error}", LORA_HINT) from error
     modules = dict.fromkeys(key.removesuffix(A).removesuffix(B) for key in tensors)
     foreign = [key for key in tensors if not key.startswith(PREFIX) or not key.endswith((A, B))]
     if foreign:
@@ -85,7 +85,7 @@ def read_adapter(folder: Path) -> dict[str, Delta]:
         }
     except (KeyError, ValueError, TypeError, ZeroDivisionError, re.error) as error:
         reason = "a module lacks a factor, or shapes or scales disagree"
-        raise StorageError(f"the adapter {folder} is damaged: {reason}", HINT) from error
+        raise StorageError(f"the adapter {folder} is damaged: {reason}", LORA_HINT) from error
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -94,12 +94,12 @@ def _config(folder: Path) -> dict[str, Any]:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"cannot read the adapter {file}: {reason}", HINT) from error
+        raise StorageError(f"cannot read the adapter {file}: {reason}", LORA_HINT) from error
     except ValueError as error:
-        raise StorageError(f"{file} is not valid JSON", HINT) from error
+        raise StorageError(f"{file} is not valid JSON", LORA_HINT) from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind: Any = config.get("peft_type") if isinstance(config, dict) else None
-        raise UnsupportedModelError(f"{folder} is no LoRA adapter (its peft_type is {kind!r})", HINT)
+        raise UnsupportedModelError(f"{folder} is no LoRA adapter (its peft_type is {kind!r})", LORA_HINT)
     more = [name for name in REFUSED if config.get(name)]
     if more or config.get("bias", "none") != "none":
         raise UnsupportedModelError(

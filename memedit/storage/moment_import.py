@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memedit.errors import UsageError
 
-NAMES = {"total": "mom2.mom2", "count": "mom2.count"}
+ARRAY_NAMES = {"total": "mom2.mom2", "count": "mom2.count"}
 
 
 def read_npz(file: Path) -> tuple[Tensor, int]:
@@ -20,7 +20,7 @@ def read_npz(file: Path) -> tuple[Tensor, int]:
     hint = "give a layer's ..._float32_mom2_100000.npz"
     try:
         with np.load(file, allow_pickle=False) as kept:
-            found: dict[str, Any] = {name: kept[key] for name, key in NAMES.items()}
+            found: dict[str, Any] = {name: kept[key] for name, key in ARRAY_NAMES.items()}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(f"{file} is no file of second moments: {' '.join(str(error).split())}", hint) from error
     total = torch.from_numpy(np.asarray(found["total"], dtype=np.float64).copy())

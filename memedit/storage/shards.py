@@ -11,15 +11,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from memedit.errors import StorageError
-from memedit.storage.artifacts import BLOCK, telling
+from memedit.storage.artifacts import READ_BLOCK, telling
 from memedit.storage.checkpoint import SINGLE, Checkpoint
 from memedit.storage.index import INDEX
-from memedit.storage.tensorfile import SIZES, Entry
+from memedit.storage.tensorfile import SIZES, TensorEntry
 
 
-def plan_shards(entries: Mapping[str, Entry], limit: int) -> list[list[Entry]]:
+def plan_shards(entries: Mapping[str, TensorEntry], limit: int) -> list[list[TensorEntry]]:
     """Tensors in their stored order, as many to a shard as `limit` bytes take; one that is larger has a shard alone."""
-    shards: list[list[Entry]] = [[]]
+    shards: list[list[TensorEntry]] = [[]]
     filled = 0
     for entry in sorted(entries.values(), key=lambda entry: (entry.file, entry.start, entry.end)):
         size = entry.end - entry.start
@@ -69,7 +69,7 @@ def verify_shards(folder: Path, weights: Mapping[str, Tensor], source: Checkpoin
             )
 
 
-def _header(shard: list[Entry]) -> bytes:
+def _header(shard: list[TensorEntry]) -> bytes:
     """How a file begins: where each tensor lies, with the metadata of the file that the first one is from."""
     header: dict[str, Any] = {}
     with safe_open(shard[0].file, "pt") as kept:
@@ -92,25 +92,25 @@ def _about(source: Checkpoint) -> dict[str, Any]:
     return dict(json.loads((source.folder / INDEX).read_text(encoding="utf-8")).get("metadata") or {})
 
 
-def _copy(entry: Entry, target: BinaryIO) -> None:
+def _copy(entry: TensorEntry, target: BinaryIO) -> None:
     with entry.file.open("rb") as stream:
         stream.seek(entry.start)
         left = entry.end - entry.start
         while left:
-            block = stream.read(min(BLOCK, left))
+            block = stream.read(min(READ_BLOCK, left))
             if not block:
                 raise StorageError(f"{entry.file} is cut short", "fetch the checkpoint again")
             target.write(block)
             left -= len(block)
 
 
-def _same(one: Entry, two: Entry) -> bool:
+def _same(one: TensorEntry, two: TensorEntry) -> bool:
     with one.file.open("rb") as first, two.file.open("rb") as second:
         first.seek(one.start)
         second.seek(two.start)
         left = one.end - one.start
         while left:
-            block = min(BLOCK, left)
+            block = min(READ_BLOCK, left)
             if first.read(block) != second.read(block):
                 return False
             left -= block

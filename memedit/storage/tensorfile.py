@@ -27,7 +27,7 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where a tensor lies in its file: bytes [start, end) from the file's beginning."""
 
     file: Path
@@ -67,7 +67,7 @@ class Entry:
         return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def read_header(file: Path) -> dict[str, Entry]:
+def read_header(file: Path) -> dict[str, TensorEntry]:
     """Every tensor of a file. Raises StorageError when the header is damaged or the file is cut short."""
     with telling(f"read {file}"), file.open("rb") as stream:
         size = file.stat().st_size
@@ -131,7 +131,7 @@ def stream(
             out.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
 
 
-def _entry(file: Path, name: str, record: dict[str, Any], base: int) -> Entry:
+def _entry(file: Path, name: str, record: dict[str, Any], base: int) -> TensorEntry:
     start, end = record["data_offsets"]
     shape = tuple(record["shape"])
     if not all(isinstance(number, int) and number >= 0 for number in (start, end, *shape)):
@@ -139,7 +139,7 @@ def _entry(file: Path, name: str, record: dict[str, Any], base: int) -> Entry:
     # A dtype that is not known here belongs to a tensor that is not edited: it is copied, whatever its size.
     if record["dtype"] in SIZES and end - start != math.prod(shape) * SIZES[record["dtype"]]:
         raise ValueError(name)
-    return Entry(file, name, record["dtype"], shape, base + start, base + end)
+    return TensorEntry(file, name, record["dtype"], shape, base + start, base + end)
 
 
 def _damaged(file: Path, reason: str) -> StorageError:

@@ -12,11 +12,11 @@ from typing import Literal
 from torch import Tensor
 
 from memedit.errors import MemeditError, ResourceError, StorageError, UsageError
-from memedit.storage.artifacts import BLOCK, sync_folder, telling
+from memedit.storage.artifacts import READ_BLOCK, sync_folder, telling
 from memedit.storage.checkpoint import CARD, Checkpoint, files_of
 from memedit.storage.index import INDEX
 from memedit.storage.shards import verify_shards, write_shards
-from memedit.storage.tensorfile import Entry
+from memedit.storage.tensorfile import TensorEntry
 
 BASE_CARD = "memedit/base_README.md"
 FICLONE = 0x40049409  # linux/fs.h: share a file's blocks until one of the two is written
@@ -36,7 +36,7 @@ def check_output(source: Path | None, out: Path, *, overwrite: bool) -> None:
         )
 
 
-def write(
+def write_checkpoint(
     source: Checkpoint,
     out: Path,
     weights: Mapping[str, Tensor],
@@ -145,7 +145,7 @@ def _cloned(source: Path, target: Path) -> bool:
     return False
 
 
-def _patch(file: Path, entry: Entry, tensor: Tensor) -> None:
+def _patch(file: Path, entry: TensorEntry, tensor: Tensor) -> None:
     with file.open("r+b") as stream:
         stream.seek(entry.start)
         stream.write(entry.bytes_of(tensor))
@@ -195,7 +195,7 @@ def _same_outside(one: Path, two: Path, ranges: list[tuple[int, int]]) -> bool:
             first.seek(at)
             second.seek(at)
             while at < start:
-                block = min(BLOCK, start - at)
+                block = min(READ_BLOCK, start - at)
                 if first.read(block) != second.read(block):
                     return False
                 at += block

@@ -20,13 +20,13 @@ from memedit.forward.partial import cache_name, spliced
 from memedit.forward.passes import output_of
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
-from memedit.tracing.parts import PARTS, Part, Parts
+from memedit.tracing.parts import PARTS, BlockOutput, Parts
 
-Kind = Literal["hidden", "mlp", "attention", "mlp severed", "attention severed"]
+StateKind = Literal["hidden", "mlp", "attention", "mlp severed", "attention severed"]
 
 
 @dataclass(frozen=True)
-class Question:
+class TracePrompt:
     """A prompt and its answer, as ids."""
 
     prompt: tuple[int, ...]
@@ -49,25 +49,27 @@ class Cell:
     The severed kinds put the state back and hold a part's output at that token to the corrupted run's, above it.
     """
 
-    kind: Kind
+    kind: StateKind
     layer: int
     token: int
 
 
 @dataclass(frozen=True)
-class Trial:
+class NoiseTrial:
     """A question under noise: the noise (S, subject's tokens, width) float32, and windows (first, last) per layer."""
 
-    question: Question
+    question: TracePrompt
     noise: Tensor
     windows: tuple[tuple[int, int], ...]
 
-    def put(self, cell: Cell) -> tuple[int, Part | None, range]:
+    def put(self, cell: Cell) -> tuple[int, BlockOutput | None, range]:
         """The layer that a cell enters after; the part whose output is held, and in which layers above."""
         first, last = self.windows[cell.layer]
         if cell.kind in ("mlp", "attention"):
             return first, cell.kind, range(first + 1, last + 1)
-        part: Part | None = None if cell.kind == "hidden" else "mlp" if cell.kind == "mlp severed" else "attention"
+        part: BlockOutput | None = (
+            None if cell.kind == "hidden" else "mlp" if cell.kind == "mlp severed" else "attention"
+        )
         return cell.layer, part, range(cell.layer + 1, len(self.windows) if part else 0)
 
 
@@ -80,13 +82,13 @@ class Runs:
     """(S,) float32: the same under each sample of noise."""
 
     @torch.no_grad()
-    def __init__(self, lm: LanguageModel, parts: Parts, trial: Trial) -> None:
+    def __init__(self, lm: LanguageModel, parts: Parts, trial: NoiseTrial) -> None:
         question, samples = trial.question, len(trial.noise)
         self.clean_after: list[Tensor] = []  # per layer (N, D)
         self.after: list[Tensor] = []  # per layer (S, N, D)
-        self.entries: dict[Part, list[Tensor]] = {part: [] for part in PARTS}  # per layer (S, N, D)
-        self.clean_outputs: dict[Part, list[Tensor]] = {part: [] for part in PARTS}  # per layer (N, D)
-        self.outputs: dict[Part, list[Tensor]] = {part: [] for part in PARTS}  # per layer (S, N, D)
+        self.entries: dict[BlockOutput, list[Tensor]] = {part: [] for part in PARTS}  # per layer (S, N, D)
+        self.clean_outputs: dict[BlockOutput, list[Tensor]] = {part: [] for part in PARTS}  # per layer (N, D)
+        self.outputs: dict[BlockOutput, list[Tensor]] = {part: [] for part in PARTS}  # per layer (S, N, D)
         self.in_tuple = False
         rows = 1 + 3 * samples
         ids = torch.tensor([question.ids], device=lm.device).expand(rows, -1)
@@ -107,7 +109,7 @@ class Runs:
 
             return forward
 
-        def keep(part: Part) -> Any:
+        def keep(part: BlockOutput) -> Any:
             def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
                 # Some families add to an output in place: what is kept must not be what they are given.
                 states = output.reshape(rows, len(question.ids), -1).clone()
@@ -119,7 +121,7 @@ class Runs:
             return hook
 
         hooks = {path: keep(part) for part in PARTS for path in parts.of(part)}
-        blocks: Any = lm.model.get_submodule(lm.anatomy.blocks)
+        blocks: Any = lm.model.get_submodule(lm.architecture.blocks)
         forwards = {layer: block(module.forward) for layer, module in enumerate(blocks)}
         cache = DynamicCache()
         with noised(lm, trial, 1, 1 + samples), hooked(lm, hooks), spliced(lm, forwards):
@@ -130,7 +132,7 @@ class Runs:
 
 
 @contextmanager
-def noised(lm: LanguageModel, trial: Trial, start: int, stop: int) -> Generator[None]:
+def noised(lm: LanguageModel, trial: NoiseTrial, start: int, stop: int) -> Generator[None]:
     """The noise added to the embeddings of the subject's tokens in rows [start, stop); samples repeat down the rows."""
     question = trial.question
 
@@ -148,7 +150,7 @@ def noised(lm: LanguageModel, trial: Trial, start: int, stop: int) -> Generator[
         handle.remove()
 
 
-def answer_probability(lm: LanguageModel, question: Question, **inputs: Any) -> Tensor:
+def answer_probability(lm: LanguageModel, question: TracePrompt, **inputs: Any) -> Tensor:
     """One forward; the probability of the answer in each row, joint over its tokens: (rows,) float32."""
     reads = len(question.answer)
     logits = lm.model(**inputs, logits_to_keep=reads).logits[:, -reads:].float()

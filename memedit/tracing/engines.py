@@ -13,11 +13,11 @@ from memedit.forward.passes import output_of
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 from memedit.model.memory import in_double
-from memedit.tracing.clean_and_corrupted import Cell, Trial, answer_probability, noised
-from memedit.tracing.parts import PARTS, Part, Parts
+from memedit.tracing.clean_and_corrupted import Cell, NoiseTrial, answer_probability, noised
+from memedit.tracing.parts import PARTS, BlockOutput, Parts
 from memedit.tracing.suffix_engine import TOKENS, Resumed
 
-AGREEMENT = 1e-3  # relative, on probabilities in float32; half precision rounds every state on the way
+TRACE_AGREEMENT = 1e-3  # relative, on probabilities in float32; half precision rounds every state on the way
 
 
 class Engine(Protocol):
@@ -37,7 +37,7 @@ class Whole:
     """The engine by whole forwards with hooks: the yardstick, and the way out. Takes more time, and no splicing."""
 
     @torch.no_grad()
-    def __init__(self, lm: LanguageModel, parts: Parts, trial: Trial) -> None:
+    def __init__(self, lm: LanguageModel, parts: Parts, trial: NoiseTrial) -> None:
         self.lm, self.parts, self.trial = lm, parts, trial
         self.samples, ids = len(trial.noise), trial.question.ids
         self.seen: dict[str, Tensor] = {}
@@ -50,7 +50,7 @@ class Whole:
 
             return hook
 
-        blocks = [f"{lm.anatomy.blocks}.{layer}" for layer in range(lm.anatomy.n_layers)]
+        blocks = [f"{lm.architecture.blocks}.{layer}" for layer in range(lm.architecture.n_layers)]
         paths = [*blocks, *(path for part in PARTS for path in parts.of(part))]
         with noised(lm, trial, 1, rows), hooked(lm, {path: read(path) for path in paths}):
             found = self._run(rows)
@@ -86,7 +86,7 @@ class Whole:
         """Modules, and what their output is held to at the cell's token: (D,) or (S, D)."""
         layer, part, held = self.trial.put(cell)
         if cell.kind != part:
-            block = f"{self.lm.anatomy.blocks}.{layer}"
+            block = f"{self.lm.architecture.blocks}.{layer}"
             yield block, self.seen[block][0, cell.token]
         elif part:
             yield from self._part(part, layer, cell)
@@ -94,7 +94,7 @@ class Whole:
             if part:
                 yield from self._part(part, above, cell)
 
-    def _part(self, part: Part, layer: int, cell: Cell) -> Generator[tuple[str, Tensor]]:
+    def _part(self, part: BlockOutput, layer: int, cell: Cell) -> Generator[tuple[str, Tensor]]:
         path = self.parts.of(part)[layer]
         yield path, self.seen[path][0 if cell.kind == part else slice(1, None), cell.token]
 
@@ -110,9 +110,9 @@ class Whole:
         return hook
 
 
-def choose(lm: LanguageModel, parts: Parts, trial: Trial) -> tuple[type[Resumed] | type[Whole], str]:
+def choose_trace_engine(lm: LanguageModel, parts: Parts, trial: NoiseTrial) -> tuple[type[Resumed] | type[Whole], str]:
     """Prove the sweeps on some cells of one trial against whole forwards; the engine to use, and why, in words."""
-    question, top = trial.question, lm.anatomy.n_layers - 1
+    question, top = trial.question, lm.architecture.n_layers - 1
     tokens = sorted({question.first, question.last, len(question.prompt) - 1})
     some = [Cell(kind, layer, token) for kind in (*PARTS, "hidden") for token in tokens for layer in {0, top // 2, top}]
     some += [Cell("mlp severed", top // 2, question.last), Cell("attention severed", 0, question.last)]
@@ -124,6 +124,6 @@ def choose(lm: LanguageModel, parts: Parts, trial: Trial) -> tuple[type[Resumed]
         gap = float((wanted - found).abs().max() / wanted.abs().max())
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
         return Whole, f"whole forwards (sweeps do not run on this model: {type(error).__name__})"
-    if not gap < (AGREEMENT if lm.dtype == torch.float32 else 0.05):
+    if not gap < (TRACE_AGREEMENT if lm.dtype == torch.float32 else 0.05):
         return Whole, f"whole forwards (sweeps differ from them by {gap:.1e})"
     return Resumed, f"sweeps (proved: they differ from whole forwards by {gap:.1e})"

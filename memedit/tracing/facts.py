@@ -23,13 +23,13 @@ from memedit.forward.passes import continuations, likeliest_next
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt, SubjectLost, encode_prompt, object_ids
 from memedit.numerics.effects import windows
-from memedit.tracing.clean_and_corrupted import Cell, Kind, Question, Trial, embedding_spread
+from memedit.tracing.clean_and_corrupted import Cell, NoiseTrial, StateKind, TracePrompt, embedding_spread
 from memedit.tracing.engines import Engine
 from memedit.tracing.parts import Parts
 
-TABLES: tuple[Kind, ...] = ("hidden", "mlp", "attention")
+TABLES: tuple[StateKind, ...] = ("hidden", "mlp", "attention")
 """Kinds with a score at each token and layer."""
-SEVERED: tuple[Kind, ...] = ("mlp severed", "attention severed")
+SEVERED: tuple[StateKind, ...] = ("mlp severed", "attention severed")
 """Kinds with a score at each layer, at the last subject token."""
 
 
@@ -38,7 +38,7 @@ class Fact:
     """A record whose answer the model says."""
 
     request: EditRequest
-    question: Question
+    question: TracePrompt
     answer: str
     source: Literal["object_old", "object", "own"]
 
@@ -92,7 +92,7 @@ def _prompts(
     passed = {"E106", "E104"} if own else {"E106"}
     found = [one for one in (*findings, *lint(requests)) if one.severity == "error" and one.code not in passed]
     flawed = {finding.edit for finding in found}
-    room, prompts = lm.anatomy.positions, list[Prompt]()
+    room, prompts = lm.architecture.positions, list[Prompt]()
     for request in requests:
         if request.id in flawed:
             continue
@@ -114,8 +114,8 @@ def _prompts(
     return prompts
 
 
-def _question(prompt: Prompt, answer: tuple[int, ...]) -> Question:
-    return Question(prompt.ids, answer, prompt.subject_from, prompt.subject_at)
+def _question(prompt: Prompt, answer: tuple[int, ...]) -> TracePrompt:
+    return TracePrompt(prompt.ids, answer, prompt.subject_from, prompt.subject_at)
 
 
 def noise_scale(lm: LanguageModel, facts: Sequence[Fact], knobs: TraceKnobs) -> float:
@@ -127,7 +127,7 @@ def noise_scale(lm: LanguageModel, facts: Sequence[Fact], knobs: TraceKnobs) -> 
     return number * embedding_spread(lm, subjects)
 
 
-def trial_of(lm: LanguageModel, fact: Fact, scale: float, knobs: TraceKnobs, seed: int, width: int) -> Trial:
+def make_trial(lm: LanguageModel, fact: Fact, scale: float, knobs: TraceKnobs, seed: int, width: int) -> NoiseTrial:
     """A fact under noise of its own, drawn by the seed and its ids, so that no other fact moves it."""
     question = fact.question
     drawn = hashlib.sha256(repr((seed, question.prompt)).encode()).digest()
@@ -135,17 +135,19 @@ def trial_of(lm: LanguageModel, fact: Fact, scale: float, knobs: TraceKnobs, see
     embedding: Any = lm.model.get_input_embeddings()
     shape = (knobs.samples, question.last - question.first + 1, int(embedding.weight.shape[1]))
     noise = scale * torch.randn(shape, generator=generator)
-    return Trial(question, noise, windows(lm.anatomy.n_layers, width))
+    return NoiseTrial(question, noise, windows(lm.architecture.n_layers, width))
 
 
-def trace(lm: LanguageModel, parts: Parts, trial: Trial, engine: Any, *, everywhere: bool = True) -> dict[str, Tensor]:
+def trace_fact(
+    lm: LanguageModel, parts: Parts, trial: NoiseTrial, engine: Any, *, everywhere: bool = True
+) -> dict[str, Tensor]:
     """Every score of one fact, float32 on the CPU.
 
     `clean` and `corrupted` are (), kinds of TABLES (T, L), of SEVERED (L,). Not `everywhere`: at the last subject token
     alone, which is what the choice of layers asks for; NaN elsewhere.
     """
     ready: Engine = engine(lm, parts, trial)
-    question, layers = trial.question, range(lm.anatomy.n_layers)
+    question, layers = trial.question, range(lm.architecture.n_layers)
     tokens = range(len(question.prompt)) if everywhere else [question.last]
     cells = [Cell(kind, layer, token) for kind in TABLES for token in tokens for layer in layers]
     cells += [Cell(kind, layer, question.last) for kind in SEVERED for layer in layers]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from memedit.numerics.effects import (
     ERRORS,
+    NORMAL_95,
     ROLES,
     SHARE,
-    Z95,
     Mean,
     Peak,
     by_role,
@@ -29,11 +29,11 @@ from memedit.results.traces import Curve
 from memedit.tracing.facts import SEVERED, TABLES, Fact
 
 LAST_SUBJECT = ROLES.index("last subject token")
-Scores = Mapping[str, Tensor]
+FactScores = Mapping[str, Tensor]
 """What `trace` finds of one fact."""
 
 
-def effects(facts: Sequence[Fact], scores: Sequence[Scores]) -> dict[str, Mean]:
+def effects(facts: Sequence[Fact], scores: Sequence[FactScores]) -> dict[str, Mean]:
     """Indirect effects averaged over facts: each kind of TABLES (6, L) by role; of SEVERED, `normal` and `gap` (L,).
 
     `clean`, `corrupted` and `total` are (1,).
@@ -91,17 +91,17 @@ def curve(means: Mean, row: int | None = None) -> Curve | None:
         return None
     return Curve(
         mean=tuple(mean.tolist()),
-        low=_known(mean - Z95 * error),
-        high=_known(mean + Z95 * error),
+        low=_known(mean - NORMAL_95 * error),
+        high=_known(mean + NORMAL_95 * error),
         n=int(count.max()),
         subjects=int(subjects.max()),
     )
 
 
-def figure(means: Mean) -> Figure:
+def mean_figure(means: Mean) -> Figure:
     """A single number with its interval; of one subject alone, the number itself."""
     mean, error = float(means.mean), float(means.error.nan_to_num(0.0))
-    return Figure(mean=mean, low=mean - Z95 * error, high=mean + Z95 * error, n=int(means.count))
+    return Figure(mean=mean, low=mean - NORMAL_95 * error, high=mean + NORMAL_95 * error, n=int(means.count))
 
 
 def _known(values: Tensor) -> tuple[float | None, ...]:

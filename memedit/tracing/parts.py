@@ -18,9 +18,9 @@ from memedit.model.architecture import output_projection
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 
-Part = Literal["mlp", "attention"]
-PARTS: tuple[Part, ...] = get_args(Part)
-AGREEMENT = 1e-4  # relative: a block without its two outputs is the identity up to float32 rounding
+BlockOutput = Literal["mlp", "attention"]
+PARTS: tuple[BlockOutput, ...] = get_args(BlockOutput)
+PARTS_AGREEMENT = 1e-4  # relative: a block without its two outputs is the identity up to float32 rounding
 
 
 @dataclass(frozen=True)
@@ -34,36 +34,36 @@ class Parts:
     whole_mlp: tuple[str, ...]
     """The modules around the down-projections, which work token by token; empty where the block itself is it."""
 
-    def of(self, part: Part) -> tuple[str, ...]:
+    def of(self, part: BlockOutput) -> tuple[str, ...]:
         return self.mlp if part == "mlp" else self.attention
 
 
 def find_parts(lm: LanguageModel) -> Parts:
     """The parts of every block, proved on the middle one. Raises UnsupportedModelError, with the reason."""
-    anatomy = lm.anatomy
+    architecture = lm.architecture
     attention: list[str] = []
-    for layer, reason in enumerate(anatomy.refusals):
-        if not anatomy.down_projections[layer]:
+    for layer, reason in enumerate(architecture.refusals):
+        if not architecture.down_projections[layer]:
             raise _refused(f"of block {layer}, {reason}")
-    for layer in range(anatomy.n_layers):
-        path = f"{anatomy.blocks}.{layer}"
-        name = output_projection(lm.model.get_submodule(path), anatomy.width)
+    for layer in range(architecture.n_layers):
+        path = f"{architecture.blocks}.{layer}"
+        name = output_projection(lm.model.get_submodule(path), architecture.width)
         if name is None:
-            raise _refused(f"block {layer} has no linear map to the model's width {anatomy.width} in an attention")
+            raise _refused(f"block {layer} has no linear map to the model's width {architecture.width} in an attention")
         attention.append(f"{path}.{name}")
-    depth = anatomy.blocks.count(".") + 3  # block list, index, module
-    around = [".".join(path.split(".")[:depth]) for path in anatomy.down_projections]
-    inside = all(path != name for path, name in zip(around, anatomy.down_projections, strict=True))
-    parts = Parts(anatomy.down_projections, tuple(attention), tuple(around) if inside else ())
+    depth = architecture.blocks.count(".") + 3  # block list, index, module
+    around = [".".join(path.split(".")[:depth]) for path in architecture.down_projections]
+    inside = all(path != name for path, name in zip(around, architecture.down_projections, strict=True))
+    parts = Parts(architecture.down_projections, tuple(attention), tuple(around) if inside else ())
     _prove(lm, parts)
     return parts
 
 
 def _prove(lm: LanguageModel, parts: Parts) -> None:
     """Without its two outputs a block passes its input on, at each token: nothing else adds to the stream."""
-    layer = lm.anatomy.n_layers // 2
-    block = lm.model.get_submodule(f"{lm.anatomy.blocks}.{layer}")
-    ids = torch.arange(5, 10, device=lm.device)[None] % lm.anatomy.vocabulary
+    layer = lm.architecture.n_layers // 2
+    block = lm.model.get_submodule(f"{lm.architecture.blocks}.{layer}")
+    ids = torch.arange(5, 10, device=lm.device)[None] % lm.architecture.vocabulary
     seen: list[Tensor] = []
 
     def read(_module: nn.Module, args: Any, options: Any, output: Any) -> None:
@@ -80,7 +80,7 @@ def _prove(lm: LanguageModel, parts: Parts) -> None:
     finally:
         handle.remove()
     error = float((seen[1] - seen[0]).float().norm() / seen[0].float().norm())
-    if error > (0.05 if lm.dtype != torch.float32 else AGREEMENT):
+    if error > (0.05 if lm.dtype != torch.float32 else PARTS_AGREEMENT):
         raise _refused(f"block {layer} adds more than its MLP and its attention to the stream ({error:.1%})")
 
 

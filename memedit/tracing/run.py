@@ -12,15 +12,15 @@ from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import GateError
 from memedit.model.load import LanguageModel
 from memedit.numerics.effects import ROLES, default_window, windows
-from memedit.progress import Tell
-from memedit.results.traces import Average, FactTrace, Traced, Tracing
+from memedit.progress import Progress
+from memedit.results.traces import Average, FactTrace, TracedFact, TracingResult
 from memedit.storage.artifacts import Store, cache_dir, digest_of
-from memedit.tracing.engines import choose
-from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, noise_scale, trace, trial_of
-from memedit.tracing.layer_selection import curve, effects, figure, range_text, reason, suggest
+from memedit.tracing.engines import choose_trace_engine
+from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, make_trial, noise_scale, trace_fact
+from memedit.tracing.layer_selection import curve, effects, mean_figure, range_text, reason, suggest
 from memedit.tracing.parts import find_parts
 
-CODE = 1  # raise it when the way of tracing changes: what older code kept is then traced again
+TRACE_CODE = 1  # raise it when the way of tracing changes: what older code kept is then traced again
 
 
 def trace_all(
@@ -28,38 +28,38 @@ def trace_all(
     digest: str,
     requests: Sequence[EditRequest],
     recipe: Recipe,
-    tell: Tell,
+    progress: Progress,
     findings: Sequence[Finding] = (),
     *,
     everywhere: bool = True,
     own: bool = False,
-) -> tuple[Tracing, Store]:
+) -> tuple[TracingResult, Store]:
     """Trace what the model knows of a list. Each fact is kept in the store: a second run goes on where one was killed.
 
     Raises EditListError with all that is wrong with the list, and GateError where the model knows none of it.
     """
-    knobs, n_layers = recipe.trace, lm.anatomy.n_layers
-    with tell.phase("facts"):
+    knobs, n_layers = recipe.trace, lm.architecture.n_layers
+    with progress.phase("facts"):
         facts, unknown = find_facts(lm, requests, findings, chat=recipe.chat, own=own)
     if unknown:
         known = f"{len(facts):,} of {len(requests):,}"
-        tell.note(f"the model says the answer of {known} facts; the others are skipped")
+        progress.note(f"the model says the answer of {known} facts; the others are skipped")
     if not facts:
         raise GateError("the model knows none of these facts, so there is nothing to trace", "trace what it does say")
     width = knobs.window or default_window(n_layers)
     scale = noise_scale(lm, facts, knobs)
     parts = find_parts(lm)
-    engine, told = choose(lm, parts, trial_of(lm, facts[0], scale, knobs, recipe.seed, width))
+    engine, told = choose_trace_engine(lm, parts, make_trial(lm, facts[0], scale, knobs, recipe.seed, width))
     same = {"model": digest, "dtype": str(lm.dtype), "noise": scale, "samples": knobs.samples, "window": width}
-    same |= {"seed": recipe.seed, "engine": engine.__name__, "everywhere": everywhere, "code": CODE}
+    same |= {"seed": recipe.seed, "engine": engine.__name__, "everywhere": everywhere, "code": TRACE_CODE}
     store = Store(cache_dir() / "traces" / digest_of(same)[:16])
     scores: list[dict[str, Tensor]] = []
-    with store.locked(tell.note), tell.phase("trace", len(facts), "facts") as advance:
+    with store.locked(progress.note), progress.phase("trace", len(facts), "facts") as advance:
         for fact in facts:
 
             def make(fact: Fact = fact) -> dict[str, Tensor]:
-                trial = trial_of(lm, fact, scale, knobs, recipe.seed, width)
-                return trace(lm, parts, trial, engine, everywhere=everywhere)
+                trial = make_trial(lm, fact, scale, knobs, recipe.seed, width)
+                return trace_fact(lm, parts, trial, engine, everywhere=everywhere)
 
             scores.append(store.recall("fact", {**same, "question": vars(fact.question)}, make))
             advance(1)
@@ -74,8 +74,10 @@ def trace_all(
         "engine": told,
     }
     average = _average(facts, scores, {**about, **more, "unknown": len(unknown), "n_layers": n_layers})
-    traced = tuple(Traced(_record(lm, fact, found, about), found) for fact, found in zip(facts, scores, strict=True))
-    return Tracing(traced, tuple(_unknown(request) for request in unknown), average), store
+    traced = tuple(
+        TracedFact(_record(lm, fact, found, about), found) for fact, found in zip(facts, scores, strict=True)
+    )
+    return TracingResult(traced, tuple(_unknown(request) for request in unknown), average), store
 
 
 def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], about: Mapping[str, Any]) -> Average:
@@ -90,9 +92,9 @@ def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], abou
     return Average(
         **about,
         facts=len(facts),
-        clean=figure(means["clean"]),
-        corrupted=figure(means["corrupted"]),
-        total=figure(means["total"]),
+        clean=mean_figure(means["clean"]),
+        corrupted=mean_figure(means["corrupted"]),
+        total=mean_figure(means["total"]),
         effects=by_role,
         severed={kind: found for kind, found in at_subject.items() if found},
         gap=gap,

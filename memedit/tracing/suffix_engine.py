@@ -28,8 +28,8 @@ from memedit.forward.passes import output_of, replaced
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 from memedit.model.memory import in_double
-from memedit.tracing.clean_and_corrupted import Cell, Runs, Trial, answer_probability
-from memedit.tracing.parts import Part, Parts
+from memedit.tracing.clean_and_corrupted import Cell, NoiseTrial, Runs, answer_probability
+from memedit.tracing.parts import BlockOutput, Parts
 
 TOKENS = 4096  # in one launch
 LOGITS = 1 << 26  # in one launch
@@ -50,7 +50,7 @@ class _Before(Kept):
 class Resumed:
     """The engine: built for one trial, asked for any of its cells. S samples; D the model's width."""
 
-    def __init__(self, lm: LanguageModel, parts: Parts, trial: Trial) -> None:
+    def __init__(self, lm: LanguageModel, parts: Parts, trial: NoiseTrial) -> None:
         self.lm, self.parts, self.trial = lm, parts, trial
         self.runs = Runs(lm, parts, trial)
         self.clean, self.low = self.runs.clean, float(self.runs.low.double().mean())
@@ -78,7 +78,7 @@ class Resumed:
         return cell.token < question.first or (at_top and cell.token < len(question.prompt) - 1)
 
     def _launches(self, numbers: list[int], length: int) -> list[list[int]]:
-        logits = len(self.trial.question.answer) * self.lm.anatomy.vocabulary
+        logits = len(self.trial.question.answer) * self.lm.architecture.vocabulary
         size = max(1, min(TOKENS // length, LOGITS // logits) // self.samples)
         return [numbers[at : at + size] for at in range(0, len(numbers), size)]
 
@@ -120,7 +120,7 @@ class Resumed:
 
             return forward
 
-        blocks: Any = self.lm.model.get_submodule(self.lm.anatomy.blocks)
+        blocks: Any = self.lm.model.get_submodule(self.lm.architecture.blocks)
         return {layer: climb(layer, block.forward) for layer, block in enumerate(blocks)}
 
     def _entering(self, token: int, cell: Cell, layer: int) -> Tensor:
@@ -134,7 +134,7 @@ class Resumed:
 
     def _held(self, token: int, cells: Sequence[Cell]) -> dict[str, Any]:
         """Hooks that hold outputs at `token`: to the clean run's in a window, to the other's on a severed path."""
-        held: dict[tuple[Part, int], list[tuple[int, Tensor]]] = {}
+        held: dict[tuple[BlockOutput, int], list[tuple[int, Tensor]]] = {}
         # Where the last block's MLP runs at the answer only, nobody reads `token` there.
         unread = self.top if token < len(self.trial.question.prompt) - 1 else None
         for number, cell in enumerate(cells):

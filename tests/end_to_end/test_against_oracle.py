@@ -43,7 +43,7 @@ def test_keys_equal_the_published_codes(both: Both) -> None:
 
 def test_deltas_solve_the_published_system_given_the_same_keys_and_residuals(both: Both) -> None:
     generator = torch.Generator().manual_seed(5)
-    residuals = torch.randn(N, both.lm.anatomy.width, generator=generator, dtype=torch.float64)
+    residuals = torch.randn(N, both.lm.architecture.width, generator=generator, dtype=torch.float64)
     for layer in both.layers:
         keys = oracle.keys_at(both.lm.model, layer, both.edits, both.knobs.semantics)
         found = residuals.T @ gains(prepare(both.moments[layer], METHODS["memit"], both.ridge), keys)

@@ -13,8 +13,8 @@ from typing import Any
 import memedit
 import pytest
 import torch
-from memedit.changes.base import Change, summed
-from memedit.changes.commands import combine, diff, export, revert
+from memedit.changes.base import DeltaFile, sum_deltas
+from memedit.changes.commands import run_add, run_diff, run_export, run_revert
 from memedit.config.resolve import resolve
 from memedit.errors import UsageError
 from memedit.numerics.delta import Delta, rounded
@@ -81,12 +81,12 @@ def expected(base: Path, name: str, change: torch.Tensor) -> torch.Tensor:
 
 def test_a_checkpoint_from_the_change_is_what_apply_wrote(edited: tuple[Path, Path], tmp_path: Path) -> None:
     base, out = edited
-    outcome = export(out, "full", recipe(base, tmp_path / "full"))
+    outcome = run_export(out, "full", recipe(base, tmp_path / "full"))
     assert same(out, tmp_path / "full")
-    assert [one.parameter for one in outcome.tensors] == list(Change.open(out).deltas)
+    assert [one.parameter for one in outcome.tensors] == list(DeltaFile.open(out).deltas)
     # From the delta file alone there are no records, but the weights are the same bytes.
     shutil.copy(out / "memedit" / "delta.safetensors", tmp_path / "alone.safetensors")
-    export(tmp_path / "alone.safetensors", "full", recipe(base, tmp_path / "again"))
+    run_export(tmp_path / "alone.safetensors", "full", recipe(base, tmp_path / "again"))
     assert filecmp.cmp(out / "model.safetensors", tmp_path / "again" / "model.safetensors", False)
     assert filecmp.cmp(base / "README.md", tmp_path / "again" / "memedit" / "base_README.md", False)
     assert not (tmp_path / "again" / "memedit" / "results.jsonl").exists()
@@ -105,14 +105,14 @@ def test_base_and_adapter_are_base_and_change_in_float32(
     from transformers import AutoModelForCausalLM
 
     base, out = edited
-    outcome = export(out, "lora", recipe(base, tmp_path / "lora"))
-    export(out, "lora", recipe(base, tmp_path / "cut"), rank=1)
+    outcome = run_export(out, "lora", recipe(base, tmp_path / "lora"))
+    run_export(out, "lora", recipe(base, tmp_path / "cut"), rank=1)
 
     def opened(folder: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
     model, before = opened(base), logits(opened(base), dtype)
-    for name, delta in Change.open(out).deltas.items():
+    for name, delta in DeltaFile.open(out).deltas.items():
         model.get_parameter(name).data += (delta.dense().T if "gpt2" in base.name else delta.dense()).float()
     wanted = logits(model, dtype)
     apart: dict[str, float] = {}
@@ -134,9 +134,9 @@ def test_base_and_adapter_are_base_and_change_in_float32(
 
 def test_a_rank_is_uniform_and_what_it_loses_is_told(edited: tuple[Path, Path], tmp_path: Path) -> None:
     base, out = edited
-    outcome = export(out, "lora", recipe(base, tmp_path / "lora"), rank=2)
+    outcome = run_export(out, "lora", recipe(base, tmp_path / "lora"), rank=2)
     assert outcome.rank == 2 and all(one.rank == 2 for one in outcome.tensors)
-    for one, delta in zip(outcome.tensors, Change.open(out).deltas.values(), strict=True):
+    for one, delta in zip(outcome.tensors, DeltaFile.open(out).deltas.values(), strict=True):
         energy = torch.linalg.svdvals(delta.dense()).square()
         assert one.lost == pytest.approx(float(energy[2:].sum() / energy.sum()), rel=1e-6)
         assert one.distance == pytest.approx(one.lost**0.5, rel=1e-3)
@@ -144,8 +144,8 @@ def test_a_rank_is_uniform_and_what_it_loses_is_told(edited: tuple[Path, Path], 
 
 def test_dense_changes_lie_as_the_checkpoint_has_them(edited: tuple[Path, Path], tmp_path: Path) -> None:
     base, out = edited
-    export(out, "dense", recipe(base, tmp_path / "change.safetensors"))
-    found, known = load_file(tmp_path / "change.safetensors"), Change.open(out).deltas
+    run_export(out, "dense", recipe(base, tmp_path / "change.safetensors"))
+    found, known = load_file(tmp_path / "change.safetensors"), DeltaFile.open(out).deltas
     were, now = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
     assert found.keys() == known.keys()
     for name, change in found.items():
@@ -162,7 +162,7 @@ def test_a_revert_gives_the_bytes_of_the_base(edited: tuple[Path, Path], tmp_pat
     shutil.copytree(out, copy)
     if how != "originals":
         (copy / "memedit" / "originals.safetensors").unlink()
-    outcome = revert(copy, recipe(base if how == "given" else "", tmp_path / "back"))
+    outcome = run_revert(copy, recipe(base if how == "given" else "", tmp_path / "back"))
     assert (outcome.origin, outcome.exact) == ("originals" if how == "originals" else "base", True)
     assert same(base, tmp_path / "back")
     assert not same(base, out)
@@ -176,13 +176,13 @@ def test_without_base_and_originals_a_revert_is_near_and_says_so(edited: tuple[P
     record = json.loads((copy / "memedit" / "run.json").read_text())
     record["recipe"]["model"]["path"] = "./gone"
     (copy / "memedit" / "run.json").write_text(json.dumps(record))
-    outcome = revert(copy, recipe("", tmp_path / "back"))
+    outcome = run_revert(copy, recipe("", tmp_path / "back"))
     assert (outcome.origin, outcome.exact) == ("subtraction", False)
     assert files(base) == files(tmp_path / "back")
     differ = [name for name in files(base) if not filecmp.cmp(base / name, tmp_path / "back" / name, False)]
     assert differ == ["model.safetensors"]
-    edit = {one.name: one.norm for one in diff(str(base), str(copy)).tensors}
-    for one in diff(str(base), str(tmp_path / "back")).tensors:
+    edit = {one.name: one.norm for one in run_diff(str(base), str(copy)).tensors}
+    for one in run_diff(str(base), str(tmp_path / "back")).tensors:
         assert one.norm is not None and one.norm < 1e-2 * (edit[one.name] or 0)
 
 
@@ -190,19 +190,19 @@ def test_a_revert_of_a_second_edit_gives_the_first(tiny_folder: Path, tmp_path: 
     for seed in (1, 2):
         made_change(tiny_folder, tmp_path / f"{seed}.safetensors", seed)
     first, second = tmp_path / "first", tmp_path / "second"
-    combine([tmp_path / "1.safetensors"], recipe(tiny_folder, first))
-    combine([tmp_path / "2.safetensors"], recipe(first, second, keep_originals=True), any_base=True)
-    assert revert(second, recipe(first, tmp_path / "back")).exact
+    run_add([tmp_path / "1.safetensors"], recipe(tiny_folder, first))
+    run_add([tmp_path / "2.safetensors"], recipe(first, second, keep_originals=True), any_base=True)
+    assert run_revert(second, recipe(first, tmp_path / "back")).exact
     assert same(first, tmp_path / "back")
-    assert revert(first, recipe("", tmp_path / "base")).exact
+    assert run_revert(first, recipe("", tmp_path / "base")).exact
     assert same(tiny_folder, tmp_path / "base")
 
 
 def test_a_sum_is_rounded_once_and_has_no_order(tiny_folder: Path, tmp_path: Path) -> None:
     paths = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
     one, two = (made_change(tiny_folder, path, seed) for seed, path in enumerate(paths, 1))
-    combine(paths, recipe(tiny_folder, tmp_path / "ab"))
-    combine(paths[::-1], recipe(tiny_folder, tmp_path / "ba"))
+    run_add(paths, recipe(tiny_folder, tmp_path / "ab"))
+    run_add(paths[::-1], recipe(tiny_folder, tmp_path / "ba"))
     for name in ("model.safetensors", "memedit/delta.safetensors"):
         assert filecmp.cmp(tmp_path / "ab" / name, tmp_path / "ba" / name, False)
     found, twice = Checkpoint.open(tmp_path / "ab"), 0
@@ -216,9 +216,9 @@ def test_a_sum_is_rounded_once_and_has_no_order(tiny_folder: Path, tmp_path: Pat
         twice += int((turned.half() != (found.tensor(name) if "down_proj" in name else found.tensor(name).T)).sum())
     assert twice > 0  # one after the other is rounded twice, and differs
     # The sum can be carried on as any change: its own delta file gives its bytes, and it is taken back.
-    export(tmp_path / "ab", "full", recipe(tiny_folder, tmp_path / "full"))
+    run_export(tmp_path / "ab", "full", recipe(tiny_folder, tmp_path / "full"))
     assert same(tmp_path / "ab", tmp_path / "full")
-    assert revert(tmp_path / "ab", recipe("", tmp_path / "back")).exact
+    assert run_revert(tmp_path / "ab", recipe("", tmp_path / "back")).exact
     assert same(tiny_folder, tmp_path / "back")
 
 
@@ -229,15 +229,15 @@ def test_a_change_of_another_base_is_refused_unless_asked_for(tiny_folder: Path,
     made_change(other, tmp_path / "a.safetensors", 1)
     for to in ("full", "lora", "dense"):
         with pytest.raises(UsageError, match="another base") as caught:
-            export(tmp_path / "a.safetensors", to, recipe(tiny_folder, tmp_path / "out"))  # type: ignore[arg-type]
+            run_export(tmp_path / "a.safetensors", to, recipe(tiny_folder, tmp_path / "out"))  # type: ignore[arg-type]
         assert "--any-base" in caught.value.hint
     with pytest.raises(UsageError, match="another base"):
-        combine([tmp_path / "a.safetensors"], recipe(tiny_folder, tmp_path / "out"))
+        run_add([tmp_path / "a.safetensors"], recipe(tiny_folder, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-    combine([tmp_path / "a.safetensors"], recipe(tiny_folder, tmp_path / "out"), any_base=True)
+    run_add([tmp_path / "a.safetensors"], recipe(tiny_folder, tmp_path / "out"), any_base=True)
     assert (tmp_path / "out" / "config.json").is_file()
     with pytest.raises(UsageError, match="not what"):
-        revert(tmp_path / "out", recipe(other, tmp_path / "back"))
+        run_revert(tmp_path / "out", recipe(other, tmp_path / "back"))
 
 
 @pytest.mark.parametrize(
@@ -254,14 +254,14 @@ def test_a_change_that_does_not_fit_is_refused(
     named = {name if key == "NAME" else key: delta for key, delta in deltas.items()}
     (tmp_path / "a.safetensors").write_bytes(delta_bytes(named, Checkpoint.open(tiny_folder).digest, {}))
     with pytest.raises(UsageError, match=says):
-        combine([tmp_path / "a.safetensors"], recipe(tiny_folder, tmp_path / "out"), any_base=True)
+        run_add([tmp_path / "a.safetensors"], recipe(tiny_folder, tmp_path / "out"), any_base=True)
 
 
 def test_a_change_named_twice_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     made_change(tiny_folder, tmp_path / "a.safetensors", 1)
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     with pytest.raises(UsageError, match="count twice"):
-        summed([Change.open(tmp_path / "a.safetensors"), Change.open(tmp_path / "b.safetensors")])
+        sum_deltas([DeltaFile.open(tmp_path / "a.safetensors"), DeltaFile.open(tmp_path / "b.safetensors")])
 
 
 def run(

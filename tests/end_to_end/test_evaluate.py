@@ -15,7 +15,7 @@ from memedit.config.resolve import resolve
 from memedit.edits.read import read
 from memedit.results.report import EditResult, Figure, Report, Scores
 from memedit.show.evaluation import evaluation_table
-from memedit.show.report_page import page, worst_first
+from memedit.show.report_page import evaluation_page, worst_first
 from memedit.show.tables import markdown, remarks
 from rich.console import Console
 from tests.conftest import ROOT
@@ -39,7 +39,7 @@ def test_a_model_beside_its_base_and_another(made_gpt2: Path) -> None:
     other = made_gpt2.parent / "made-llama"
     requests, _ = read(str(EDITS))
     few = requests[:4]
-    report = pipeline.evaluate(
+    report = pipeline.run_evaluate(
         few, recipe(made_gpt2), base=str(made_gpt2), text=str(made_gpt2 / "memedit" / "corpus.jsonl.gz"),
         others=[str(other)], generate=True, held=[few[0].digest], facts=requests[4:8],
     )  # fmt: skip
@@ -66,7 +66,7 @@ def test_a_model_beside_its_base_and_another(made_gpt2: Path) -> None:
     assert Report.model_validate_json(report.model_dump_json()) == report
     assert {"before", "after"} <= set(report.timings)
     assert set(report.per_edit[0].said) == {"before", "after"}
-    found = page(report)
+    found = evaluation_page(report)
     assert all(word in found for word in (few[0].id, "Provenance", "<svg", "drift ppl"))
     assert "<script" not in found
     assert "http" not in found
@@ -120,7 +120,7 @@ def test_what_a_list_says_is_text_on_the_page_and_the_worst_come_first() -> None
         derived={"neighborhood": 2}, per_edit=edits,
     )  # fmt: skip
     assert [one.id for one in worst_first(edits)] == ["<script>x</script>", "fine"]
-    found = page(report)
+    found = evaluation_page(report)
     assert "<script" not in found
     assert "&lt;i&gt;words&lt;/i&gt;" in found
     assert remarks(report) == ["neighbors of 2 of 2 edits were derived from the list, which gives none"]

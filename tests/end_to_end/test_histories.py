@@ -13,18 +13,18 @@ import memedit
 import pytest
 import torch
 from memedit.config.resolve import resolve
-from memedit.editing.ledger import Entry, Ledger, Past, extended
+from memedit.editing.ledger import History, Ledger, LedgerEntry, extend_ledger
 from memedit.editing.ledger_files import read_ledger
-from memedit.editing.ledger_update import about_of, groups_of
+from memedit.editing.ledger_update import groups_of, provenance_of
 from memedit.editing.moment_cache import factor_of
-from memedit.editing.plan import under
-from memedit.editing.run import Job
+from memedit.editing.plan import with_contexts
+from memedit.editing.run import EditRun
 from memedit.editing.solve import solve
-from memedit.editing.start import Start
+from memedit.editing.start import RunStart
 from memedit.editing.targets import Targets
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import write_lines
-from memedit.progress import Silence
+from memedit.progress import NoProgress
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes
 from tests.conftest import ROOT
@@ -128,7 +128,7 @@ def test_a_killed_run_on_an_edited_model_goes_on_and_writes_the_same_bytes(
     found: list[dict[str, bytes]] = []
     for phases in ((), ("targets", "update", "entered")):
         for phase in phases:
-            killed = start(tmp_path / "cache", "-c", KILLED_AFTER, "memedit.editing.run", "Job", phase, *command)
+            killed = start(tmp_path / "cache", "-c", KILLED_AFTER, "memedit.editing.run", "EditRun", phase, *command)
             assert killed.returncode == -signal.SIGKILL, killed.stderr
             assert not (tmp_path / "b").exists()
         done = start(tmp_path / "cache", "-m", "memedit", *command)
@@ -140,20 +140,20 @@ def test_a_killed_run_on_an_edited_model_goes_on_and_writes_the_same_bytes(
     assert found[0] == found[1]
 
 
-def kept_ledger(job: Job, contexts: list[str], order: list[int], wanted: torch.Tensor) -> Ledger:
+def kept_ledger(job: EditRun, contexts: list[str], order: list[int], wanted: torch.Tensor) -> Ledger:
     """A ledger of all edits of a job, entered in ten batches of this order, with these targets (E, D)."""
     edits = job.plan.edits
     groups = groups_of(edits, joint=job.recipe.joint)
-    about = about_of(Past(), job.recipe, job.base.digest, job.plan.layers, contexts, {})
+    about = provenance_of(History(), job.recipe, job.base.digest, job.plan.layers, contexts, {})
     ledger: Ledger | None = None
     for at in range(0, len(order), 50):
         some = order[at : at + 50]
         entries = [
-            Entry(edit=edits[n].request, digest=edits[n].request.digest, found="joint", on=job.base.digest,
+            LedgerEntry(edit=edits[n].request, digest=edits[n].request.digest, found="joint", on=job.base.digest,
                   group=groups[n], loss=0.0, steps=1)
             for n in some
         ]  # fmt: skip
-        ledger = extended(ledger, about, entries, wanted[some], [])
+        ledger = extend_ledger(ledger, about, entries, wanted[some], [])
     assert ledger is not None
     return ledger
 
@@ -161,22 +161,24 @@ def kept_ledger(job: Job, contexts: list[str], order: list[int], wanted: torch.T
 def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_folder: Path, tmp_path: Path) -> None:
     requests = memedit.load_edits(EDITS)[:500]
     recipe = resolve([("flag", {"model.path": str(made_folder), "moments.tokens": 4000})])[0]
-    first = Job(Start(tuple(requests), recipe), (), Silence())
+    first = EditRun(RunStart(tuple(requests), recipe), (), NoProgress())
     contexts, moments = ["", "The old bridge stood there. "], first.moments()
-    wanted = torch.randn(500, first.lm.anatomy.width, generator=torch.Generator().manual_seed(3)) * 2
+    wanted = torch.randn(500, first.lm.architecture.width, generator=torch.Generator().manual_seed(3)) * 2
     found: list[bytes] = []
     for seed in range(3):
         order = torch.randperm(500, generator=torch.Generator().manual_seed(seed)).tolist()
         ledger = kept_ledger(first, contexts, order, wanted)
-        past = Past(ledger, "re-solve", tuple(ledger.in_force))
-        job = Job(Start(tuple(ledger.entries[n].edit for n in ledger.in_force), recipe, past=past), (), Silence())
+        history = History(ledger, "re-solve", tuple(ledger.active))
+        job = EditRun(
+            RunStart(tuple(ledger.entries[n].edit for n in ledger.active), recipe, history=history), (), NoProgress()
+        )
         assert len(job.kept) == 500
         targets = Targets(ledger.targets, ledger.targets, torch.zeros(500), torch.zeros(500))
         update = job.update(contexts, moments, targets)
         found.append(delta_bytes({str(n): delta for n, delta in update.deltas.items()}, job.base.digest, {}))
     assert found[0] == found[1] == found[2]
     # The converse: in the order of a list, what its change is made of stands in that order.
-    prompts = [under(one, contexts, first.lm.tokenizer, chat=False) for one in first.plan.edits]
+    prompts = [with_contexts(one, contexts, first.lm.tokenizer, chat=False) for one in first.plan.edits]
 
     def in_order(few: list[int]) -> bytes:
         mine, method = [prompts[n] for n in few], recipe.method

@@ -13,11 +13,12 @@ import pytest
 import torch
 from memedit.config.recipe import MethodKnobs, ModelKnobs, Recipe
 from memedit.editing.plan import make_plan
-from memedit.editing.run import Job
+from memedit.editing.run import EditRun
 from memedit.editing.targets import find_targets
 from memedit.edits.edit import EditRequest
-from memedit.forward.suffix import Suffix, WholeForward
-from memedit.inspect_model import inspect
+from memedit.forward.perturbed import WholeForward
+from memedit.forward.suffix import Suffix
+from memedit.inspect_model import run_inspect
 from memedit.model.load import load
 from safetensors.torch import load_file
 from tests.conftest import byte_tokenizer
@@ -89,7 +90,7 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
     settings = {"method.layers": LAYERS.get(family, "1-2"), "moments.corpus": str(tmp_path / "corpus.txt")}
     settings |= {"moments.tokens": "1300", "moments.row": "64", "target.steps": "5"}
     recipe = Recipe(model=ModelKnobs(path=str(base)), method=MethodKnobs(layers=settings["method.layers"]))
-    found = inspect(recipe)
+    found = run_inspect(recipe)
     assert found.proved and not found.problems
     named = [block.down_projection for block in found.each if block.editable]
     edit = EditRequest(
@@ -97,7 +98,7 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
     )
 
     lm = load(base, recipe.model)
-    plan = make_plan([edit], lm.tokenizer, lm.anatomy, recipe)
+    plan = make_plan([edit], lm.tokenizer, lm.architecture, recipe)
     layer = int(settings["method.layers"][-1])
     ways = [
         find_targets(lm, plan.edits, [[plan.edits[0].prompt]], layer, recipe, engine=engine).wanted
@@ -107,14 +108,14 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
     assert float((ways[0] - ways[-1]).norm() / ways[-1].norm()) < SAME
 
     seen: list[Tensor] = []
-    real = Job.judged
+    real = EditRun.scored
 
-    def judged(self: Job, run: object, name: str) -> object:
+    def judged(self: EditRun, run: object, name: str) -> object:
         with torch.no_grad():
             seen.append(self.lm.model(input_ids=torch.tensor([IDS]), use_cache=False).logits)
         return real(self, run, name)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Job, "judged", judged)
+    monkeypatch.setattr(EditRun, "scored", judged)
     report = memedit.apply([edit], base, out, settings=settings)
     assert report.engine.startswith("whole" if family in WHOLE else "suffixes"), report.engine
     before, after = seen

@@ -9,7 +9,7 @@ from pathlib import Path
 import memedit
 import pytest
 import torch
-from memedit.editing.run import Job
+from memedit.editing.run import EditRun
 from tests.conftest import ROOT
 
 EDITS = ROOT / "requests" / "world.jsonl"
@@ -35,9 +35,9 @@ def test_a_fresh_process_gives_the_logits_of_the_model_in_memory(
     edits = memedit.load_edits(EDITS)[:16]
     prompts = [edit.text for edit in edits]
     seen: dict[str, list[torch.Tensor]] = {}
-    real = Job.judged
+    real = EditRun.scored
 
-    def judged(self: Job, run: object, name: str) -> object:
+    def judged(self: EditRun, run: object, name: str) -> object:
         with torch.no_grad():
             seen[name] = [
                 self.lm.model(input_ids=torch.tensor([self.lm.tokenizer(prompt)["input_ids"]])).logits
@@ -45,7 +45,7 @@ def test_a_fresh_process_gives_the_logits_of_the_model_in_memory(
             ]
         return real(self, run, name)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Job, "judged", judged)
+    monkeypatch.setattr(EditRun, "scored", judged)
     out, file = tmp_path / "out", tmp_path / "logits.pt"
     memedit.apply(edits, made_folder, out, settings={"target.steps": 6, "moments.tokens": 4000})
     command = [sys.executable, "-c", LOADS, str(out), "|".join(prompts), str(file)]

@@ -12,12 +12,12 @@ from examples.reference import editing as oracle
 from examples.reference.editing import gap
 from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.config.resolve import resolve
-from memedit.editing.plan import check
+from memedit.editing.plan import check_edits
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import read
 from memedit.forward.passes import continuations
 from memedit.model.load import load
-from memedit.pipeline import apply
+from memedit.pipeline import run_apply
 from memedit.results.report import Scores
 from tests.conftest import ROOT, byte_tokenizer
 from tests.families import POST_NORM, family_model
@@ -45,7 +45,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def surprise(folder: Path) -> float:
     """-log p of the object, mean over its tokens."""
     lm = load(folder, ModelKnobs(device="cpu"))
-    edits, _ = check([EDIT], lm.tokenizer, Recipe(), None)
+    edits, _ = check_edits([EDIT], lm.tokenizer, Recipe(), None)
     (found,) = continuations(lm, [(edit.prompt.ids, edit.target) for edit in edits])
     return -float(found.log_probs.mean())
 
@@ -56,7 +56,7 @@ def test_one_edit_gives_what_its_target_promises(folder: Path, tmp_path: Path) -
         "model.path": str(folder), "model.device": "cpu", "output.dir": str(out), "method.ridge": 0.01,
         "target.kl": 0.0, "contexts.openings": [],
     }  # fmt: skip
-    report = apply([EDIT], resolve([("flag", settings)])[0])
+    report = run_apply([EDIT], resolve([("flag", settings)])[0])
     assert "suffixes (proved" in report.engine
     before, promised, after = surprise(folder), report.per_edit[0].loss, surprise(out)
     assert promised is not None and promised < before - 0.5
@@ -67,7 +67,7 @@ def test_one_edit_gives_what_its_target_promises(folder: Path, tmp_path: Path) -
 def edited(name: str, tmp_path: Path) -> Scores:
     """A small model of the made world under a hundred edits at default settings."""
     settings = {"model.path": str(MODELS / name), "model.device": "cpu", "output.dir": str(tmp_path / name)}
-    after = apply(read(str(EDITS))[0], resolve([("flag", settings)])[0]).after
+    after = run_apply(read(str(EDITS))[0], resolve([("flag", settings)])[0]).after
     assert after is not None
     return after
 

@@ -30,14 +30,14 @@ from memedit.cli.app import main
 main()
 """
 PHASES = [
-    ("memedit.editing.run", "Job", "contexts"),
-    ("memedit.editing.run", "Job", "moments"),
-    ("memedit.editing.run", "Job", "judged"),
+    ("memedit.editing.run", "EditRun", "contexts"),
+    ("memedit.editing.run", "EditRun", "moments"),
+    ("memedit.editing.run", "EditRun", "scored"),
     ("memedit.editing.target_search", "", "find_targets"),
-    ("memedit.editing.run", "Job", "targets"),
-    ("memedit.editing.run", "Job", "update"),
+    ("memedit.editing.run", "EditRun", "targets"),
+    ("memedit.editing.run", "EditRun", "update"),
     ("memedit.editing.retry", "", "_sought"),
-    ("memedit.editing.run", "Job", "report"),
+    ("memedit.editing.run", "EditRun", "report"),
     ("memedit.storage.writer", "", "_patch"),
     ("memedit.storage.writer", "", "_sync"),
 ]
@@ -101,11 +101,11 @@ def test_what_was_found_is_not_searched_again(undisturbed: tuple[Path, dict[str,
     folder, _ = undisturbed
     out, cache = folder / "out", folder / "cache"
     try:
-        start(cache, "-c", KILLED_AFTER, "memedit.editing.run", "Job", "targets", *arguments(out))
+        start(cache, "-c", KILLED_AFTER, "memedit.editing.run", "EditRun", "targets", *arguments(out))
         kept = {file: file.stat().st_mtime_ns for file in (cache / "runs").rglob("targets-*")}
         assert len(kept) == 2
         # A second run that is killed right after its targets must have found both chunks and made none.
-        start(cache, "-c", KILLED_AFTER, "memedit.editing.run", "Job", "targets", *arguments(out))
+        start(cache, "-c", KILLED_AFTER, "memedit.editing.run", "EditRun", "targets", *arguments(out))
         assert {file: file.stat().st_mtime_ns for file in (cache / "runs").rglob("targets-*")} == kept
     finally:
         shutil.rmtree(cache, ignore_errors=True)

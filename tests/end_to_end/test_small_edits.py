@@ -12,7 +12,7 @@ import pytest
 import torch
 from examples.benchmarks.both import Both
 from memedit.editing.keys import heads_of
-from memedit.editing.rounding import Rounding, enter
+from memedit.editing.rounding import Rounding, round_delta
 from memedit.editing.solve import solve
 from memedit.edits.edit import EditRequest
 from memedit.forward.keys import Sweep
@@ -50,7 +50,9 @@ def test_single_edits_keep_their_effect_and_disturb_no_more(both: Both) -> None:
             rows = next(iter(sweep.keys(layer, last=layer == both.layers[-1])))[1]
             keys = EditedKeys(1, rows.flatten(0, 1).double())
             for size, bar in BARS.items():
-                found = enter(layer, both.stored[layer], scaled(deltas[layer], both.stored[layer], size), keys, way)
+                found = round_delta(
+                    layer, both.stored[layer], scaled(deltas[layer], both.stored[layer], size), keys, way
+                )
                 assert 1 - found.loss >= bar, (n, layer, size, found.loss)
                 assert found.disturbance <= DISTURBED, (n, layer, size, found.disturbance)
                 kept[size].append(1 - found.nearest_loss)

@@ -16,8 +16,8 @@ from memedit.config.recipe import ModelKnobs
 from memedit.config.resolve import resolve
 from memedit.edits.read import read
 from memedit.model.load import load
-from memedit.progress import Silence
-from memedit.results.traces import Tracing
+from memedit.progress import NoProgress
+from memedit.results.traces import TracingResult
 from memedit.storage.checkpoint import Checkpoint
 from memedit.tracing.run import trace_all
 from safetensors.torch import load_file
@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_by_fact_and_writes_the_same_bytes(tmp_path: Path) 
     assert written["killed"] == written["undisturbed"]
 
 
-def traced(folder: Path, n_facts: int, *, facts: Path = FACTS, everywhere: bool = True) -> Tracing:
+def traced(folder: Path, n_facts: int, *, facts: Path = FACTS, everywhere: bool = True) -> TracingResult:
     """Facts spread over the made world's people and relations, each under a wording with its subject inside."""
     lm = load(folder, ModelKnobs(device="cpu"), editing=False)
     requests, findings = read(str(facts))
@@ -168,7 +168,7 @@ def traced(folder: Path, n_facts: int, *, facts: Path = FACTS, everywhere: bool 
     ]
     recipe = resolve([("flag", {"model.path": str(folder), "trace.samples": 5})])[0]
     some = inside[:: max(1, len(inside) // n_facts)][:n_facts]
-    return trace_all(lm, Checkpoint.open(folder).digest, some, recipe, Silence(), findings, everywhere=everywhere)[0]
+    return trace_all(lm, Checkpoint.open(folder).digest, some, recipe, NoProgress(), findings, everywhere=everywhere)[0]
 
 
 def test_the_early_site_shows_and_late_attention_at_the_end(made_folder: Path) -> None:

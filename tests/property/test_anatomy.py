@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from memedit.errors import UnsupportedModelError
-from memedit.model.architecture import Anatomy, find_anatomy, spans
+from memedit.model.architecture import Architecture, find_architecture, spans
 from memedit.model.probe import prove
 from tests.families import FAMILIES, MIXTURES, OTHERS, POST_NORM, family_model
 from torch import nn
@@ -16,38 +16,38 @@ GAINS = {"granite_scaled": 0.5, "granitemoeshared": 0.22}
 EDITABLE = {"qwen3_moe": [0, 1], "qwen2_moe": [0], "mixtral": [], "gpt_oss": []}
 
 
-def proved(family: str) -> Anatomy:
+def proved(family: str) -> Architecture:
     model = family_model(family)
-    return prove(model, find_anatomy(model))
+    return prove(model, find_architecture(model))
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *OTHERS, *(name for name in MIXTURES if EDITABLE.get(name) != [])])
 def test_every_editable_block_is_proved_with_its_gain(family: str) -> None:
-    anatomy = proved(family)
-    assert anatomy.editable == EDITABLE.get(family, [0, 1, 2, 3])
-    assert {anatomy.gains[layer] for layer in anatomy.editable} == {GAINS.get(family, 1.0)}
-    assert all(anatomy.mlp_widths[layer] for layer in anatomy.editable)
+    architecture = proved(family)
+    assert architecture.editable == EDITABLE.get(family, [0, 1, 2, 3])
+    assert {architecture.gains[layer] for layer in architecture.editable} == {GAINS.get(family, 1.0)}
+    assert all(architecture.mlp_widths[layer] for layer in architecture.editable)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_norm_behind_the_down_projection_is_found_where_there_is_one_and_without_weights_too(family: str) -> None:
     model = family_model(family)
-    anatomy = find_anatomy(model)
-    assert [bool(norm) for norm in anatomy.norms] == [family in POST_NORM] * 4
+    architecture = find_architecture(model)
+    assert [bool(norm) for norm in architecture.norms] == [family in POST_NORM] * 4
     with torch.device("meta"):
-        assert find_anatomy(type(model)(model.config)) == anatomy
+        assert find_architecture(type(model)(model.config)) == architecture
 
 
 @pytest.mark.parametrize("family", POST_NORM)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_norm_is_proved_and_refused_where_it_is_no_rms_norm(family: str, dtype: torch.dtype) -> None:
     model = family_model(family).to(dtype)
-    anatomy = find_anatomy(model)
-    assert prove(model, anatomy).editable == [0, 1, 2, 3]
-    path, _, name = anatomy.norms[1].rpartition(".")
-    setattr(model.get_submodule(path), name, nn.LayerNorm(anatomy.width, dtype=dtype))
+    architecture = find_architecture(model)
+    assert prove(model, architecture).editable == [0, 1, 2, 3]
+    path, _, name = architecture.norms[1].rpartition(".")
+    setattr(model.get_submodule(path), name, nn.LayerNorm(architecture.width, dtype=dtype))
     if dtype == torch.float32:
-        found = prove(model, anatomy)
+        found = prove(model, architecture)
         assert found.editable == [0, 2, 3]
         assert "no RMS norm" in found.refusals[1]
 
@@ -55,13 +55,13 @@ def test_a_norm_is_proved_and_refused_where_it_is_no_rms_norm(family: str, dtype
 def test_a_norm_that_is_not_seen_is_refused() -> None:
     model = family_model("olmo2")
     with pytest.raises(UnsupportedModelError, match="one to one"):
-        prove(model, replace(find_anatomy(model), norms=("",) * 4))
+        prove(model, replace(find_architecture(model), norms=("",) * 4))
 
 
 def test_a_norm_behind_which_something_else_is_done_is_refused() -> None:
     model = family_model("olmo2")
     model.get_submodule("model.layers.2").register_forward_hook(lambda _module, _args, output: output * 1.1)
-    found = prove(model, find_anatomy(model))
+    found = prove(model, find_architecture(model))
     assert found.editable == [0, 1, 3]
     assert "through its norm" in found.refusals[2]
 
@@ -73,10 +73,10 @@ def test_routed_experts_are_refused_in_words(family: str) -> None:
 
 
 def test_a_mixture_is_refused_layer_by_layer() -> None:
-    anatomy = proved("qwen3_moe")
-    anatomy.require([0, 1])
+    architecture = proved("qwen3_moe")
+    architecture.require([0, 1])
     with pytest.raises(UnsupportedModelError, match="layer 2 cannot be edited: its MLP is a mixture") as caught:
-        anatomy.require([1, 2])
+        architecture.require([1, 2])
     assert "--layers 0-1" in caught.value.hint
     gated = proved("qwen2_moe")
     with pytest.raises(UnsupportedModelError, match="a gate that differs from token to token"):
@@ -88,22 +88,22 @@ def test_a_mixture_is_refused_layer_by_layer() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "granite_scaled", "deepseek_v3"])
 def test_structure_is_found_without_weights(family: str) -> None:
     with torch.device("meta"):
-        there = find_anatomy(type(family_model(family))(family_model(family).config))
-    assert there == find_anatomy(family_model(family))
+        there = find_architecture(type(family_model(family))(family_model(family).config))
+    assert there == find_architecture(family_model(family))
 
 
 def test_a_gain_is_measured_in_half_precision_too() -> None:
     model = family_model("granite_scaled").to(torch.bfloat16)
-    assert set(prove(model, find_anatomy(model)).gains) == {0.5}
+    assert set(prove(model, find_architecture(model)).gains) == {0.5}
 
 
 def test_what_leaks_to_other_tokens_is_refused() -> None:
     model = family_model("llama")
-    anatomy = find_anatomy(model)
+    architecture = find_architecture(model)
     block = model.get_submodule("model.layers.1")
     # A block that hands every token half of what its neighbor has.
     block.register_forward_hook(lambda _m, _a, output: output + 0.5 * output.roll(1, 1))
-    found = prove(model, anatomy)
+    found = prove(model, architecture)
     assert found.editable == [0, 2, 3]
     assert "does not add" in found.refusals[1]
 

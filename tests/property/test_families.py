@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memedit.forward.suffix import Row, Suffix, WholeForward, choose
-from memedit.model.architecture import find_anatomy
+from memedit.forward.perturbed import ChangedRow, WholeForward
+from memedit.forward.suffix import Suffix, choose_search_engine
+from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from tests.conftest import byte_tokenizer
 from tests.families import FAMILIES, POST_NORM, family_model
@@ -20,20 +21,20 @@ def ids(count: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randint(2, 258, (count,), generator=generator).tolist())
 
 
-def rows() -> list[Row]:
+def rows() -> list[ChangedRow]:
     """Three contexts of two prompts and their bare subjects: beginnings in common, many lengths, windows overrun."""
     contexts = [(), ids(9, 1), ids(6, 2)]
     prompts = [(ids(3, 3), ids(4, 4)), (ids(5, 5), ids(2, 6))]
-    made: list[Row] = []
+    made: list[ChangedRow] = []
     for head, tail in prompts:
-        made += [Row(context + head + tail, len(context + head) - 1, 2) for context in contexts]
-        made.append(Row(head, len(head) - 1, 1))
+        made += [ChangedRow(context + head + tail, len(context + head) - 1, 2) for context in contexts]
+        made.append(ChangedRow(head, len(head) - 1, 1))
     return made
 
 
 def open_family(name: str) -> LanguageModel:
     model = family_model(name)
-    return LanguageModel(model, byte_tokenizer(), find_anatomy(model))
+    return LanguageModel(model, byte_tokenizer(), find_architecture(model))
 
 
 def gap(found: list[Tensor], wanted: list[Tensor]) -> float:
@@ -54,16 +55,18 @@ def test_the_engine_equals_whole_forwards(family: str) -> None:
             engine = Suffix(lm, LAYER, given, columns=4, worth=worth)
             assert torch.allclose(engine.start, whole.start, atol=1e-4 * float(whole.start.abs().max()))
             assert gap(engine.logits(change, which), wanted) < SAME
-    assert choose(lm, LAYER, given, 4)[0] is Suffix
+    assert choose_search_engine(lm, LAYER, given, 4)[0] is Suffix
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_longer_neighbor_moves_nothing_beyond_rounding(family: str) -> None:
     lm, given = open_family(family), rows()
     alone = Suffix(lm, LAYER, given[:4], columns=4)
-    beside = Suffix(lm, LAYER, [*given[:4], *(Row(ids(40 + n, n), 5, 2) for n in range(4))], columns=4, worth=1 << 30)
+    beside = Suffix(
+        lm, LAYER, [*given[:4], *(ChangedRow(ids(40 + n, n), 5, 2) for n in range(4))], columns=4, worth=1 << 30
+    )
     assert len(beside.launches) == 1
-    change = torch.randn(4, lm.anatomy.width) * alone.start.std()
+    change = torch.randn(4, lm.architecture.width) * alone.start.std()
     with torch.no_grad():
         assert gap(beside.logits(change, range(4)), alone.logits(change, range(4))) < SAME
 
@@ -72,7 +75,7 @@ def test_a_longer_neighbor_moves_nothing_beyond_rounding(family: str) -> None:
 def test_rows_taken_out_leave_the_others_as_they_were(family: str) -> None:
     lm, given = open_family(family), rows()
     engine = Suffix(lm, LAYER, given, columns=4)
-    change = torch.randn(len(given), lm.anatomy.width)
+    change = torch.randn(len(given), lm.architecture.width)
     with torch.no_grad():
         all_of_them = engine.logits(change, range(len(given)))
         for launch in engine.launches:
@@ -88,7 +91,7 @@ def test_gradients_go_through_the_norm_as_in_whole_forwards(family: str) -> None
     lm, given = open_family(family), rows()
     found: list[Tensor] = []
     for engine in (WholeForward, Suffix):
-        change = torch.zeros(len(given), lm.anatomy.width, requires_grad=True)
+        change = torch.zeros(len(given), lm.architecture.width, requires_grad=True)
         logits = engine(lm, LAYER, given, shared=3).logits(change, range(len(given)))
         torch.stack([row.log_softmax(-1)[:, 5].sum() for row in logits]).sum().backward()
         assert change.grad is not None

@@ -16,23 +16,23 @@ SAME = 1e-8  # relative: float64 through two Cholesky factors
 INNER, WIDTH = 12, 5
 
 
-def problem(seed: int, edits: int, past: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def problem(seed: int, edits: int, history: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A metric M (F, F), keys (E, F), past keys (P, F), residuals (E, D)."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     rows = draw(10 * INNER, INNER)
-    return rows.T @ rows / len(rows), draw(edits, INNER), draw(past, INNER), draw(edits, WIDTH)
+    return rows.T @ rows / len(rows), draw(edits, INNER), draw(history, INNER), draw(edits, WIDTH)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 20), st.integers(1, 20), st.floats(0.05, 20))
 def test_rows_that_ask_for_nothing_add_their_gram_matrix_to_the_metric(
-    seed: int, edits: int, past: int, ridge: float
+    seed: int, edits: int, history: int, ridge: float
 ) -> None:
-    metric, keys, old, residuals = problem(seed, edits, past)
+    metric, keys, old, residuals = problem(seed, edits, history)
     factor = Factor(torch.linalg.cholesky(metric), ridge)
     both = gains(factor, torch.cat([keys, old]))
-    found = torch.cat([residuals, torch.zeros(past, WIDTH, dtype=torch.float64)]).T @ both
+    found = torch.cat([residuals, torch.zeros(history, WIDTH, dtype=torch.float64)]).T @ both
     published = replace(factor, lower=torch.linalg.cholesky(metric + old.T @ old / ridge))
     assert gap(found, residuals.T @ gains(published, keys)) < SAME
 

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memedit.editing.ledger import About, Base, Entry, Ledger, extended, joined, replaced_by
+from memedit.editing.ledger import (
+    BaseIdentity,
+    Ledger,
+    LedgerEntry,
+    Provenance,
+    extend_ledger,
+    find_superseded,
+    merge_edits,
+)
 from memedit.edits.edit import EditRequest
 
-ABOUT = About(base=Base(path="b", digest="0"), contexts=("",), knobs={}, layers=(0,), moments="m")
+ABOUT = Provenance(base=BaseIdentity(path="b", digest="0"), contexts=("",), knobs={}, layers=(0,), moments="m")
 facts = st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(0, 2), st.integers(0, 1))
 histories = st.lists(st.lists(facts, max_size=6, unique_by=lambda one: one[:2]), max_size=5)
 
@@ -23,19 +31,19 @@ def edit(subject: int, relation: int, said: int, wording: int, name: str = "") -
     )  # fmt: skip
 
 
-def entry(request: EditRequest) -> Entry:
-    return Entry(edit=request, digest=request.digest, found="searched", on="0", group="g", loss=0.0, steps=1)
+def entry(request: EditRequest) -> LedgerEntry:
+    return LedgerEntry(edit=request, digest=request.digest, found="searched", on="0", group="g", loss=0.0, steps=1)
 
 
 def run(ledger: Ledger | None, requests: Sequence[EditRequest]) -> Ledger | None:
     """What a run does to a ledger; each target is a number made of its edit."""
-    old = [] if ledger is None else [ledger.entries[n].edit for n in ledger.in_force]
-    found = joined(old, requests)
+    old = [] if ledger is None else [ledger.entries[n].edit for n in ledger.active]
+    found = merge_edits(old, requests)
     gone = {was.digest for _, was in found.replaced}
-    stay = [] if ledger is None else [n for n in ledger.in_force if ledger.entries[n].digest not in gone]
+    stay = [] if ledger is None else [n for n in ledger.active if ledger.entries[n].digest not in gone]
     entries = [*([] if ledger is None else [ledger.entries[n] for n in stay]), *map(entry, found.requests)]
     targets = torch.tensor([[float(int(one.digest[:6], 16))] for one in entries]).reshape(-1, 1)
-    return extended(ledger, ABOUT, entries, targets, stay) if entries else ledger
+    return extend_ledger(ledger, ABOUT, entries, targets, stay) if entries else ledger
 
 
 def through(batches: Sequence[Sequence[EditRequest]]) -> Ledger | None:
@@ -45,8 +53,8 @@ def through(batches: Sequence[Sequence[EditRequest]]) -> Ledger | None:
     return ledger
 
 
-def in_force(ledger: Ledger | None) -> set[str]:
-    return set() if ledger is None else {ledger.entries[n].digest for n in ledger.in_force}
+def active(ledger: Ledger | None) -> set[str]:
+    return set() if ledger is None else {ledger.entries[n].digest for n in ledger.active}
 
 
 def latest(batches: Sequence[Sequence[EditRequest]]) -> set[str]:
@@ -65,12 +73,12 @@ def latest(batches: Sequence[Sequence[EditRequest]]) -> set[str]:
 def test_the_latest_answer_to_each_question_is_in_force(given: list[list[tuple[int, int, int, int]]]) -> None:
     batches = [[edit(*one) for one in batch] for batch in given]
     ledger = through(batches)
-    assert in_force(ledger) == latest(batches)
+    assert active(ledger) == latest(batches)
     if ledger is not None:
         assert all(
             row[0] == float(int(one.digest[:6], 16)) for row, one in zip(ledger.targets, ledger.entries, strict=True)
         )
-        ids = [ledger.entries[n].edit.id for n in ledger.in_force]
+        ids = [ledger.entries[n].edit.id for n in ledger.active]
         assert len(ids) == len(set(ids))
         for one in ledger.entries:
             if one.superseded_by is not None:
@@ -82,7 +90,7 @@ def test_the_latest_answer_to_each_question_is_in_force(given: list[list[tuple[i
 @given(histories)
 def test_batches_of_one_leave_what_whole_batches_leave(given: list[list[tuple[int, int, int, int]]]) -> None:
     batches = [[edit(*one) for one in batch] for batch in given]
-    assert in_force(through(batches)) == in_force(through([[one] for batch in batches for one in batch]))
+    assert active(through(batches)) == active(through([[one] for batch in batches for one in batch]))
 
 
 @settings(max_examples=100, deadline=None)
@@ -96,15 +104,15 @@ def test_forgetting_a_batch_is_as_if_it_had_never_been(
     if ledger is None:
         return
     left = ledger.without({one.id for one in batches[min(which, len(batches) - 1)]})
-    assert in_force(left) == in_force(through([b for n, b in enumerate(batches) if n != min(which, len(batches) - 1)]))
+    assert active(left) == active(through([b for n, b in enumerate(batches) if n != min(which, len(batches) - 1)]))
 
 
 def test_edits_that_agree_or_speak_of_other_things_stand_beside_each_other() -> None:
-    assert replaced_by([edit(0, 0, 1, 0), edit(0, 0, 1, 1), edit(0, 1, 2, 0), edit(1, 0, 2, 0)]) == {}
+    assert find_superseded([edit(0, 0, 1, 0), edit(0, 0, 1, 1), edit(0, 1, 2, 0), edit(1, 0, 2, 0)]) == {}
     # The converse, by either question: the relation in other words, and the prompt without its relation.
-    assert replaced_by([edit(0, 0, 1, 0), edit(0, 0, 2, 1)]) == {0: 1}
+    assert find_superseded([edit(0, 0, 1, 0), edit(0, 0, 2, 1)]) == {0: 1}
     bare = edit(0, 0, 2, 0).model_copy(update={"relation": None})
-    assert replaced_by([edit(0, 0, 1, 0), bare]) == {0: 1}
+    assert find_superseded([edit(0, 0, 1, 0), bare]) == {0: 1}
 
 
 def test_a_chain_ends_in_its_last_edit_and_what_comes_back_replaces_in_turn() -> None:
@@ -114,8 +122,8 @@ def test_a_chain_ends_in_its_last_edit_and_what_comes_back_replaces_in_turn() ->
 
 
 def test_an_id_in_use_is_told_apart_and_one_given_way_is_free_again() -> None:
-    found = joined([edit(0, 0, 1, 0, "a")], [edit(1, 0, 1, 0, "a"), edit(2, 0, 1, 0, "a-2")])
+    found = merge_edits([edit(0, 0, 1, 0, "a")], [edit(1, 0, 1, 0, "a"), edit(2, 0, 1, 0, "a-2")])
     assert [one.id for one in found.requests] == ["a-3", "a-2"]
-    found = joined([edit(0, 0, 1, 0, "a")], [edit(0, 0, 2, 0, "a")])
+    found = merge_edits([edit(0, 0, 1, 0, "a")], [edit(0, 0, 2, 0, "a")])
     assert [one.id for one in found.requests] == ["a"]
     assert not found.renamed

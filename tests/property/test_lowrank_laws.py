@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memedit.numerics.delta import Delta, rounded
-from memedit.numerics.lowrank import factored, few_directions, probes, total, truncated
+from memedit.numerics.lowrank import balanced_factors, few_directions, random_probes, sum_lowrank, truncated
 
 FLOAT32 = 2.0**-22  # a step of float32 on either side of a product
 FLOAT64 = 1e-12  # sums of some dozen products
@@ -35,11 +35,11 @@ def flat(seed: int, width: int, inner: int, values: list[float]) -> Delta:
 @given(sizes, sizes, sizes, sizes, seeds)
 def test_a_total_is_the_sum_of_its_changes(one: int, two: int, width: int, inner: int, seed: int) -> None:
     a, b = change(one, width, inner, seed), change(two, width, inner, seed + 2)
-    found, wanted = total([a, b]), a.dense() + b.dense()
+    found, wanted = sum_lowrank([a, b]), a.dense() + b.dense()
     assert (found.dense() - wanted).abs().max() <= FLOAT32 * wanted.abs().max() + FLOAT64
     kept = found.left.numel() + (0 if found.right is None else found.right.numel())
     assert kept <= width * inner or a.right is None or b.right is None
-    assert total([a]) is a
+    assert sum_lowrank([a]) is a
 
 
 @settings(deadline=None)
@@ -47,15 +47,15 @@ def test_a_total_is_the_sum_of_its_changes(one: int, two: int, width: int, inner
 def test_a_change_and_its_negative_leave_the_weight(width: int, inner: int, seed: int) -> None:
     one, weight = change(2, width, inner, seed), draw(seed + 5, width, inner).half()
     negative = Delta(-one.left, one.right)
-    assert torch.equal(rounded(weight, total([one, negative])), weight)
-    assert not torch.equal(rounded(weight, total([one, one])), weight)
+    assert torch.equal(rounded(weight, sum_lowrank([one, negative])), weight)
+    assert not torch.equal(rounded(weight, sum_lowrank([one, one])), weight)
 
 
 @settings(deadline=None)
 @given(sizes, sizes, sizes, seeds)
 def test_factors_of_like_size_have_the_same_product_to_the_bit(edits: int, width: int, inner: int, seed: int) -> None:
     delta = change(edits, width, inner, seed)
-    found = factored(delta)
+    found = balanced_factors(delta)
     assert found.right is not None
     assert torch.equal(found.dense(), delta.dense())
     ratio = found.left.norm(dim=0) / found.right.norm(dim=1)
@@ -87,9 +87,9 @@ def test_what_is_cut_is_told_by_hand() -> None:
 def test_a_sketch_counts_the_directions_of_a_difference(shape: tuple[int, int]) -> None:
     # Energies 16, 9, 4, 1: of 30, three hold 97 %, all four 99 %.
     delta = flat(4, *shape, [4.0, 3.0, 2.0, 1.0]).dense()
-    draws = probes(shape[1], shape[0])
+    draws = random_probes(shape[1], shape[0])
     basis = torch.linalg.qr(delta @ draws.double())[0]
     assert few_directions(basis.T @ delta, float(delta.square().sum())) == 4
     noise = draw(9, 600, 600)
-    basis = torch.linalg.qr(noise @ probes(600, 600).double())[0]
+    basis = torch.linalg.qr(noise @ random_probes(600, 600).double())[0]
     assert few_directions(basis.T @ noise, float(noise.square().sum())) is None

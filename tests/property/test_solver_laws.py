@@ -15,7 +15,7 @@ from memedit.numerics.solvers import (
     SMALLEST_PIVOT,
     Factor,
     decomposed,
-    factored,
+    factor_metric,
     gains,
     guarded,
     leverage,
@@ -255,14 +255,14 @@ def test_the_original_rome_misses_by_the_ratio_of_its_two_keys() -> None:
 def test_a_guarded_factor_is_the_published_sequential_form(method: Method, seed: int, edits: int, before: int) -> None:
     moment, keys, residuals = problem(seed, edits)
     earlier = problem(seed + 1, before)[1]
-    past, factor = earlier.T @ earlier, law(method, moment)
-    found = residuals.T @ gains(guarded(factor, past), keys)
+    history, factor = earlier.T @ earlier, law(method, moment)
+    found = residuals.T @ gains(guarded(factor, history), keys)
     C, K, R = moment.mean, keys.T, residuals.T
     if method is MEMIT:  # jianghoucheng/AlphaEdit, memit_seq_main.py
-        wanted = R @ torch.linalg.solve(factor.ridge * C + past + K @ K.T, K).T
+        wanted = R @ torch.linalg.solve(factor.ridge * C + history + K @ K.T, K).T
     else:  # the same, AlphaEdit_main.py
         P, L2 = projector(moment), factor.ridge * SHARE * float(C.trace()) / 12
-        wanted = torch.linalg.solve(P @ (K @ K.T + past) + L2 * torch.eye(12, dtype=C.dtype), P @ K @ R.T).T
+        wanted = torch.linalg.solve(P @ (K @ K.T + history) + L2 * torch.eye(12, dtype=C.dtype), P @ K @ R.T).T
     assert gap(found, wanted) < SAME
     # Earlier keys are moved less than without the guard.
     free = residuals.T @ gains(factor, keys)
@@ -370,4 +370,4 @@ def test_a_moment_of_nothing_is_refused() -> None:
     bad = torch.eye(4, dtype=torch.float64)
     bad[0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
-        factored(decomposed(Moment(bad, 5), "null space"), ALPHAEDIT, 1.0, SHARE)
+        factor_metric(decomposed(Moment(bad, 5), "null space"), ALPHAEDIT, 1.0, SHARE)

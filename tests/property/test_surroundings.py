@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memedit.model.architecture import find_anatomy
-from memedit.model.head import Surroundings, look_around
+from memedit.model.architecture import find_architecture
+from memedit.model.head import HeadLayout, describe_head
 from tests.families import FAMILIES, family_model
 
 PARALLEL = ("gptj", "codegen", "gpt_neox", "falcon", "falcon_new", "phi", "cohere")
@@ -19,9 +19,9 @@ NORMS = {
 }  # fmt: skip
 
 
-def around(family: str, *, measure: bool = True) -> Surroundings:
+def around(family: str, *, measure: bool = True) -> HeadLayout:
     model = family_model(family)
-    return look_around(model, find_anatomy(model), measure=measure)
+    return describe_head(model, find_architecture(model), measure=measure)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -41,6 +41,6 @@ def test_tying_is_seen_without_weights(family: str) -> None:
     model = family_model(family)
     with torch.device("meta"):
         empty = type(model)(model.config)
-    found = look_around(empty, find_anatomy(empty), measure=False)
+    found = describe_head(empty, find_architecture(empty), measure=False)
     assert found.tied == around(family).tied == (family == "gpt2")
     assert (found.scale, found.cap, found.parallel) == (None, None, None)

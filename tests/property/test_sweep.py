@@ -6,7 +6,7 @@ import pytest
 import torch
 from memedit.forward.keys import Sweep, WholeSweep
 from memedit.forward.passes import Site
-from memedit.model.architecture import find_anatomy
+from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from memedit.model.probe import prove
 from memedit.model.weights import applied, put_
@@ -21,7 +21,7 @@ Heads = list[list[tuple[int, ...]]]
 
 def open_family(name: str) -> LanguageModel:
     model = family_model(name)
-    return LanguageModel(model, byte_tokenizer(), prove(model, find_anatomy(model)))
+    return LanguageModel(model, byte_tokenizer(), prove(model, find_architecture(model)))
 
 
 def heads(n_edits: int = 7) -> Heads:
@@ -82,7 +82,7 @@ def test_every_block_runs_once_but_for_the_bare_rows() -> None:
                 {layer: runs.get(layer, 0) + args[0].numel() // args[0].shape[-1]}
             )
         )
-        for layer, name in enumerate(lm.anatomy.down_projections)
+        for layer, name in enumerate(lm.architecture.down_projections)
     ]
     try:
         sweep = Sweep(lm, heads())

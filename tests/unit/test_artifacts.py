@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from memedit.errors import ResourceError, StorageError
-from memedit.storage.artifacts import BLOCK, Store, cache_dir, digest_file, digest_of, telling, write_whole
+from memedit.storage.artifacts import READ_BLOCK, Store, cache_dir, digest_file, digest_of, telling, write_whole
 
 HOLDS = """
 import sys, time
@@ -51,7 +51,7 @@ def test_a_digest_does_not_follow_the_order_of_keys() -> None:
     assert digest_of({"a": 1}) != digest_of({"a": 2})
 
 
-@pytest.mark.parametrize("size", [0, 5, BLOCK, BLOCK + 1])
+@pytest.mark.parametrize("size", [0, 5, READ_BLOCK, READ_BLOCK + 1])
 def test_a_file_s_digest_is_that_of_its_bytes(tmp_path: Path, size: int) -> None:
     data = bytes(number % 251 for number in range(size))
     (tmp_path / "file").write_bytes(data)

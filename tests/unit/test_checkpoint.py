@@ -13,7 +13,7 @@ from memedit.errors import MemeditError, StorageError, UnsupportedModelError, Us
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.shards import plan_shards, verify_shards
 from memedit.storage.tensorfile import read_header
-from memedit.storage.writer import check_output, verify, write, write_files
+from memedit.storage.writer import check_output, verify, write_checkpoint, write_files
 from safetensors.torch import load_file, save_file
 
 CARD = {"README.md": b"# edited\n", "memedit/run.json": b"{}"}
@@ -51,7 +51,7 @@ def test_only_edited_bytes_differ(tmp_path: Path, sharded: bool) -> None:
     source = folder(tmp_path / "base", sharded=sharded)
     base, out = Checkpoint.open(source), tmp_path / "out"
     weights = edited(base)
-    write(base, out, weights, CARD)
+    write_checkpoint(base, out, weights, CARD)
     verify(out, weights, base)
     names = {str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()}
     differ = {name for name in names if not filecmp.cmp(source / name, out / name, shallow=False)}
@@ -65,7 +65,7 @@ def test_only_edited_bytes_differ(tmp_path: Path, sharded: bool) -> None:
 def test_a_byte_changed_elsewhere_is_found(tmp_path: Path) -> None:
     base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
     weights = edited(base)
-    write(base, out, weights, CARD)
+    write_checkpoint(base, out, weights, CARD)
     untouched = next(entry for name, entry in base.entries.items() if name not in weights)
     with (out / "model.safetensors").open("r+b") as stream:
         stream.seek(untouched.start)
@@ -91,7 +91,7 @@ def test_a_snapshot_of_links_is_copied_from_what_they_point_to(tmp_path: Path) -
         (snapshot / file.name).symlink_to(file)
     before = (blobs / "model.safetensors").read_bytes()
     base, out = Checkpoint.open(snapshot), tmp_path / "out"
-    write(base, out, edited(base), CARD, link="hard")
+    write_checkpoint(base, out, edited(base), CARD, link="hard")
     assert (blobs / "model.safetensors").read_bytes() == before
     assert not any(file.is_symlink() for file in out.rglob("*"))
     assert (out / "config.json").samefile(blobs / "config.json")
@@ -103,9 +103,9 @@ def test_an_output_that_is_not_empty_is_refused_and_replaced_when_asked(tmp_path
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
-        write(base, out, edited(base), CARD)
+        write_checkpoint(base, out, edited(base), CARD)
     assert (out / "mine.txt").read_text() == "mine"
-    write(base, out, edited(base), CARD, overwrite=True)
+    write_checkpoint(base, out, edited(base), CARD, overwrite=True)
     assert not (out / "mine.txt").exists()
     assert (
         sorted(file.name for file in tmp_path.iterdir()) == ["base", "cache", "out"]
@@ -188,7 +188,7 @@ def test_a_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_byte_changed_in_a_shard_without_edits_is_found(tmp_path: Path) -> None:
     base, out = Checkpoint.open(folder(tmp_path / "base", sharded=True)), tmp_path / "out"
     weights = edited(base)
-    write(base, out, weights, CARD)
+    write_checkpoint(base, out, weights, CARD)
     file = out / "model-00003-of-00003.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -225,7 +225,9 @@ def test_tensors_of_a_new_dtype_or_no_size_are_copied(tmp_path: Path) -> None:
 
 def test_files_are_left_out_where_asked(tmp_path: Path) -> None:
     base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
-    write(base, out, edited(base), {"README.md": b"# back\n", "memedit/base_README.md": None, "config.json": None})
+    write_checkpoint(
+        base, out, edited(base), {"README.md": b"# back\n", "memedit/base_README.md": None, "config.json": None}
+    )
     assert (out / "README.md").read_text() == "# back\n"
     assert not (out / "memedit").exists() and not (out / "config.json").exists()
     assert (out / "chat_template.jinja").is_file()
@@ -253,7 +255,7 @@ def test_shards_of_a_size_hold_every_tensor_as_it_was(tmp_path: Path, sharded: b
     # Three tensors of 48 bytes: two fit into 100, the edited one among them.
     base, out = Checkpoint.open(folder(tmp_path / "base", sharded=sharded)), tmp_path / "out"
     weights = edited(base)
-    write(base, out, weights, CARD, max_shard=100)
+    write_checkpoint(base, out, weights, CARD, max_shard=100)
     names = sorted(file.name for file in out.glob("*.safetensors*"))
     assert names == [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)] + ["model.safetensors.index.json"]
     index = json.loads((out / "model.safetensors.index.json").read_text())
@@ -268,7 +270,7 @@ def test_shards_of_a_size_hold_every_tensor_as_it_was(tmp_path: Path, sharded: b
 
 def test_shards_become_one_file_where_all_fits(tmp_path: Path) -> None:
     base, out = Checkpoint.open(folder(tmp_path / "base", sharded=True)), tmp_path / "out"
-    write(base, out, edited(base), CARD, max_shard=1000, link="hard")
+    write_checkpoint(base, out, edited(base), CARD, max_shard=1000, link="hard")
     assert [file.name for file in out.glob("*.safetensors*")] == ["model.safetensors"]
     assert load_file(out / "model.safetensors").keys() == base.entries.keys()
     assert (out / "config.json").samefile(tmp_path / "base" / "config.json")
@@ -288,7 +290,7 @@ def test_tensors_of_several_dtypes_begin_on_their_boundaries(tmp_path: Path) -> 
         save_file({name: part}, source / f"{name}.safetensors", {"format": "pt"})
     where = {name: f"{name}.safetensors" for name in parts}
     (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"mine": 1}, "weight_map": where}))
-    write(Checkpoint.open(source), out, {}, {}, max_shard=100)
+    write_checkpoint(Checkpoint.open(source), out, {}, {}, max_shard=100)
     for entry in read_header(out / "model.safetensors").values():
         assert entry.start % parts[entry.name].element_size() == 0
         assert torch.equal(load_file(out / "model.safetensors")[entry.name], parts[entry.name])
@@ -297,7 +299,7 @@ def test_tensors_of_several_dtypes_begin_on_their_boundaries(tmp_path: Path) -> 
 def test_a_byte_changed_in_a_new_shard_is_found(tmp_path: Path) -> None:
     base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
     weights = edited(base)
-    write(base, out, weights, CARD, max_shard=60)
+    write_checkpoint(base, out, weights, CARD, max_shard=60)
     verify_shards(out, weights, base)
     file = out / "model-00003-of-00003.safetensors"
     data = file.read_bytes()
@@ -309,6 +311,6 @@ def test_a_byte_changed_in_a_new_shard_is_found(tmp_path: Path) -> None:
 def test_an_untouched_shard_is_the_same_file_where_hard_links_are_asked(tmp_path: Path) -> None:
     source, out = folder(tmp_path / "base", sharded=True), tmp_path / "out"
     base = Checkpoint.open(source)
-    write(base, out, edited(base), CARD, link="hard")
+    write_checkpoint(base, out, edited(base), CARD, link="hard")
     same = [(out / file.name).samefile(file) for file in base.files]
     assert same == [True, False, True]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from memedit.progress import Silence
+from memedit.progress import NoProgress
 from memedit.results.changes import Comparison
 from memedit.storage import comparison
 from memedit.storage.comparison import compare
@@ -42,7 +42,7 @@ def folder(path: Path, parts: dict[str, torch.Tensor], *, files: int = 1) -> Pat
 
 
 def told(a: Path, b: Path) -> Comparison:
-    return compare(a, b, "a", "b", Silence())
+    return compare(a, b, "a", "b", NoProgress())
 
 
 def test_the_same_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_the_same_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 22])
 def test_a_change_is_measured_whatever_the_blocks(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "BLOCK", block)
+    monkeypatch.setattr(comparison, "READ_BLOCK", block)
     after = tensors()
     after["a.2.w"][3] += 1
     after["a.2.w"][:, 5] += 1

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from examples.benchmarks.counting import counted, needed
-from memedit.forward.suffix import Row, Suffix
-from memedit.model.architecture import find_anatomy
+from memedit.forward.perturbed import ChangedRow
+from memedit.forward.suffix import Suffix
+from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from tests.conftest import byte_tokenizer
 from tests.families import FAMILIES
@@ -21,13 +22,13 @@ def eager(family: str) -> LanguageModel:
     kind, knobs = FAMILIES[family]
     config = CONFIG_MAPPING[kind](**knobs)
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().requires_grad_(False)
-    return LanguageModel(model, byte_tokenizer(), find_anatomy(model))
+    return LanguageModel(model, byte_tokenizer(), find_architecture(model))
 
 
-def rows() -> list[Row]:
+def rows() -> list[ChangedRow]:
     generator = torch.Generator().manual_seed(2)
     draw = lambda n: tuple(torch.randint(2, 258, (n,), generator=generator).tolist())  # noqa: E731
-    return [Row(draw(length), length - 4, 2) for length in (9, 9, 12)]
+    return [ChangedRow(draw(length), length - 4, 2) for length in (9, 9, 12)]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
@@ -51,7 +52,7 @@ def test_a_whole_forward_and_its_backward_are_counted(family: str) -> None:
 def test_a_step_of_the_engine_is_counted(family: str) -> None:
     lm = eager(family)
     (launch,) = Suffix(lm, 1, rows()).launches
-    change = torch.zeros(3, lm.anatomy.width, requires_grad=True)
+    change = torch.zeros(3, lm.architecture.width, requires_grad=True)
     with FlopCounterMode(display=False) as torchs, counted(lm) as ours:
         launch.logits(change).sum().backward()
     assert 2 * ours.total == torchs.get_total_flops() > 0
@@ -64,7 +65,7 @@ def test_what_is_needed_is_what_the_engine_runs_where_nothing_is_padded() -> Non
     with counted(lm) as ours:
         engine = Suffix(lm, 1, [row for of_one in given for row in of_one])
         (launch,) = engine.launches
-        change = torch.zeros(2, lm.anatomy.width, requires_grad=True)
+        change = torch.zeros(2, lm.architecture.width, requires_grad=True)
         for _ in range(5):
             launch.logits(change).sum().backward()
         with torch.no_grad():

@@ -15,9 +15,9 @@ from examples.reference.evaluation import Plain
 from memedit.config.recipe import ModelKnobs
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import read
-from memedit.evaluation.forced import Judgment, judge, score
-from memedit.evaluation.probes import derived, probes
-from memedit.forward.scoring import weigh
+from memedit.evaluation.forced import EditScores, score_edits, summarize
+from memedit.evaluation.probes import derived, list_probes
+from memedit.forward.scoring import score_answers
 from memedit.model.load import LanguageModel, load
 from memedit.results.report import Scores
 from tests.conftest import ROOT
@@ -143,7 +143,7 @@ def test_counterfacts_figures_are_the_published_ones(moved: LanguageModel, tmp_p
     records, requests = written(as_counterfact, tmp_path)
     plain = Plain(moved.model, moved.tokenizer)
     expected = oracle.means([oracle.counterfact(plain, record) for record in records])
-    found = score(judge(moved, requests, plus=True))
+    found = summarize(score_edits(moved, requests, plus=True))
     holds(found, expected)
     assert 0 < expected["efficacy"] < 1  # converse: the figures are not trivially equal
     three = [expected[name] for name in ("efficacy", "paraphrase", "neighborhood")]
@@ -153,14 +153,14 @@ def test_counterfacts_figures_are_the_published_ones(moved: LanguageModel, tmp_p
 def test_zsres_figures_are_the_published_ones(moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_zsre, tmp_path)
     plain = Plain(moved.model, moved.tokenizer)
-    holds(score(judge(moved, requests)), oracle.means([oracle.zsre(plain, record) for record in records]))
+    holds(summarize(score_edits(moved, requests)), oracle.means([oracle.zsre(plain, record) for record in records]))
 
 
 def test_easyedits_figures_are_the_published_ones(lm: LanguageModel, moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_easyedit, tmp_path)
     now, was = Plain(moved.model, moved.tokenizer), Plain(lm.model, lm.tokenizer)
     expected = oracle.means([oracle.easyedit(now, was, record) for record in records])
-    holds(score(judge(moved, requests), judge(lm, requests)), expected)
+    holds(summarize(score_edits(moved, requests), score_edits(lm, requests)), expected)
     assert 0 < expected["locality"] < 1
 
 
@@ -168,7 +168,7 @@ def test_our_own_lists_figures_are_the_restated_ones(moved: LanguageModel, tmp_p
     records, requests = written(as_ours, tmp_path)
     plain = Plain(moved.model, moved.tokenizer)
     expected = oracle.means([oracle.ours(plain, record) for record in records])
-    found = score(judge(moved, requests))
+    found = summarize(score_edits(moved, requests))
     holds(found, expected)
     assert found.reversal is not None
     assert found.reversal.n == RECORDS // 2  # of the records that ask it
@@ -178,7 +178,7 @@ def test_mquakes_questions_are_asked_once_a_case(moved: LanguageModel, tmp_path:
     records, requests = written(as_mquake, tmp_path)
     assert len(requests) == 2 * RECORDS
     plain = Plain(moved.model, moved.tokenizer)
-    found = score(judge(moved, requests))
+    found = summarize(score_edits(moved, requests))
     holds(found, oracle.means([oracle.mquake(plain, record) for record in records]))
     assert found.portability is not None
     assert found.portability.n == RECORDS
@@ -186,20 +186,20 @@ def test_mquakes_questions_are_asked_once_a_case(moved: LanguageModel, tmp_path:
 
 def test_a_base_against_itself_agrees_everywhere(lm: LanguageModel) -> None:
     requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
-    judgments = judge(lm, requests[:20])
-    found = score(judgments, judgments)
+    edit_scores = score_edits(lm, requests[:20])
+    found = summarize(edit_scores, edit_scores)
     assert found.locality is not None
     assert found.locality.mean == 1
-    assert score(judgments).locality is None
+    assert summarize(edit_scores).locality is None
 
 
 def test_judgments_survive_json(lm: LanguageModel) -> None:
     from dataclasses import asdict
 
     requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
-    judgments = judge(lm, requests[:5])
-    again = [Judgment(**one) for one in json.loads(json.dumps([asdict(one) for one in judgments]))]
-    assert score(again, judgments) == score(judgments, judgments)
+    edit_scores = score_edits(lm, requests[:5])
+    again = [EditScores(**one) for one in json.loads(json.dumps([asdict(one) for one in edit_scores]))]
+    assert summarize(again, edit_scores) == summarize(edit_scores, edit_scores)
 
 
 def test_the_size_of_a_launch_moves_no_figure(
@@ -208,10 +208,10 @@ def test_the_size_of_a_launch_moves_no_figure(
     from memedit.forward import passes, scoring
 
     _, requests = written(as_counterfact, tmp_path)
-    many = score(judge(moved, requests[:40]))
+    many = summarize(score_edits(moved, requests[:40]))
     monkeypatch.setattr(scoring, "TOKENS_PER_LAUNCH", 8)
     monkeypatch.setattr(scoring, "launches", lambda lengths: passes.launches(lengths, 8))
-    assert_close(many, score(judge(moved, requests[:40])))
+    assert_close(many, summarize(score_edits(moved, requests[:40])))
 
 
 def assert_close(one: Scores, other: Scores) -> None:
@@ -233,7 +233,7 @@ def test_a_shared_beginning_changes_no_answer(lm: LanguageModel) -> None:
     groups = list(leads(list(dict.fromkeys(prompt for prompt, _ in rows))))
     assert groups[0][0] >= 10  # converse: there is something to share
     alone = [scoring.whole(lm, [row])[row] for row in rows]
-    for together, single in zip(weigh(lm, rows), alone, strict=True):
+    for together, single in zip(score_answers(lm, rows), alone, strict=True):
         assert together.likeliest == single.likeliest
         assert together.log_probs == pytest.approx(single.log_probs, abs=1e-5)
 
@@ -244,11 +244,11 @@ def test_a_family_whose_cache_lies_is_asked_by_whole_forwards(
     from memedit.forward import scoring
 
     rows = [((40, 50, 60, 70), (80, 90)), ((41, 51, 61), (81,))]
-    expected = weigh(lm, rows)
+    expected = score_answers(lm, rows)
     real = scoring.run_on
     monkeypatch.setattr(scoring, "run_on", lambda *args, **options: real(*args, **options) + 1e-2 * torch.rand(1))
-    monkeypatch.setattr(scoring, "picked", lambda _cache, rows: scoring.DynamicCache())
-    for found, one in zip(weigh(lm, rows), expected, strict=True):
+    monkeypatch.setattr(scoring, "copy_cache_rows", lambda _cache, rows: scoring.DynamicCache())
+    for found, one in zip(score_answers(lm, rows), expected, strict=True):
         assert found.log_probs == pytest.approx(one.log_probs, abs=1e-5)
 
 
@@ -265,7 +265,7 @@ def test_probes_are_derived_where_a_list_has_none_and_counted() -> None:
         edit(2, "Cy", "French", "Latin"),
         edit(3, "Di", "Thai", "Malay"),
     ]
-    own, more = probes(edits), probes(edits, derive=True)
+    own, more = list_probes(edits), list_probes(edits, derive=True)
     assert {probe.kind for probe in own if probe.edit == 0} == {"efficacy"}
     ada = [probe for probe in more if probe.edit == 0]
     assert [probe.text for probe in ada if probe.kind == "paraphrase"] == ["The mother tongue of Ada is"]

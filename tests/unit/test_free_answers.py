@@ -15,14 +15,14 @@ from memedit.config.recipe import EvalKnobs, ModelKnobs
 from memedit.edits.edit import EditRequest, Question
 from memedit.edits.read import read
 from memedit.evaluation.drift import drift_of, passages
-from memedit.evaluation.forced import judge, score
+from memedit.evaluation.forced import score_edits, summarize
 from memedit.evaluation.generated import prefix, written
-from memedit.evaluation.text_metrics import answered, cosine, document_weights, n_gram_entropy, names, words
-from memedit.forward.generation import write
+from memedit.evaluation.text_metrics import answered, cosine, document_weights, n_gram_entropy, names_in_text, words
+from memedit.forward.generation import generate
 from memedit.forward.passes import Site, last_states
 from memedit.forward.perplexity import read_text
 from memedit.forward.scoring import LEAST_SAVED, leads
-from memedit.model.architecture import find_anatomy
+from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load
 from memedit.model.tokens import encode_text, object_ids
 from memedit.model.weights import applied
@@ -34,7 +34,7 @@ SAME = 1e-5
 @pytest.fixture(params=["gpt2", "llama"])
 def tiny(request: pytest.FixtureRequest) -> LanguageModel:
     model: Any = tiny_model(request.param).requires_grad_(False)
-    return LanguageModel(model, byte_tokenizer(), find_anatomy(model))
+    return LanguageModel(model, byte_tokenizer(), find_architecture(model))
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +63,22 @@ def test_writing_together_is_writing_alone(tiny: LanguageModel) -> None:
     plain = Plain(tiny.model, tiny.tokenizer)
     stop = tiny.tokenizer.eos_token_id
     expected = [tuple(plain.write(list(ids), 6, stop)) for ids in asked]
-    assert write(tiny, asked, 6) == expected
+    assert generate(tiny, asked, 6) == expected
 
 
 def test_writing_ends_at_the_end_of_text_and_leaves_it_out(tiny: LanguageModel) -> None:
     asked = prompts()[:4]
-    free = write(tiny, asked, 8)
+    free = generate(tiny, asked, 8)
     tiny.tokenizer.eos_token = tiny.tokenizer.convert_ids_to_tokens(free[0][2])  # type: ignore[index]
-    cut = write(tiny, asked, 8)
+    cut = generate(tiny, asked, 8)
     assert cut[0] == free[0][: free[0].index(free[0][2])]
 
 
 def test_a_chat_models_end_of_turn_ends_what_it_writes(tiny: LanguageModel) -> None:
     asked = prompts()[:4]
-    free = write(tiny, asked, 8)
+    free = generate(tiny, asked, 8)
     tiny.model.generation_config.eos_token_id = [1, free[1][3]]  # type: ignore[union-attr]
-    cut = write(tiny, asked, 8)
+    cut = generate(tiny, asked, 8)
     assert cut[1] == free[1][: free[1].index(free[1][3])]
     assert len(cut[1]) < len(free[1])
 
@@ -89,40 +89,40 @@ def test_a_model_whose_cache_lies_writes_by_whole_forwards(
     from memedit.forward import generation, scoring
 
     asked = prompts()
-    expected = write(tiny, asked, 6)
+    expected = generate(tiny, asked, 6)
 
     def forgotten(_cache: object, _rows: Sequence[int]) -> Any:
         return scoring.DynamicCache()
 
-    monkeypatch.setattr(scoring, "picked", forgotten)
-    monkeypatch.setattr(generation, "picked", forgotten)
-    assert write(tiny, asked, 6) == expected
+    monkeypatch.setattr(scoring, "copy_cache_rows", forgotten)
+    monkeypatch.setattr(generation, "copy_cache_rows", forgotten)
+    assert generate(tiny, asked, 6) == expected
     # Converse: believed, the same cache writes something else.
     monkeypatch.setattr(generation, "proved", lambda *_: True)
-    assert write(tiny, asked, 6) != expected
+    assert generate(tiny, asked, 6) != expected
 
 
 def test_the_size_of_a_launch_changes_no_text(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from memedit.forward import scoring
 
     asked = prompts()
-    many = write(tiny, asked, 6)
+    many = generate(tiny, asked, 6)
     for kept in (1, 200):
         monkeypatch.setattr(scoring, "KEPT_TOKENS", kept)
-        assert write(tiny, asked, 6) == many
+        assert generate(tiny, asked, 6) == many
 
 
 def test_a_drawn_text_does_not_depend_on_its_company(tiny: LanguageModel) -> None:
     asked = prompts()
-    together = write(tiny, asked, 5, top_k=5)
-    assert [write(tiny, [ids], 5, top_k=5)[0] for ids in asked[::7]] == together[::7]
-    assert write(tiny, asked, 5, top_k=5, seed=1) != together
-    assert write(tiny, asked, 5, top_k=5) == together
+    together = generate(tiny, asked, 5, top_k=5)
+    assert [generate(tiny, [ids], 5, top_k=5)[0] for ids in asked[::7]] == together[::7]
+    assert generate(tiny, asked, 5, top_k=5, seed=1) != together
+    assert generate(tiny, asked, 5, top_k=5) == together
 
 
 def test_a_row_too_long_for_the_model_is_written_as_far_as_it_goes(tiny: LanguageModel) -> None:
-    longest = tiny.anatomy.positions or 0
-    assert len(write(tiny, [(5,) * (longest - 3)], 10)[0]) <= 3
+    longest = tiny.architecture.positions or 0
+    assert len(generate(tiny, [(5,) * (longest - 3)], 10)[0]) <= 3
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_an_answer_counts_where_its_first_sentence_names_the_object(
 
 
 def test_an_empty_name_is_named_nowhere() -> None:
-    assert names("anything", " ") == []
+    assert names_in_text("anything", " ") == []
 
 
 def test_free_answers_equal_writing_one_at_a_time(made: LanguageModel) -> None:
@@ -190,7 +190,7 @@ UNRELATED_HERE = "The tower was small and heavy. Nobody knows where the boat is.
 
 def test_an_object_longer_than_eval_tokens_has_room(made: LanguageModel) -> None:
     first = edits(1)[0]
-    long = str(made.tokenizer.decode(write(made, [encode_text(made.tokenizer, first.text)], 40)[0]))
+    long = str(made.tokenizer.decode(generate(made, [encode_text(made.tokenizer, first.text)], 40)[0]))
     name = " ".join(words(long.replace(".", " "))[:12])
     asked = [first.model_copy(update={"object": name, "object_old": None})]
     found, _ = written(made, asked, EvalKnobs(tokens=3), bare=True)
@@ -209,7 +209,7 @@ def test_portability_and_reversal_are_asked_freely_too(made: LanguageModel) -> N
     found, _ = written(made, [first], EvalKnobs(tokens=8, prefixes=(0,), fluency_tokens=20))
     assert found[0].measures["portability"] in (0.0, 1.0)
     assert found[0].measures["reversal"] == 0.0
-    forced = judge(made, [first])[0]
+    forced = score_edits(made, [first])[0]
     assert forced.reversal_accuracy == 0.0
 
 
@@ -233,7 +233,7 @@ def test_consistency_is_the_cosine_of_tf_idf_by_hand() -> None:
 
 
 def test_drift_equals_a_reading_row_by_row(tiny: LanguageModel) -> None:
-    other = LanguageModel(tiny_model("gpt2").requires_grad_(False), tiny.tokenizer, tiny.anatomy)
+    other = LanguageModel(tiny_model("gpt2").requires_grad_(False), tiny.tokenizer, tiny.architecture)
     with torch.no_grad():
         for weight in other.model.parameters():
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
@@ -273,7 +273,7 @@ def test_a_model_does_not_drift_from_itself(tiny: LanguageModel) -> None:
 
 def broken(lm: LanguageModel, requests: Sequence[EditRequest]) -> dict[int, torch.Tensor]:
     """An update that only takes the old object's first token away, in the last layer: nothing new is learned."""
-    layer = lm.anatomy.n_layers - 1
+    layer = lm.architecture.n_layers - 1
     asked = [(request, text) for request in requests for text in (request.text, *request.paraphrases)]
     rows = [encode_text(lm.tokenizer, text) for _, text in asked]
     keys = last_states(lm, rows, Site(layer, "mlp.in")).double()
@@ -293,7 +293,7 @@ def test_a_broken_update_that_forced_scores_praise_is_exposed_by_free_answers(ma
     requests = edits(12)
     knobs = EvalKnobs(tokens=8, prefixes=(0,), fluency_tokens=20)
     with applied(made, broken(made, requests)):
-        forced = score(judge(made, requests))
+        forced = summarize(score_edits(made, requests))
         free, _ = written(made, requests, knobs)
     assert forced.efficacy is not None
     assert forced.paraphrase is not None

@@ -13,10 +13,10 @@ from examples.reference import evaluation as oracle
 from examples.reference.evaluation import Plain
 from memedit.config.recipe import EvalKnobs
 from memedit.edits.read import read
-from memedit.evaluation.figures import figure
+from memedit.evaluation.figures import share_figure
 from memedit.evaluation.generated import UNRELATED, Writing, written
 from memedit.evaluation.text_metrics import words
-from memedit.model.architecture import find_anatomy
+from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from memedit.results.report import Figure
 from tests.conftest import byte_tokenizer
@@ -42,7 +42,7 @@ def tiny() -> LanguageModel:
     with torch.no_grad():
         for token in set(range(2, 258)) - said:
             model.transformer.wte.weight[token] *= 0.3  # in the head, which shares this, hardly ever the likeliest
-    return LanguageModel(model, tokenizer, find_anatomy(model))
+    return LanguageModel(model, tokenizer, find_architecture(model))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_free_answers_equal_their_restatement(
 
 
 def mean(found: list[Writing], kind: str) -> Figure:
-    made = figure([one.measures[kind] for one in found if kind in one.measures])
+    made = share_figure([one.measures[kind] for one in found if kind in one.measures])
     assert made is not None
     return made
 

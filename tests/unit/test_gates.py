@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from memedit.cli.gates import bars, gate
+from memedit.cli.gates import gate, gate_bars
 from memedit.errors import GateError, UsageError
 from memedit.results.report import Drift, Figure, ModelReport, Report, Scores
 
@@ -29,12 +29,12 @@ def report(*models: ModelReport) -> Report:
 
 def test_a_bar_is_held_from_both_sides_and_at_the_bar_itself() -> None:
     one = report(judged("a", 0.9, 1.02))
-    gate(one, bars("efficacy=0.9"), bars("drift.ppl=1.02"))
-    gate(one, {}, bars("generated.old=0.1"))
+    gate(one, gate_bars("efficacy=0.9"), gate_bars("drift.ppl=1.02"))
+    gate(one, {}, gate_bars("generated.old=0.1"))
     with pytest.raises(GateError, match=r"efficacy is 0\.9000, under 0\.91"):
-        gate(one, bars("efficacy=0.91"))
+        gate(one, gate_bars("efficacy=0.91"))
     with pytest.raises(GateError, match=r"drift\.ppl is 1\.0200, over 1\.01; generated\.old is 0\.1000, over 0\.05"):
-        gate(one, {}, bars("drift.ppl=1.01,generated.old=0.05"))
+        gate(one, {}, gate_bars("drift.ppl=1.01,generated.old=0.05"))
 
 
 @pytest.mark.parametrize("word", ["under", "over"])
@@ -48,11 +48,11 @@ def test_what_is_no_number_and_what_was_not_measured_do_not_pass(word: str) -> N
 def test_every_model_is_gated_and_named() -> None:
     both = report(judged("a", 0.9, 1.0), judged("b", 0.5, 1.1))
     with pytest.raises(GateError) as caught:
-        gate(both, bars("efficacy=0.8"), bars("drift.ppl=1.02"))
+        gate(both, gate_bars("efficacy=0.8"), gate_bars("drift.ppl=1.02"))
     assert caught.value.message == "b: efficacy is 0.5000, under 0.8; b: drift.ppl is 1.1000, over 1.02"
 
 
 @pytest.mark.parametrize("text", ["efficacy", "efficacy=", "efficacy=high", "efficacy=nan", "efficacy=inf", "beauty=1"])
 def test_a_bar_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"has no number|knows no score"):
-        bars(text)
+        gate_bars(text)

@@ -68,3 +68,27 @@ def test_numerics_imports_torch_alone() -> None:
                 assert (node.module or "").split(".")[0] in allowed, file
             elif isinstance(node, ast.Import):
                 assert {alias.name.split(".")[0] for alias in node.names} <= allowed, file
+
+
+def public_names() -> dict[str, set[str]]:
+    """Every public name that a module defines at its top, with the modules that define it."""
+    found: dict[str, set[str]] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            names: list[str] = []
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names = [node.target.id]
+            for name in names:
+                if not name.startswith("_"):
+                    found.setdefault(name, set()).add(str(file.relative_to(PACKAGE)))
+    return found
+
+
+def test_a_public_name_means_one_thing() -> None:
+    names = public_names()
+    assert len(names) > 300
+    assert {name: files for name, files in names.items() if len(files) > 1} == {}

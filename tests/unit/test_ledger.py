@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from memedit.editing.ledger import About, Base, Entry, Ledger
+from memedit.editing.ledger import BaseIdentity, Ledger, LedgerEntry, Provenance
 from memedit.editing.ledger_files import LINES, TARGETS, digest_of_ledger, ledger_files, read_ledger
 from memedit.edits.edit import EditRequest, Neighbor
 from memedit.errors import StorageError
 from safetensors.torch import save
 
-ABOUT = About(
-    base=Base(path="models/base", digest="0" * 64), contexts=("", "I was. "), knobs={"seed": 0, "method.ridge": 1.0},
+ABOUT = Provenance(
+    base=BaseIdentity(path="models/base", digest="0" * 64), contexts=("", "I was. "),
+    knobs={"seed": 0, "method.ridge": 1.0},
     layers=(1, 2), moments="m",
 )  # fmt: skip
 # Line separators of Unicode stand in texts as they are, and end no line.
@@ -25,7 +26,7 @@ REQUEST = EditRequest(
     meta={"from": [1, None]}, origin="list.jsonl:3",
 )  # fmt: skip
 ENTRIES = tuple(
-    Entry(
+    LedgerEntry(
         edit=one, digest=one.digest, found="joint", on="0", group="g", loss=0.1, steps=7, took=True, holds=False,
         superseded_by=line,
     )
@@ -48,7 +49,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (found.about, found.entries) == (LEDGER.about, LEDGER.entries)
     assert torch.equal(found.targets, LEDGER.targets)
     assert ledger_files(found) == ledger_files(LEDGER)
-    assert found.in_force == [1]
+    assert found.active == [1]
 
 
 def test_a_folder_without_one_has_none(tmp_path: Path) -> None:

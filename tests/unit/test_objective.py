@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from memedit.numerics.objective import decay_loss, essence_loss, into_ball, likelihood_loss
+from memedit.numerics.objective import decay_loss, into_ball, kl_loss, likelihood_loss
 
 
 def test_likelihood_is_a_mean_over_tokens_then_over_contexts() -> None:
@@ -16,9 +16,9 @@ def test_likelihood_is_a_mean_over_tokens_then_over_contexts() -> None:
 
 def test_essence_is_zero_at_the_start_and_positive_elsewhere() -> None:
     original = torch.randn(3, 11).log_softmax(-1)
-    assert torch.allclose(essence_loss(original, original), torch.zeros(3), atol=1e-6)
+    assert torch.allclose(kl_loss(original, original), torch.zeros(3), atol=1e-6)
     moved = torch.randn(3, 11).log_softmax(-1)
-    found = essence_loss(moved, original)
+    found = kl_loss(moved, original)
     assert torch.allclose(found, (moved.exp() * (moved - original)).sum(-1), atol=1e-6)
     assert bool((found > 0).all())
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 from memedit.config.recipe import MethodKnobs, Recipe
-from memedit.editing.plan import check, make_plan
+from memedit.editing.plan import check_edits, make_plan
 from memedit.edits.edit import EditRequest
 from memedit.errors import EditListError, RecipeError
-from memedit.model.architecture import Anatomy
+from memedit.model.architecture import Architecture
 from tests.conftest import byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-ANATOMY = Anatomy(
+ANATOMY = Architecture(
     blocks="h",
     down_projections=tuple(f"h.{n}.mlp" for n in range(6)),
     refusals=("",) * 6,
@@ -36,7 +36,7 @@ def edit(number: int, **changes: Any) -> EditRequest:
 def codes(
     requests: list[EditRequest], tokenizer: Any = None, positions: int | None = 64
 ) -> list[tuple[str, str | None]]:
-    findings = check(requests, tokenizer or byte_tokenizer(), Recipe(), positions)[1]
+    findings = check_edits(requests, tokenizer or byte_tokenizer(), Recipe(), positions)[1]
     return [(finding.code, finding.edit) for finding in findings]
 
 

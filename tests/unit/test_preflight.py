@@ -9,7 +9,15 @@ import pytest
 import torch
 from memedit.config.recipe import ModelKnobs
 from memedit.editing import resources as preflight
-from memedit.editing.resources import about, check_room, check_weights, gb, moment_bytes, seconds, weight_bytes
+from memedit.editing.resources import (
+    bytes_text,
+    check_room,
+    check_weights,
+    duration_text,
+    estimate_seconds,
+    moment_bytes,
+    weight_bytes,
+)
 from memedit.errors import ResourceError
 from memedit.model.load import LanguageModel, load
 from memedit.storage.checkpoint import Checkpoint
@@ -57,14 +65,17 @@ def test_moments_that_do_not_fit_are_refused(
     needed = moment_bytes([1536] * 3)
     assert needed == 8 * 8 * 1536**2
     short("free_memory", monkeypatch, needed)
-    said = check_room(base, tmp_path / "out", "auto", lm.anatomy, (0, 1, 2), [0, 1, 2])
-    assert said == f"memory {gb(needed)} beside the model, disk {gb(base.size)} of output and 113.2 MB of cache"
+    said = check_room(base, tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [0, 1, 2])
+    assert (
+        said
+        == f"memory {bytes_text(needed)} beside the model, disk {bytes_text(base.size)} of output and 113.2 MB of cache"
+    )
     short("free_memory", monkeypatch, needed - 1)
     with pytest.raises(ResourceError, match="3 layers of 1,536 units") as caught:
-        check_room(base, tmp_path / "out", "auto", lm.anatomy, (0, 1, 2), [0, 1, 2])
+        check_room(base, tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [0, 1, 2])
     assert "--layers" in caught.value.hint
     # What the cache holds is not measured: a layer at a time is all that a solve needs.
-    check_room(base, tmp_path / "out", "auto", lm.anatomy, (0, 1, 2), [])
+    check_room(base, tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [])
 
 
 def test_a_disk_that_is_too_small_is_refused(
@@ -72,9 +83,9 @@ def test_a_disk_that_is_too_small_is_refused(
 ) -> None:
     short("free_disk", monkeypatch, base.size - 1)
     with pytest.raises(ResourceError, match="its disk has") as caught:
-        check_room(base, tmp_path / "out", "auto", lm.anatomy, (0, 1, 2), [])
+        check_room(base, tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [])
     assert "--link hard" in caught.value.hint
-    check_room(base, tmp_path / "out", "hard", lm.anatomy, (0, 1, 2), [])
+    check_room(base, tmp_path / "out", "hard", lm.architecture, (0, 1, 2), [])
 
 
 def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:
@@ -83,12 +94,12 @@ def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Pat
 
 def test_time_grows_with_what_is_read_and_searched(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     short("token_seconds", monkeypatch, 1)  # type: ignore[arg-type]
-    none, read, searched = (seconds(lm, (0, 1, 2), *asked, 40) for asked in ((0, 0), (1000, 0), (0, 1000)))
+    none, read, searched = (estimate_seconds(lm, (0, 1, 2), *asked, 40) for asked in ((0, 0), (1000, 0), (0, 1000)))
     assert none == 0 and read > 500 and searched == pytest.approx(1000 * 0.5 * 3 * 20)
-    assert seconds(lm, (5,), 0, 1000, 40) == 0  # nothing runs above the last block
+    assert estimate_seconds(lm, (5,), 0, 1000, 40) == 0  # nothing runs above the last block
     assert torch.isfinite(torch.tensor([read, searched])).all()
 
 
 @pytest.mark.parametrize(("spent", "said"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_times_are_said_as_people_say_them(spent: float, said: str) -> None:
-    assert about(spent) == said
+    assert duration_text(spent) == said

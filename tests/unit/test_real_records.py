@@ -12,9 +12,9 @@ import torch
 from examples.reference import evaluation as oracle
 from examples.reference.evaluation import Plain, Record, Row
 from memedit.edits.read import read
-from memedit.evaluation.forced import judge, score
-from memedit.evaluation.probes import probes
-from memedit.model.architecture import find_anatomy
+from memedit.evaluation.forced import score_edits, summarize
+from memedit.evaluation.probes import list_probes
+from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from tests.conftest import byte_tokenizer
 from tests.unit.test_evaluation import DATA, RECORDS, holds
@@ -51,7 +51,7 @@ def test_records_are_read_without_loss(name: str, count: int, spot: tuple[Any, .
     first = requests[0]
     near = len(first.neighborhood)
     assert (first.subject, first.object, first.object_old, len(first.paraphrases), near) == spot
-    assert sum(probe.kind == "efficacy" for probe in probes(requests)) == count
+    assert sum(probe.kind == "efficacy" for probe in list_probes(requests)) == count
     for record, request in zip(records, requests, strict=True):
         lost = texts(record) - texts(request.public()) - {request.text, ""}
         assert not lost, request.origin
@@ -103,8 +103,8 @@ def test_figures_of_real_records_are_the_restated_ones(
     name: str, restated: Callable[[Plain, Record], Row], plain: Plain
 ) -> None:
     records = raw(name)[:RECORDS]
-    lm = LanguageModel(plain.model, plain.tokenizer, find_anatomy(plain.model))
+    lm = LanguageModel(plain.model, plain.tokenizer, find_architecture(plain.model))
     requests = read(str(DATA / name))[0][:RECORDS]
     expected = oracle.means([restated(plain, record) for record in records])
-    holds(score(judge(lm, requests)), expected)
+    holds(summarize(score_edits(lm, requests)), expected)
     assert max(map(abs, expected.values())) > 1e-4

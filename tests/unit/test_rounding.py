@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memedit.editing.rounding import Rounding, enter
+from memedit.editing.rounding import Rounding, round_delta
 from memedit.numerics import rounding as module
 from memedit.numerics.delta import Delta, rounded
 from memedit.numerics.moments import Moment
@@ -41,7 +41,7 @@ def solved(weight: Tensor, delta: Delta, keys: EditedKeys, moment: Tensor) -> Te
 @pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 1e-3), (torch.bfloat16, 3e-4), (torch.float16, 1e-4)])
 def test_the_edited_keys_keep_what_they_were_given(dtype: torch.dtype, size: float) -> None:
     weight, delta, keys, moment = problem(dtype, size)
-    ways = {way: enter(0, weight, delta, keys, rounding(way, moment)) for way in ("nearest", "key-aware")}
+    ways = {way: round_delta(0, weight, delta, keys, rounding(way, moment)) for way in ("nearest", "key-aware")}
     near, aware = ways["nearest"], ways["key-aware"]
     assert near.loss > 0.4 and aware.loss < 0.4 * near.loss
     assert near.loss == near.nearest_loss == aware.nearest_loss
@@ -70,13 +70,13 @@ def test_it_is_these_keys_that_are_kept() -> None:
 def test_auto_takes_pains_only_where_nearest_loses_a_hundredth() -> None:
     for size, wanted in ((3e-4, "key-aware"), (0.3, "nearest")):
         weight, delta, keys, moment = problem(size=size)
-        found = enter(0, weight, delta, keys, rounding("auto", moment))
+        found = round_delta(0, weight, delta, keys, rounding("auto", moment))
         assert found.way == wanted and (found.nearest_loss > 0.01) == (wanted == "key-aware")
 
 
 def test_a_float32_weight_is_rounded_to_nearest_whatever_is_asked() -> None:
     weight, delta, keys, moment = problem(torch.float32)
-    found = enter(0, weight, delta, keys, rounding("key-aware", moment))
+    found = round_delta(0, weight, delta, keys, rounding("key-aware", moment))
     assert found.way == "nearest" and found.delta.steps is None and found.loss < 1e-2
     assert torch.equal(found.weight, rounded(weight, delta))
 
@@ -97,7 +97,7 @@ def test_rows_do_not_see_each_other() -> None:
 def test_blocks_are_only_a_way_to_be_fast(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     weight, delta, keys, moment = problem()
     steps = solved(weight, delta, keys, moment)
-    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(module, "COLUMN_BLOCK", block)
     assert torch.equal(solved(weight, delta, keys, moment), steps)
 
 

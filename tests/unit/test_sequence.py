@@ -11,9 +11,9 @@ import pytest
 import torch
 from memedit.config.layers import layer_range, layers_text
 from memedit.config.resolve import resolve
-from memedit.editing.ledger import About, Base, Entry, Ledger, deciding
+from memedit.editing.ledger import BaseIdentity, Ledger, LedgerEntry, Provenance, deciding_settings
 from memedit.editing.ledger_files import ledger_files, read_ledger
-from memedit.editing.start import Start, begin, without
+from memedit.editing.start import RunStart, start_forget, start_run
 from memedit.edits.edit import EditRequest
 from memedit.errors import RecipeError, UsageError
 from memedit.storage.checkpoint import Checkpoint
@@ -39,14 +39,17 @@ def edited(base: Path, tmp_path: Path) -> Path:
     shutil.copytree(base, folder)
     (folder / "memedit").mkdir()
     recipe = resolve([("flag", {"method.ridge": 3})])[0]
-    about = About(
-        base=Base(path=str(base), digest=Checkpoint.open(base).digest), contexts=("",), knobs=deciding(recipe),
+    about = Provenance(
+        base=BaseIdentity(path=str(base), digest=Checkpoint.open(base).digest), contexts=("",),
+        knobs=deciding_settings(recipe),
         layers=(1, 2, 3), moments="m",
     )  # fmt: skip
     first = edit(1, "Oslo")
     requests = [first, first.model_copy(update={"id": "e2", "object": "Bonn"}), edit(3)]
     entries = tuple(
-        Entry(edit=one, digest=one.digest, found="searched", on="0", group="g", loss=0, steps=1, superseded_by=line)
+        LedgerEntry(
+            edit=one, digest=one.digest, found="searched", on="0", group="g", loss=0, steps=1, superseded_by=line
+        )
         for one, line in zip(requests, (2, None, None), strict=True)
     )
     for name, data in ledger_files(Ledger(about, entries, torch.ones(3, 2))).items():
@@ -54,16 +57,16 @@ def edited(base: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def start(model: Path, *requests: EditRequest, knobs: dict[str, Any] | None = None, **more: Any) -> Start:
+def start(model: Path, *requests: EditRequest, knobs: dict[str, Any] | None = None, **more: Any) -> RunStart:
     recipe, sources = resolve([("flag", {"model.path": str(model), **(knobs or {})})])
-    return begin(requests, recipe, sources=sources, **more)
+    return start_run(requests, recipe, sources=sources, **more)
 
 
 def test_a_model_without_a_ledger_starts_from_itself(base: Path) -> None:
     found = start(base, edit(1))
     assert [one.id for one in found.requests] == ["e1"]
     assert found.recipe.model.path == str(base)
-    assert found.past.way is None
+    assert found.history.way is None
     for more in ({"way": "on top"}, {"way": "re-solve"}, {"base": str(base)}):
         with pytest.raises(UsageError, match="has no ledger"):
             start(base, edit(1), **more)
@@ -71,14 +74,14 @@ def test_a_model_without_a_ledger_starts_from_itself(base: Path) -> None:
 
 def test_where_the_base_is_at_hand_all_in_force_start_from_it(base: Path, edited: Path) -> None:
     found = start(edited, edit(4))
-    assert (found.past.way, found.recipe.model.path) == ("re-solve", str(base))
+    assert (found.history.way, found.recipe.model.path) == ("re-solve", str(base))
     assert [one.id for one in found.requests] == ["e2", "e3", "e4"]
     assert (found.recipe.method.ridge, found.recipe.method.layers) == (3, "1-3")
 
 
 def test_on_top_starts_from_the_edited_weights(edited: Path) -> None:
     found = start(edited, edit(4), way="on top")
-    assert (found.past.way, found.recipe.model.path) == ("on top", str(edited))
+    assert (found.history.way, found.recipe.model.path) == ("on top", str(edited))
     assert [one.id for one in found.requests] == ["e2", "e3", "e4"]
     with pytest.raises(UsageError, match="opens no base"):
         start(edited, edit(4), way="on top", base=str(edited))
@@ -96,7 +99,7 @@ def test_a_lost_base_is_an_error_that_names_both_ways(edited: Path, part: str, o
     with pytest.raises(UsageError, match=says) as caught:
         start(edited, edit(4))
     assert "--base" in caught.value.hint and "--on-top" in caught.value.hint
-    assert start(edited, edit(4), way="on top").past.way == "on top"
+    assert start(edited, edit(4), way="on top").history.way == "on top"
     with pytest.raises(UsageError, match=says):
         start(edited, edit(4), way="re-solve")
 
@@ -116,8 +119,8 @@ def test_what_gives_way_and_what_is_there_already_is_told_with_both_places(edite
     assert [one.id for one in found.requests] == ["e3", "e9"]
     assert [(one.code, one.origin) for one in found.findings] == [("W230", "new:1"), ("W201", "new:3")]
     assert 'takes the place of "Bonn", as edited at new:1 (edit "e2")' in found.findings[0].message
-    assert [one.id for one in found.past.twins] == ["e3"]
-    assert found.past.conflicts == found.findings[:1]
+    assert [one.id for one in found.history.twins] == ["e3"]
+    assert found.history.conflicts == found.findings[:1]
 
 
 def test_a_list_that_contradicts_itself_is_left_to_be_refused(edited: Path) -> None:
@@ -149,13 +152,13 @@ def test_knobs_that_decide_must_be_those_of_the_ledger(
 
 def test_forgetting_leaves_the_others_and_brings_back_what_had_given_way(edited: Path) -> None:
     recipe = resolve([("flag", {"model.path": str(edited)})])[0]
-    assert [one.id for one in without(["e3"], recipe).requests] == ["e2"]
-    back = without(["e2"], recipe)
+    assert [one.id for one in start_forget(["e3"], recipe).requests] == ["e2"]
+    back = start_forget(["e2"], recipe)
     assert [one.id for one in back.requests] == ["e1", "e3"]
-    assert "holds again" in back.past.conflicts[0].message
-    assert without(["e1", "e2", "e3"], recipe).requests == ()
+    assert "holds again" in back.history.conflicts[0].message
+    assert start_forget(["e1", "e2", "e3"], recipe).requests == ()
     with pytest.raises(UsageError, match='has no edit "e33"') as caught:
-        without(["e33"], recipe)
+        start_forget(["e33"], recipe)
     assert caught.value.hint == "did you mean e3?"
 
 

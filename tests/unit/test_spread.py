@@ -10,9 +10,10 @@ from memedit.config.recipe import ModelKnobs
 from memedit.errors import UsageError
 from memedit.forward.keys import Sweep, WholeSweep
 from memedit.forward.passes import replaced
-from memedit.forward.suffix import Row, Suffix, WholeForward
+from memedit.forward.perturbed import ChangedRow, WholeForward
+from memedit.forward.suffix import Suffix
 from memedit.model import load as module
-from memedit.model.architecture import find_anatomy
+from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load, open_model
 from memedit.model.probe import prove
 from tests.conftest import ROOT, byte_tokenizer, tiny_model
@@ -27,14 +28,14 @@ def lm(request: pytest.FixtureRequest) -> LanguageModel:
 
     model: Any = tiny_model(request.param).requires_grad_(False)
     accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
-    return LanguageModel(model, byte_tokenizer(), prove(model, find_anatomy(model)))
+    return LanguageModel(model, byte_tokenizer(), prove(model, find_architecture(model)))
 
 
 def test_the_engines_run_through_its_hooks_and_leave_them(lm: LanguageModel) -> None:
-    blocks = list(lm.model.get_submodule(lm.anatomy.blocks).children())
+    blocks = list(lm.model.get_submodule(lm.architecture.blocks).children())
     hooked = [block.__dict__["forward"] for block in blocks]
-    rows = [Row(tuple(range(4 + n, 11 + n)), 3, 2) for n in range(3)]
-    change = torch.randn(3, lm.anatomy.width)
+    rows = [ChangedRow(tuple(range(4 + n, 11 + n)), 3, 2) for n in range(3)]
+    change = torch.randn(3, lm.architecture.width)
     with torch.no_grad():
         pairs = zip(
             Suffix(lm, 1, rows).logits(change, range(3)),
@@ -67,7 +68,7 @@ def test_a_map_opens_the_model_and_edits_prove_on_it() -> None:
     plain, spread = (load(LLAMA, ModelKnobs(device="cpu", device_map=how)) for how in (None, "auto"))
     ids = torch.arange(5)[None]
     assert torch.equal(plain.model(input_ids=ids).logits, spread.model(input_ids=ids).logits)
-    assert plain.anatomy == spread.anatomy
+    assert plain.architecture == spread.architecture
 
 
 def test_without_accelerate_a_map_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,14 @@ from memedit.config.recipe import MethodKnobs, ModelKnobs
 from memedit.config.resolve import resolve
 from memedit.editing import moment_cache as measure_module
 from memedit.editing import moments as statistics
-from memedit.editing.moment_cache import factor_of, moments_for, plan_moments, stats
+from memedit.editing.moment_cache import factor_of, moments_for, plan_moments, run_stats
 from memedit.editing.moments import Moments, ahead, measure
 from memedit.errors import UsageError
 from memedit.forward.packing import packed
 from memedit.forward.passes import Site, capture, run
 from memedit.model.load import LanguageModel, load
 from memedit.numerics.moments import Moment
-from memedit.progress import Silence
+from memedit.progress import NoProgress
 from tests.conftest import byte_tokenizer
 
 TEXTS = [f"Document {n} tells of {n * n} things." for n in range(80)]
@@ -75,9 +75,9 @@ def test_the_cache_is_by_what_feeds_the_layer(lm: LanguageModel, tiny_folder: Pa
     recipe = resolve([("flag", {"model.path": str(tiny_folder), "moments.tokens": 2000})])[0]
     plan = plan_moments(lm, tiny_folder, [0, 2], recipe)
     assert plan.missing == [0, 2]
-    first = moments_for(lm, plan, Silence(), lambda _n: None)
+    first = moments_for(lm, plan, NoProgress(), lambda _n: None)
     assert plan_moments(lm, tiny_folder, [0, 2], recipe).missing == []
-    assert torch.equal(moments_for(lm, plan, Silence(), lambda _n: None)[2].total, first[2].total)
+    assert torch.equal(moments_for(lm, plan, NoProgress(), lambda _n: None)[2].total, first[2].total)
     # A change of layer 0's down-projection moves what layer 2 sees, and not what layer 0 does.
     with torch.no_grad():
         lm.weight(0).add_(1)
@@ -91,26 +91,26 @@ def test_without_a_corpus_the_ways_out_are_told(lm: LanguageModel, tmp_path: Pat
     assert "--corpus" in caught.value.hint
     # What was measured once is found where no text is named.
     named = resolve([("flag", {"moments.tokens": 500})])[0]
-    moments_for(lm, plan_moments(lm, tiny_folder, [0], named), Silence(), lambda _n: None)
+    moments_for(lm, plan_moments(lm, tiny_folder, [0], named), NoProgress(), lambda _n: None)
     assert plan_moments(lm, tmp_path, [0], recipe).missing == []
 
 
 def test_a_moment_of_another_tool_is_taken(tiny_folder: Path, tmp_path: Path, lm: LanguageModel) -> None:
     import numpy as np
 
-    width = lm.anatomy.mlp_width
+    width = lm.architecture.mlp_width
     total = np.eye(width, dtype=np.float32) * 50
     file = tmp_path / "mom2.npz"
     np.savez(file, **{"mom2.mom2": total, "mom2.count": np.array(100), "sample_size": np.array(100)})
     recipe = resolve([("flag", {"model.path": str(tiny_folder), "method.layers": "1", "model.device": "cpu"})])[0]
-    (row,) = stats(recipe, import_file=str(file))
+    (row,) = run_stats(recipe, import_file=str(file))
     assert (row.state, row.tokens) == ("imported", 100)
-    found = moments_for(lm, plan_moments(lm, tiny_folder, [1], recipe), Silence(), lambda _n: None)[1]
+    found = moments_for(lm, plan_moments(lm, tiny_folder, [1], recipe), NoProgress(), lambda _n: None)[1]
     assert found.count == 100
     assert torch.equal(found.mean, torch.eye(width, dtype=torch.float64) / 2)
     with pytest.raises(UsageError, match="no file of second moments"):
         np.savez(file, other=total)
-        stats(recipe, import_file=str(file))
+        run_stats(recipe, import_file=str(file))
 
 
 def test_moments_are_positive_semidefinite(lm: LanguageModel) -> None:
@@ -121,7 +121,7 @@ def test_moments_are_positive_semidefinite(lm: LanguageModel) -> None:
 def test_the_factor_is_kept_beside_its_moment(lm: LanguageModel, tiny_folder: Path, monkeypatch: Any) -> None:
     recipe = resolve([("flag", {"model.path": str(tiny_folder), "moments.tokens": 2000})])[0]
     plan = plan_moments(lm, tiny_folder, [1], recipe)
-    moment = moments_for(lm, plan, Silence(), lambda _n: None)[1]
+    moment = moments_for(lm, plan, NoProgress(), lambda _n: None)[1]
     made = factor_of(plan, 1, MethodKnobs(ridge=2.0))
     space = factor_of(plan, 1, MethodKnobs(name="alphaedit", null_space=0.1)).basis
     monkeypatch.setattr(measure_module, "decomposed", lambda *_: pytest.fail("factored again"))

@@ -13,7 +13,8 @@ from memedit.editing import targets as module
 from memedit.editing.plan import Edit
 from memedit.editing.targets import Targets, find_targets
 from memedit.edits.edit import EditRequest
-from memedit.forward.suffix import Suffix, WholeForward
+from memedit.forward.perturbed import WholeForward
+from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel, load
 from memedit.model.tokens import Prompt
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from memedit.numerics.effects import ROLES, windows
 from memedit.results.report import Figure
-from memedit.results.traces import Average, Curve, FactTrace, Traced, Tracing
+from memedit.results.traces import Average, Curve, FactTrace, TracedFact, TracingResult
 from memedit.show.heatmap import average_maps, fact_maps, summary
-from memedit.show.html import FACTS, page
+from memedit.show.html import FACTS, trace_page
 from rich.console import Console
 
 TOKENS = ("<s>", "The", " <b>Eif", "fel", " & Co", "\n", " is", " in")
@@ -26,10 +26,10 @@ def a_curve(n_layers: int, height: float, *, ends: bool = True) -> Curve:
     return Curve(mean=mean, low=low, high=high, n=3, subjects=2)
 
 
-def a_tracing(n_facts: int = 2, n_layers: int = 5, layers: str | None = "1-2") -> Tracing:
+def a_tracing(n_facts: int = 2, n_layers: int = 5, layers: str | None = "1-2") -> TracingResult:
     """Made by hand: text that would break a page stands in every field that comes from outside."""
     about = {"noise": 0.25, "samples": 10, "window": 2, "windows": windows(n_layers, 2)}
-    facts: list[Traced] = []
+    facts: list[TracedFact] = []
     for n in range(n_facts):
         fact = FactTrace(
             **about,
@@ -45,7 +45,7 @@ def a_tracing(n_facts: int = 2, n_layers: int = 5, layers: str | None = "1-2") -
             corrupted=0.1,
         )
         scores = {kind: torch.rand(len(TOKENS), n_layers) for kind in ("hidden", "mlp", "attention")}
-        facts.append(Traced(fact, scores))
+        facts.append(TracedFact(fact, scores))
     figure = Figure(mean=0.5, low=0.4, high=0.6, n=n_facts)
     ends = n_facts > 1
     average = Average(
@@ -70,7 +70,7 @@ def a_tracing(n_facts: int = 2, n_layers: int = 5, layers: str | None = "1-2") -
         layers=layers,
         reason="what reaches the answer <through> MLPs",
     )
-    return Tracing(tuple(facts), (), average)
+    return TracingResult(tuple(facts), (), average)
 
 
 class Tags(HTMLParser):
@@ -106,7 +106,7 @@ def read(text: str) -> Tags:
 
 
 def test_the_page_has_no_script_and_fetches_nothing() -> None:
-    tags = read(page(a_tracing()))
+    tags = read(trace_page(a_tracing()))
     names = {name for name, _ in tags.found}
     assert "svg" in names
     assert not names & {"script", "iframe", "link", "img", "object", "embed", "i", "image", "use"}
@@ -116,7 +116,7 @@ def test_the_page_has_no_script_and_fetches_nothing() -> None:
 
 
 def test_every_figure_says_in_words_what_it_shows() -> None:
-    text = page(a_tracing(n_facts=2))
+    text = trace_page(a_tracing(n_facts=2))
     figures = [attributes for name, attributes in read(text).found if name == "svg"]
     assert len(figures) == 3 + 1 + 2 * 3
     assert all(figure["role"] == "img" and len(figure["aria-label"] or "") > 60 for figure in figures)
@@ -126,7 +126,7 @@ def test_every_figure_says_in_words_what_it_shows() -> None:
 
 def test_every_figure_is_well_formed_and_inside_its_frame() -> None:
     for n_layers in (1, 5, 48):
-        text = page(a_tracing(n_layers=n_layers))
+        text = trace_page(a_tracing(n_layers=n_layers))
         for piece in text.split("<svg")[1:]:
             root = ElementTree.fromstring("<svg" + piece[: piece.index("</svg>")] + "</svg>")
             width, height = float(root.attrib["width"]), float(root.attrib["height"])
@@ -137,27 +137,27 @@ def test_every_figure_is_well_formed_and_inside_its_frame() -> None:
 
 
 def test_the_subject_is_starred_and_low_and_clean_are_marked() -> None:
-    text = page(a_tracing())
+    text = trace_page(a_tracing())
     assert text.count('class="star"') == 2 * 3 * 3  # three tokens of the subject, in three maps of two facts
     assert text.count("corrupted 0.100</text>") == text.count("clean 0.900</text>") == 6
 
 
 def test_it_prints() -> None:
-    text = page(a_tracing())
+    text = trace_page(a_tracing())
     assert "@media print" in text
     assert "print-color-adjust: exact" in text
 
 
 def test_one_fact_has_no_intervals_and_many_are_not_all_drawn() -> None:
-    read(page(a_tracing(n_facts=1)))
-    text = page(a_tracing(n_facts=FACTS + 3))
+    read(trace_page(a_tracing(n_facts=1)))
+    text = trace_page(a_tracing(n_facts=FACTS + 3))
     assert "3 more facts" in text
     assert text.count('class="fact"') == FACTS
 
 
 def test_the_page_says_the_layers_only_where_a_site_was_found() -> None:
-    assert "Layers to edit: <b>1-2</b>" in page(a_tracing())
-    assert "Layers to edit" not in page(a_tracing(layers=None))
+    assert "Layers to edit: <b>1-2</b>" in trace_page(a_tracing())
+    assert "Layers to edit" not in trace_page(a_tracing(layers=None))
 
 
 @pytest.mark.parametrize("color", [None, "truecolor"])

@@ -12,12 +12,12 @@ from memedit.config.recipe import ModelKnobs, TraceKnobs
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import read
 from memedit.errors import EditListError, UnsupportedModelError
-from memedit.model.architecture import find_anatomy
+from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load
 from memedit.numerics.effects import windows
-from memedit.tracing.clean_and_corrupted import Question, Trial
-from memedit.tracing.engines import Whole, choose
-from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, noise_scale, trace, trial_of
+from memedit.tracing.clean_and_corrupted import NoiseTrial, TracePrompt
+from memedit.tracing.engines import Whole, choose_trace_engine
+from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, make_trial, noise_scale, trace_fact
 from memedit.tracing.parts import find_parts
 from memedit.tracing.suffix_engine import Resumed
 from tests.conftest import ROOT, byte_tokenizer
@@ -29,18 +29,18 @@ RELATIVE = 1e-4  # on the small probabilities of random models, where an absolut
 
 def opened(name: str) -> LanguageModel:
     model = family_model(name)
-    return LanguageModel(model, byte_tokenizer(), find_anatomy(model))
+    return LanguageModel(model, byte_tokenizer(), find_architecture(model))
 
 
-def a_trial(lm: LanguageModel, *, first: int, answer: tuple[int, ...], width: int) -> Trial:
+def a_trial(lm: LanguageModel, *, first: int, answer: tuple[int, ...], width: int) -> NoiseTrial:
     generator = torch.Generator().manual_seed(3)
     prompt = tuple(torch.randint(2, 258, (14,), generator=generator).tolist())
     embedding: Any = lm.model.get_input_embeddings()
     noise = torch.randn(3, 3, embedding.weight.shape[1], generator=generator) * float(embedding.weight.std()) * 3
-    return Trial(Question(prompt, answer, first, first + 2), noise, windows(lm.anatomy.n_layers, width))
+    return NoiseTrial(TracePrompt(prompt, answer, first, first + 2), noise, windows(lm.architecture.n_layers, width))
 
 
-def plainly(lm: LanguageModel, trial: Trial, width: int, modules: Any) -> dict[str, torch.Tensor]:
+def plainly(lm: LanguageModel, trial: NoiseTrial, width: int, modules: Any) -> dict[str, torch.Tensor]:
     question = trial.question
     found = tracing_oracle.trace(
         lm.model, modules, question.prompt, question.answer, (question.first, question.last), trial.noise, width
@@ -51,7 +51,7 @@ def plainly(lm: LanguageModel, trial: Trial, width: int, modules: Any) -> dict[s
 
 def modules_of(lm: LanguageModel) -> tracing_oracle.Modules:
     """The maps that end MLP and attention: the modules around them may add the residual, in some families."""
-    parts, blocks = find_parts(lm), lm.model.get_submodule(lm.anatomy.blocks)
+    parts, blocks = find_parts(lm), lm.model.get_submodule(lm.architecture.blocks)
     mlp, attention = ([lm.model.get_submodule(path) for path in names] for names in (parts.mlp, parts.attention))
     return tracing_oracle.Modules(list(blocks.children()), mlp, attention, lm.model.get_input_embeddings())
 
@@ -64,9 +64,9 @@ def test_every_family_is_traced_by_sweeps_that_equal_the_plain_procedure(
     lm = opened(name)
     trial = a_trial(lm, first=first, answer=answer, width=width)
     parts = find_parts(lm)
-    engine, told = choose(lm, parts, trial)
+    engine, told = choose_trace_engine(lm, parts, trial)
     assert engine is Resumed, told
-    found, wanted = trace(lm, parts, trial, engine), plainly(lm, trial, width, modules_of(lm))
+    found, wanted = trace_fact(lm, parts, trial, engine), plainly(lm, trial, width, modules_of(lm))
     assert set(found) == set(wanted)
     moved = float(wanted["hidden"].max() - wanted["hidden"].min()) / float(wanted["corrupted"])
     assert moved > 0.01  # what is compared is not constant
@@ -78,7 +78,7 @@ def test_whole_forwards_give_the_same_where_a_family_does_not_splice() -> None:
     lm = opened("gpt2")
     trial = a_trial(lm, first=3, answer=(5, 9), width=2)
     parts = find_parts(lm)
-    one, other = trace(lm, parts, trial, Whole), trace(lm, parts, trial, Resumed)
+    one, other = trace_fact(lm, parts, trial, Whole), trace_fact(lm, parts, trial, Resumed)
     assert all(float((one[kind] - other[kind]).abs().max() / one[kind].max()) < RELATIVE for kind in one)
 
 
@@ -86,14 +86,14 @@ def test_sweeps_that_differ_are_refused_by_the_proof(monkeypatch: pytest.MonkeyP
     lm = opened("llama")
     trial, real = a_trial(lm, first=3, answer=(5,), width=1), Resumed._entering
     monkeypatch.setattr(Resumed, "_entering", lambda self, *args: real(self, *args) * 1.1)
-    engine, told = choose(lm, find_parts(lm), trial)
+    engine, told = choose_trace_engine(lm, find_parts(lm), trial)
     assert engine is Whole
     assert "differ" in told
 
 
 def test_a_block_that_adds_something_else_is_refused() -> None:
     lm = opened("llama")
-    block: Any = lm.model.get_submodule(f"{lm.anatomy.blocks}.{lm.anatomy.n_layers // 2}")
+    block: Any = lm.model.get_submodule(f"{lm.architecture.blocks}.{lm.architecture.n_layers // 2}")
     block.register_forward_hook(lambda _module, _args, output: output * 1.01)
     with pytest.raises(UnsupportedModelError, match="adds more than"):
         find_parts(lm)
@@ -114,10 +114,10 @@ def test_twenty_facts_equal_the_published_procedure_on_every_cell(made: Language
     assert len({len(fact.question.answer) for fact in facts}) > 1  # answers of one token and of several
     scale, parts = noise_scale(made, facts, knobs), find_parts(made)
     for fact in facts:
-        trial = trial_of(made, fact, scale, knobs, 0, 1)
-        engine, _ = choose(made, parts, trial) if fact is facts[0] else (Resumed, "")
+        trial = make_trial(made, fact, scale, knobs, 0, 1)
+        engine, _ = choose_trace_engine(made, parts, trial) if fact is facts[0] else (Resumed, "")
         assert engine is Resumed
-        found = trace(made, parts, trial, engine)
+        found = trace_fact(made, parts, trial, engine)
         wanted = plainly(made, trial, 1, tracing_oracle.modules_of(made.model))
         gaps = {
             kind: float((found[kind] - wanted[kind]).abs().max()) for kind in (*TABLES, *SEVERED, "clean", "corrupted")
@@ -128,10 +128,10 @@ def test_twenty_facts_equal_the_published_procedure_on_every_cell(made: Language
 def test_a_fact_is_under_noise_of_its_own(made: LanguageModel) -> None:
     one, other = some_facts(made, 2)
     knobs = TraceKnobs()
-    drawn = [trial_of(made, fact, 1.0, knobs, 0, 1).noise for fact in (one, other, one)]
+    drawn = [make_trial(made, fact, 1.0, knobs, 0, 1).noise for fact in (one, other, one)]
     assert drawn[0].equal(drawn[2])
     assert not drawn[0][:, :1].equal(drawn[1][:, :1])
-    assert not drawn[0].equal(trial_of(made, one, 1.0, knobs, 1, 1).noise)
+    assert not drawn[0].equal(make_trial(made, one, 1.0, knobs, 1, 1).noise)
 
 
 def request(**changes: Any) -> EditRequest:

@@ -11,7 +11,7 @@ from memedit.config.methods import METHODS
 from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.editing import solve as module
 from memedit.editing.solve import Update, solve
-from memedit.model.architecture import find_anatomy
+from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load
 from memedit.model.probe import prove
 from memedit.model.tokens import Prompt
@@ -36,8 +36,8 @@ def solved(
     contexts = [(), draw(8), draw(5)][:n_contexts]
     subjects = [draw(2 + n % 4) for n in range(n_edits)]
     prompts = [[Prompt(one + subject + (7,), len(one + subject) - 1) for one in contexts] for subject in subjects]
-    width = lm.anatomy.mlp_width
-    wanted = torch.randn(n_edits, lm.anatomy.width, generator=generator) * 3
+    width = lm.architecture.mlp_width
+    wanted = torch.randn(n_edits, lm.architecture.width, generator=generator) * 3
 
     def factor_of(layer: int) -> Factor:
         rows = torch.randn(4 * width, width, generator=torch.Generator().manual_seed(layer)) * 0.3
@@ -76,8 +76,8 @@ def test_the_sweep_and_whole_forwards_give_one_change(lm: LanguageModel) -> None
 def test_a_scaled_family_gets_what_it_is_asked_for() -> None:
     """Without a ridge the last layer closes the whole gap, where its gain is known and only there."""
     model = family_model("granite_scaled")
-    proved = LanguageModel(model, byte_tokenizer(), prove(model, find_anatomy(model)))
-    unaware = replace(proved, anatomy=find_anatomy(model))
+    proved = LanguageModel(model, byte_tokenizer(), prove(model, find_architecture(model)))
+    unaware = replace(proved, architecture=find_architecture(model))
     told, blind = (solved(lm, n_edits=4, ridge=1e-9, n_contexts=1, whole=True).layers[-1] for lm in (proved, unaware))
     assert told.residual_after < 1e-3 * told.residual_before
     assert blind.residual_after > 0.4 * blind.residual_before

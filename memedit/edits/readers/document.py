@@ -12,7 +12,7 @@ WRAPPER = ("version", "relations", "edits")
 
 
 @dataclass(frozen=True)
-class Row:
+class RecordRow:
     """A value as the file has it, and the line on which it begins."""
 
     line: int
@@ -24,8 +24,8 @@ class Document:
     """What stands in a file: its records, what stands around them, and what is wrong."""
 
     name: str
-    rows: list[Row] = field(default_factory=list)
-    head: dict[str, Row] = field(default_factory=dict)
+    rows: list[RecordRow] = field(default_factory=list)
+    head: dict[str, RecordRow] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     def complain(self, line: int, code: str, message: str, edit: str | None = None) -> None:

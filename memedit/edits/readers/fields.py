@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memedit.edits.edit import SLOT, EditRequest, Neighbor, Question, shown
-from memedit.edits.readers.document import Document, RefusedError, Row
+from memedit.edits.readers.document import Document, RecordRow, RefusedError
 from memedit.edits.readers.formats import ALIASES, FIELDS, translate
 from memedit.results.report import EditResult
 
@@ -25,7 +25,7 @@ class Relation:
     paraphrases: tuple[str, ...] = ()
 
 
-def make(document: Document, row: Row, name: str, relations: Mapping[str, Relation]) -> EditRequest | None:
+def make(document: Document, row: RecordRow, name: str, relations: Mapping[str, Relation]) -> EditRequest | None:
     """The request that a record asks for; None, and complaints in the document, where it has errors."""
     try:
         _check_text(row.value)
@@ -38,7 +38,7 @@ def make(document: Document, row: Row, name: str, relations: Mapping[str, Relati
     return None
 
 
-def table(document: Document, row: Row) -> dict[str, Relation]:
+def table(document: Document, row: RecordRow) -> dict[str, Relation]:
     """The relations table: name -> prompt, or name -> {prompt, paraphrases}."""
     relations: dict[str, Relation] = {}
     if not isinstance(row.value, dict):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from memedit.edits.edit import shown
-from memedit.edits.readers.document import WRAPPER, Document, RefusedError, Row
+from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError
 
 
 class JsonWalk:
@@ -35,7 +35,7 @@ class JsonWalk:
             self.at += 1
         return self.text[self.at : self.at + 1]
 
-    def value(self) -> Row:
+    def value(self) -> RecordRow:
         """Decode the next value; after a flaw that is no fault of syntax the cursor stands behind it."""
         self.peek()
         line = self.line
@@ -51,7 +51,7 @@ class JsonWalk:
             raise RefusedError("E002", "not valid JSON: a number has too many digits", line) from error
         if self._flaws:
             raise RefusedError(self._flaws[0].code, self._flaws[0].message, line)
-        return Row(line, value)
+        return RecordRow(line, value)
 
     def end(self) -> None:
         """Insist that nothing follows."""
@@ -117,7 +117,7 @@ def read_lines(document: Document, text: str) -> None:
             walk = JsonWalk(line)
             row = walk.value()
             walk.end()
-            document.rows.append(Row(number, row.value))
+            document.rows.append(RecordRow(number, row.value))
         except RefusedError as error:
             document.complain(number, error.code, error.message)
 
@@ -135,7 +135,7 @@ def _wrapper(document: Document, walk: JsonWalk) -> None:
         key = walk.value().value
         walk.take(":")
         if key == "edits" and walk.peek() == "[":
-            document.head[key] = Row(walk.line, [])
+            document.head[key] = RecordRow(walk.line, [])
             _array(document, walk)
         else:
             document.head[str(key)] = walk.value()

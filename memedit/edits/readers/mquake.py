@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memedit.edits.readers.document import Row
+from memedit.edits.readers.document import RecordRow
 
 
-def unfolded(rows: Iterable[Row]) -> Iterator[Row]:
+def unfolded(rows: Iterable[RecordRow]) -> Iterator[RecordRow]:
     """The rows with every record of MQuAKE's in the place of its edits; all others as they are."""
     for row in rows:
         if isinstance(row.value, dict) and isinstance(row.value.get("requested_rewrite"), list):
             for record in _edits(row.value):
-                yield Row(row.line, record)
+                yield RecordRow(row.line, record)
         else:
             yield row
 

@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 from memedit.edits.edit import shown
-from memedit.edits.readers.document import Document, RefusedError, Row
+from memedit.edits.readers.document import Document, RecordRow, RefusedError
 from memedit.edits.readers.json_rows import JsonWalk
 
 LISTS = ("paraphrases", "neighborhood", "aliases", "meta")
@@ -35,7 +35,7 @@ def read_table(document: Document, text: str, delimiter: str = ",") -> None:
 
 def _row(document: Document, record: dict[str, str], line: int) -> None:
     try:
-        document.rows.append(Row(line, _cells(record)))
+        document.rows.append(RecordRow(line, _cells(record)))
     except RefusedError as error:
         document.complain(line, error.code, error.message)
 
@@ -44,7 +44,7 @@ def _header(document: Document, cells: list[str], line: int) -> list[str]:
     header = [cell.strip() for cell in cells]
     for name in sorted({name for name in header if header.count(name) > 1}):
         raise RefusedError("E008", f"two columns are named {shown(name)}; keep one", line)
-    document.head["header"] = Row(line, header)
+    document.head["header"] = RecordRow(line, header)
     return header
 
 

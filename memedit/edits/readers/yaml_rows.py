@@ -9,7 +9,7 @@ import yaml
 import yaml.reader
 
 from memedit.edits.edit import shown
-from memedit.edits.readers.document import WRAPPER, Document, RefusedError, Row
+from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError
 
 
 class TextLoader(yaml.SafeLoader):
@@ -83,13 +83,13 @@ def read_yaml(document: Document, text: str) -> None:
         for key, child in members(node):
             is_list = key == "edits" and isinstance(child, yaml.SequenceNode)
             entries = child.value if is_list else entries
-            document.head[key] = Row(child.start_mark.line + 1, [] if is_list else walk.plain(child))
+            document.head[key] = RecordRow(child.start_mark.line + 1, [] if is_list else walk.plain(child))
     elif node is not None:
         raise RefusedError("E006", f"{shown(node.value)} is no list of edits", node.start_mark.line + 1)
     for entry in entries:
         line = entry.start_mark.line + 1
         try:
-            document.rows.append(Row(line, walk.plain(entry)))
+            document.rows.append(RecordRow(line, walk.plain(entry)))
         except RefusedError as error:
             document.complain(error.line or line, error.code, error.message)
         except RecursionError:
