@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from memedit.forward.passes import run
+from memedit.forward.passes import draw_token, run
 from memedit.forward.scoring import AnswerIds, copy_cache_rows, lead_cache, leads, proved, run_on, together
 from memedit.model.load import LanguageModel
 
@@ -91,9 +91,7 @@ def _pick(logits: Tensor, top_k: int, draws: list[torch.Generator] | None) -> li
     """The next token of each row, logits (B, V)."""
     if draws is None:
         return logits.argmax(-1).tolist()
-    values, tokens = logits.cpu().topk(min(top_k, logits.shape[-1]))
-    shares = values.softmax(-1)
-    return [int(tokens[row, torch.multinomial(shares[row], 1, generator=draw)]) for row, draw in enumerate(draws)]
+    return [draw_token(row, top_k, draw) for row, draw in zip(logits.cpu(), draws, strict=True)]
 
 
 def _generator(seed: int, prompt: AnswerIds) -> torch.Generator:

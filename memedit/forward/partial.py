@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from memedit.forward.passes import Reached, replaced
+from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 
 KeysValues = dict[int, tuple[Tensor, Tensor]]
@@ -152,10 +153,7 @@ def run_part(
         states: Tensor = args[0]
         return (states.reshape(-1, states.shape[-1])[reads[1].to(states.device)][None], *args[1:])
 
-    with ExitStack() as stack:
-        if entry is not None:
-            stack.enter_context(spliced(lm, entry.forwards()))
-        stack.callback(head.register_forward_pre_hook(only).remove)
+    with spliced(lm, entry.forwards() if entry else {}), hooked(before=[(head, only)]):
         try:
             output = lm.model(
                 input_ids=rows.ids, attention_mask=rows.mask, position_ids=rows.positions, use_cache=True,
@@ -174,12 +172,9 @@ def blocks_give_tuples(lm: LanguageModel) -> bool:
         seen.append(output)
         raise Reached
 
-    handle = lm.model.get_submodule(f"{lm.architecture.blocks}.0").register_forward_hook(stop)
-    try:
-        with torch.no_grad():
-            run_part(lm, Aligned.of([(0,)], 1, [1], 1).to(lm.device), Kept({}, 0))
-    finally:
-        handle.remove()
+    first = lm.model.get_submodule(f"{lm.architecture.blocks}.0")
+    with torch.no_grad(), hooked([(first, stop)]):
+        run_part(lm, Aligned.of([(0,)], 1, [1], 1).to(lm.device), Kept({}, 0))
     return not isinstance(seen[0], Tensor)
 
 

@@ -7,13 +7,14 @@ A site is a place a state can be read: `mlp.in` is the input of a block's down-p
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 
 TOKENS_PER_LAUNCH = 4096
@@ -83,14 +84,9 @@ def capture(
 
         return hook
 
-    with ExitStack() as stack:
-        for site in sites:
-            module = module_of(lm, site)
-            if site.part == "mlp.in":
-                handle = module.register_forward_pre_hook(before(site))
-            else:
-                handle = module.register_forward_hook(after(site))
-            stack.callback(handle.remove)
+    inputs = [(module_of(lm, site), before(site)) for site in sites if site.part == "mlp.in"]
+    outputs = [(module_of(lm, site), after(site)) for site in sites if site.part != "mlp.in"]
+    with hooked(outputs, inputs):
         yield
 
 
@@ -188,14 +184,23 @@ def likeliest_next(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> lis
 def sample(
     lm: LanguageModel, openings: Sequence[tuple[int, ...]], *, length: int, top_k: int, seed: int
 ) -> list[tuple[int, ...]]:
-    """Each opening continued to `length` tokens, every token drawn from the `top_k` likeliest; seeded, on the CPU."""
+    """Continue each opening to `length` tokens by top-k sampling. One generator, on the CPU, draws for them all.
+
+    `generate` is another thing: it ends a text at EOS, and each of its prompts has a generator of its own. Edits keep
+    the contexts that this one has always written.
+    """
     generator = torch.Generator().manual_seed(seed)
     written: list[tuple[int, ...]] = []
     for opening in openings:
         ids = opening
         while len(ids) < length:
             logits = run(lm, torch.tensor([ids]), logits_to_keep=1).logits[0, -1].float().cpu()
-            values, tokens = logits.topk(min(top_k, len(logits)))
-            ids += (int(tokens[torch.multinomial(values.softmax(-1), 1, generator=generator)]),)
+            ids += (draw_token(logits, top_k, generator),)
         written.append(ids)
     return written
+
+
+def draw_token(logits: Tensor, top_k: int, generator: torch.Generator) -> int:
+    """Top-k sampling: one token, drawn from the `top_k` most likely by logits (V,) float32 on the CPU."""
+    values, tokens = logits.topk(min(top_k, len(logits)))
+    return int(tokens[torch.multinomial(values.softmax(-1), 1, generator=generator)])

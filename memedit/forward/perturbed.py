@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, launches, module_of, output_of
 from memedit.forward.residual import ResidualPath
+from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 
 
@@ -127,10 +128,8 @@ class WholeForward(Changed):
             changed = states.index_put((lines, at), moved, accumulate=True)
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
-        with capture(self.lm, [self.way.site], seen.__setitem__):  # first: it sees the block's output as it was
-            handle = module_of(self.lm, Site(self.layer, "block.out")).register_forward_hook(enter)
-            try:
-                logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
-            finally:
-                handle.remove()
+        block = module_of(self.lm, Site(self.layer, "block.out"))
+        # `capture` comes first: it sees the block's output before the change enters.
+        with capture(self.lm, [self.way.site], seen.__setitem__), hooked([(block, enter)]):
+            logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
         return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])

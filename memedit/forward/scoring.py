@@ -11,7 +11,7 @@ A few rows are weighed both ways first; where a family's cache does not agree wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 from memedit.forward.partial import cache_name
 from memedit.forward.passes import TOKENS_PER_LAUNCH, launches, run
+from memedit.forward.proof import prove_engine
 from memedit.forward.suffix import SUFFIX_AGREEMENT
 from memedit.model.load import LanguageModel
 
@@ -185,21 +186,25 @@ def whole(
 
 
 def proved(lm: LanguageModel, asked: Sequence[tuple[AnswerIds, Collection[AnswerIds]]]) -> bool:
-    """Whether going on from kept keys and values says what whole forwards say, tried on a few prompts' answers."""
+    """Whether kept keys and values give the log-probabilities of whole forwards, tried on a few prompts' answers.
+
+    Raises what `prove_engine` raises, among it every exhaustion of memory.
+    """
     few = sorted(asked, key=lambda one: max(map(len, one[1])))[:: max(1, len(asked) // 3)][-4:]
     if not few:
         return True
     rows = [(prompt, answer) for prompt, answers in few for answer in answers]
-    found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
-    try:
+
+    def log_probs(scores: Mapping[tuple[AnswerIds, AnswerIds], AnswerScores]) -> list[Tensor]:
+        return [torch.tensor([value for row in rows for value in scores[row].log_probs], dtype=torch.float64)]
+
+    def fast() -> list[Tensor]:
+        found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
         for prompt, answers in few:
             lead = len(prompt) // 2
             _together(lm, [prompt], [list(answers)], lead, lead_cache(lm, prompt[:lead]), found)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return False
-    witness = whole(lm, rows)
-    gaps = [abs(a - b) for row in rows for a, b in zip(found[row].log_probs, witness[row].log_probs, strict=True)]
-    scale = max(1.0, *(abs(value) for row in rows for value in witness[row].log_probs))
-    return all(gap < SUFFIX_AGREEMENT[lm.dtype] * scale for gap in gaps)
+        return log_probs(found)
+
+    # Log-probabilities near 0 are compared absolutely: a likely answer's are all rounding.
+    limit = SUFFIX_AGREEMENT[lm.dtype]
+    return prove_engine(fast, lambda: log_probs(whole(lm, rows)), limit, name="kept keys and values", least=1.0).holds

@@ -32,6 +32,7 @@ from memedit.forward.partial import (
 )
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, launches
 from memedit.forward.perturbed import Changed, ChangedRow, WholeForward
+from memedit.forward.proof import prove_engine
 from memedit.forward.residual import ResidualPath
 from memedit.model.load import LanguageModel
 
@@ -197,27 +198,23 @@ def _cells(reads: Sequence[int]) -> Tensor:
 def choose_search_engine(
     lm: LanguageModel, layer: int, rows: Sequence[ChangedRow], columns: int = 1, shared: int = 1
 ) -> tuple[type[Suffix] | type[WholeForward], str]:
-    """Prove the suffix engine on a few rows against whole forwards; the engine to use, and why, in words.
+    """Prove the suffix engine on a few rows against whole forwards; return the engine to use, and why, in words.
 
-    Twice: every suffix length by itself, and all together, some suffixes reaching into what others keep.
+    It is compared twice: every suffix length by itself, and all lengths together, where a short suffix begins before
+    its change. Raises what `prove_engine` raises, among it every exhaustion of memory.
     """
+    whole = WholeForward(lm, layer, rows, shared=shared)
     generator = torch.Generator().manual_seed(0)
-    limit = SUFFIX_AGREEMENT[lm.dtype]
-    try:
-        whole = WholeForward(lm, layer, rows, shared=shared)
-        change = (torch.randn(whole.start.shape, generator=generator) * whole.start.std()).to(lm.device)
-        which, gap = range(len(rows)), 0.0
-        with torch.no_grad():
-            wanted = whole.logits(change, which)
-            for worth in (0, 1 << 30):
-                engine = Suffix(lm, layer, rows, shared=shared, columns=columns, worth=worth)
-                found = engine.logits(change, which)
-                gaps = [(float((a - b).abs().max()) / float(a.abs().max())) for a, b in zip(wanted, found, strict=True)]
-                gap = max(gap, *(one if one == one else float("inf") for one in gaps))
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return WholeForward, f"whole forwards (suffixes do not run on this model: {type(error).__name__})"
-    if not gap < limit:
-        return WholeForward, f"whole forwards (suffixes differ from them by {gap:.1e})"
-    return Suffix, f"suffixes (proved: they differ from whole forwards by {gap:.1e})"
+    change = (torch.randn(whole.start.shape, generator=generator) * whole.start.std()).to(lm.device)
+    which = range(len(rows))
+
+    def witness() -> list[Tensor]:
+        return 2 * whole.logits(change, which)
+
+    def fast() -> list[Tensor]:
+        engines = (Suffix(lm, layer, rows, shared=shared, columns=columns, worth=worth) for worth in (0, 1 << 30))
+        return [logits for engine in engines for logits in engine.logits(change, which)]
+
+    with torch.no_grad():
+        proof = prove_engine(fast, witness, SUFFIX_AGREEMENT[lm.dtype], name="suffixes")
+    return (Suffix if proof.holds else WholeForward), proof.reason

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+from memedit.numerics.effects import NORMAL_95
+
 RESAMPLES = 2000
 
 
@@ -24,8 +25,8 @@ class Interval(NamedTuple):
 def share_interval(hits: int, n: int) -> Interval:
     """A share of independent records, with Wilson's interval (Wilson 1927): right at 0, at 1 and for small n."""
     share = hits / n
-    center = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * (share * (1 - share) / n + Z95**2 / (4 * n**2)) ** 0.5
+    center = (share + NORMAL_95**2 / (2 * n)) / (1 + NORMAL_95**2 / n)
+    half = NORMAL_95 / (1 + NORMAL_95**2 / n) * (share * (1 - share) / n + NORMAL_95**2 / (4 * n**2)) ** 0.5
     # At the ends the exact bound is the share itself; rounding must not leave it outside.
     return Interval(share, min(max(0.0, center - half), share), max(min(1.0, center + half), share), n)
 

@@ -123,19 +123,6 @@ def null_space(values: Tensor, vectors: Tensor, share: float) -> Tensor:
     return vectors[:, :count]
 
 
-def guarded(factor: Factor, history: Tensor) -> Factor:
-    """A factor that holds earlier edits too: `past` (F, F) is K^T K of their keys.
-
-    Its metric M + U^T past U / ridge turns ridge M into lambda C + past for MEMIT, as its sequential form has it, and
-    into L2 I + P past P for AlphaEdit. Raises ValueError for a ridge of 0, under which earlier edits weigh nothing.
-    """
-    if factor.ridge == 0:
-        raise ValueError("a solve with ridge 0 cannot weigh earlier edits against new ones")
-    inside = history if factor.basis is None else factor.basis.T @ history @ factor.basis
-    metric = torch.addmm(inside / factor.ridge, factor.lower, factor.lower.T)
-    return replace(factor, lower=torch.linalg.cholesky(metric))
-
-
 def gains(factor: Factor, keys: Tensor) -> Tensor:
     """Dual keys: what turns residuals into a weight change (delta = residuals.T @ gains).
 
