@@ -1,6 +1,6 @@
-"""Rows under a change at one block: what an engine gives, and the plain engine, by whole forwards.
+"""Logits of rows under a change at one block, and the plain engine that computes them: whole forwards.
 
-Where in the block it is added, and how it gets into the stream, says its `Way`.
+`ResidualPath` defines where in the block the change is added, and how it reaches the residual stream.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memedit.model.load import LanguageModel
 
 @dataclass(frozen=True)
 class ChangedRow:
-    """A row of ids; a change enters after token `at`; the next token is read after each of the last `reads` tokens."""
+    """A row of ids: the change enters at token `at`, and logits are read at each of the last `reads` tokens."""
 
     ids: tuple[int, ...]
     at: int
@@ -28,7 +28,7 @@ class ChangedRow:
 
     @property
     def suffix(self) -> int:
-        """Tokens from the change on."""
+        """The number of tokens from the change to the row's end."""
         return len(self.ids) - self.at
 
 
@@ -37,7 +37,7 @@ class Launch(Protocol):
 
     @property
     def rows(self) -> list[int]:
-        """Their numbers among all."""
+        """Their numbers among all rows."""
         ...
 
     def logits(self, change: Tensor) -> Tensor:
@@ -45,17 +45,17 @@ class Launch(Protocol):
         ...
 
     def keep(self, places: Sequence[int]) -> Launch:
-        """Some of its rows, by their places in it."""
+        """The same launch with some of its rows, given by their places in it."""
         ...
 
 
 class Changed:
-    """Rows under a change: logits as a function of what is added on the `way`, token `at`."""
+    """Rows under a change: logits as a function of the vector that is added at token `at`."""
 
     start: Tensor
-    """What the change is added to: (rows, D) float32."""
+    """The state to which the change is added: (rows, D) float32."""
     leaves: Tensor
-    """What leaves block L, unchanged: (rows, D) float32."""
+    """The unchanged output of block L at token `at`: (rows, D) float32."""
 
     def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[ChangedRow], shared: int) -> None:
         self.lm, self.layer, self.rows, self.way = lm, layer, list(rows), ResidualPath(lm, layer, shared)
@@ -79,7 +79,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class _Whole:
-    """Rows of equal length, whole."""
+    """A launch of rows of equal length, each run whole."""
 
     engine: WholeForward
     rows: list[int]
