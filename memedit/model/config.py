@@ -106,11 +106,11 @@ def _check_values(file: Path, config: Mapping[str, Any]) -> None:
                     continue
                 least = low if one is value else 0
                 if not isinstance(one, int) or isinstance(one, bool) or not least <= one <= high:
-                    said = f"{file}: {name} = {_short(one)}, which is no whole number from {low} to {high:,}"
-                    raise UnsupportedModelError(said, "check the model, or fetch it again")
+                    message = f"{file}: {name} = {_short(one)}, which is no whole number from {low} to {high:,}"
+                    raise UnsupportedModelError(message, "check the model, or fetch it again")
         elif name in ("dtype", "torch_dtype") and value is not None and not is_float_dtype(value):
-            said = f"{file}: {name} = {_short(value)}, which is no floating dtype of torch"
-            raise UnsupportedModelError(said, 'write the dtype of the weights there, such as "bfloat16"')
+            message = f"{file}: {name} = {_short(value)}, which is no floating dtype of torch"
+            raise UnsupportedModelError(message, 'write the dtype of the weights there, such as "bfloat16"')
 
 
 def is_float_dtype(name: object) -> bool:

@@ -65,8 +65,10 @@ def locate(knobs: ModelKnobs, patterns: Sequence[str] = PATTERNS) -> Path:
         hint = "go online once, unset HF_HUB_OFFLINE, or give a local folder"
         raise ResourceError(f"{knobs.path} is not in the local cache and the Hub cannot be reached", hint) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        said = first_line(error)
-        raise UsageError(f"the model {knobs.path!r} cannot be fetched: {said}", "check its name and access") from error
+        reason = first_line(error)
+        raise UsageError(
+            f"the model {knobs.path!r} cannot be fetched: {reason}", "check its name and access"
+        ) from error
 
 
 def at_hand(knobs: ModelKnobs) -> Path | None:

@@ -97,20 +97,21 @@ def _outputs(
             hooks.append((down, push(row, pushes[row])))
     with hooked(hooks):
         logits = model(input_ids=ids.expand(len(layers), -1), use_cache=False, logits_to_keep=1).logits
-    if not bool(logits.isfinite().all()):
+    # Not with pushes: those may overflow in float16, where the model itself does not.
+    if pushes is None and not bool(logits.isfinite().all()):
         raise _not_finite(model)
     return seen, made
 
 
 def _not_finite(model: nn.Module) -> UnsupportedModelError:
-    """Why the logits of a model are not finite: the first tensor that is not, where there is one."""
+    """The error for logits that are not finite; it names the first tensor that is not finite, where there is one."""
     for name, tensor in model.state_dict().items():
         if not bool(tensor.isfinite().all()):
-            said = f"{name} holds NaN or infinity, so the model's logits are not finite"
-            return UnsupportedModelError(said, "fetch the model again: its weights are damaged")
+            message = f"{name} holds NaN or infinity, so the model's logits are not finite"
+            return UnsupportedModelError(message, "fetch the model again: its weights are damaged")
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    said = f"the model's logits are not finite in {dtype}, though all its weights are"
-    return UnsupportedModelError(said, "say --dtype float32, or bfloat16: float16 ends at 65,504")
+    message = f"the model's logits are not finite in {dtype}, though all its weights are"
+    return UnsupportedModelError(message, "say --dtype float32, or bfloat16: float16 ends at 65,504")
 
 
 def _gain(layer: int, push: Tensor, moved: Tensor, half: bool) -> tuple[float, str]:
@@ -125,8 +126,8 @@ def _gain(layer: int, push: Tensor, moved: Tensor, half: bool) -> tuple[float, s
     if error <= allowed and abs(gain) > allowed:
         return float(f"{gain:.{DIGITS_IN_HALF if half else DIGITS}g}"), ""
     if scale and float((moved - gated).norm()) / scale <= allowed:
-        said = ", ".join(f"{one:.2f}" for one in each.tolist())
-        return 1.0, f"the MLP of block {layer} is scaled by a gate that differs from token to token ({said})"
+        factors = ", ".join(f"{one:.2f}" for one in each.tolist())
+        return 1.0, f"the MLP of block {layer} is scaled by a gate that differs from token to token ({factors})"
     return 1.0, f"the MLP of block {layer} does not add to the residual stream one to one (off by {error:.1%})"
 
 

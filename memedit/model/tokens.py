@@ -63,9 +63,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, head: str, subject: str, tail: st
         raise SubjectLost(f"no token of {text!r} lies in the subject {subject!r}")
     at = inside[-1]
     merged = offsets[at][1] > end
-    said, wanted = _bare(str(tokenizer.decode(ids[: at + 1]))), _bare(subject)
-    if not (wanted in said if merged else said.endswith(wanted)):
-        raise SubjectLost(f"decoding the tokens up to the subject gives {said[-40:]!r}, not {subject!r}")
+    decoded, wanted = _bare(str(tokenizer.decode(ids[: at + 1]))), _bare(subject)
+    if not (wanted in decoded if merged else decoded.endswith(wanted)):
+        raise SubjectLost(f"decoding the tokens up to the subject gives {decoded[-40:]!r}, not {subject!r}")
     return Prompt(tuple(ids), at, merged, inside[0])
 
 

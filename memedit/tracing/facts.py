@@ -61,8 +61,8 @@ def find_facts(
     answers = (
         [] if own else [_answer(lm, request, prompt, chat) for request, prompt in zip(requests, prompts, strict=True)]
     )
-    said = continuations(lm, [(prompt.ids, ids) for prompt, ids in zip(prompts, answers, strict=not own)])
-    knows = [bool(one.likeliest.all()) for one in said] or [False] * len(requests)
+    scores = continuations(lm, [(prompt.ids, ids) for prompt, ids in zip(prompts, answers, strict=not own)])
+    knows = [bool(one.likeliest.all()) for one in scores] or [False] * len(requests)
     lacks = [n for n, request in enumerate(requests) if not knows[n] and (own or not request.object_old)]
     tokens = dict(zip(lacks, likeliest_next(lm, [prompts[n].ids for n in lacks]), strict=True))
     facts: list[Fact] = []

@@ -56,7 +56,9 @@ def trace_all(
     scale = noise_scale(lm, facts, knobs)
     parts = find_parts(lm)
     with memory_named(_FULL, _FULL_HINT):
-        engine, reason_for = choose_trace_engine(lm, parts, make_trial(lm, facts[0], scale, knobs, recipe.seed, width))
+        engine, engine_reason = choose_trace_engine(
+            lm, parts, make_trial(lm, facts[0], scale, knobs, recipe.seed, width)
+        )
     same = {"model": digest, "dtype": str(lm.dtype), "noise": scale, "samples": knobs.samples, "window": width}
     same |= {"seed": recipe.seed, "engine": engine.__name__, "everywhere": everywhere, "code": TRACE_CODE}
     store = Store(cache_dir() / "traces" / digest_of(same)[:16])
@@ -71,24 +73,24 @@ def trace_all(
 
             scores.append(store.recall("fact", {**same, "question": vars(fact.question)}, make))
             advance(1)
-    about: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "noise": scale, "samples": knobs.samples, "window": width, "windows": windows(n_layers, width),
     }  # fmt: skip
-    more = {
+    provenance = {
         "model": recipe.model.path,
         "digest": digest,
         "noise_rule": knobs.noise,
         "seed": recipe.seed,
-        "engine": reason_for,
+        "engine": engine_reason,
     }
-    average = _average(facts, scores, {**about, **more, "unknown": len(unknown), "n_layers": n_layers})
+    average = _average(facts, scores, {**settings, **provenance, "unknown": len(unknown), "n_layers": n_layers})
     traced = tuple(
-        TracedFact(_record(lm, fact, found, about), found) for fact, found in zip(facts, scores, strict=True)
+        TracedFact(_record(lm, fact, found, settings), found) for fact, found in zip(facts, scores, strict=True)
     )
     return TracingResult(traced, tuple(_unknown(request) for request in unknown), average), store
 
 
-def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], about: Mapping[str, Any]) -> Average:
+def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], settings: Mapping[str, Any]) -> Average:
     means = effects(facts, scores)
     peak = suggest(means)
     by_role = {
@@ -98,7 +100,7 @@ def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], abou
     gap = curve(means["gap"])
     assert gap is not None  # every fact has a last subject token
     return Average(
-        **about,
+        **settings,
         facts=len(facts),
         clean=mean_figure(means["clean"]),
         corrupted=mean_figure(means["corrupted"]),
@@ -111,10 +113,10 @@ def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], abou
     )
 
 
-def _record(lm: LanguageModel, fact: Fact, found: Mapping[str, Tensor], about: Mapping[str, Any]) -> FactTrace:
+def _record(lm: LanguageModel, fact: Fact, found: Mapping[str, Tensor], settings: Mapping[str, Any]) -> FactTrace:
     question, tokenizer = fact.question, lm.tokenizer
     return FactTrace(
-        **about,
+        **settings,
         id=fact.request.id,
         status="traced",
         subject=fact.request.subject,

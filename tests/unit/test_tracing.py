@@ -64,8 +64,8 @@ def test_every_family_is_traced_by_sweeps_that_equal_the_plain_procedure(
     lm = opened(name)
     trial = a_trial(lm, first=first, answer=answer, width=width)
     parts = find_parts(lm)
-    engine, told = choose_trace_engine(lm, parts, trial)
-    assert engine is SuffixPatching, told
+    engine, reason = choose_trace_engine(lm, parts, trial)
+    assert engine is SuffixPatching, reason
     found, wanted = trace_fact(lm, parts, trial, engine), plainly(lm, trial, width, modules_of(lm))
     assert set(found) == set(wanted)
     moved = float(wanted["hidden"].max() - wanted["hidden"].min()) / float(wanted["corrupted"])
@@ -86,9 +86,9 @@ def test_sweeps_that_differ_are_refused_by_the_proof(monkeypatch: pytest.MonkeyP
     lm = opened("llama")
     trial, real = a_trial(lm, first=3, answer=(5,), width=1), SuffixPatching._entering
     monkeypatch.setattr(SuffixPatching, "_entering", lambda self, *args: real(self, *args) * 1.1)
-    engine, told = choose_trace_engine(lm, find_parts(lm), trial)
+    engine, reason = choose_trace_engine(lm, find_parts(lm), trial)
     assert engine is WholeForwardPatching
-    assert "differ" in told
+    assert "differ" in reason
 
 
 def test_a_block_that_adds_something_else_is_refused() -> None:
