@@ -13,7 +13,7 @@ from memedit.editing.resources import cache_bytes, check_weights, moment_bytes
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
 from memedit.model.architecture import Architecture, find_architecture, spans
 from memedit.model.head import describe_head
-from memedit.model.load import PATTERNS, forward_dtype, load_tokenizer, locate, open_model, skeleton
+from memedit.model.load import PATTERNS, forward_dtype, load_tokenizer, locate, meta_model, open_model
 from memedit.model.probe import prove
 from memedit.progress import NoProgress, Progress
 from memedit.results.inspection import Block, Carrier, Costs, Head, Inspection
@@ -45,7 +45,7 @@ def run_inspect(recipe: Recipe, *, weights: bool = True, progress: Progress | No
             with progress.phase("load"):
                 model = open_model(folder, knobs)
     proved = model is not None
-    model = model if proved else skeleton(folder, knobs)
+    model = model if proved else meta_model(folder, knobs)
     architecture = find_architecture(model)
     if proved:
         try:

@@ -94,8 +94,10 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        if type(error).__name__ == "OutOfMemoryError":
-            _say("error: the GPU's memory is full")
+        from memedit.model.memory import ran_out
+
+        if ran_out(error):
+            _say(f"error: the {'machine' if 'DefaultCPUAllocator' in str(error) else 'GPU'}'s memory is full")
             _say(
                 "hint: say --memory 4GB, --dtype bfloat16, --device-map auto or --device cpu; what was finished is kept"
             )
