@@ -24,7 +24,7 @@ import resource, sys
 from pathlib import Path
 from memedit.errors import MemeditError
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.writer import write
+from memedit.storage.writer import write_checkpoint
 source, out, limit, told = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "told"
 base = Checkpoint.open(source)
 weights = {"a": base.tensor("a") + 1}
@@ -33,7 +33,7 @@ if limit:
 if told:
     print("ready", flush=True)
 try:
-    write(base, out, weights, {"README.md": b"# edited"}, link="copy")
+    write_checkpoint(base, out, weights, {"README.md": b"# edited"}, link="copy")
 except MemeditError as error:
     print(error.message, error.hint, sep="\\n", file=sys.stderr)
     sys.exit(error.exit_code)

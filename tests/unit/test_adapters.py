@@ -115,7 +115,7 @@ def test_what_peft_wrote_is_read_with_its_ranks_and_scales(family: str, rslora: 
         ({"modules_to_save": ["lm_head"]}, UnsupportedModelError),
         ({"r": 4}, StorageError),
         ({"lora_alpha": "much"}, StorageError),
-        ({"rank_pattern": {"(": 3}}, StorageError),
+        ({"rank_pattern": {"(": 3}}, UnsupportedModelError),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

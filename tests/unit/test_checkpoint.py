@@ -85,10 +85,12 @@ def test_a_checkpoint_without_the_prefix_is_resolved(tmp_path: Path) -> None:
 
 def test_a_snapshot_of_links_is_copied_from_what_they_point_to(tmp_path: Path) -> None:
     blobs = folder(tmp_path / "blobs")
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
+    (blobs / "original" / "params.json").rename(blobs / "params.json")
+    (blobs / "original").rmdir()
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
     for file in blobs.iterdir():
-        (snapshot / file.name).symlink_to(file)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
     before = (blobs / "model.safetensors").read_bytes()
     base, out = Checkpoint.open(snapshot), tmp_path / "out"
     write_checkpoint(base, out, edited(base), CARD, link="hard")
@@ -105,8 +107,14 @@ def test_an_output_that_is_not_empty_is_refused_and_replaced_when_asked(tmp_path
     with pytest.raises(UsageError, match="not empty"):
         write_checkpoint(base, out, edited(base), CARD)
     assert (out / "mine.txt").read_text() == "mine"
-    write_checkpoint(base, out, edited(base), CARD, overwrite=True)
+    with pytest.raises(UsageError, match="neither a model nor an adapter") as caught:
+        write_checkpoint(base, out, edited(base), CARD, overwrite=True)
+    assert "--force" in caught.value.hint and (out / "mine.txt").read_text() == "mine"
+    write_checkpoint(base, out, edited(base), CARD, force=True)
     assert not (out / "mine.txt").exists()
+    (out / "more.txt").write_text("mine")
+    write_checkpoint(base, out, edited(base), CARD, overwrite=True)
+    assert not (out / "more.txt").exists() and (out / "config.json").is_file()
     assert (
         sorted(file.name for file in tmp_path.iterdir()) == ["base", "cache", "out"]
         or not (tmp_path / "cache").exists()
@@ -245,7 +253,7 @@ def test_a_folder_of_files_is_there_whole_or_not_at_all(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(MemeditError, match="no space"):
-        write_files(out, {"a.json": b"[]"}, overwrite=True)
+        write_files(out, {"a.json": b"[]"}, force=True)
     assert (out / "a.json").read_bytes() == b"{}"
     assert [file.name for file in tmp_path.iterdir() if file.name != "cache"] == ["out"]
 
