@@ -20,7 +20,7 @@ from memedit.progress import NoProgress, Progress
 from memedit.results.changes import Comparison, ExportKind, Outcome, TensorChange
 from memedit.results.versions import versions
 from memedit.show import card
-from memedit.storage.artifacts import digest_file, digest_of
+from memedit.storage.artifacts import digest_file
 from memedit.storage.base_card import read_base_card
 from memedit.storage.checkpoint import CARD, Checkpoint
 from memedit.storage.comparison import compare
@@ -95,21 +95,21 @@ def run_revert(
     progress, out = progress or NoProgress(), _out(recipe)
     recorded, base = base_of(edited)
     change, checkpoint = DeltaFile.open(edited), Checkpoint.open(edited)
-    check_output(edited, out, overwrite=recipe.output.overwrite)
+    check_output(edited, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
     origin, weights, folder = originals(edited, change, recorded, recipe.model.path or None, progress)
     extra: dict[str, bytes | None] = {CARD: card_of(edited, BASE_CARD), BASE_CARD: None}
     if folder is not None:
-        check_output(folder, out, overwrite=recipe.output.overwrite)
+        check_output(folder, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
         extra |= {CARD: card_of(folder), **records(folder)}
     if origin == "subtraction":
         progress.note(f"the base {recorded.path} is not at hand, and no originals were kept: the change is subtracted")
         weights = subtracted(checkpoint, change.deltas, recorded)
     with progress.phase("write"):
-        run = f"revert-{digest_of([change.base, str(edited.resolve())])[:16]}"
         knobs = recipe.output
         write_checkpoint(
             checkpoint, out, weights, extra,
-            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, run=run,
+            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, force=knobs.force,
+            note=progress.note,
         )  # fmt: skip
         digest = Checkpoint.open(out).digest
     return Outcome(
@@ -157,10 +157,11 @@ def _checkpoint(
         if recipe.output.keep_originals:
             extra[ORIGINALS] = originals_bytes({name: ground.checkpoint.tensor(name) for name in weights}, digest)
     with progress.phase("write"):
-        knobs, run = recipe.output, digest_of([command, recipe.output.dir, list(outcome.deltas)])[:16]
+        knobs = recipe.output
         write_checkpoint(
             ground.checkpoint, _out(recipe), weights, extra,
-            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, run=run,
+            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, force=knobs.force,
+            note=progress.note,
         )  # fmt: skip
     return outcome
 
@@ -180,7 +181,7 @@ def _adapter(
     model = recipe.model
     files = adapter_bytes(factors, model.path, revision=model.revision, conv1d=conv1d, dtype=dtype)
     files["README.md"] = card.adapter_card(read_base_card(ground.folder, model.path), uniform, list(factors)).encode()
-    write_files(out, files, overwrite=recipe.output.overwrite)
+    write_files(out, files, overwrite=recipe.output.overwrite, force=recipe.output.force)
     return told, uniform
 
 
@@ -197,7 +198,7 @@ def _dense(
         return ground.architecture.turned(made.left)
 
     shapes = {name: ground.checkpoint.entries[name].shape for name in change.deltas}
-    stream(out, shapes, make, {"format": "pt", "base": ground.checkpoint.digest})
+    stream(out, shapes, make, {"format": "pt", "base": ground.checkpoint.digest}, replace=recipe.output.overwrite)
     return told, None
 
 
@@ -225,7 +226,7 @@ def _out(recipe: Recipe) -> Path:
 
 def _check(ground: BaseCheckpoint, out: Path, recipe: Recipe, *, file: bool = False) -> None:
     if not file:
-        check_output(ground.folder, out, overwrite=recipe.output.overwrite)
+        check_output(ground.folder, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
     elif out.is_dir():
         raise UsageError(f"the output {out} is a folder", "dense changes are one file: -o change.safetensors")
     elif out.exists() and not recipe.output.overwrite:

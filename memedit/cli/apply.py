@@ -53,6 +53,7 @@ def apply_command(
     any_base: o.AnyBaseOption = False,
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
+    force: o.ForceOption = None,
     rounding: Annotated[
         Literal["auto", "nearest", "key-aware"] | None,
         typer.Option("--rounding", metavar="HOW", help="auto, nearest or key-aware: into OUT's dtype."),
@@ -91,7 +92,7 @@ def apply_command(
         "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
         "moments.corpus": corpus, "target.redo": redo,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
-        "output.keep_originals": keep_originals,
+        "output.force": force, "output.keep_originals": keep_originals,
         "output.rounding": rounding, "output.max_shard_size": max_shard_size,
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags, preset)

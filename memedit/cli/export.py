@@ -36,6 +36,7 @@ def export_command(
     sets: o.SetOption = None,
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
+    force: o.ForceOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
@@ -45,7 +46,13 @@ def export_command(
         raise UsageError(
             f"--dtype is for an adapter's factors, and --to {to} has none", "say --to lora, or leave it out"
         )
-    flags = {"model.path": model, "output.dir": output, "output.link": link, "output.overwrite": overwrite}
+    flags = {
+        "model.path": model,
+        "output.dir": output,
+        "output.link": link,
+        "output.overwrite": overwrite,
+        "output.force": force,
+    }
     recipe, _ = o.read_recipe(None, sets, flags)
     o.need_model(recipe)
     import torch

@@ -25,6 +25,7 @@ def forget_command(
     dtype: o.DtypeOption = None,
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
+    force: o.ForceOption = None,
     fail_under: o.FailUnderOption = None,
     json: o.JsonOption = False,
     per_edit: o.PerEditOption = False,
@@ -35,7 +36,7 @@ def forget_command(
     bars = gates.gate_bars(fail_under)
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "output.dir": output, "output.link": link,
-        "output.overwrite": overwrite,
+        "output.overwrite": overwrite, "output.force": force,
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags)
     o.need_model(recipe)

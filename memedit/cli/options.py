@@ -72,8 +72,9 @@ LinkOption = Annotated[
     Literal["auto", "hard", "copy"] | None, typer.Option("--link", help="How untouched files get into OUT.")
 ]
 OverwriteOption = Annotated[
-    bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace OUT where it exists.")
+    bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace OUT where it exists and holds a model.")
 ]
+ForceOption = Annotated[bool | None, typer.Option("--force", help="Replace OUT whatever it holds.")]
 
 ENVIRONMENT = {"MEMEDIT_DEVICE": "model.device", "MEMEDIT_DTYPE": "model.dtype", "MEMEDIT_SEED": "seed"}
 """Environment variables that set a knob."""

@@ -20,12 +20,19 @@ def revert_command(
     ] = None,
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
+    force: o.ForceOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
     """Take an edit back: to the bit where the base or the kept originals are at hand, else up to rounding."""
     o.one_output(json, False, quiet)
-    flags = {"model.path": model, "output.dir": output, "output.link": link, "output.overwrite": overwrite}
+    flags = {
+        "model.path": model,
+        "output.dir": output,
+        "output.link": link,
+        "output.overwrite": overwrite,
+        "output.force": force,
+    }
     recipe, _ = o.read_recipe(None, None, flags)
     from memedit.changes.commands import run_revert as run
     from memedit.show.progress import TerminalProgress

@@ -157,6 +157,9 @@ class OutputKnobs(_Knobs):
     link: Literal["auto", "hard", "copy"] = "auto"
     """How untouched files get into the output: auto clones where the file system can, else copies."""
     overwrite: bool = False
+    """Replace the output folder where memedit or save_pretrained wrote it."""
+    force: bool = False
+    """Replace the output folder whatever it holds."""
     keep_originals: bool = False
     """Keep the edited tensors as they were in memedit/originals.safetensors, so that the edit can be taken back to the
     bit without the base; as large as those tensors are."""
