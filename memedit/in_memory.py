@@ -79,8 +79,18 @@ class InMemoryUpdate:
     """The weights before the edit, (D, F), as the model holds them."""
     _edited: dict[int, Tensor] = field(repr=False)
     """The weights after it, (D, F), in the same dtype and on the same device."""
-    _put_back: dict[int, Tensor] = field(repr=False, default_factory=dict[int, Tensor])
-    """What the end of the `with` block puts back; empty before and after it, and once the update is kept."""
+    _put_back: list[dict[int, Tensor]] = field(repr=False, default_factory=list[dict[int, Tensor]])
+    """What the end of each open `in_place` block puts back."""
+
+    @contextmanager
+    def in_place(self) -> Generator[None]:
+        """Hold the edited weights in the model for a `with` block; put the old ones back at its end."""
+        with applied(self._lm, self._edited) as kept:
+            self._put_back.append(kept)
+            try:
+                yield
+            finally:
+                self._put_back.remove(kept)
 
     def apply_(self, model: PreTrainedModel) -> None:
         """Write the edited weights into `model`, and keep them there when the `with` block ends.
@@ -102,7 +112,8 @@ class InMemoryUpdate:
         for layer, weight in self._edited.items():
             put_(lm, layer, weight, {})
         if model is self._lm.model:
-            self._put_back.clear()
+            for kept in self._put_back:
+                kept.clear()
 
     def save(self, folder: str | Path) -> Path:
         """Write `folder`/memedit/delta.safetensors, which `memedit apply --delta` reads, and the edits beside it.
@@ -125,8 +136,7 @@ class InMemoryUpdate:
         return file
 
 
-@contextmanager
-def edit_in_memory(
+def make_update(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[EditRequest],
@@ -137,8 +147,8 @@ def edit_in_memory(
     moments: LayerMoments | None = None,
     corpus: Iterable[str] | None = None,
     progress: Progress | None = None,
-) -> Generator[InMemoryUpdate]:
-    """Edit a loaded model for the length of a `with` block, then put its weights back.
+) -> InMemoryUpdate:
+    """Find the change that a list of edits makes to a loaded model; the model is unchanged when this returns.
 
     `moments`, or `corpus` (texts), replace the recipe's corpus. Raises EditListError with every finding, UsageError for
     a setting that needs a folder, UnsupportedModelError for a model that cannot be edited.
@@ -146,11 +156,7 @@ def edit_in_memory(
     _check_settings(sources)
     with _inference(model):
         lm = _open(model, tokenizer)
-        update = _make_update(lm, requests, recipe, findings, moments, corpus, progress or NoProgress())
-    with applied(lm, update._edited) as kept:  # pyright: ignore[reportPrivateUsage]
-        # `applied` puts back what is in this dictionary: `apply_` empties it.
-        object.__setattr__(update, "_put_back", kept)
-        yield update
+        return _make_update(lm, requests, recipe, findings, moments, corpus, progress or NoProgress())
 
 
 def _check_settings(sources: Mapping[str, Source]) -> None:
@@ -385,9 +391,7 @@ def _stored_weight(lm: LanguageModel, checkpoint: Checkpoint | None, layer: int)
     return now.cpu().clone()
 
 
-def _same_checkpoint(
-    lm: LanguageModel, checkpoint: Checkpoint | None, base: Mapping[int, Tensor]
-) -> Checkpoint | None:
+def _same_checkpoint(lm: LanguageModel, checkpoint: Checkpoint | None, base: Mapping[int, Tensor]) -> Checkpoint | None:
     """The checkpoint, if every weight of the model is still its own; the edited layers count as they were before."""
     if checkpoint is None:
         return None
