@@ -49,7 +49,7 @@ class UnsupportedModelError(MemeditError):
 
 
 class ResourceError(MemeditError):
-    """Not enough memory or disk space, no such device, or a download that is not possible offline."""
+    """Not enough memory or disk space, or no such device."""
 
     exit_code = 5
 

@@ -69,7 +69,11 @@ def test_a_model_of_no_folder_is_edited_and_put_back(tiny: tuple[Any, Any]) -> N
     model.transformer.h[0].eval()
     model.transformer.wte.weight.requires_grad_(False)
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    with torch.no_grad(), pytest.raises(KeyError), memedit.edited(model, tokenizer, [EDIT], corpus=TEXTS, settings=TINY):
+    with (
+        torch.no_grad(),
+        pytest.raises(KeyError),
+        memedit.edited(model, tokenizer, [EDIT], corpus=TEXTS, settings=TINY),
+    ):
         assert not same(model, before)
         assert model.training and not model.transformer.h[0].training
         raise KeyError("in the block")

@@ -15,7 +15,7 @@ GOOD = {"subject": "Ada", "prompt": "{} lives in", "object": "Rome"}
 
 
 def test_every_verb_is_offered_and_nothing_else() -> None:
-    verbs = "check stats trace apply forget evaluate inspect export add revert diff load_edits edited".split()
+    verbs = ["check", "stats", "trace", "apply", "forget", "evaluate", "inspect", "export", "add", "revert", "diff", "load_edits", "edited"]
     assert set(verbs) <= set(dir(memedit)) == set(memedit.__all__)
     assert all(callable(getattr(memedit, name)) for name in verbs)
     assert memedit.EditRequest.__module__ == "memedit.edits.edit"
@@ -74,6 +74,7 @@ def test_settings_are_nested_or_dotted(made_gpt2: Path) -> None:
 def test_hints_name_arguments_and_not_options(made_gpt2: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
+    (out / "mine.txt").write_text("not an output of apply")
     with pytest.raises(UsageError) as caught:
         memedit.apply([GOOD], made_gpt2, out)
     assert "--" not in caught.value.message + caught.value.hint
@@ -123,3 +124,23 @@ def test_no_progress_bar_of_another_library_is_drawn(made_gpt2: Path, capsys: py
     # converse: without memedit around it the same load draws one
     AutoModelForCausalLM.from_pretrained(made_gpt2)
     assert "Loading weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_model_that_cannot_be_downloaded_exits_1_with_the_reason(
+    offline: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def fail(*_args: Any, **_more: Any) -> None:
+        raise LocalEntryNotFoundError("no snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    with pytest.raises(memedit.MemeditError) as caught:
+        memedit.inspect("org/nowhere")
+    assert caught.value.exit_code == 1
+    assert ("HF_HUB_OFFLINE" in caught.value.hint) == offline
+    assert ("network" in caught.value.hint) == (not offline)
