@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from memedit.config.recipe import ModelKnobs
-from memedit.errors import ResourceError, UnsupportedModelError, UsageError
+from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
 from memedit.model.architecture import Architecture, find_architecture
 from memedit.model.config import NOT_KNOWN, auto_config, first_line, foreign_errors, read_config
 from memedit.model.probe import prove
@@ -62,13 +62,23 @@ def locate(knobs: ModelKnobs, patterns: Sequence[str] = PATTERNS) -> Path:
     try:
         return Path(snapshot_download(knobs.path, revision=knobs.revision, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError as error:
-        hint = "go online once, unset HF_HUB_OFFLINE, or give a local folder"
-        raise ResourceError(f"{knobs.path} is not in the local cache and the Hub cannot be reached", hint) from error
+        raise _not_cached(knobs.path) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = first_line(error)
         raise UsageError(
             f"the model {knobs.path!r} cannot be fetched: {reason}", "check its name and access"
         ) from error
+
+
+def _not_cached(name: str) -> MemeditError:
+    """The error for a Hub model that is neither cached nor can be downloaded; it names the reason."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        hint = "HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, or give a local folder"
+        return MemeditError(f"{name} is not in the local cache, and downloads are switched off", hint)
+    hint = "check the network connection, or give a local folder"
+    return MemeditError(f"{name} is not in the local cache, and the Hub cannot be reached", hint)
 
 
 def at_hand(knobs: ModelKnobs) -> Path | None:
