@@ -16,6 +16,7 @@ from memedit.cli.diff import diff_command
 from memedit.cli.evaluate import evaluate_command
 from memedit.cli.export import export_command
 from memedit.cli.forget import forget_command
+from memedit.cli.help import help_command
 from memedit.cli.inspect import inspect_command
 from memedit.cli.revert import revert_command
 from memedit.cli.schema import schema_command
@@ -43,6 +44,7 @@ app.command("export")(export_command)
 app.command("revert")(revert_command)
 app.command("diff")(diff_command)
 app.command("schema")(schema_command)
+app.command("help")(help_command)
 
 
 def _version(asked: bool) -> None:
