@@ -32,7 +32,9 @@ from rich.markdown import Markdown
 from tests.conftest import ROOT
 
 DOCS = ROOT / "memedit" / "docs"
-PAGES = sorted([ROOT / "README.md", *(ROOT / name / "README.md" for name in ("requests", "tests")), *DOCS.glob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", *(ROOT / name / "README.md" for name in ("requests", "tests", "examples")), *DOCS.glob("*.md")]
+)
 COMMAND: Any = typer.main.get_command(app)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -42,7 +44,8 @@ def page_name(page: Path) -> str:
 
 
 def code_lines(text: str) -> Iterator[str]:
-    """Lines of fenced shell blocks and indented blocks, and inline code."""
+    """Lines of fenced shell blocks and indented blocks, and inline code. A backslash joins a line to the next."""
+    text = re.sub(r"\\\n\s*", "", text)
     for language, block in FENCE.findall(text):
         if language == "sh":
             yield from block.splitlines()
@@ -231,6 +234,16 @@ def literal_of(key: str) -> Any:
         kind = kind.model_fields[part].annotation
     annotation = kind.model_fields[last].annotation
     return annotation if get_origin(annotation) is Literal else None
+
+
+def test_the_settings_are_shown_without_loading_torch() -> None:
+    code = (
+        "import sys\nfrom memedit.cli.help import help_command\nhelp_command('settings')\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "`method.ridge`" in done.stdout
 
 
 def test_a_prefix_shows_that_section_alone() -> None:
