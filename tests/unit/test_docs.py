@@ -158,6 +158,15 @@ def test_the_readme_is_short_and_names_the_test_command() -> None:
     assert all(f"memedit/docs/{name}.md" in text for name in TOPICS if name != SETTINGS)
 
 
+@pytest.mark.parametrize("folder", ["requests", "examples", "tests"])
+def test_a_folders_page_names_all_that_is_there(folder: str) -> None:
+    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    there = [file.name for file in (ROOT / folder).iterdir() if file.name[0] not in "._" and file.name != "README.md"]
+    there = [name for name in there if folder == "requests" or (ROOT / folder / name).is_dir()]
+    assert there
+    assert [name for name in there if name not in text] == []
+
+
 def test_topics_and_files_are_the_same() -> None:
     files = {Path(file.name).stem for file in (resources.files("memedit") / "docs").iterdir()}
     assert files == set(TOPICS) - {SETTINGS}
