@@ -16,6 +16,7 @@ from memedit.cli.diff import diff_command
 from memedit.cli.evaluate import evaluate_command
 from memedit.cli.export import export_command
 from memedit.cli.forget import forget_command
+from memedit.cli.help import help_command
 from memedit.cli.inspect import inspect_command
 from memedit.cli.revert import revert_command
 from memedit.cli.schema import schema_command
@@ -43,6 +44,7 @@ app.command("export", short_help="Convert a delta to a checkpoint or an adapter.
 app.command("revert", short_help="Undo an edit.")(revert_command)
 app.command("diff", short_help="Compare two models.")(diff_command)
 app.command("schema", short_help="Print the JSON schema of a format.")(schema_command)
+app.command("help", short_help="Read the documentation in the terminal.")(help_command)
 
 
 def _version(asked: bool) -> None:
