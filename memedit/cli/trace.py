@@ -156,15 +156,16 @@ def _drawing(plot: Literal["png", "svg"] | None) -> Callable[[TracingResult], Ma
 
 
 def _by_edit_score(requests: list[EditRequest], findings: list[Finding], recipe: Recipe, progress: Progress) -> str:
+    from memedit.config.layers import layers_text
     from memedit.editing.layer_trials import search_layers
-    from memedit.tracing.layer_selection import range_text
 
     tried = search_layers(requests, recipe, progress, findings)
     for one in tried:
         progress.note(one.line)
     if tried[0].value == 0:
         raise GateError("no range of layers took a single edit of the sample", "look at the edits: memedit check")
-    return range_text(tried[0].layers)
+    first, last = tried[0].layers
+    return layers_text(range(first, last + 1))
 
 
 def _show(found: TracingResult) -> None:
