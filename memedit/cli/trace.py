@@ -54,7 +54,7 @@ def trace_command(
         typer.Option("--by", help="How layers are suggested: by traces, or by editing a sample in each range."),
     ] = None,
     plot: Annotated[
-        Literal["png", "svg"] | None, typer.Option("--plot", help="Also write figures as files (needs matplotlib).")
+        Literal["png", "svg"] | None, typer.Option("--plot", help="Also write figures as files (png needs matplotlib).")
     ] = None,
     relations: o.RelationsOption = None,
     input_format: o.FormatOption = None,
