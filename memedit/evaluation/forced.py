@@ -1,11 +1,11 @@
-"""How a model does on an edit list by forced answers: what it would say is weighed, not written.
+"""Score a model on an edit list by forced answers: given answers are scored, nothing is generated.
 
-An answer is weighed by its mean log-probability per token after the prompt. Success and magnitude are CounterFact's
+The score of an answer is its mean log-probability per token after the prompt. Success and magnitude are CounterFact's
 (Meng et al. 2022, section 3.3; kmeng01/memit, eval_utils_counterfact.py), token accuracy is zsRE's (Mitchell et al.
 2022) and EasyEdit's, exact match asks that every token be the likeliest. Each figure is a mean over an edit's probes
-first and over edits then, so that an edit counts once.
+first, then over edits, so that every edit counts once.
 
-By hand: new object of two tokens with probabilities 0.5 and 0.32, old object of one token with 0.3. The new one weighs
+By hand: new object of two tokens with probabilities 0.5 and 0.32, old object of one token with 0.3. The new one scores
 sqrt(0.5 x 0.32) = 0.4 > 0.3: success 1, magnitude 0.1. If 0.5 is the largest at its place and 0.32 is not: token
 accuracy 1/2, exact match 0.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from memedit.edits.edit import EditRequest
@@ -25,6 +25,7 @@ from memedit.forward.scoring import AnswerScores, score_answers
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import encode_questions
 from memedit.progress import Advance
+from memedit.results.metrics import FORCED_METRICS, MetricKind, metric_for
 from memedit.results.report import Figure, Scores
 
 
@@ -51,16 +52,13 @@ class EditScores:
     reversal: float | None = None
     reversal_accuracy: float | None = None
     groups: Mapping[str, float] = field(default_factory=dict)
-    """Token accuracy by what the list calls a kind: `portability/Reasoning`."""
+    """Token accuracy by the list's name for a kind of question: `portability/Reasoning`."""
     around: Sequence[tuple[str, Sequence[int]]] = ()
-    """For each neighbor its group and the likeliest token at each place of its answer: what locality compares."""
+    """For each neighbor its group and the most likely token at each place of its answer; locality compares these."""
 
     def record(self) -> dict[str, float | None]:
         """The measurements as a plain mapping."""
-        return {name: getattr(self, name) for name in FORCED_NAMES}
-
-
-FORCED_NAMES = tuple(one.name for one in fields(EditScores) if one.name not in ("groups", "around"))
+        return {one.name: getattr(self, one.name) for one in FORCED_METRICS}
 
 
 def score_edits(
@@ -72,12 +70,12 @@ def score_edits(
     plus: bool = False,
     advance: Advance | None = None,
 ) -> list[EditScores]:
-    """Every edit's judgment by the model as it is now; `derive` and `plus` as for `probes`."""
+    """Score every edit with the model as it is now; `derive` and `plus` as for `list_probes`."""
     asked = list_probes(requests, derive=derive, plus=plus)
     of_edit: list[list[tuple[Probe, Answer]]] = [[] for _ in requests]
     for probe, answer in zip(asked, ask(lm, asked, chat=chat, advance=advance), strict=True):
         of_edit[probe.edit].append((probe, answer))
-    return [_judgment(answered) for answered in of_edit]
+    return [_edit_scores(answered) for answered in of_edit]
 
 
 def says_object(
@@ -89,9 +87,10 @@ def says_object(
 
 
 def summarize(edit_scores: Sequence[EditScores], base: Sequence[EditScores] | None = None) -> Scores:
-    """Means over edits with 95 % intervals; with the base's judgments of the same edits, locality too."""
+    """Means over edits with 95 % intervals; with the base's scores of the same edits, locality too."""
     columns = {
-        name: [value for one in edit_scores if (value := getattr(one, name)) is not None] for name in FORCED_NAMES
+        metric.name: [value for one in edit_scores if (value := getattr(one, metric.name)) is not None]
+        for metric in FORCED_METRICS
     }
     groups = _columns([one.groups for one in edit_scores])
     local = agreement(edit_scores, base) if base is not None else [{} for _ in edit_scores]
@@ -101,7 +100,7 @@ def summarize(edit_scores: Sequence[EditScores], base: Sequence[EditScores] | No
 
 
 def score_changes(before: Sequence[EditScores], after: Sequence[EditScores]) -> dict[str, Figure]:
-    """After less before of every forced measure, paired by edit."""
+    """After minus before by forced metric, paired by edit."""
     return differences([one.record() for one in before], [one.record() for one in after])
 
 
@@ -145,10 +144,10 @@ def _by_subject(shares: Mapping[str, Sequence[float]]) -> Figure | None:
 
 @dataclass(frozen=True)
 class Answer:
-    """How a model takes a probe."""
+    """How a model answers a probe."""
 
     right: float
-    """Mean log-probability per token of the right answer; of two that may be, the likelier."""
+    """Mean log-probability per token of the right answer; of two right answers, the higher one."""
     wrong: float | None
     exact: bool
     """Every token of the answer, or of a spelling of it, is the likeliest."""
@@ -159,7 +158,7 @@ class Answer:
 
 
 def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advance | None = None) -> list[Answer]:
-    """Weigh the answers of every probe."""
+    """Score the answers of every probe. Raises UsageError if a probe is too long for the model."""
     answers = [[*one.right, *([one.rival] if one.rival else []), *([one.wrong] if one.wrong else [])] for one in asked]
     encoded = encode_questions(
         lm.tokenizer, [(one.text, of_one) for one, of_one in zip(asked, answers, strict=True)], chat=chat
@@ -173,7 +172,7 @@ def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advan
 
 
 def _check_lengths(lm: LanguageModel, lengths: Sequence[tuple[str, int]]) -> None:
-    """Raises UsageError for a prompt that with its answer is longer than any row the model takes."""
+    """Raise UsageError if a prompt with its answer has more tokens than the model can read."""
     text, longest = max(lengths, key=lambda one: one[1], default=("", 0))
     if lm.architecture.positions is not None and longest > lm.architecture.positions:
         said = (
@@ -194,31 +193,25 @@ def _answer(probe: Probe, weighed: Iterator[tuple[tuple[tuple[int, ...], tuple[i
     return Answer(best, wrong, any(map(all, hits)), fmean(hits[0]), right[0][1].likeliest)
 
 
-NAMED = {
-    "efficacy": ("accuracy", "token_accuracy"),
-    "paraphrase": ("paraphrase_accuracy", "paraphrase_token_accuracy"),
-    "neighborhood": ("neighborhood_accuracy", "neighborhood_token_accuracy"),
-    "portability": ("portability_accuracy", "portability"),
-    "reversal": ("reversal_accuracy", "reversal"),
-}
-"""What exact match and token accuracy are called for a kind of probe."""
-
-
-def _judgment(answered: Sequence[tuple[Probe, Answer]]) -> EditScores:
+def _edit_scores(answered: Sequence[tuple[Probe, Answer]]) -> EditScores:
+    """Average the answers of one edit's probes into its scores."""
     by_kind: dict[str, list[tuple[Probe, Answer]]] = {}
     for probe, answer in answered:
         by_kind.setdefault(probe.kind, []).append((probe, answer))
     found: dict[str, float] = {}
-    for kind, these in by_kind.items():
+    for probe_kind, these in by_kind.items():
         answers = [answer for _, answer in these]
-        if kind in NAMED:
-            exactly, tokens = NAMED[kind]
-            found[exactly] = fmean(one.exact for one in answers)
-            found[tokens] = fmean(one.tokens for one in answers)
-        paired = [(one.right, one.wrong) for one in answers if one.wrong is not None]
-        if paired:
-            found[kind] = fmean(right > wrong for right, wrong in paired)
-            found[f"{kind}_magnitude"] = fmean(math.exp(right) - math.exp(wrong) for right, wrong in paired)
+        pairs = [(one.right, one.wrong) for one in answers if one.wrong is not None]
+        measured: dict[MetricKind, list[float]] = {
+            "exact": [one.exact for one in answers],
+            "tokens": [one.tokens for one in answers],
+            "success": [right > wrong for right, wrong in pairs],
+            "magnitude": [math.exp(right) - math.exp(wrong) for right, wrong in pairs],
+        }
+        for kind, values in measured.items():
+            metric = metric_for(probe_kind, kind)
+            if metric is not None and values:
+                found[metric.name] = fmean(values)
     asked = by_kind.get("portability", [])
     groups = _columns([{f"portability/{probe.group}": answer.tokens} for probe, answer in asked if probe.group])
     around = [(probe.group or "", answer.likeliest) for probe, answer in by_kind.get("neighborhood", [])]

@@ -1,10 +1,12 @@
-"""What came of a run: plain values that turn into JSON, with the provenance of every number."""
+"""The result of a run: plain values that can be written as JSON, with the provenance of every number."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from memedit.results.metrics import METRICS_BY_NAME, table_order
 
 
 class _Value(BaseModel):
@@ -21,91 +23,96 @@ class Figure(_Value):
 
 
 class Scores(_Value):
-    """How a model does on an edit list: shares from 0 to 1, and magnitudes from -1 to 1.
+    """How a model does on an edit list. `memedit.results.metrics` defines every field.
 
-    Each is a mean over an edit's probes first and over edits then. A figure is None where the list has nothing to
-    measure it on.
+    Each figure is a mean over an edit's probes first, then over edits. It is None where the list has no probe for it.
     """
 
     efficacy: Figure | None = None
-    """Share of edits whose new object is likelier than the old."""
     paraphrase: Figure | None = None
-    """The same under other wordings."""
     neighborhood: Figure | None = None
-    """Share of neighbors whose true object is likelier than the edit's new one."""
     accuracy: Figure | None = None
-    """Share of edits whose every object token is the likeliest, given those before."""
     paraphrase_accuracy: Figure | None = None
-    """The same under other wordings."""
     neighborhood_accuracy: Figure | None = None
-    """Share of neighbors whose true object's every token is the likeliest."""
     efficacy_magnitude: Figure | None = None
-    """Geometric mean probability per token of the new object, less that of the old."""
     paraphrase_magnitude: Figure | None = None
     neighborhood_magnitude: Figure | None = None
-    """The same of a neighbor's true object, less that of the edit's new one."""
     token_accuracy: Figure | None = None
-    """Share of the object's tokens that are the likeliest, given those before: zsRE's efficacy, EasyEdit's
-    reliability."""
     paraphrase_token_accuracy: Figure | None = None
-    """The same under other wordings: zsRE's paraphrase, EasyEdit's generalization."""
     neighborhood_token_accuracy: Figure | None = None
-    """The same of the neighbors' true objects: zsRE's specificity."""
     neighborhood_plus: Figure | None = None
-    """Neighborhood with the edited fact said before the neighbor's prompt (specificity-plus)."""
     neighborhood_plus_magnitude: Figure | None = None
     locality: Figure | None = None
-    """Share of the neighbors' answer tokens at which the likeliest token is the base's, right or wrong: EasyEdit's."""
     portability: Figure | None = None
-    """Token accuracy on questions that follow from the edit: EasyEdit's."""
     portability_accuracy: Figure | None = None
-    """Share of such questions whose answer, in one of its spellings, is exact."""
     reversal: Figure | None = None
-    """Token accuracy on the fact asked from its other end."""
     reversal_accuracy: Figure | None = None
     generated: dict[str, Figure] = Field(default_factory=dict)
-    """Shares of prompts that the model, writing greedily, answers with the right object, by kind of prompt; `old`:
-    whose answer names the old one; with a number: behind so many tokens of unrelated text."""
+    """The metrics `generated.NAME`, without `generated.`."""
     fluency: Figure | None = None
-    """Entropy in bits of what is written on from openings, opening included: H2 / 3 + 2 H3 / 3 over words' n-grams."""
     fluency_written: Figure | None = None
-    """The same without the opening."""
     consistency: Figure | None = None
-    """Cosine between tf-idf vectors of what is written and of the references."""
     groups: dict[str, Figure] = Field(default_factory=dict)
-    """Portability and locality by what the list calls a kind."""
+    """`portability/KIND` and `locality/KIND`, where KIND is what the edit list calls its questions."""
     score: float | None = None
-    """Harmonic mean of efficacy, paraphrase and neighborhood."""
+
+    def value(self, name: str) -> Figure | float | None:
+        """The value of a metric by its name; None where it was not measured."""
+        if name in self.groups:
+            return self.groups[name]
+        if name.startswith("generated."):
+            return self.generated.get(name.removeprefix("generated."))
+        return getattr(self, name, None) if name in METRICS_BY_NAME else None
+
+    def names(self) -> list[str]:
+        """The metrics that were measured, in the order of the table of metrics."""
+        found = [*METRICS_BY_NAME, *(f"generated.{name}" for name in self.generated), *self.groups]
+        return table_order(name for name in found if self.value(name) is not None)
 
 
 class Drift(_Value):
-    """What moved on a held-out text; a figure's n counts rows of text."""
+    """How predictions on a held-out text changed. `memedit.results.metrics` defines every field.
+
+    A figure's n counts rows of text. Figures that compare with a base are None without one.
+    """
 
     tokens: int
     perplexity: Figure | None = None
     perplexity_base: Figure | None = None
     ppl: Figure | None = None
-    """Perplexity over the base's."""
     kl: Figure | None = None
-    """Mean KL(base || model) per token, in nats."""
     top1: Figure | None = None
-    """Share of tokens at which both find the same next token likeliest."""
 
 
 class ModelReport(_Value):
-    """One of several models judged on the same list."""
+    """The part of a report that is about one model; several models answer the same list."""
 
     model: str
     scores: Scores
     difference: dict[str, Figure] = Field(default_factory=dict)
-    """Less the base's, edit by edit."""
+    """After minus before by metric, paired by edit."""
     drift: Drift | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)
+    """The metrics `kept.NAME`, without `kept.`."""
     retention: Figure | None = None
+
+    def value(self, name: str) -> Figure | float | None:
+        """The value of a metric by its name; None where it was not measured."""
+        head, _, tail = name.partition(".")
+        if head == "drift":
+            return getattr(self.drift, tail, None)
+        if head == "kept":
+            return self.kept.get(tail)
+        return self.retention if name == "retention" else self.scores.value(name)
+
+    def names(self) -> list[str]:
+        """The metrics that were measured, in the order of the table of metrics."""
+        named = [name for name in METRICS_BY_NAME if self.value(name) is not None]
+        return table_order([*named, *self.scores.names()])
 
 
 class EditResult(_Value):
-    """What became of one edit; written as one line of results.jsonl, and can be fed back as an edit."""
+    """The result of one edit: one line of results.jsonl, which can be read as an edit again."""
 
     id: str
     status: Literal["ok", "failed", "skipped"]
@@ -124,7 +131,7 @@ class EditResult(_Value):
 
 
 class RedoRound(_Value):
-    """One round of `--redo`: whose targets were found again, and how many of all edits took. Kept where it helped."""
+    """One round of `--redo`: the edits that were tried again, and how many of all edits succeeded."""
 
     ids: tuple[str, ...]
     took_before: int
@@ -138,9 +145,9 @@ class LayerReport(_Value):
     layer: int
     parameter: str
     residual_before: float
-    """Mean length of what was missing at the last edited layer before this layer's change."""
+    """Mean length of the residual at the last edited layer before this layer's change."""
     residual_after: float
-    """The same after it, with the rounded weights in the model."""
+    """The same after the change, with the rounded weights in the model."""
     leverage: float
     """Median of k M^-1 k / d_mlp over the edited keys: 1 on average over the corpus."""
     fitted: float
@@ -149,38 +156,38 @@ class LayerReport(_Value):
     """|delta| / |W|, Frobenius."""
     rounding: Literal["nearest", "key-aware"]
     rounding_loss: float
-    """|(stored - W - delta) K^T| / |delta K^T| over the edited keys K: what the checkpoint's dtype swallowed."""
+    """|(stored - W - delta) K^T| / |delta K^T| over the edited keys K: the loss to the checkpoint's dtype."""
     nearest_loss: float
-    """The same where every element is rounded to nearest."""
+    """The same if every element were rounded to nearest."""
     disturbance: float
     """|stored - W - delta| in the metric of the moments, over that of rounding to nearest."""
     rank: int
     gain: float = 1.0
-    """What the family multiplies its MLPs' outputs with where they join the residual stream."""
+    """The factor that the architecture applies to MLP outputs before they join the residual stream."""
     dead: int = 0
-    """Units of the MLP that never fired over the corpus, as a ReLU's may: they leave the moment singular."""
+    """MLP units that were zero on the whole corpus, as a ReLU's can be: they make the moment singular."""
     shift: float = 0.0
     """tau F / trace(C): what was added to the moment's diagonal, over its mean, to make it positive definite."""
 
 
 class LedgerReport(_Value):
-    """How a run stood to the edits that were made before it."""
+    """How a run treated the edits of earlier runs."""
 
     way: Literal["re-solve", "on top"]
     earlier: int
-    """Edits of the ledger that stay in force."""
+    """Edits of the ledger that stay active."""
     new: int
     replaced: int
-    """Edits of the ledger that gave way to new ones."""
+    """Edits of the ledger that new edits replaced."""
     twins: int
-    """New edits that said what one in force says."""
+    """New edits that equal an active one."""
     kept: int
     """Targets that were taken from the ledger."""
     searched: int
     joint: int
     """Of those searched, targets that serve all edits of a subject at once."""
     conflicts: tuple[str, ...] = ()
-    """What gave way to what, one line each."""
+    """One line for each edit that was replaced, and by which."""
 
     @property
     def line(self) -> str:
@@ -191,14 +198,14 @@ class LedgerReport(_Value):
 
 
 class Report(_Value):
-    """The outcome of a run."""
+    """The result of a command that edits or evaluates."""
 
     command: str
     versions: dict[str, str] = Field(default_factory=dict)
     arguments: list[str] = Field(default_factory=list)
     model: str = ""
     base: str | None = None
-    """The model that `before` was measured on, where that was another folder."""
+    """The model that `before` was measured on, if it is not `model`."""
     output: str | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
     device: str = ""
@@ -210,28 +217,40 @@ class Report(_Value):
     before: Scores | None = None
     after: Scores | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)
-    """Of known facts right before, the share right after: of `others`, and of `siblings` (edited subjects); of edits
-    of earlier runs that held right before, the same: `earlier`."""
+    """The metrics `kept.NAME`, without `kept.`: `others`, `siblings` and `earlier`."""
     difference: dict[str, Figure] = Field(default_factory=dict)
-    """After less before, edit by edit, with an interval of the mean difference: paired, so edits that are hard for both
-    do not widen it."""
+    """After minus before by metric. The interval is paired by edit, so edits that are hard for both do not widen it."""
     drift: Drift | None = None
     retention: Figure | None = None
     """Of edits that held right after they were made, the share that holds now."""
     ledger: LedgerReport | None = None
     models: tuple[ModelReport, ...] = ()
-    """Every model judged, where there were several; `after` is the first's."""
+    """Every model, if there were several; `after` is the first one's."""
     derived: dict[str, int] = Field(default_factory=dict)
-    """Kinds of probes that the list has not, and how many edits have them because they were derived from the list."""
+    """Kinds of probes that were derived from the list, and for how many edits."""
     digests: dict[str, Any] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds by phase."""
     notes: tuple[str, ...] = ()
     per_edit: tuple[EditResult, ...] = ()
 
+    def __repr__(self) -> str:
+        """One line: the command, the number of edits, and efficacy after."""
+        after = self.after.efficacy if self.after is not None else None
+        efficacy = "" if after is None else f", efficacy {METRICS_BY_NAME['efficacy'].number(after.mean)}"
+        return f"<Report {self.command}: {self.edits:,} edits{efficacy}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """The tables of the evaluation page, for notebooks; all text is escaped."""
+        from memedit.results.rows import report_html
+
+        return report_html(self)
+
     @property
     def judged(self) -> tuple[ModelReport, ...]:
-        """Every model's part; of a report on one model, that one's."""
+        """The part of every model; a report on one model has one part."""
         lead = ModelReport(
             model=self.model, scores=self.after or Scores(), difference=self.difference, drift=self.drift,
             kept=self.kept, retention=self.retention,
