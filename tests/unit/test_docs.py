@@ -290,6 +290,7 @@ def test_every_function_is_documented_and_the_examples_are_python() -> None:
     functions = [name for name in memedit.__all__ if name.islower() and not name.startswith("_")]
     assert functions
     assert [name for name in functions if f"`memedit.{name}(" not in text] == []
+    assert set(re.findall(r"\bmemedit\.([a-z_]+)\(", text)) <= set(functions)
     for page in PAGES:
         for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
             if language == "python":
