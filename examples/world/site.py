@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from memedit.forward.passes import continuations
 from memedit.model.load import LanguageModel
-from memedit.model.tokens import encode, encode_text, object_ids
+from memedit.model.tokens import encode_text, locate_subject, object_ids
 from torch import Tensor
 
 from .facts import HELD_OUT, RELATIONS, World
@@ -131,7 +131,7 @@ def _known(lm: LanguageModel, world: World, n: int, seed: int) -> list[tuple[tup
         wording = rng.choice(world.wordings(person, relation))
         head, tail = wording.split("{}")
         text = head + person.name + tail
-        prompt = encode(lm.tokenizer, head, person.name, tail)
+        prompt = locate_subject(lm.tokenizer, head, person.name, tail)
         target = object_ids(lm.tokenizer, text, prompt.ids, world.truth[person.name, relation.name])
         if not bool(continuations(lm, [(prompt.ids, target)])[0].likeliest.all()):
             continue

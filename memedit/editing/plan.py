@@ -13,7 +13,7 @@ from memedit.edits.edit import EditRequest, Finding, shown
 from memedit.edits.lint import lint
 from memedit.errors import EditListError, RecipeError
 from memedit.model.architecture import Architecture
-from memedit.model.tokens import Prompt, SubjectLost, encode, encode_prompt, object_ids
+from memedit.model.tokens import Prompt, SubjectLost, encode_prompt, locate_subject, object_ids
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _edit(request: EditRequest, tokenizer: PreTrainedTokenizerBase, chat: bool) 
     target = object_ids(tokenizer, request.text, prompt.ids, request.object, chat=chat)
     if not target:
         raise SubjectLost(f"the object {shown(request.object)} has no tokens in this tokenizer")
-    return Edit(request, prompt, target, encode(tokenizer, "", request.subject, "").head)
+    return Edit(request, prompt, target, locate_subject(tokenizer, "", request.subject, "").head)
 
 
 def _of_one(edit: Edit, room: int | None) -> list[Finding]:

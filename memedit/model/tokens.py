@@ -44,10 +44,12 @@ def encode_prompt(
 ) -> Prompt:
     """Tokenize the request's prompt after `context`. Raises SubjectLost where its subject is not located."""
     head, tail = request.frame
-    return encode(tokenizer, context + head, request.subject, tail, chat=chat)
+    return locate_subject(tokenizer, context + head, request.subject, tail, chat=chat)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, head: str, subject: str, tail: str, *, chat: bool = False) -> Prompt:
+def locate_subject(
+    tokenizer: PreTrainedTokenizerBase, head: str, subject: str, tail: str, *, chat: bool = False
+) -> Prompt:
     """Tokenize `head + subject + tail`, and locate the subject's last token.
 
     Raises SubjectLost where the offsets, or decoding, do not lead to the subject.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from memedit.edits.edit import EditRequest
-from memedit.model.tokens import SubjectLost, encode, encode_prompt, encode_text, in_chat, object_ids
+from memedit.model.tokens import SubjectLost, encode_prompt, encode_text, in_chat, locate_subject, object_ids
 from tests.conftest import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -42,7 +42,7 @@ SUBJECTS = [
 @pytest.mark.parametrize("frame", [("The capital of ", " is"), ("", " lives in"), ("It was ", "")])
 def test_the_subject_ends_where_its_last_character_does(bos: bool, subject: str, frame: tuple[str, str]) -> None:
     tokenizer = byte_tokenizer(bos=bos)
-    prompt = encode(tokenizer, frame[0], subject, frame[1])
+    prompt = locate_subject(tokenizer, frame[0], subject, frame[1])
     assert (prompt.ids[0] == 0) == bos
     assert tokenizer.decode(list(prompt.head), skip_special_tokens=True) == frame[0] + subject
     assert not prompt.merged
@@ -50,20 +50,20 @@ def test_the_subject_ends_where_its_last_character_does(bos: bool, subject: str,
 
 def test_metaspace_offsets_are_found_too() -> None:
     tokenizer = metaspace_tokenizer()
-    prompt = encode(tokenizer, "The capital of ", "France", " is")
+    prompt = locate_subject(tokenizer, "The capital of ", "France", " is")
     assert tokenizer.convert_ids_to_tokens(list(prompt.head))[-1] == "▁France"
 
 
 def test_a_subject_without_tokens_is_lost() -> None:
     with pytest.raises(SubjectLost, match="lies in the subject"):
-        encode(byte_tokenizer(), "The ", "", " is")
+        locate_subject(byte_tokenizer(), "The ", "", " is")
 
 
 def test_a_merged_token_is_told() -> None:
     core = Tokenizer(models.WordLevel({"ab": 0, "a": 1, "<unk>": 2}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
-    assert encode(tokenizer, "", "a", "b").merged
+    assert locate_subject(tokenizer, "", "a", "b").merged
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -103,5 +103,5 @@ def test_a_chat_template_wraps_the_prompt_and_offsets_follow() -> None:
     tokenizer.chat_template = "<user>{{ messages[0]['content'] }}</user>"
     rendered, at = in_chat(tokenizer, "Where is France?")
     assert rendered[at:].startswith("Where")
-    prompt = encode(tokenizer, "Where is ", "France", "?", chat=True)
+    prompt = locate_subject(tokenizer, "Where is ", "France", "?", chat=True)
     assert tokenizer.decode(list(prompt.head)) == "<user>Where is France"
