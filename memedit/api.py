@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from io import StringIO
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,8 +104,8 @@ def _no_foreign_bars() -> Generator[None]:
     from transformers.utils import logging
 
     drawn, fetched = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    datasets: Any = sys.modules.get("datasets")
-    mapped = datasets is not None and datasets.is_progress_bar_enabled()
+    datasets = cast("Any", sys.modules.get("datasets"))
+    mapped = datasets is not None and bool(datasets.is_progress_bar_enabled())
     logging.disable_progress_bar()
     disable_progress_bars()
     if mapped:

@@ -308,9 +308,9 @@ def test_the_commands_end_to_end(
     ("arguments", "says"),
     [
         (["apply", "-m", "BASE", "-o", "OUT"], "no edit list"),
-        (["apply", "EDITS", "--delta", "A", "-m", "BASE", "-o", "OUT"], "EDITS is for making one"),
-        (["apply", "--delta", "A", "-m", "BASE", "-o", "OUT", "--layers", "1"], "--layers is for making one"),
-        (["apply", "EDITS", "--any-base", "-m", "BASE", "-o", "OUT"], "--any-base is for --delta"),
+        (["apply", "EDITS", "--delta", "A", "-m", "BASE", "-o", "OUT"], "EDITS cannot be used with --delta"),
+        (["apply", "--delta", "A", "-m", "BASE", "-o", "OUT", "--layers", "1"], "--layers cannot be used with --delta"),
+        (["apply", "EDITS", "--any-base", "-m", "BASE", "-o", "OUT"], "--any-base only works with --delta"),
         (["apply", "--delta", "BASE", "-m", "BASE", "-o", "OUT"], "holds no change"),
         (["apply", "--delta", "A", "-m", "BASE"], "no output"),
         (["export", "A", "--to", "full", "-o", "OUT"], "no model was given"),

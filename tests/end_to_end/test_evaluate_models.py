@@ -159,7 +159,7 @@ def test_an_adapter_of_another_model_is_refused_in_words(
     assert command(monkeypatch, "eval", lists[0], "-m", llama, "--adapter", adapter) == 2
     assert "which this model has not" in capsys.readouterr().err
     assert command(monkeypatch, "eval", lists[0], "-m", llama, "-m", made_gpt2, "--adapter", adapter) == 2
-    assert "--adapter belongs to one model" in capsys.readouterr().err
+    assert "--adapter works with one model" in capsys.readouterr().err
     assert command(monkeypatch, "eval", lists[0], "-m", adapter) == 2
     assert "--adapter" in capsys.readouterr().err
 

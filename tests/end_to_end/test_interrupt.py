@@ -30,6 +30,6 @@ def test_a_signal_ends_a_run_that_can_go_on(made_gpt2: Path, tmp_path: Path, num
         running.send_signal(number)
         said = running.communicate(timeout=LIMIT)[1]
     assert running.returncode == code, said
-    assert "the same command goes on from there" in said and "Traceback" not in said
+    assert "run the same command again to continue" in said and "Traceback" not in said
     assert not out.exists()
     assert list(cache.glob("runs/*/contexts-*.json"))

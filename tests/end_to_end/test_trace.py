@@ -108,7 +108,7 @@ def test_the_published_records_are_read_whole() -> None:
         ([*PROMPT, "--by", "edit-score"], 2, "--suggest-layers"),
         ([*PROMPT, "-o", "MODEL"], 2, "no trace"),
         ([*PROMPT, "--suggest-layers", "-q", "--samples", "2"], 3, "no site was found"),
-        (["FACTS", "--subject", "x"], 2, "belong to --prompt"),
+        (["FACTS", "--subject", "x"], 2, "only work with --prompt"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_a_line_a_hint_and_a_code(
