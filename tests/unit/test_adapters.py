@@ -167,7 +167,7 @@ def test_an_adapter_with_values_that_are_not_finite_is_refused_by_the_tensor_s_n
 @pytest.mark.parametrize(
     "fields",
     [
-        {"rank_pattern": []},
+        {"rank_pattern": ["down_proj"]},
         {"rank_pattern": 5},
         {"alpha_pattern": {"down_proj": {"a": 1}}},
         {"alpha_pattern": {"down_proj": float("nan")}},
