@@ -1,24 +1,25 @@
-"""Bars that a report must hold: exit code 3 where it does not."""
+"""Limits that a report must keep: exit code 3 where it does not."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from memedit.errors import GateError, UsageError
-from memedit.results.report import Drift, ModelReport, Report, Scores
+from memedit.results.metrics import gate_names, metric_of
+from memedit.results.report import Figure, Report
 
 
 def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str, float] | None = None) -> None:
-    """Raises GateError naming every figure under its bar, or over it."""
+    """Check a report against limits by metric. Raises GateError that names every metric beyond its limit."""
     missed: list[str] = []
     for model in report.judged:
         of = f"{model.model}: " if report.models else ""
         for bars_of, word in ((fail_under, "under"), (fail_over or {}, "over")):
             for name, bar in bars_of.items():
-                value = _value(model, name)
-                # Asked so that NaN, which compares with nothing, does not pass.
+                figure = model.value(name)
+                value = figure.mean if isinstance(figure, Figure) else figure
+                # Written so that NaN, which compares false with every number, does not pass.
                 holds = value is not None and (value >= bar if word == "under" else value <= bar)
                 if not holds:
                     said = "not measured" if value is None else f"{value:.4f}, {word} {bar:g}"
@@ -28,34 +29,20 @@ def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str
 
 
 def gate_bars(text: str | None, option: str = "--fail-under") -> dict[str, float]:
-    """`efficacy=0.95,drift.ppl=1.02` as a mapping. Raises UsageError for anything else."""
-    plain = [name for name in Scores.model_fields if name not in ("generated", "groups")]
-    known = [*plain, *(f"drift.{name}" for name in Drift.model_fields), "kept.others", "kept.siblings"]
-    known += ["kept.earlier", "retention"]
+    """Read `efficacy=0.95,drift.ppl=1.02` as a mapping. Raises UsageError for anything else."""
     found: dict[str, float] = {}
     for part in (text or "").split(","):
         if not part.strip():
             continue
         name, _, value = part.partition("=")
         name = {"specificity": "neighborhood"}.get(name.strip(), name.strip())
-        if name not in known and not name.startswith("generated."):
-            raise UsageError(f"{option} knows no score {name!r}", f"it knows {', '.join(known)} and generated.NAME")
+        if metric_of(name) is None:
+            raise UsageError(f"{option}: there is no metric {name!r}", f"metrics are {', '.join(gate_names())}")
         try:
             bar = float(value)
         except ValueError:
             bar = math.nan
         if not math.isfinite(bar):
-            raise UsageError(f"{option} {part!r} has no number", f"write {name or 'efficacy'}=0.95")
+            raise UsageError(f"{option}: {part!r} has no number", f"write {name or 'efficacy'}=0.95")
         found[name] = bar
     return found
-
-
-def _value(model: ModelReport, name: str) -> float | None:
-    head, _, tail = name.partition(".")
-    found: Any = {
-        "drift": lambda: getattr(model.drift, tail, None),
-        "kept": lambda: model.kept.get(tail),
-        "retention": lambda: model.retention,
-        "generated": lambda: model.scores.generated.get(tail),
-    }.get(head, lambda: getattr(model.scores, name, None))()
-    return float(found) if isinstance(found, int | float) else getattr(found, "mean", None)

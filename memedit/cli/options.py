@@ -239,11 +239,12 @@ def print_edited(report: Report, *, json: bool, per_edit: bool, quiet: bool) -> 
     elif json or per_edit:
         print_results(report, json=json, per_edit=per_edit)
     else:
-        from memedit.show.terminal import layers_table, scores_table
+        from memedit.show.evaluation import evaluation_table
+        from memedit.show.terminal import layers_table
 
         out = wide_console()
         if report.layers:
-            out.print(layers_table(report), scores_table(report))
+            out.print(layers_table(report), evaluation_table(report, out.width, brief=True))
         if report.ledger:
             out.print(report.ledger.line, markup=False, highlight=False, soft_wrap=True)
         out.print(f"{report.output}", markup=False, highlight=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from memedit.model.load import LanguageModel, load, locate
 from memedit.model.tokens import SubjectLost
 from memedit.model.weights import merge_
 from memedit.progress import Progress
+from memedit.results.metrics import METRICS
 from memedit.results.report import EditResult, ModelReport, Report, Scores
 from memedit.results.versions import versions
 from memedit.storage.artifacts import digest_file, digest_of
@@ -139,8 +140,9 @@ class Evaluator:
             name: made for name in names if (made := share_figure(_column(trial, f"generated.{name}"))) is not None
         }
         free = {
-            name: share_figure(_column(trial, name), signed=True)
-            for name in ("fluency", "fluency_written", "consistency")
+            one.name: share_figure(_column(trial, one.name), signed=not one.share)
+            for one in METRICS
+            if one.kind == "text"
         }
         return found.model_copy(update={"generated": generated, **free})
 

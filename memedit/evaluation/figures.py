@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from memedit.numerics.scores import harmonic, mean_interval, paired_interval, share_interval
+from memedit.results.metrics import SCORE_PARTS, metric_of
 from memedit.results.report import Figure, Scores
 
 
@@ -32,10 +33,6 @@ def paired(values: Sequence[float], *, share: bool) -> Figure | None:
     return Figure(mean=found.mean, low=found.low, high=found.high, n=found.n)
 
 
-BARE_FIGURES = ("magnitude", "fluency", "consistency")
-"""In the names of measures that are no shares."""
-
-
 def differences(
     before: Sequence[Mapping[str, float | None]], after: Sequence[Mapping[str, float | None]]
 ) -> dict[str, Figure]:
@@ -46,8 +43,14 @@ def differences(
         for name, value in now.items():
             if value is not None and (old := was.get(name)) is not None:
                 found.setdefault(name, []).append(value - old)
-    figures = {name: paired(each, share=not any(part in name for part in BARE_FIGURES)) for name, each in found.items()}
-    return {name: share_figure for name, share_figure in figures.items() if share_figure is not None}
+    figures = {name: paired(each, share=is_share(name)) for name, each in found.items()}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is a share from 0 to 1."""
+    metric = metric_of(name)
+    return metric is None or metric.share
 
 
 def score_of(columns: Mapping[str, Sequence[float]], *, groups: Mapping[str, Sequence[float]], **more: Any) -> Scores:
@@ -56,8 +59,8 @@ def score_of(columns: Mapping[str, Sequence[float]], *, groups: Mapping[str, Seq
     The score is the harmonic mean of efficacy, paraphrase and neighborhood, unrounded: the published code rounds the
     three to hundredths of a percent first, which can move it by as much.
     """
-    figures = {name: share_figure(values, signed=name.endswith("magnitude")) for name, values in columns.items()}
-    parts = [figures[name] for name in ("efficacy", "paraphrase", "neighborhood")]
+    figures = {name: share_figure(values, signed=not is_share(name)) for name, values in columns.items()}
+    parts = [figures[name] for name in SCORE_PARTS]
     known = [part.mean for part in parts if part is not None]
     named = {name: found for name, values in sorted(groups.items()) if (found := share_figure(values)) is not None}
     joined = harmonic(known) if len(known) == len(parts) else None

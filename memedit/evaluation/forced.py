@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from memedit.edits.edit import EditRequest
@@ -25,6 +25,7 @@ from memedit.forward.scoring import AnswerScores, score_answers
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import encode_questions
 from memedit.progress import Advance
+from memedit.results.metrics import FORCED_METRICS, MetricKind, metric_for
 from memedit.results.report import Figure, Scores
 
 
@@ -57,10 +58,7 @@ class EditScores:
 
     def record(self) -> dict[str, float | None]:
         """The measurements as a plain mapping."""
-        return {name: getattr(self, name) for name in FORCED_NAMES}
-
-
-FORCED_NAMES = tuple(one.name for one in fields(EditScores) if one.name not in ("groups", "around"))
+        return {one.name: getattr(self, one.name) for one in FORCED_METRICS}
 
 
 def score_edits(
@@ -77,7 +75,7 @@ def score_edits(
     of_edit: list[list[tuple[Probe, Answer]]] = [[] for _ in requests]
     for probe, answer in zip(asked, ask(lm, asked, chat=chat, advance=advance), strict=True):
         of_edit[probe.edit].append((probe, answer))
-    return [_judgment(answered) for answered in of_edit]
+    return [_edit_scores(answered) for answered in of_edit]
 
 
 def says_object(
@@ -91,7 +89,8 @@ def says_object(
 def summarize(edit_scores: Sequence[EditScores], base: Sequence[EditScores] | None = None) -> Scores:
     """Means over edits with 95 % intervals; with the base's judgments of the same edits, locality too."""
     columns = {
-        name: [value for one in edit_scores if (value := getattr(one, name)) is not None] for name in FORCED_NAMES
+        metric.name: [value for one in edit_scores if (value := getattr(one, metric.name)) is not None]
+        for metric in FORCED_METRICS
     }
     groups = _columns([one.groups for one in edit_scores])
     local = agreement(edit_scores, base) if base is not None else [{} for _ in edit_scores]
@@ -194,31 +193,25 @@ def _answer(probe: Probe, weighed: Iterator[tuple[tuple[tuple[int, ...], tuple[i
     return Answer(best, wrong, any(map(all, hits)), fmean(hits[0]), right[0][1].likeliest)
 
 
-NAMED = {
-    "efficacy": ("accuracy", "token_accuracy"),
-    "paraphrase": ("paraphrase_accuracy", "paraphrase_token_accuracy"),
-    "neighborhood": ("neighborhood_accuracy", "neighborhood_token_accuracy"),
-    "portability": ("portability_accuracy", "portability"),
-    "reversal": ("reversal_accuracy", "reversal"),
-}
-"""What exact match and token accuracy are called for a kind of probe."""
-
-
-def _judgment(answered: Sequence[tuple[Probe, Answer]]) -> EditScores:
+def _edit_scores(answered: Sequence[tuple[Probe, Answer]]) -> EditScores:
+    """Average the answers of one edit's probes into its scores."""
     by_kind: dict[str, list[tuple[Probe, Answer]]] = {}
     for probe, answer in answered:
         by_kind.setdefault(probe.kind, []).append((probe, answer))
     found: dict[str, float] = {}
-    for kind, these in by_kind.items():
+    for probe_kind, these in by_kind.items():
         answers = [answer for _, answer in these]
-        if kind in NAMED:
-            exactly, tokens = NAMED[kind]
-            found[exactly] = fmean(one.exact for one in answers)
-            found[tokens] = fmean(one.tokens for one in answers)
-        paired = [(one.right, one.wrong) for one in answers if one.wrong is not None]
-        if paired:
-            found[kind] = fmean(right > wrong for right, wrong in paired)
-            found[f"{kind}_magnitude"] = fmean(math.exp(right) - math.exp(wrong) for right, wrong in paired)
+        pairs = [(one.right, one.wrong) for one in answers if one.wrong is not None]
+        measured: dict[MetricKind, list[float]] = {
+            "exact": [one.exact for one in answers],
+            "tokens": [one.tokens for one in answers],
+            "success": [right > wrong for right, wrong in pairs],
+            "magnitude": [math.exp(right) - math.exp(wrong) for right, wrong in pairs],
+        }
+        for kind, values in measured.items():
+            metric = metric_for(probe_kind, kind)
+            if metric is not None and values:
+                found[metric.name] = fmean(values)
     asked = by_kind.get("portability", [])
     groups = _columns([{f"portability/{probe.group}": answer.tokens} for probe, answer in asked if probe.group])
     around = [(probe.group or "", answer.likeliest) for probe, answer in by_kind.get("neighborhood", [])]

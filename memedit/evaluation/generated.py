@@ -23,8 +23,9 @@ from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import decode_text, encode_bare, encode_text
 from memedit.progress import Advance
+from memedit.results.metrics import METRICS, MetricKind, metric_for
 
-WRITTEN = ("efficacy", "paraphrase", "portability", "reversal")
+WRITTEN_PROBES = tuple(one.probe for one in METRICS if one.kind == "written")
 
 UNRELATED = (
     "The bakery on the corner opens before sunrise, and by seven the first loaves are already gone. People stand in "
@@ -63,7 +64,7 @@ def written(
     advance: Advance | None = None,
 ) -> tuple[list[Writing], list[str]]:
     """Every edit's writing, and notes on what could not be asked; `bare`: only after the edits' own prompts."""
-    kinds = WRITTEN[:1] if bare else WRITTEN
+    kinds = WRITTEN_PROBES[:1] if bare else WRITTEN_PROBES
     asked = [probe for probe in list_probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
     rooms = _rooms(lm, asked, knobs.tokens)
     values: list[dict[str, list[float]]] = [{} for _ in requests]
@@ -121,11 +122,16 @@ def prefix(lm: LanguageModel, text: str, tokens: int) -> str | None:
 
 
 def _measures(probe: Probe, text: str, count: int) -> Iterator[tuple[str, float]]:
+    """The metrics of one written answer, without `generated.`; `count`: the unrelated tokens before its prompt."""
     tail = f"_{count}" if count else ""
     right, old = answered(text, probe.right, probe.wrong)
-    yield probe.kind + tail, float(right)
-    if probe.wrong is not None and probe.kind in ("efficacy", "paraphrase"):
-        yield ("old" if probe.kind == "efficacy" else "paraphrase_old") + tail, float(old)
+    measured: dict[MetricKind, float | None] = {
+        "written": float(right), "old": None if probe.wrong is None else float(old),
+    }  # fmt: skip
+    for kind, value in measured.items():
+        metric = metric_for(probe.kind, kind)
+        if metric is not None and value is not None:
+            yield metric.name.removeprefix("generated.") + tail, value
 
 
 def _open(

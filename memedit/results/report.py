@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from memedit.results.metrics import METRICS_BY_NAME, table_order
+
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,87 +23,92 @@ class Figure(_Value):
 
 
 class Scores(_Value):
-    """How a model does on an edit list: shares from 0 to 1, and magnitudes from -1 to 1.
+    """How a model does on an edit list. `memedit.results.metrics` defines every field.
 
-    Each is a mean over an edit's probes first and over edits then. A figure is None where the list has nothing to
-    measure it on.
+    Each figure is a mean over an edit's probes first, then over edits. It is None where the list has no probe for it.
     """
 
     efficacy: Figure | None = None
-    """Share of edits whose new object is likelier than the old."""
     paraphrase: Figure | None = None
-    """The same under other wordings."""
     neighborhood: Figure | None = None
-    """Share of neighbors whose true object is likelier than the edit's new one."""
     accuracy: Figure | None = None
-    """Share of edits whose every object token is the likeliest, given those before."""
     paraphrase_accuracy: Figure | None = None
-    """The same under other wordings."""
     neighborhood_accuracy: Figure | None = None
-    """Share of neighbors whose true object's every token is the likeliest."""
     efficacy_magnitude: Figure | None = None
-    """Geometric mean probability per token of the new object, less that of the old."""
     paraphrase_magnitude: Figure | None = None
     neighborhood_magnitude: Figure | None = None
-    """The same of a neighbor's true object, less that of the edit's new one."""
     token_accuracy: Figure | None = None
-    """Share of the object's tokens that are the likeliest, given those before: zsRE's efficacy, EasyEdit's
-    reliability."""
     paraphrase_token_accuracy: Figure | None = None
-    """The same under other wordings: zsRE's paraphrase, EasyEdit's generalization."""
     neighborhood_token_accuracy: Figure | None = None
-    """The same of the neighbors' true objects: zsRE's specificity."""
     neighborhood_plus: Figure | None = None
-    """Neighborhood with the edited fact said before the neighbor's prompt (specificity-plus)."""
     neighborhood_plus_magnitude: Figure | None = None
     locality: Figure | None = None
-    """Share of the neighbors' answer tokens at which the likeliest token is the base's, right or wrong: EasyEdit's."""
     portability: Figure | None = None
-    """Token accuracy on questions that follow from the edit: EasyEdit's."""
     portability_accuracy: Figure | None = None
-    """Share of such questions whose answer, in one of its spellings, is exact."""
     reversal: Figure | None = None
-    """Token accuracy on the fact asked from its other end."""
     reversal_accuracy: Figure | None = None
     generated: dict[str, Figure] = Field(default_factory=dict)
-    """Shares of prompts that the model, writing greedily, answers with the right object, by kind of prompt; `old`:
-    whose answer names the old one; with a number: behind so many tokens of unrelated text."""
+    """The metrics `generated.NAME`, without `generated.`."""
     fluency: Figure | None = None
-    """Entropy in bits of what is written on from openings, opening included: H2 / 3 + 2 H3 / 3 over words' n-grams."""
     fluency_written: Figure | None = None
-    """The same without the opening."""
     consistency: Figure | None = None
-    """Cosine between tf-idf vectors of what is written and of the references."""
     groups: dict[str, Figure] = Field(default_factory=dict)
-    """Portability and locality by what the list calls a kind."""
+    """`portability/KIND` and `locality/KIND`, where KIND is what the edit list calls its questions."""
     score: float | None = None
-    """Harmonic mean of efficacy, paraphrase and neighborhood."""
+
+    def value(self, name: str) -> Figure | float | None:
+        """The value of a metric by its name; None where it was not measured."""
+        if name in self.groups:
+            return self.groups[name]
+        if name.startswith("generated."):
+            return self.generated.get(name.removeprefix("generated."))
+        return getattr(self, name, None) if name in METRICS_BY_NAME else None
+
+    def names(self) -> list[str]:
+        """The metrics that were measured, in the order of the table of metrics."""
+        found = [*METRICS_BY_NAME, *(f"generated.{name}" for name in self.generated), *self.groups]
+        return table_order(name for name in found if self.value(name) is not None)
 
 
 class Drift(_Value):
-    """What moved on a held-out text; a figure's n counts rows of text."""
+    """How predictions on a held-out text changed. `memedit.results.metrics` defines every field.
+
+    A figure's n counts rows of text. Figures that compare with a base are None without one.
+    """
 
     tokens: int
     perplexity: Figure | None = None
     perplexity_base: Figure | None = None
     ppl: Figure | None = None
-    """Perplexity over the base's."""
     kl: Figure | None = None
-    """Mean KL(base || model) per token, in nats."""
     top1: Figure | None = None
-    """Share of tokens at which both find the same next token likeliest."""
 
 
 class ModelReport(_Value):
-    """One of several models judged on the same list."""
+    """The part of a report that is about one model; several models answer the same list."""
 
     model: str
     scores: Scores
     difference: dict[str, Figure] = Field(default_factory=dict)
-    """Less the base's, edit by edit."""
+    """After minus before by metric, paired by edit."""
     drift: Drift | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)
+    """The metrics `kept.NAME`, without `kept.`."""
     retention: Figure | None = None
+
+    def value(self, name: str) -> Figure | float | None:
+        """The value of a metric by its name; None where it was not measured."""
+        head, _, tail = name.partition(".")
+        if head == "drift":
+            return getattr(self.drift, tail, None)
+        if head == "kept":
+            return self.kept.get(tail)
+        return self.retention if name == "retention" else self.scores.value(name)
+
+    def names(self) -> list[str]:
+        """The metrics that were measured, in the order of the table of metrics."""
+        named = [name for name in METRICS_BY_NAME if self.value(name) is not None]
+        return table_order([*named, *self.scores.names()])
 
 
 class EditResult(_Value):

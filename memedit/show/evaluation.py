@@ -1,4 +1,4 @@
-"""An evaluation as tables: every figure with its meaning, before, after and the paired difference."""
+"""Metrics in a terminal: before, after and the paired difference, with what each measures."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from memedit.results.report import Report
 from memedit.show.tables import beside, headings, rows
 
 
-def evaluation_table(report: Report, width: int = 140) -> Table:
-    """One model: before, after and the paired difference with their 95 % intervals, and n; meanings where they fit."""
+def evaluation_table(report: Report, width: int = 140, *, brief: bool = False) -> Table:
+    """One model: before, after and the paired difference with 95 % intervals, and n; meanings if `width` allows.
+
+    `brief`: only the metrics that `apply` prints.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     paired = bool(report.difference)
-    heads = headings(paired)[:-1] + ([""] if (fits := width >= (130 if paired else 95)) else [])
+    fits = width >= (130 if paired else 95)
+    heads = headings(paired)[:-1] + ([""] if fits else [])
     for n, head in enumerate(heads):
         table.add_column(head, justify="left" if n == 0 or head == "" else "right", no_wrap=n == 0)
-    for row in rows(report):
+    for row in rows(report, brief=brief):
         table.add_row(*map(escape, row if fits else row[:-1]))
     return table
 

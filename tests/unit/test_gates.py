@@ -54,5 +54,5 @@ def test_every_model_is_gated_and_named() -> None:
 
 @pytest.mark.parametrize("text", ["efficacy", "efficacy=", "efficacy=high", "efficacy=nan", "efficacy=inf", "beauty=1"])
 def test_a_bar_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"has no number|knows no score"):
+    with pytest.raises(UsageError, match=r"has no number|there is no metric"):
         gate_bars(text)

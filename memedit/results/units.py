@@ -1,0 +1,28 @@
+"""Write sizes and foreign text for people."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def bytes_text(count: int) -> str:
+    """Format a number of bytes: `12.3 MB`, or `1.50 GB` from a thousand million bytes.
+
+    >>> bytes_text(12_340_000), bytes_text(1_500_000_000)
+    ('12.3 MB', '1.50 GB')
+    """
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def printable(text: str) -> str:
+    """Remove control sequences from text that others wrote: it must not move the cursor or set a title.
+
+    Terminal sequences that begin with ESC go as a whole, all other C0 and C1 characters one by one; tabs and line
+    breaks stay.
+
+    >>> printable("\\x1b[31mred\\x1b[0m\\x07 \\x9b2J\\tend")
+    'red 2J\\tend'
+    """
+    return _CONTROL.sub("", text)

@@ -1,0 +1,159 @@
+"""One table of metrics: every score is a row, and gates, terminal, page and card read the same row."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import fields
+from html import unescape
+
+import pytest
+from memedit.cli.gates import gate, gate_bars
+from memedit.errors import GateError
+from memedit.evaluation.figures import differences, share_figure
+from memedit.evaluation.forced import EditScores
+from memedit.results.metrics import FORCED_METRICS, METRICS, METRICS_BY_NAME, metric_of, table_order
+from memedit.results.report import Drift, Figure, ModelReport, Report, Scores
+from memedit.show.evaluation import evaluation_table, models_table
+from memedit.show.report_page import evaluation_page
+from memedit.show.tables import markdown, markdown_text, score_lines
+from rich.console import Console
+
+SECTIONS = {"groups", "generated"}
+"""Fields of Scores that hold figures by name."""
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "[a](javascript:alert(1))",
+    "![i](http://x.invalid/i.png)",
+    "<img src=x onerror=alert(1)>",
+    "a|b `c` *d* _e_",
+    "\x1b[31mred\x1b]0;title\x07 \x9b2J\u0085",
+    "[link=http://x.invalid]rich[/link]",
+)
+
+
+def figure(mean: float, n: int = 4) -> Figure:
+    return Figure(mean=mean, low=mean - 0.125, high=mean + 0.125, n=n)
+
+
+def a_report(group: str = "Reasoning", note: str = "a note", model: str = "m") -> Report:
+    """Every metric measured, before and after."""
+
+    def scores(at: float) -> Scores:
+        plain = {name: figure(at) for name in Scores.model_fields if name not in (*SECTIONS, "score")}
+        written = ("efficacy", "paraphrase", "old", "paraphrase_old", "portability", "reversal", "efficacy_50")
+        return Scores(
+            **plain, score=at, groups={f"portability/{group}": figure(at)},
+            generated={name: figure(at) for name in written},
+        )  # fmt: skip
+
+    names = [*FORCED_METRICS, *(METRICS_BY_NAME[name] for name in ("fluency", "consistency"))]
+    return Report(
+        command="eval", model=model, base="the base", edits=2, before=scores(0.25), after=scores(0.5),
+        difference={one.name: figure(0.25) for one in names}, notes=(note,), derived={"neighborhood": 2},
+        drift=Drift(tokens=9, **{name: figure(2.0) for name in Drift.model_fields if name != "tokens"}),
+        kept={name: figure(0.75) for name in ("others", "siblings", "earlier")}, retention=figure(0.875),
+    )  # fmt: skip
+
+
+def shown(report: Report, *, brief: bool = False) -> str:
+    stream = io.StringIO()
+    Console(width=200, file=stream).print(evaluation_table(report, 200, brief=brief))
+    return stream.getvalue()
+
+
+def test_every_field_of_the_scores_is_a_row_and_every_row_a_field() -> None:
+    rows = {one.name for one in METRICS}
+    assert len(rows) == len(METRICS)
+    plain = set(Scores.model_fields) - SECTIONS
+    drift = {f"drift.{name}" for name in Drift.model_fields}
+    others = {"kept.others", "kept.siblings", "kept.earlier", "retention"}
+    assert rows == plain | drift | others | {name for name in rows if name.startswith("generated.")}
+    assert not (plain & drift)
+    assert all(one.meaning and one.label for one in METRICS)
+
+
+def test_an_edits_scores_are_the_forced_rows_in_their_order() -> None:
+    names = [one.name for one in fields(EditScores) if one.name not in ("groups", "around")]
+    assert names == [one.name for one in FORCED_METRICS]
+    assert list(EditScores().record()) == names
+
+
+def test_every_gate_name_resolves_and_is_measured() -> None:
+    report = a_report()
+    for one in METRICS:
+        name = one.name
+        gate(report, gate_bars(f"{name}=-9"))
+        with pytest.raises(GateError, match=re.escape(f"{name} is ")) as caught:
+            gate(report, gate_bars(f"{name}=99"))
+        assert "not measured" not in caught.value.message
+    gate(report, gate_bars("generated.efficacy_50=0.5"))
+    with pytest.raises(GateError, match="not measured"):
+        gate(report, gate_bars("generated.efficacy_200=0"))
+
+
+def test_terminal_page_and_card_show_one_label_value_and_meaning() -> None:
+    report = a_report()
+    terminal, page, card = shown(report), unescape(evaluation_page(report)), markdown(report)
+    lines = list(score_lines(report))
+    for line in lines:
+        row = next(found for found in terminal.splitlines() if found.strip().startswith(f"{line.label}  "))
+        assert line.meaning in row and line.span(line.after) in row
+        cells = re.search(rf"<tr>\s*<td[^>]*>{re.escape(line.label)}</td>.*?</tr>", page, re.S)
+        assert cells and line.meaning in cells[0] and line.span(line.after) in cells[0]
+        assert f"| {line.label} |" in card and markdown_text(line.meaning) in card
+    measured = {line.metric.name for line in lines}
+    assert measured >= {one.name for one in METRICS} - {"drift.tokens", "drift.perplexity_base"}
+    assert "paraphrase (some derived)" not in card and "than the new (some derived)" in card
+
+
+def test_apply_prints_rows_of_the_same_table() -> None:
+    report = a_report()
+    whole, brief = ([line.strip() for line in shown(report, brief=few).splitlines()] for few in (False, True))
+    labels = [{line.split("  ")[0] for line in lines if "%" in line} for lines in (brief, whole)]
+    assert labels[0] < labels[1]
+    kept = next(line for line in brief if line.startswith("kept, earlier edits"))
+    assert "100.0%" not in kept  # nothing was measured before: no number is made up
+
+
+def test_formats_follow_the_row_and_not_a_part_of_the_name() -> None:
+    group = metric_of("portability/fluency and magnitude")
+    assert group is not None and group.share and group.number(0.5) == "50.0%"
+    assert METRICS_BY_NAME["efficacy_magnitude"].number(0.5) == "+0.500"
+    assert METRICS_BY_NAME["drift.ppl"].number(1.02) == "1.020"
+    assert METRICS_BY_NAME["efficacy"].number(0.5, difference=True) == "+50.0%"
+    assert metric_of("generated.beauty") is None and metric_of("drift") is None and metric_of("portability/") is None
+    # The interval of a difference follows the row as well: a share's is one of outcomes from 0 to 1.
+    before, after = [{"portability/magnitude": 0.0}] * 5, [{"portability/magnitude": 0.0}] * 5
+    found = differences(before, after)["portability/magnitude"]
+    assert found.high > 0  # a plain mean of five zeros would claim to know exactly
+
+
+def test_cases_of_a_metric_follow_it() -> None:
+    names = ["score", "fluency", "generated.efficacy_50", "portability/X", "generated.efficacy", "portability"]
+    order = ["portability", "portability/X", "generated.efficacy", "generated.efficacy_50", "fluency", "score"]
+    assert table_order(names) == order
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_a_list_stays_text_in_every_table(text: str) -> None:
+    one = a_report(group=text, note=text, model=text)
+    assert one.after is not None
+    several = one.model_copy(update={"models": tuple(ModelReport(model=name, scores=one.after) for name in (text, "b"))})
+    stream = io.StringIO()
+    Console(width=300, file=stream).print(evaluation_table(one, 300), models_table(several))
+    card, terminal = markdown(several), stream.getvalue()
+    for control in ("\x1b", "\x07", "\x9b", "\x85"):
+        assert control not in terminal + card
+    assert "<" not in card
+    assert not re.search(r"(?<!\\)[`*]", card)
+    assert not re.search(r"(?<!\\)\]\(", card)
+    assert "javascript:" not in card and "http:" not in card
+    heads = [line.count("|") - line.count("\\|") for line in card.splitlines() if line.startswith("| ")]
+    assert set(heads) <= {5, 7}  # every row has the cells of its heading
+    if "rich" in text:
+        assert text in terminal  # rich markup is shown, not followed
+
+
+def test_a_share_of_none_has_no_figure() -> None:
+    assert share_figure([]) is None
