@@ -29,7 +29,7 @@ def layer_range(text: str, n_layers: int) -> list[int]:
 
 
 def layers_text(layers: Sequence[int]) -> str:
-    """Layers as `--layers` takes them."""
+    """Write ascending layers as `--layers` takes them: `1-3`, `2`, or `1,3`."""
     whole = list(layers) == list(range(layers[0], layers[-1] + 1))
     return f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else ",".join(map(str, layers))
 

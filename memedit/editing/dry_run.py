@@ -12,6 +12,7 @@ from memedit.editing.resources import cache_bytes, duration_text, moment_bytes
 from memedit.editing.run import EditRun
 from memedit.editing.target_search import memory_for
 from memedit.results.report import LedgerReport
+from memedit.results.units import bytes_text
 
 
 class DryRun(BaseModel):
@@ -49,8 +50,8 @@ class DryRun(BaseModel):
             *(f"          {name}" for name in self.parameters),
             *([f"ledger    {self.ledger.line}"] if self.ledger else []),
             f"moments   {len(self.moments_cached)} cached; to measure: {missing} ({self.tokens:,} tokens)",
-            f"writes    {self.bytes_output / 1e6:,.1f} MB of output, {self.bytes_cache / 1e6:,.1f} MB of cache",
-            f"memory    about {self.bytes_memory / 1e9:,.2f} GB",
+            f"writes    {bytes_text(self.bytes_output)} of output, {bytes_text(self.bytes_cache)} of cache",
+            f"memory    about {bytes_text(self.bytes_memory)}",
             f"time      about {duration_text(self.seconds)}",
             f"resumes   {'an unfinished run' if self.resumes else 'nothing'}",
         ]

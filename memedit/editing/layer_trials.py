@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memedit.config.layers import default_layers
+from memedit.config.layers import default_layers, layers_text
 from memedit.config.recipe import Recipe
 from memedit.editing.contexts import sample_contexts
 from memedit.editing.moment_cache import factor_of
@@ -25,7 +25,6 @@ from memedit.model.weights import applied
 from memedit.numerics.scores import harmonic
 from memedit.progress import Progress
 from memedit.results.report import Scores
-from memedit.tracing.layer_selection import range_text
 
 SAMPLE = 20
 """Edits that each range is tried with at most, spread over the list."""
@@ -52,7 +51,7 @@ class Candidate:
     @property
     def line(self) -> str:
         """For people."""
-        return f"layers {range_text(self.layers):>7}  score {self.value:.4f}"
+        return f"layers {layers_text(range(self.layers[0], self.layers[1] + 1)):>7}  score {self.value:.4f}"
 
 
 def candidate_ranges(n_layers: int, *, single: bool = False) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from memedit.errors import ResourceError
 from memedit.model.architecture import Architecture
 from memedit.model.load import LanguageModel, forward_dtype, pick_device
 from memedit.model.memory import free_on
+from memedit.results.units import bytes_text
 from memedit.storage.artifacts import cache_dir
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.machine import free_disk, free_memory
@@ -108,11 +109,6 @@ def duration_text(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def bytes_text(count: int) -> str:
-    """Bytes as people say them."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 @torch.no_grad()

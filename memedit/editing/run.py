@@ -72,16 +72,20 @@ class EditRun:
         with self.timed("load", None):
             self.base = start.base or Checkpoint.open(self.folder)
             check_weights(self.base, recipe.model)
+            # Read before the work: a card that cannot be read costs a warning, not the run.
+            self.base_card = read_base_card(self.folder, recipe.model.path)
             self.lm: LanguageModel = load(self.folder, recipe.model)
             self.plan: Plan = make_plan(start.requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
         self.requests = [edit.request for edit in self.plan.edits]
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = (self.base_card.warning,) if self.base_card.warning else ()
+        for note in self.notes:
+            self.progress.note(f"warning: {note}")
         if recipe.method.layers == "auto":
             begun = time.monotonic()
             self.recipe, self.plan, why = choose_traced_layers(
                 self.lm, self.base.digest, recipe, self.plan, self.progress
             )
-            self.notes, self.timings["trace"] = (why,), time.monotonic() - begun
+            self.notes, self.timings["trace"] = (*self.notes, why), time.monotonic() - begun
         self.groups = groups_of(self.plan.edits, joint=self.recipe.joint)
         self.kept = reusable_rows(self.history, self.plan.edits, self.groups, self.base.digest)
         """Edits whose target the ledger has, each with its row there."""
@@ -246,7 +250,7 @@ class EditRun:
             for n, delta in update.deltas.items()
         }
         extra = {
-            "README.md": card.edited_model_card(report, read_base_card(self.base.folder, report.model)).encode(),
+            "README.md": card.edited_model_card(report, self.base_card).encode(),
             "memedit/run.json": report.model_dump_json(indent=2, exclude={"per_edit"}).encode(),
             "memedit/edits.jsonl": write_lines(self.requests).encode(),
             "memedit/results.jsonl": "".join(f"{one.model_dump_json()}\n" for one in report.per_edit).encode(),

@@ -1,14 +1,16 @@
-"""A look at a model, in lines."""
+"""The report of `inspect`, in lines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from memedit.config.layers import layers_text
 from memedit.results.inspection import Block, Inspection
+from memedit.results.units import bytes_text
 
 
 def inspection_lines(found: Inspection) -> Iterator[str]:
-    """What it is, what its blocks are like (alike ones together), what stands behind them, what an edit costs."""
+    """Describe the model, its blocks (equal ones together), its head, what can carry its edits, and what they cost."""
     proof = "proved on its weights" if found.proved else "from its config alone, not proved"
     stored = ", ".join(f"{count:,} {name}" for name, count in sorted(found.stored.items())) or "no weights here"
     yield f"model       {found.model}: {found.architecture} ({found.model_type}), {proof}"
@@ -19,7 +21,7 @@ def inspection_lines(found: Inspection) -> Iterator[str]:
     weights = "Conv1D (in, out)" if found.orientation == "conv1d" else "Linear (out, in)"
     yield f"down        {weights}, {'with' if found.bias else 'without'} bias"
     for run in _runs(found.each):
-        yield f"  {_layers(run):<9} {_block(run[0], found.proved)}"
+        yield f"  {layers_text([block.layer for block in run]):<9} {_block(run[0], found.proved)}"
     head = found.head
     parts = [head.path, "tied to the embeddings" if head.tied else "of its own", *(["bias"] if head.bias else [])]
     if found.proved:
@@ -30,9 +32,9 @@ def inspection_lines(found: Inspection) -> Iterator[str]:
     yield f"adapter     PEFT: {found.peft.carries}, {found.peft.reason}"
     yield f"            vLLM: {found.vllm.carries}, {found.vllm.reason}"
     costs = found.costs
-    output = "" if costs.output is None else f", {costs.output / 1e9:,.2f} GB of output"
-    yield f"memory      {costs.weights / 1e9:,.2f} GB of weights, {costs.moments / 1e9:,.2f} GB for moments"
-    yield f"disk        {costs.cache / 1e9:,.2f} GB of cache{output}"
+    output = "" if costs.output is None else f", {bytes_text(costs.output)} of output"
+    yield f"memory      {bytes_text(costs.weights)} of weights, {bytes_text(costs.moments)} for moments"
+    yield f"disk        {bytes_text(costs.cache)} of cache{output}"
 
 
 def _parallel(found: Inspection) -> str:
@@ -40,7 +42,7 @@ def _parallel(found: Inspection) -> str:
 
 
 def _runs(each: tuple[Block, ...]) -> list[list[Block]]:
-    """Neighbors that are alike but for their number."""
+    """Group neighboring blocks that differ in their number only."""
     runs: list[list[Block]] = []
     for block in each:
         if runs and _like(runs[-1][-1]) == _like(block):
@@ -54,10 +56,6 @@ def _like(block: Block) -> tuple[object, ...]:
     number = f"{block.layer}"
     path = (block.down_projection or "").replace(f".{number}.", ".N.")
     return path, block.inputs, block.gain, bool(block.norm), block.editable
-
-
-def _layers(run: list[Block]) -> str:
-    return f"{run[0].layer}" if len(run) == 1 else f"{run[0].layer}-{run[-1].layer}"
 
 
 def _block(block: Block, proved: bool) -> str:

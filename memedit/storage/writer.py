@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from memedit.errors import ResourceError, StorageError
+from memedit.results.units import bytes_text
 from memedit.storage.artifacts import READ_BLOCK, sync_folder, telling
 from memedit.storage.checkpoint import CARD, Checkpoint
 from memedit.storage.index import INDEX
@@ -163,7 +164,7 @@ def _check_space(source: Checkpoint, aside: Path, link: Link, *, reshard: bool) 
     needed, free = source.size, shutil.disk_usage(aside).free
     if needed > free:
         raise ResourceError(
-            f"the output needs {needed / 1e9:,.2f} GB and {aside.parent} has {free / 1e9:,.2f} GB free",
+            f"the output needs {bytes_text(needed)} and {aside.parent} has {bytes_text(free)} free",
             "free some space, or write elsewhere" + ("" if reshard else ", or say --link hard"),
         )
 

@@ -61,11 +61,6 @@ def suggest(means: Mapping[str, Mean]) -> Peak:
     return find_peak(gap.mean, gap.error, means["mlp"].mean[LAST_SUBJECT], float(means["total"].mean))
 
 
-def range_text(layers: tuple[int, int]) -> str:
-    """A range as `--layers` takes it: `1-3`, or `2`."""
-    return f"{layers[0]}-{layers[1]}" if layers[0] < layers[1] else str(layers[0])
-
-
 def reason(peak: Peak, means: Mapping[str, Mean]) -> str:
     """The reason for these layers, or for none, in words."""
     n = int(means["total"].count)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from memedit.config.layers import layers_text
 from memedit.config.recipe import Recipe
 from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import GateError
@@ -18,7 +19,7 @@ from memedit.results.traces import Average, FactTrace, TracedFact, TracingResult
 from memedit.storage.artifacts import Store, cache_dir, digest_of
 from memedit.tracing.engines import choose_trace_engine
 from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, make_trial, noise_scale, trace_fact
-from memedit.tracing.layer_selection import curve, effects, mean_figure, range_text, reason, suggest
+from memedit.tracing.layer_selection import curve, effects, mean_figure, reason, suggest
 from memedit.tracing.parts import find_parts
 
 TRACE_CODE = 1  # raise it when tracing changes: traces kept by older code are then not reused
@@ -108,7 +109,7 @@ def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], sett
         effects=by_role,
         severed={kind: found for kind, found in at_subject.items() if found},
         gap=gap,
-        layers=range_text(peak.layers) if peak.layers else None,
+        layers=layers_text(range(peak.layers[0], peak.layers[1] + 1)) if peak.layers else None,
         reason=reason(peak, means),
     )
 

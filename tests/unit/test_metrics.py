@@ -139,7 +139,9 @@ def test_cases_of_a_metric_follow_it() -> None:
 def test_text_of_a_list_stays_text_in_every_table(text: str) -> None:
     one = a_report(group=text, note=text, model=text)
     assert one.after is not None
-    several = one.model_copy(update={"models": tuple(ModelReport(model=name, scores=one.after) for name in (text, "b"))})
+    several = one.model_copy(
+        update={"models": tuple(ModelReport(model=name, scores=one.after) for name in (text, "b"))}
+    )
     stream = io.StringIO()
     Console(width=300, file=stream).print(evaluation_table(one, 300), models_table(several))
     card, terminal = markdown(several), stream.getvalue()
