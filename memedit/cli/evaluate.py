@@ -122,8 +122,8 @@ def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:
 
 
 def _tables(report: o.Report) -> None:
+    from memedit.results.rows import remarks
     from memedit.show.evaluation import evaluation_table, models_table
-    from memedit.show.tables import remarks
 
     console = o.wide_console()
     console.print(models_table(report) if report.models else evaluation_table(report, console.width))

@@ -184,7 +184,7 @@ def _drawing(plot: Literal["png", "svg"] | None) -> Callable[[TracingResult], Ma
     from memedit.show.png import check_plots, figures
 
     if plot:
-        check_plots()
+        check_plots(plot)
 
     def draw(tracing: TracingResult) -> Mapping[str, bytes]:
         return {"trace.html": trace_page(tracing).encode(), **(figures(tracing, plot) if plot else {})}

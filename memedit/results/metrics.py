@@ -25,7 +25,7 @@ SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricRow:
     """One metric: how it is measured, named and read."""
 
     name: str
@@ -61,76 +61,78 @@ MENG, MITCHELL, EASYEDIT = "Meng et al. 2022", "Mitchell et al. 2022", "Wang et 
 PLUS_PAPER, FLUENCY_PAPER = "Hoelscher-Obermaier et al. 2023", "Zhang et al. 2018"
 
 METRICS = (
-    Metric("efficacy", "success", "new object more likely than the old", True, False, MENG, "efficacy", brief=True),
-    Metric("paraphrase", "success", "the same in other words", True, False, MENG, "paraphrase", brief=True),
-    Metric(
+    MetricRow("efficacy", "success", "new object more likely than the old", True, False, MENG, "efficacy", brief=True),
+    MetricRow("paraphrase", "success", "the same in other words", True, False, MENG, "paraphrase", brief=True),
+    MetricRow(
         "neighborhood", "success", "neighbors: own object more likely than the new", True, False, MENG, "neighborhood",
         brief=True,
     ),
-    Metric("accuracy", "exact", "every token of the new object is on top", probe="efficacy", brief=True),
-    Metric("paraphrase_accuracy", "exact", "the same in other words", probe="paraphrase", brief=True),
-    Metric(
+    MetricRow("accuracy", "exact", "every token of the new object is on top", probe="efficacy", brief=True),
+    MetricRow("paraphrase_accuracy", "exact", "the same in other words", probe="paraphrase", brief=True),
+    MetricRow(
         "neighborhood_accuracy", "exact", "neighbors: every token of the own object is on top",
         probe="neighborhood", brief=True,
     ),
-    Metric(
+    MetricRow(
         "efficacy_magnitude", "magnitude", "probability per token: new object minus old", False, True, MENG, "efficacy"
     ),
-    Metric("paraphrase_magnitude", "magnitude", "the same in other words", False, True, MENG, "paraphrase"),
-    Metric(
+    MetricRow("paraphrase_magnitude", "magnitude", "the same in other words", False, True, MENG, "paraphrase"),
+    MetricRow(
         "neighborhood_magnitude", "magnitude", "neighbors: own object minus the new", False, True, MENG, "neighborhood"
     ),
-    Metric("token_accuracy", "tokens", "tokens of the new object that are on top", True, False, MITCHELL, "efficacy"),
-    Metric("paraphrase_token_accuracy", "tokens", "the same in other words", True, False, MITCHELL, "paraphrase"),
-    Metric(
+    MetricRow("token_accuracy", "tokens", "tokens of the new object on top", True, False, MITCHELL, "efficacy"),
+    MetricRow("paraphrase_token_accuracy", "tokens", "the same in other words", True, False, MITCHELL, "paraphrase"),
+    MetricRow(
         "neighborhood_token_accuracy", "tokens", "neighbors: tokens of the own object", True, False, MITCHELL,
         "neighborhood",
     ),
-    Metric(
+    MetricRow(
         "neighborhood_plus", "success", "neighborhood, with the edited fact before the prompt", True, False,
         PLUS_PAPER, "neighborhood_plus",
     ),
-    Metric(
+    MetricRow(
         "neighborhood_plus_magnitude", "magnitude", "its probabilities: own object minus the new", False, True,
         PLUS_PAPER, "neighborhood_plus",
     ),
-    Metric(
+    MetricRow(
         "locality", "agreement", "neighbors: top tokens that equal the base model's", True, False, EASYEDIT,
         "neighborhood",
     ),
-    Metric("portability", "tokens", "tokens right in what follows from the edit", True, False, EASYEDIT, "portability"),
-    Metric("portability_accuracy", "exact", "every token right in what follows", probe="portability"),
-    Metric("reversal", "tokens", "tokens right, asked from the object's side", probe="reversal"),
-    Metric("reversal_accuracy", "exact", "every token right, asked from the object's side", probe="reversal"),
-    Metric("generated.efficacy", "written", "free text names the new object first", probe="efficacy"),
-    Metric("generated.paraphrase", "written", "the same in other words", probe="paraphrase"),
-    Metric("generated.old", "old", "free text names the old object", probe="efficacy"),
-    Metric("generated.paraphrase_old", "old", "the same in other words", probe="paraphrase"),
-    Metric("generated.portability", "written", "free text says what follows from the edit", probe="portability"),
-    Metric("generated.reversal", "written", "free text names the subject", probe="reversal"),
-    Metric("fluency", "text", "n-gram entropy in bits, prompt included", False, False, FLUENCY_PAPER),
-    Metric("fluency_written", "text", "n-gram entropy in bits, without the prompt", False),
-    Metric("consistency", "text", "tf-idf cosine with the references", False, False, MENG),
-    Metric("drift.tokens", "count", "tokens of held-out text that were read", False),
-    Metric("drift.perplexity", "drift", "perplexity of held-out text", False),
-    Metric("drift.perplexity_base", "drift", "the base model's perplexity", False),
-    Metric("drift.ppl", "drift", "perplexity divided by the base model's", False),
-    Metric("drift.kl", "drift", "KL(base, model) per token, in nats", False),
-    Metric("drift.top1", "drift", "tokens where both models predict the same"),
-    Metric(
+    MetricRow("portability", "tokens", "tokens right in what follows from it", True, False, EASYEDIT, "portability"),
+    MetricRow("portability_accuracy", "exact", "every token right in what follows", probe="portability"),
+    MetricRow("reversal", "tokens", "tokens right, asked from the object's side", probe="reversal"),
+    MetricRow("reversal_accuracy", "exact", "every token right, asked from the object's side", probe="reversal"),
+    MetricRow("generated.efficacy", "written", "free text names the new object first", probe="efficacy"),
+    MetricRow("generated.paraphrase", "written", "the same in other words", probe="paraphrase"),
+    MetricRow("generated.old", "old", "free text names the old object", probe="efficacy"),
+    MetricRow("generated.paraphrase_old", "old", "the same in other words", probe="paraphrase"),
+    MetricRow("generated.portability", "written", "free text says what follows from the edit", probe="portability"),
+    MetricRow("generated.reversal", "written", "free text names the subject", probe="reversal"),
+    MetricRow("fluency", "text", "n-gram entropy in bits, prompt included", False, False, FLUENCY_PAPER),
+    MetricRow("fluency_written", "text", "n-gram entropy in bits, without the prompt", False),
+    MetricRow("consistency", "text", "tf-idf cosine with the references", False, False, MENG),
+    MetricRow("drift.tokens", "count", "tokens of held-out text that were read", False),
+    MetricRow("drift.perplexity", "drift", "perplexity of held-out text", False),
+    MetricRow("drift.perplexity_base", "drift", "the base model's perplexity", False),
+    MetricRow("drift.ppl", "drift", "perplexity divided by the base model's", False),
+    MetricRow("drift.kl", "drift", "KL(base, model) per token, in nats", False),
+    MetricRow("drift.top1", "drift", "tokens where both models predict the same"),
+    MetricRow(
         "kept.others", "kept", "known facts of other subjects that are still right", title="kept, other subjects",
         brief=True,
     ),
-    Metric(
+    MetricRow(
         "kept.siblings", "kept", "known facts of edited subjects that are still right", title="kept, edited subjects",
         brief=True,
     ),
-    Metric(
+    MetricRow(
         "kept.earlier", "kept", "edits of earlier runs, right before this run and still right",
         title="kept, earlier edits", brief=True,
     ),
-    Metric("retention", "retention", "edits that held right after they were made and still hold", brief=True),
-    Metric("score", "score", "harmonic mean of efficacy, paraphrase and neighborhood", True, False, MENG, brief=True),
+    MetricRow("retention", "retention", "edits that held right after they were made and still hold", brief=True),
+    MetricRow(
+        "score", "score", "harmonic mean of efficacy, paraphrase and neighborhood", True, False, MENG, brief=True,
+    ),
 )  # fmt: skip
 """Every metric, in the order in which tables show them."""
 METRICS_BY_NAME = {one.name: one for one in METRICS}
@@ -139,12 +141,12 @@ FORCED_METRICS = tuple(one for one in METRICS if one.kind in FORCED_KINDS)
 _BY_PROBE = {(one.probe, one.kind): one for one in METRICS if one.probe}
 
 
-def metric_for(probe: str, kind: MetricKind) -> Metric | None:
+def metric_for(probe: str, kind: MetricKind) -> MetricRow | None:
     """Find the metric that a kind of measurement gives on a kind of probe; None where there is none."""
     return _BY_PROBE.get((probe, kind))
 
 
-def metric_of(name: str) -> Metric | None:
+def metric_of(name: str) -> MetricRow | None:
     """Find the metric of a name; None where there is none.
 
     Beside the names of METRICS: `generated.efficacy_50` (the prompt after 50 unrelated tokens), and

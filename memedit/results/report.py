@@ -236,6 +236,20 @@ class Report(_Value):
     notes: tuple[str, ...] = ()
     per_edit: tuple[EditResult, ...] = ()
 
+    def __repr__(self) -> str:
+        """One line: the command, the number of edits, and efficacy after."""
+        after = self.after.efficacy if self.after is not None else None
+        efficacy = "" if after is None else f", efficacy {METRICS_BY_NAME['efficacy'].number(after.mean)}"
+        return f"<Report {self.command}: {self.edits:,} edits{efficacy}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """The tables of the evaluation page, for notebooks; all text is escaped."""
+        from memedit.results.rows import report_html
+
+        return report_html(self)
+
     @property
     def judged(self) -> tuple[ModelReport, ...]:
         """Every model's part; of a report on one model, that one's."""

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from memedit.results.report import Report
-from memedit.show.tables import beside, headings, rows
+from memedit.results.rows import beside, headings, rows
 
 
 def evaluation_table(report: Report, width: int = 140, *, brief: bool = False) -> Table:

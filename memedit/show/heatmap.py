@@ -1,4 +1,4 @@
-"""Traces in a terminal: tokens down, layers across; shade by color, and by block characters where there is none."""
+"""Traces in a terminal: tokens down, layers across. Shades are colors, and block characters where color is off."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from rich.text import Text
 from torch import Tensor
 
 from memedit.results.traces import Average, FactTrace, TracedFact, TracingResult
+from memedit.results.units import printable
 
 TITLES = {
-    "hidden": "state put back",
-    "mlp": "MLP outputs put back",
-    "attention": "attention outputs put back",
+    "hidden": "state restored",
+    "mlp": "MLP outputs restored",
+    "attention": "attention outputs restored",
 }
 COLORS = {"hidden": (84, 39, 143), "mlp": (0, 109, 44), "attention": (165, 15, 21)}
 """The darkest shade of each kind: the published purples, greens and reds."""
@@ -24,7 +25,8 @@ LABEL = 28
 
 def shown_token(token: str) -> str:
     """A token on one line, its spaces and breaks kept visible."""
-    return token.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t").replace(" ", "\u00b7") or "\u2205"
+    token = printable(token.replace("\r", "\\r"))
+    return token.replace("\n", "\\n").replace("\t", "\\t").replace(" ", "\u00b7") or "\u2205"
 
 
 def labels(fact: FactTrace) -> list[str]:
@@ -52,8 +54,8 @@ def fact_maps(traced: TracedFact) -> Group:
     fact = traced.fact
     low, clean = fact.corrupted or 0.0, fact.clean or 0.0
     top = max(float(traced.scores[kind].max()) for kind in TITLES)
-    head = Text.assemble((fact.prompt, "bold"), " -> ", (fact.answer.strip(), "bold"))
-    about = (
+    head = Text.assemble((printable(fact.prompt), "bold"), " -> ", (printable(fact.answer.strip()), "bold"))
+    details = (
         f"p = {clean:.3f}, corrupted {low:.3f}, total effect {clean - low:.3f}; subject *; shades {low:.3f}-{top:.3f}"
     )
     maps = [
@@ -67,7 +69,7 @@ def fact_maps(traced: TracedFact) -> Group:
         )
         for kind, title in TITLES.items()
     ]
-    return Group(head, Text(about), *maps)
+    return Group(head, Text(details), *maps)
 
 
 def average_maps(average: Average) -> Group:
@@ -82,7 +84,7 @@ def average_maps(average: Average) -> Group:
 
 
 def summary(tracing: TracingResult) -> str:
-    """What came of it, in a few lines."""
+    """Summarize a tracing in three lines."""
     average = tracing.average
     facts = "1 fact" if average.facts == 1 else f"{average.facts:,} facts"
     unknown = f" ({average.unknown:,} not known, skipped)" if average.unknown else ""
@@ -115,11 +117,11 @@ def _map(
         for value in row:
             share = share_of(value, low, top)
             red, green, blue = tint(kind, share)
-            # Shades speak where color does not: in a pipe, or with NO_COLOR.
+            # Block characters show the shade where color is off: in a pipe, or with NO_COLOR.
             block = SHADES[min(len(SHADES) - 1, round(share * (len(SHADES) - 1)))]
-            said = f"{value:>{wide}.2f}" if numbers else block * wide
+            cell = f"{value:>{wide}.2f}" if numbers else block * wide
             ink = "white" if share > 0.5 else "black"
-            text.append(said, style=f"{ink if numbers else f'rgb({red},{green},{blue})'} on rgb({red},{green},{blue})")
+            text.append(cell, style=f"{ink if numbers else f'rgb({red},{green},{blue})'} on rgb({red},{green},{blue})")
         text.append("\n")
     return text
 

@@ -1,4 +1,4 @@
-"""An evaluation as one page that needs nothing beside it."""
+"""An evaluation as one HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -6,41 +6,36 @@ import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from memedit.results.report import EditResult, Report
-from memedit.show.tables import beside, headings, remarks, rows
+from markupsafe import Markup
 
-WORST = 200  # edits listed at most: a page of ten thousand opens in no browser
-EVALUATION_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .2rem .7rem; text-align: right; white-space: nowrap }
-td.t, td:last-child { white-space: normal }
-td:first-child, th:first-child, td:last-child, th:last-child, td.t, th.t { text-align: left }
-tr { border-bottom: 1px solid #d8dee4 } .bad { color: #b42318 } .quiet { color: #656d76 } code { font-size: .9em }
-svg text { font-size: 11px; fill: #656d76 }
-@media (prefers-color-scheme: dark) { body { background: #0d1117; color: #d8dee4 } tr { border-color: #30363d }
-  .bad { color: #ff7b72 } .quiet, svg text { color: #8b949e; fill: #8b949e } }
-"""
+from memedit.results.report import EditResult, Report
+from memedit.results.rows import beside, headings, remarks, rows
+from memedit.show.pages import render_page
+
+WORST = 200  # edits listed at most: browsers cannot open a page of ten thousand
+CURVES = (
+    ("efficacy_magnitude", "Lead of the new object over the old, edits in order"),
+    ("paraphrase_magnitude", "The same in other words"),
+    ("neighborhood_magnitude", "Lead of the neighbors' own objects"),
+)
+"""A mean hides which edits fail; a curve of all edits in order shows it."""
 
 
 def evaluation_page(report: Report) -> str:
-    """HTML without a script or a link: figures, curves, worst edits first, provenance. Text of a list is escaped."""
-    title = f"{report.model}: {report.edits:,} edits"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        *(f'<p class="quiet">{escape(line)}</p>' for line in remarks(report)),
-        "<h2>Figures</h2>",
-        *([_escaped(*beside(report)), f"<h2>{escape(report.model)}</h2>"] if report.models else []),
-        _escaped(headings(bool(report.difference)), rows(report)),
-        *_curves(report),
-        "<h2>Edits, worst first</h2>",
-        _edits(report),
-        "<h2>Provenance</h2>",
-        _provenance(report),
-    ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{EVALUATION_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
+    """Write the page: metrics, curves, worst edits first, provenance. It has no script and no link; text is escaped."""
+    edits = worst_first([one for one in report.per_edit if one.status != "skipped"])
+    return render_page(
+        "evaluation.html.j2",
+        title=f"{report.model}: {report.edits:,} edits",
+        model=report.model,
+        remarks=remarks(report),
+        models=beside(report) if report.models else None,
+        figures=(headings(bool(report.difference)), rows(report)),
+        curves=list(_curves(report)),
+        edits=[_edit(one) for one in edits[:WORST]],
+        hidden=max(0, len(edits) - WORST),
+        provenance=_provenance(report),
+    )
 
 
 def worst_first(edits: Sequence[EditResult]) -> list[EditResult]:
@@ -53,26 +48,18 @@ def worst_first(edits: Sequence[EditResult]) -> list[EditResult]:
     return sorted(edits, key=key)
 
 
-def _escaped(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    return _table([escape(head) for head in heads], [[escape(cell) for cell in row] for row in cells])
-
-
-def _curves(report: Report) -> Iterator[str]:
-    """How far the new object leads the old, edit by edit in order: a mean hides who pays for it."""
-    for name, title in (
-        ("efficacy_magnitude", "Lead of the new object over the old, edits in order"),
-        ("paraphrase_magnitude", "The same under other wordings"),
-        ("neighborhood_magnitude", "Lead of the neighbors' own objects"),
-    ):
+def _curves(report: Report) -> Iterator[tuple[str, Markup]]:
+    """A figure for each magnitude that was measured."""
+    for name, title in CURVES:
         drawn = {
             label: sorted(value for one in report.per_edit if (value := getattr(one, label).get(name)) is not None)
             for label in ("before", "after")
         }
         if any(drawn.values()):
-            yield f"<h2>{escape(title)}</h2>{_curve(drawn)}"
+            yield title, Markup(_curve(title, drawn))
 
 
-def _curve(drawn: dict[str, list[float]]) -> str:
+def _curve(title: str, drawn: dict[str, list[float]]) -> str:
     width, height = 640, 160
     colors = {"before": "#8b949e", "after": "#0969da"}
     marks: list[str] = []
@@ -88,42 +75,28 @@ def _curve(drawn: dict[str, list[float]]) -> str:
             place = f'x="{8 + 60 * at}" y="{height // 2 + 16}"'  # under the middle: curves begin far from it
             marks.append(f'<text {place} style="fill:{colors[label]}">{label}</text>')
     box = f'viewBox="-2 -6 {width + 40} {height + 12}" width="{width + 40}" height="{height + 12}"'
-    return f'<svg {box} role="img">{"".join(marks)}</svg>'
+    return f'<svg {box} role="img" aria-label="{escape(title)}">{"".join(marks)}</svg>'
 
 
-def _edits(report: Report) -> str:
-    found: list[list[str]] = []
-    shown = worst_first([one for one in report.per_edit if one.status != "skipped"])
-    for one in shown[:WORST]:
-        fine = one.status == "ok" and one.after.get("generated.efficacy", 1.0) == 1.0
-        state = "holds" if fine else '<span class="bad">fails</span>'  # forced, or when it writes
-        prompt = str(one.edit.get("prompt", "")).replace("{}", str(one.edit.get("subject", "")), 1)
-        words = [escape(one.said[when].strip()) if when in one.said else "-" for when in ("before", "after")]
-        objects = [escape(str(one.edit.get(name, "-"))) for name in ("object_old", "object")]
-        found.append([f"<code>{escape(one.id)}</code>", escape(prompt), *objects, *words, state])
-    heads = ["edit", "prompt", "old object", "new object", "written before", "written after", ""]
-    more = f'<p class="quiet">{len(shown) - WORST:,} more are in --per-edit.</p>' if len(shown) > WORST else ""
-    return _table(heads, found, text=True) + more
+def _edit(one: EditResult) -> dict[str, object]:
+    """One row of the table of edits: it holds if its forced answer is right, and its free one where there is one."""
+    prompt = str(one.edit.get("prompt", "")).replace("{}", str(one.edit.get("subject", "")), 1)
+    objects = [str(one.edit.get(name, "-")) for name in ("object_old", "object")]
+    written = [one.said[when].strip() if when in one.said else "-" for when in ("before", "after")]
+    holds = one.status == "ok" and one.after.get("generated.efficacy", 1.0) == 1.0
+    return {"id": one.id, "cells": [prompt, *objects, *written], "holds": holds}
 
 
-def _provenance(report: Report) -> str:
-    asked = {"chat": report.recipe.get("chat"), **report.recipe.get("eval", {})}
-    facts = {
-        "model": report.model,
-        "base": report.base or "-",
-        "command": shlex.join(["memedit", *report.arguments]),
-        "device": report.device,
-        **{f"sha256 of {name}": str(value) for name, value in report.digests.items()},
-        "asked with": ", ".join(f"{name} {value}" for name, value in asked.items()),
-        "seconds": ", ".join(f"{name} {value:.1f}" for name, value in report.timings.items()),
-        **report.versions,
-    }
-    return _escaped(["", ""], [[name, value] for name, value in facts.items()])
-
-
-def _table(heads: Sequence[str], cells: Sequence[Sequence[str]], *, text: bool = False) -> str:
-    """Cells are HTML already."""
-    kind = ' class="t"' if text else ""
-    head = "".join(f"<th{kind}>{name}</th>" for name in heads)
-    body = "".join("<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell in row) + "</tr>" for row in cells)
-    return f"<table><tr>{head}</tr>{body}</table>"
+def _provenance(report: Report) -> list[tuple[str, str]]:
+    """How the numbers were made: models, command, device, digests, settings, times and versions."""
+    settings = {"chat": report.recipe.get("chat"), **report.recipe.get("eval", {})}
+    return [
+        ("model", report.model),
+        ("base", report.base or "-"),
+        ("command", shlex.join(["memedit", *report.arguments])),
+        ("device", report.device),
+        *((f"sha256 of {name}", str(value)) for name, value in report.digests.items()),
+        ("settings", ", ".join(f"{name} {value}" for name, value in settings.items())),
+        ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in report.timings.items())),
+        *report.versions.items(),
+    ]

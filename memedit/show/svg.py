@@ -3,36 +3,70 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from memedit.results.traces import Average, Curve
+from memedit.results.units import printable
 from memedit.show.heatmap import share_of, tint
+from memedit.show.trace_figures import CurveChart, HeatMap
 
-ROLE_INKS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#000000")
-"""Okabe and Ito's colors, told apart by every eye; one a role."""
-SEVERED_NAMES = {
-    "hidden": "state put back",
-    "mlp severed": "MLP path severed",
-    "attention severed": "attention path severed",
-}
 STEPS = tuple(digit * 10.0**power for power in range(-6, 2) for digit in (1, 2, 5))
-"""Distances between lines of an axis, the smallest first."""
-SEVERED_INKS = {"hidden": "#54278f", "mlp severed": "#7fbf7b", "attention severed": "#e08b84"}
+"""Distances between the lines of an axis, the smallest first."""
+SIDES, LEGEND_HEIGHT = ("width", "height"), 22.0
+FIGURE_STYLE = """\
+svg text { fill: #1a1a1a; } svg .head { font-weight: 600; font-size: 12px; } svg .tick { fill: #444; }
+svg .token, svg .star { font-family: ui-monospace, monospace; } svg .star { font-weight: 700; }"""
+"""The style of the text in figures: of a page, or of an SVG file."""
 
 
 def svg_figure(width: float, height: float, title: str, parts: Sequence[str]) -> str:
     """An SVG of its own size that shrinks with the page; `title` is its alternative text."""
+    words = escape(printable(title))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(title)}" width="{width:g}" '
-        f'height="{height:g}" viewBox="0 0 {width:g} {height:g}"><title>{escape(title)}</title>{"".join(parts)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{words}" width="{width:g}" '
+        f'height="{height:g}" viewBox="0 0 {width:g} {height:g}"><title>{words}</title>{"".join(parts)}</svg>'
     )
 
 
-def text(x: float, y: float, said: str, *, anchor: str = "start", kind: str = "") -> str:
-    """A line of text; `kind` is its class on the page."""
+def svg_file(title: str, panels: Sequence[str], inks: Mapping[str, str]) -> bytes:
+    """Join figures from left to right, with a legend below, in one SVG file."""
+    x, tallest, parts = 0.0, 0.0, [f"<style>svg {{ font: 11px system-ui, sans-serif; }} {FIGURE_STYLE}</style>"]
+    for panel in panels:
+        width, height = (
+            float(found[1]) for found in (re.search(rf' {side}="([^"]+)"', panel) for side in SIDES) if found
+        )
+        parts.append(panel.replace("<svg ", f'<svg x="{x:g}" ', 1))
+        x, tallest = x + width + 12, max(tallest, height)
+    if inks:
+        parts.append(legend(inks).replace("<svg ", f'<svg x="0" y="{tallest:g}" ', 1))
+        tallest += LEGEND_HEIGHT
+        x = max(x, _legend_width(inks))
+    back = rect(0, 0, x, tallest, "#fff")
+    return ('<?xml version="1.0" encoding="UTF-8"?>\n' + svg_figure(x, tallest, title, [back, *parts]) + "\n").encode()
+
+
+def legend(inks: Mapping[str, str]) -> str:
+    """Names beside their color, in one line."""
+    parts, x = list[str](), 10.0
+    for name, ink in inks.items():
+        parts += [rect(x, 5, 10, 10, ink), text(x + 14, 14, name)]
+        x += _item_width(name)
+    return svg_figure(_legend_width(inks), LEGEND_HEIGHT, f"Legend: {', '.join(inks)}", parts)
+
+
+def _legend_width(inks: Mapping[str, str]) -> float:
+    return 10.0 + sum(map(_item_width, inks))
+
+
+def _item_width(name: str) -> float:
+    return 32.0 + 6.2 * len(name)
+
+
+def text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
+    """One line of text; `kind` is its class."""
     cls = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{cls}>{escape(said)}</text>'
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{cls}>{escape(printable(words))}</text>'
 
 
 def rect(x: float, y: float, width: float, height: float, fill: str, more: str = "") -> str:
@@ -43,22 +77,14 @@ def line(x1: float, y1: float, x2: float, y2: float, ink: str = "#444", more: st
     return f'<line x1="{x1:.6g}" y1="{y1:.6g}" x2="{x2:.6g}" y2="{y2:.6g}" stroke="{ink}"{more}/>'
 
 
-def heat_map(
-    kind: str,
-    title: str,
-    rows: Sequence[Sequence[float]],
-    names: Sequence[str],
-    *,
-    low: float,
-    top: float,
-    marks: Mapping[str, float],
-) -> str:
-    """Names down, layers across; shaded from `low` to `top`. `marks` are named values on the color bar."""
+def heat_map(figure: HeatMap) -> str:
+    """Draw names down, layers across, and a color bar with its marks."""
+    kind, low, top, rows, names = figure.kind, figure.low, figure.top, figure.rows, figure.names
     n_layers, cell_h = len(rows[0]), 19.0
     cell_w = max(5.0, min(26.0, 340.0 / n_layers))
     left, above = 10 + 6.6 * max(map(len, names)), 26.0
     width, height = cell_w * n_layers, cell_h * len(rows)
-    parts = [text(left, 14, _caption(title), kind="head")]
+    parts = [text(left, 14, figure.caption, kind="head")]
     for n, (name, row) in enumerate(zip(names, rows, strict=True)):
         y = above + n * cell_h
         parts.append(text(left - 6, y + 13.5, name, anchor="end", kind="star" if name.endswith("*") else "token"))
@@ -67,12 +93,8 @@ def heat_map(
             parts.append(rect(left + layer * cell_w, y, cell_w, cell_h, f"#{red:02x}{green:02x}{blue:02x}"))
     parts.append(rect(left, above, width, height, "none", ' stroke="#888"'))
     parts += _layer_ticks(left, above + height, cell_w, n_layers)
-    parts += _color_bar(kind, left + width + 14, above, height, low, top, marks)
-    return svg_figure(left + width + 130, above + height + 34, title, parts)
-
-
-def _caption(title: str) -> str:
-    return title.split(":")[0]
+    parts += _color_bar(kind, left + width + 14, above, height, low, top, figure.marks)
+    return svg_figure(left + width + 130, above + height + 34, figure.title, parts)
 
 
 def _layer_ticks(left: float, y: float, step: float, n_layers: int) -> list[str]:
@@ -104,17 +126,18 @@ def _color_bar(
     return parts
 
 
-def curves(title: str, roles: Mapping[str, Curve], inks: Sequence[str], *, low: float, top: float) -> str:
-    """One line a role, layers across, with its 95 % band."""
-    left, above, width, height = 44.0, 26.0, 300.0, 170.0
-    n_layers = len(next(iter(roles.values())).mean)
+def line_chart(chart: CurveChart) -> str:
+    """Draw one line per curve, layers across, with its 95 % band."""
+    left, above, width, height, low, top = 44.0, 26.0, 300.0, 170.0, chart.low, chart.top
+    n_layers = len(next(iter(chart.curves.values())).mean)
     step = width / max(1, n_layers - 1)
 
     def place(layer: int, value: float) -> str:
         return f"{left + layer * step:.6g},{above + height * (1 - share_of(value, low, top)):.6g}"
 
-    parts = [text(left, 14, _caption(title), kind="head"), *_value_axis(left, above, width, height, low, top)]
-    for (_, curve), ink in zip(roles.items(), inks, strict=False):
+    parts = [text(left, 14, chart.caption, kind="head"), *_value_axis(left, above, width, height, low, top)]
+    for name, curve in chart.curves.items():
+        ink = chart.inks[name]
         band = [
             (n, a, b)
             for n, (a, b) in enumerate(zip(curve.low, curve.high, strict=True))
@@ -128,7 +151,7 @@ def curves(title: str, roles: Mapping[str, Curve], inks: Sequence[str], *, low: 
         dots = (place(n, value).split(",") for n, value in enumerate(curve.mean) if n_layers <= 16)
         parts += [f'<circle cx="{x}" cy="{y}" r="2.4" fill="{ink}"/>' for x, y in dots]
     parts += _layer_ticks(left - step / 2, above + height, step, n_layers)
-    return svg_figure(left + width + 14, above + height + 34, title, parts)
+    return svg_figure(left + width + 14, above + height + 34, chart.title, parts)
 
 
 def _value_axis(left: float, above: float, width: float, height: float, low: float, top: float) -> list[str]:
@@ -145,38 +168,23 @@ def _value_axis(left: float, above: float, width: float, height: float, low: flo
     return [*parts, line(left, zero, left + width, zero, "#888")]
 
 
-def bar_chart(title: str, average: Average) -> str:
-    """The severed experiment: three bars a layer with their intervals."""
-    left, above, height, n_layers = 44.0, 26.0, 190.0, average.n_layers
+def bar_chart(chart: CurveChart) -> str:
+    """Draw a group of bars per layer, one bar per curve, with its 95 % interval."""
+    left, above, height, low, top = 44.0, 26.0, 190.0, chart.low, chart.top
+    n_layers = len(next(iter(chart.curves.values())).mean)
     step = max(12.0, min(70.0, 620.0 / n_layers))
-    width, values = step * n_layers, [*average.severed.values()]
-    low, top = span(values)
-    parts = [text(left, 14, _caption(title), kind="head"), *_value_axis(left, above, width, height, low, top)]
+    width = step * n_layers
+    parts = [text(left, 14, chart.caption, kind="head"), *_value_axis(left, above, width, height, low, top)]
     zero = above + height * (1 - share_of(0.0, low, top))
-    bar = step * 0.8 / len(values)
-    for n, (kind, curve) in enumerate(average.severed.items()):
+    bar = step * 0.8 / len(chart.curves)
+    for n, (name, curve) in enumerate(chart.curves.items()):
         for layer, value in enumerate(curve.mean):
             x = left + layer * step + step * 0.1 + n * bar
             y = above + height * (1 - share_of(value, low, top))
-            parts.append(rect(x, min(y, zero), bar, abs(zero - y), SEVERED_INKS[kind]))
+            parts.append(rect(x, min(y, zero), bar, abs(zero - y), chart.inks[name]))
             a, b = curve.low[layer], curve.high[layer]
             if a is not None and b is not None:
                 ends = [above + height * (1 - share_of(end, low, top)) for end in (a, b)]
                 parts.append(line(x + bar / 2, ends[0], x + bar / 2, ends[1], "#333"))
     parts += _layer_ticks(left, above + height, step, n_layers)
-    return svg_figure(left + width + 14, above + height + 34, title, parts)
-
-
-def span(curves: Sequence[Curve]) -> tuple[float, float]:
-    """An axis that holds all curves with their intervals, and zero."""
-    ends = [
-        value for curve in curves for part in (curve.mean, curve.low, curve.high) for value in part if value is not None
-    ]
-    low, top = min(0.0, *ends), max(0.0, *ends)
-    return (low, top) if top > low else (0.0, 1.0)
-
-
-def legend(names: Mapping[str, str]) -> str:
-    """Names beside the ink they are drawn in, as HTML."""
-    items = (f'<li><span style="background:{ink}"></span>{escape(name)}</li>' for name, ink in names.items())
-    return f'<ul class="legend">{"".join(items)}</ul>'
+    return svg_figure(left + width + 14, above + height + 34, chart.title, parts)

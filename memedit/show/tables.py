@@ -1,123 +1,12 @@
-"""A report's metrics as rows of text: label, before, after, paired difference, count and meaning.
-
-Terminal, page and model card show these rows. Labels, meanings and number formats come from `memedit.results.metrics`.
-"""
+"""A report's figures as Markdown."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 
-from memedit.results.metrics import Metric, metric_of, table_order
-from memedit.results.report import Figure, ModelReport, Report, Scores
+from memedit.results.report import Report
+from memedit.results.rows import beside, headings, remarks, rows
 from memedit.results.units import printable
-
-BASE_OF = {"drift.perplexity": "drift.perplexity_base"}
-"""Metrics whose value before is another metric of the same report."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One metric of one model."""
-
-    metric: Metric
-    before: Figure | float | None
-    after: Figure | float
-    difference: Figure | None
-    derived: bool = False
-    """Some edits were measured on probes derived from the list."""
-
-    @property
-    def label(self) -> str:
-        """The name of the metric for people, on one line."""
-        return " ".join(printable(self.metric.label).split())
-
-    @property
-    def meaning(self) -> str:
-        """What the metric measures."""
-        return f"{self.metric.meaning} (some derived)" if self.derived else self.metric.meaning
-
-    @property
-    def count(self) -> str:
-        """Over how many records it is a mean; empty for one number."""
-        return f"{self.after.n:,}" if isinstance(self.after, Figure) else ""
-
-    def text(self, figure: Figure | float | None, *, difference: bool = False) -> str:
-        """Format a value; a dash for none."""
-        if figure is None:
-            return "-"
-        return self.metric.number(figure.mean if isinstance(figure, Figure) else figure, difference=difference)
-
-    def span(self, figure: Figure | float | None, *, difference: bool = False) -> str:
-        """Format a value with its 95 % interval."""
-        value = self.text(figure, difference=difference)
-        if not isinstance(figure, Figure):
-            return value
-        low, high = (self.metric.number(end, difference=difference).rstrip("%") for end in (figure.low, figure.high))
-        return f"{value} ({low} to {high})"
-
-
-def score_lines(report: Report, *, brief: bool = False) -> Iterator[Line]:
-    """Every metric that was measured, in the order of the table; `brief`: only those that `apply` prints."""
-    return (
-        line
-        for line in lines_of_model(report.judged[0], report.before, report.derived)
-        if line.metric.brief or not brief
-    )
-
-
-def lines_of_model(model: ModelReport, before: Scores | None, derived: dict[str, int]) -> Iterator[Line]:
-    """Every metric of one model that has an interval, and the score."""
-    for name in model.names():
-        metric, after = metric_of(name), model.value(name)
-        shown = isinstance(after, Figure) or name == "score"
-        if metric is None or after is None or not shown or name in BASE_OF.values():
-            continue
-        was = model.value(BASE_OF[name]) if name in BASE_OF else before.value(name) if before else None
-        marked = metric.probe.removesuffix("_plus") in derived
-        yield Line(metric, was, after, model.difference.get(name), marked)
-
-
-def headings(paired: bool) -> list[str]:
-    """The headings of the columns of `rows`."""
-    return ["", "before", "after, 95 %", "difference, 95 %", "n", ""] if paired else ["", "value, 95 %", "n", ""]
-
-
-def rows(report: Report, *, brief: bool = False) -> list[list[str]]:
-    """Every line as texts; with `before` and the difference where the report has differences."""
-    paired = bool(report.difference)
-    found: list[list[str]] = []
-    for line in score_lines(report, brief=brief):
-        change = ["" if line.difference is None else line.span(line.difference, difference=True)] if paired else []
-        was = [line.text(line.before)] if paired else []
-        found.append([line.label, *was, line.span(line.after), *change, line.count, line.meaning])
-    return found
-
-
-def beside(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Several models, one column each, after the base's where there is one: headings and rows."""
-    columns = {
-        one.model: {line.metric.name: line for line in lines_of_model(one, report.before, {})} for one in report.models
-    }
-    base = [report.base or "base"] if report.before is not None else []
-    found: list[list[str]] = []
-    for name in table_order(name for column in columns.values() for name in column):
-        row = [column.get(name) for column in columns.values()]
-        first = next(line for line in row if line is not None)
-        was = [first.text(first.before)] if base else []
-        found.append([first.label, *was, *("-" if line is None else line.text(line.after) for line in row)])
-    return ["", *(printable(name) for name in (*base, *columns))], found
-
-
-def remarks(report: Report) -> list[str]:
-    """What a reader must know beside the figures."""
-    names = {"paraphrase": "paraphrases", "neighborhood": "neighbors"}
-    found = [
-        f"{names.get(kind, kind)} of {count:,} of {report.edits:,} edits were derived from the list, which gives none"
-        for kind, count in report.derived.items()
-    ]
-    return [" ".join(printable(line).split()) for line in (*found, *report.notes)]
 
 
 def markdown(report: Report) -> str:

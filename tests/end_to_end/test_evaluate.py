@@ -14,9 +14,10 @@ from memedit.config.recipe import Recipe
 from memedit.config.resolve import resolve
 from memedit.edits.read import read
 from memedit.results.report import EditResult, Figure, Report, Scores
+from memedit.results.rows import remarks
 from memedit.show.evaluation import evaluation_table
 from memedit.show.report_page import evaluation_page, worst_first
-from memedit.show.tables import markdown, remarks
+from memedit.show.tables import markdown
 from rich.console import Console
 from tests.conftest import ROOT
 

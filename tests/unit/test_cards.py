@@ -16,7 +16,6 @@ BAD = {
     "not YAML": "a: [1, 2",
     "a list": "- a\n- b",
     "a tag that constructs": "a: !!python/object/apply:os.system ['true']",
-    "keys that cannot be sorted": "a: {1: x, b: y}",
     "a character beyond Unicode": 'a: "\\UFFFFFFFF"',
     "a key that cannot be hashed": "{[a]: b}: c",
 }
@@ -31,7 +30,7 @@ def card_of(folder: Path, front: str) -> tuple[dict[str, Any], str | None]:
         made = yaml.safe_load(found)
         assert made["base_model"] == folder.name
         assert "memedit" in made["tags"]
-        assert body.startswith("# ") or body.startswith("\n# ")
+        assert body.startswith(("# ", "\n# "))
     return made, base.warning
 
 
@@ -55,8 +54,8 @@ def test_tags_are_a_list_of_texts(tags: str, kept: list[str], warned: bool, tmp_
 def test_other_front_matter_is_kept_and_the_relation_is_set(tmp_path: Path) -> None:
     index = [{"name": "x", "results": [{"any": "thing"}]}]
     front = {
-        "license": "mit", "language": ["en", "de"], "model-index": index, "base_model": "other", "widget": [{"text": "x"}],
-        "library_name": "transformers", "to_yaml": "no method", "eval_results": 3, "datasets": None,
+        "license": "mit", "language": ["en", "de"], "model-index": index, "base_model": "other",
+        "widget": [{"text": "x"}], "library_name": "transformers", "to_yaml": "no method", "eval_results": 3, "datasets": None,
     }  # fmt: skip
     made, warning = card_of(tmp_path, yaml.safe_dump(front))
     assert warning is None

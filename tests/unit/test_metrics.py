@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import re
 from dataclasses import fields
 from html import unescape
+from html.parser import HTMLParser
 
 import pytest
 from memedit.cli.gates import gate, gate_bars
 from memedit.errors import GateError
 from memedit.evaluation.figures import differences, share_figure
 from memedit.evaluation.forced import EditScores
+from memedit.results import metrics, units
 from memedit.results.metrics import FORCED_METRICS, METRICS, METRICS_BY_NAME, metric_of, table_order
-from memedit.results.report import Drift, Figure, ModelReport, Report, Scores
+from memedit.results.report import Drift, EditResult, Figure, ModelReport, Report, Scores
+from memedit.results.rows import score_lines
+from memedit.results.units import printable
+from memedit.show import tables
 from memedit.show.evaluation import evaluation_table, models_table
 from memedit.show.report_page import evaluation_page
-from memedit.show.tables import markdown, markdown_text, score_lines
+from memedit.show.tables import markdown, markdown_text
 from rich.console import Console
 
 SECTIONS = {"groups", "generated"}
@@ -155,6 +161,50 @@ def test_text_of_a_list_stays_text_in_every_table(text: str) -> None:
     assert set(heads) <= {5, 7}  # every row has the cells of its heading
     if "rich" in text:
         assert text in terminal  # rich markup is shown, not followed
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_a_list_is_escaped_on_the_page_and_in_a_notebook(text: str) -> None:
+    edit = EditResult(
+        id=text, status="failed", edit=dict.fromkeys(("subject", "prompt", "object", "object_old"), text),
+        before={"efficacy_magnitude": -0.5}, after={"efficacy_magnitude": 0.5}, said={"before": text, "after": text},
+    )  # fmt: skip
+    one = a_report(group=text, note=text, model=text)
+    assert one.after is not None
+    report = one.model_copy(
+        update={
+            "per_edit": (edit,), "arguments": [text], "device": text, "versions": {text: text}, "digests": {text: text},
+            "models": tuple(ModelReport(model=name, scores=one.after) for name in (text, "b")),
+        }
+    )  # fmt: skip
+    for page in (evaluation_page(report), report._repr_html_()):
+        names: set[str] = set()
+        reader = HTMLParser()
+        reader.handle_starttag = lambda tag, attrs: names.update((tag, *(name for name, _ in attrs)))  # type: ignore[method-assign]
+        reader.feed(page)
+        assert not names & {"script", "img", "a", "link", "iframe", "b", "onerror", "href", "src"}
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page)
+        assert printable(text) in unescape(page)
+
+
+def test_a_report_is_one_line_and_in_a_notebook_its_tables() -> None:
+    report = a_report()
+    assert repr(report) == str(report) == "<Report eval: 2 edits, efficacy 50.0%>"
+    assert repr(Report(command="apply")) == "<Report apply: 0 edits>"
+    page = report._repr_html_()
+    assert all(f"<td>{line.label}</td>" in page for line in score_lines(report))
+
+
+def test_the_examples_in_docstrings_run() -> None:
+    for module in (metrics, units, tables):
+        tried = doctest.testmod(module)
+        assert tried.attempted > 0 and tried.failed == 0
+
+
+def test_the_page_follows_dark_mode_phones_and_print_without_a_script() -> None:
+    page = evaluation_page(a_report())
+    assert all(part in page for part in ("prefers-color-scheme: dark", 'name="viewport"', "@media print"))
+    assert "<script" not in page and "http" not in page
 
 
 def test_a_share_of_none_has_no_figure() -> None:

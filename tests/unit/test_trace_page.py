@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from memedit.errors import UsageError
 from memedit.numerics.effects import ROLES, windows
 from memedit.results.report import Figure
 from memedit.results.traces import Average, Curve, FactTrace, TracedFact, TracingResult
 from memedit.show.heatmap import average_maps, fact_maps, summary
-from memedit.show.html import FACTS, trace_page
+from memedit.show.html import trace_page
+from memedit.show.trace_figures import FACTS
 from rich.console import Console
 
 TOKENS = ("<s>", "The", " <b>Eif", "fel", " & Co", "\n", " is", " in")
@@ -118,7 +122,7 @@ def test_the_page_has_no_script_and_fetches_nothing() -> None:
 def test_every_figure_says_in_words_what_it_shows() -> None:
     text = trace_page(a_tracing(n_facts=2))
     figures = [attributes for name, attributes in read(text).found if name == "svg"]
-    assert len(figures) == 3 + 1 + 2 * 3
+    assert len(figures) == 3 + 1 + 2 + 2 * 3  # two legends
     assert all(figure["role"] == "img" and len(figure["aria-label"] or "") > 60 for figure in figures)
     assert len({figure["aria-label"] for figure in figures[:7]}) == 7
     assert "layer" in (figures[-1]["aria-label"] or "")
@@ -185,3 +189,38 @@ def test_figures_are_the_same_bytes_each_time(suffix: str) -> None:
     assert len(one) == 2 + 2
     magic = b"\x89PNG" if suffix == "png" else b"<?xml"
     assert all(name.startswith("figures/") and data.startswith(magic) for name, data in one.items())
+
+
+def test_svg_files_are_the_figures_of_the_page_and_need_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    from memedit.show.png import check_plots, figures
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match="matplotlib"):
+        check_plots("png")
+    tracing = a_tracing()
+    page, found = trace_page(tracing), figures(tracing, "svg")
+    panels = 0
+    for data in found.values():
+        root = ElementTree.fromstring(data)
+        width, height = float(root.attrib["width"]), float(root.attrib["height"])
+        for panel in root.findall(f"{SVG}svg"):
+            assert float(panel.attrib["x"]) + float(panel.attrib["width"]) <= width
+            assert float(panel.get("y", 0)) + float(panel.attrib["height"]) <= height
+            panels += 1
+        for piece in data.decode().split("<svg x=")[1:]:
+            drawn = piece[piece.index("xmlns") : piece.index("</svg>")]
+            assert "<svg " + drawn in page
+    assert panels == 4 + 2 * 2 + 2 * 3 - 2  # charts, legends, maps
+
+
+def test_control_sequences_reach_neither_the_page_nor_a_file() -> None:
+    from memedit.show.png import figures
+
+    tracing = a_tracing(n_facts=1)
+    traced = tracing.facts[0]
+    words = "\x1b[31mred\x07 \x9b2J"
+    fact = traced.fact.model_copy(update={"prompt": words, "answer": words, "tokens": (words, *TOKENS[1:])})
+    hostile = TracingResult((TracedFact(fact, traced.scores),), (), tracing.average)
+    page, files = trace_page(hostile), b"".join(figures(hostile, "svg").values()).decode()
+    assert "red" in page and "red" in files
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page + files)

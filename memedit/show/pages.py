@@ -1,0 +1,29 @@
+"""Fill the HTML templates. Every text is escaped; only figures that memedit draws are passed as markup."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from memedit.results.units import printable
+from memedit.show.svg import FIGURE_STYLE
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("memedit.show"), autoescape=True, undefined=StrictUndefined, finalize=_printed,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+
+
+def _printed(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill a template of memedit/show/templates. The page needs no script and no other file."""
+    return _environment().get_template(template).render(figure_style=Markup(FIGURE_STYLE), **values)
