@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from memedit.changes.commands import run_add, run_diff, run_export, run_revert
+from memedit.config.layers import layers_text
 from memedit.config.recipe import Recipe
 from memedit.editing.dry_run import DryRun, plan_dry_run
 from memedit.editing.layer_trials import search_layers
@@ -35,7 +36,6 @@ from memedit.results.traces import TracingResult
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
 from memedit.tracing.files import check_folder, write_traces
-from memedit.tracing.layer_selection import range_text
 from memedit.tracing.run import trace_all
 
 __all__ = [
@@ -165,7 +165,8 @@ def run_layer_search(inputs: RunInputs, progress: Progress | None = None) -> str
         progress.note(candidate.line)
     if candidates[0].value == 0:
         raise GateError("no edit of the sample succeeded in any range of layers", "check the edits: memedit check")
-    return range_text(candidates[0].layers)
+    first, last = candidates[0].layers
+    return layers_text(range(first, last + 1))
 
 
 def run_evaluate(

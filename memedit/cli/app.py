@@ -120,7 +120,9 @@ def _stop(number: int, _frame: object) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    from memedit.results.units import printable
+
+    print(printable(text), file=sys.stderr)
 
 
 def _one_line(text: str) -> str:

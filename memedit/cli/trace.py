@@ -63,7 +63,7 @@ def trace_command(
         typer.Option("--by", help="Suggest layers by tracing, or by editing a sample in each range.  [default: trace]"),
     ] = None,
     plot: Annotated[
-        Literal["png", "svg"] | None, typer.Option("--plot", help="Also write the figures as files (needs matplotlib).")
+        Literal["png", "svg"] | None, typer.Option("--plot", help="Also write figures as files (png needs matplotlib).")
     ] = None,
     relations: o.RelationsOption = None,
     input_format: o.FormatOption = None,

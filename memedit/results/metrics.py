@@ -98,7 +98,9 @@ METRICS = (
         "locality", "agreement", "neighbors: top tokens that equal the base model's", True, False, EASYEDIT,
         "neighborhood",
     ),
-    MetricRow("portability", "tokens", "tokens right in what follows from it", True, False, EASYEDIT, "portability"),
+    MetricRow(
+        "portability", "tokens", "tokens right in what follows from the edit", True, False, EASYEDIT, "portability"
+    ),
     MetricRow("portability_accuracy", "exact", "every token right in what follows", probe="portability"),
     MetricRow("reversal", "tokens", "tokens right, asked from the object's side", probe="reversal"),
     MetricRow("reversal_accuracy", "exact", "every token right, asked from the object's side", probe="reversal"),

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar where somebody looks, a plain line every half minute where nobody does."""
+"""Progress on stderr: a bar in a terminal, else a plain line every half minute."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from memedit.progress import Advance
+from memedit.results.units import printable
 
 LINE_EVERY = 30.0
-"""Seconds between two lines where stderr is no terminal."""
+"""Seconds between two lines if stderr is no terminal."""
 
 
 class TerminalProgress:
-    """A listener that shows what it is told on stderr; with `quiet`, notes only."""
+    """Show notes and phases on stderr; with `quiet`, notes only."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console, self.quiet = console, quiet
         self.bars = console.is_terminal and not quiet and not os.environ.get("MEMEDIT_NO_PROGRESS")
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print one line; control sequences in it are removed."""
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:

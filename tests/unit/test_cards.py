@@ -55,7 +55,8 @@ def test_other_front_matter_is_kept_and_the_relation_is_set(tmp_path: Path) -> N
     index = [{"name": "x", "results": [{"any": "thing"}]}]
     front = {
         "license": "mit", "language": ["en", "de"], "model-index": index, "base_model": "other",
-        "widget": [{"text": "x"}], "library_name": "transformers", "to_yaml": "no method", "eval_results": 3, "datasets": None,
+        "widget": [{"text": "x"}], "library_name": "transformers", "to_yaml": "no method", "eval_results": 3,
+        "datasets": None,
     }  # fmt: skip
     made, warning = card_of(tmp_path, yaml.safe_dump(front))
     assert warning is None
