@@ -1,1 +1,1 @@
-"""Probes asked of a model, and the figures made of the answers."""
+"""Ask a model the probes of an edit list, and compute metrics from its answers."""

@@ -1,4 +1,4 @@
-"""What else moved: a held-out text read by the edited model and by its base.
+"""Measure drift: the edited model and its base read the same held-out text.
 
 Perplexity is exp of the mean surprise per token; `ppl` its ratio to the base's; `kl` the mean KL(base || model) per
 token in nats; `top1` the share of tokens at which both find the same next token likeliest. Tokens of one row move
@@ -46,7 +46,7 @@ def passages(
 
 
 def drift_of(read: Sequence[Passage]) -> Drift | None:
-    """The figures of a text that was read; those that need a base are None without one."""
+    """The drift figures of a text; those that need a base are None without one."""
     if not read:
         return None
     tokens = [one.tokens for one in read]

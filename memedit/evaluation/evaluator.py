@@ -1,4 +1,4 @@
-"""One examination: the same questions put to a model, to the model it was made from, and to others beside it."""
+"""Evaluate a model, its base and others on the same edit list."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from memedit.storage.lora import CONFIG, WEIGHTS, read_adapter
 
 @dataclass(frozen=True)
 class ModelAnswers:
-    """What one model answered."""
+    """The answers of one model."""
 
     vocabulary: str
-    """What its token ids mean: two models agree on tokens only where these agree."""
+    """Identifies the tokenizer: tokens of two models are compared only if these are equal."""
     edit_scores: list[EditScores]
     facts: list[bool]
     writing: list[Writing]
@@ -45,7 +45,7 @@ class ModelAnswers:
 
     @cached_property
     def rows(self) -> list[dict[str, float | None]]:
-        """Everything measured of each edit, forced and written."""
+        """All values of each edit by metric, forced and free."""
         pairs = zip(self.edit_scores, self.writing, strict=True)
         free = [{f"generated.{name}": value for name, value in one.measures.items()} for one in self.writing]
         return [
@@ -55,7 +55,7 @@ class ModelAnswers:
 
 
 class Evaluator:
-    """What is asked, and of whom.
+    """Ask models the probes of one edit list, and report on their answers.
 
     `text` holds documents to read. Every model writes after the edits' own prompts; with `generate` after all others
     too, and on from openings. `held` are digests of edits that held right after they were made. `unrelated` is text
@@ -83,7 +83,7 @@ class Evaluator:
         self.notes: dict[str, None] = {}
 
     def open(self, path: str, adapter: str | None = None) -> LanguageModel:
-        """A model that is to be examined, with an adapter's change in it where one is named."""
+        """Open a model, with the change of an adapter added if one is named."""
         knobs = self.recipe.model.model_copy(update={"path": path})
         with self.progress.phase("load"):
             folder = locate(knobs)
@@ -97,13 +97,13 @@ class Evaluator:
 
     @contextmanager
     def timed(self, name: str) -> Any:
-        """Seconds of a phase, for the report."""
+        """Measure the seconds of a phase for the report."""
         start = time.monotonic()
         yield
         self.timings[name] = time.monotonic() - start
 
     def trial(self, lm: LanguageModel, name: str, base: LanguageModel | None = None) -> ModelAnswers:
-        """Ask one model everything; with `base` the text is read by both."""
+        """Ask one model all probes; with `base`, both read the held-out text."""
         chat, knobs = self.recipe.chat, self.recipe.eval
         beside = base if base is not None and vocabulary_of(base) == vocabulary_of(lm) else None
         if base is not None and beside is None:
@@ -132,7 +132,7 @@ class Evaluator:
         return ModelAnswers(vocabulary_of(lm), edit_scores, facts, writing, read)
 
     def scores(self, trial: ModelAnswers, before: ModelAnswers | None = None) -> Scores:
-        """A trial's figures; with the base's trial, locality too."""
+        """The scores of a model's answers; with the base's answers, locality too."""
         alike = before is not None and before.vocabulary == trial.vocabulary
         found = summarize(trial.edit_scores, before.edit_scores if before is not None and alike else None)
         names = dict.fromkeys(name for one in trial.writing for name in one.measures)
@@ -147,7 +147,7 @@ class Evaluator:
         return found.model_copy(update={"generated": generated, **free})
 
     def compared(self, model: str, trial: ModelAnswers, before: ModelAnswers | None) -> ModelReport:
-        """One model's part of the report."""
+        """Make the part of the report on one model."""
         firm = before.facts if before else [True] * len(self.facts)
         here = zip(trial.edit_scores, self.requests, strict=True)
         held = [one.accuracy for one, request in here if request.digest in self.held]
@@ -167,7 +167,7 @@ class Evaluator:
         before: ModelAnswers | None,
         arguments: Sequence[str],
     ) -> Report:
-        """Everything that is known of the examination; the first model leads."""
+        """Make the report; its main scores are those of the first model."""
         models = [self.compared(model, trial, before) for model, trial in trials.items()]
         lead, first = models[0], next(iter(trials.values()))
         if gone := len(self.held - {request.digest for request in self.requests}):
@@ -217,7 +217,7 @@ class Evaluator:
 
 
 def vocabulary_of(lm: LanguageModel) -> str:
-    """Stands for what a model's token ids mean."""
+    """Identify the meaning of a model's token ids: digest of its tokenizer, and size of its vocabulary."""
     return f"{of_tokenizer(lm.tokenizer)} {lm.architecture.vocabulary}"
 
 

@@ -1,4 +1,4 @@
-"""Values of single edits become figures: a mean over edits, its 95 % interval, and over how many."""
+"""Compute figures from the values of single edits: the mean, its 95 % interval, and the number of edits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from memedit.results.report import Figure, Scores
 
 
 def share_figure(values: Sequence[float], *, signed: bool = False) -> Figure | None:
-    """The mean of one value per edit with its interval: Wilson's where all are 0 or 1, else a mean's."""
+    """The mean of one value per edit, with Wilson's interval if all are 0 or 1, else the interval of a mean.
+
+    `signed`: the values are no shares, so the interval is not limited to 0 to 1.
+    """
     if not values:
         return None
     if all(value in (0, 1) for value in values) and not signed:
@@ -24,8 +27,10 @@ def share_figure(values: Sequence[float], *, signed: bool = False) -> Figure | N
 
 
 def paired(values: Sequence[float], *, share: bool) -> Figure | None:
-    """The mean of one difference per edit; `share`: of outcomes from 0 to 1, so that no change in n edits is a bound
-    on the changes there are."""
+    """The mean of one difference per edit, with its interval.
+
+    `share`: a difference of shares; then n differences of zero still have an interval, as a share of 0 of n has.
+    """
     if not values:
         return None
     column = torch.tensor(values, dtype=torch.float64)
@@ -36,8 +41,7 @@ def paired(values: Sequence[float], *, share: bool) -> Figure | None:
 def differences(
     before: Sequence[Mapping[str, float | None]], after: Sequence[Mapping[str, float | None]]
 ) -> dict[str, Figure]:
-    """After less before of every measure that both have of an edit: paired, so that an edit that is hard for both does
-    not widen the interval."""
+    """After minus before by metric, paired by edit: an edit that is hard for both does not widen the interval."""
     found: dict[str, list[float]] = {}
     for was, now in zip(before, after, strict=True):
         for name, value in now.items():
@@ -54,7 +58,7 @@ def is_share(name: str) -> bool:
 
 
 def score_of(columns: Mapping[str, Sequence[float]], *, groups: Mapping[str, Sequence[float]], **more: Any) -> Scores:
-    """The figures of columns of values, one value an edit, and the score that joins three of them.
+    """Compute the scores from columns of values, one value per edit.
 
     The score is the harmonic mean of efficacy, paraphrase and neighborhood, unrounded: the published code rounds the
     three to hundredths of a percent first, which can move it by as much.

@@ -1,11 +1,11 @@
-"""How a model does on an edit list by forced answers: what it would say is weighed, not written.
+"""Score a model on an edit list by forced answers: given answers are scored, nothing is generated.
 
-An answer is weighed by its mean log-probability per token after the prompt. Success and magnitude are CounterFact's
+The score of an answer is its mean log-probability per token after the prompt. Success and magnitude are CounterFact's
 (Meng et al. 2022, section 3.3; kmeng01/memit, eval_utils_counterfact.py), token accuracy is zsRE's (Mitchell et al.
 2022) and EasyEdit's, exact match asks that every token be the likeliest. Each figure is a mean over an edit's probes
-first and over edits then, so that an edit counts once.
+first, then over edits, so that every edit counts once.
 
-By hand: new object of two tokens with probabilities 0.5 and 0.32, old object of one token with 0.3. The new one weighs
+By hand: new object of two tokens with probabilities 0.5 and 0.32, old object of one token with 0.3. The new one scores
 sqrt(0.5 x 0.32) = 0.4 > 0.3: success 1, magnitude 0.1. If 0.5 is the largest at its place and 0.32 is not: token
 accuracy 1/2, exact match 0.
 """
@@ -52,9 +52,9 @@ class EditScores:
     reversal: float | None = None
     reversal_accuracy: float | None = None
     groups: Mapping[str, float] = field(default_factory=dict)
-    """Token accuracy by what the list calls a kind: `portability/Reasoning`."""
+    """Token accuracy by the list's name for a kind of question: `portability/Reasoning`."""
     around: Sequence[tuple[str, Sequence[int]]] = ()
-    """For each neighbor its group and the likeliest token at each place of its answer: what locality compares."""
+    """For each neighbor its group and the most likely token at each place of its answer; locality compares these."""
 
     def record(self) -> dict[str, float | None]:
         """The measurements as a plain mapping."""
@@ -70,7 +70,7 @@ def score_edits(
     plus: bool = False,
     advance: Advance | None = None,
 ) -> list[EditScores]:
-    """Every edit's judgment by the model as it is now; `derive` and `plus` as for `probes`."""
+    """Score every edit with the model as it is now; `derive` and `plus` as for `list_probes`."""
     asked = list_probes(requests, derive=derive, plus=plus)
     of_edit: list[list[tuple[Probe, Answer]]] = [[] for _ in requests]
     for probe, answer in zip(asked, ask(lm, asked, chat=chat, advance=advance), strict=True):
@@ -87,7 +87,7 @@ def says_object(
 
 
 def summarize(edit_scores: Sequence[EditScores], base: Sequence[EditScores] | None = None) -> Scores:
-    """Means over edits with 95 % intervals; with the base's judgments of the same edits, locality too."""
+    """Means over edits with 95 % intervals; with the base's scores of the same edits, locality too."""
     columns = {
         metric.name: [value for one in edit_scores if (value := getattr(one, metric.name)) is not None]
         for metric in FORCED_METRICS
@@ -100,7 +100,7 @@ def summarize(edit_scores: Sequence[EditScores], base: Sequence[EditScores] | No
 
 
 def score_changes(before: Sequence[EditScores], after: Sequence[EditScores]) -> dict[str, Figure]:
-    """After less before of every forced measure, paired by edit."""
+    """After minus before by forced metric, paired by edit."""
     return differences([one.record() for one in before], [one.record() for one in after])
 
 
@@ -144,10 +144,10 @@ def _by_subject(shares: Mapping[str, Sequence[float]]) -> Figure | None:
 
 @dataclass(frozen=True)
 class Answer:
-    """How a model takes a probe."""
+    """How a model answers a probe."""
 
     right: float
-    """Mean log-probability per token of the right answer; of two that may be, the likelier."""
+    """Mean log-probability per token of the right answer; of two right answers, the higher one."""
     wrong: float | None
     exact: bool
     """Every token of the answer, or of a spelling of it, is the likeliest."""
@@ -158,7 +158,7 @@ class Answer:
 
 
 def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advance | None = None) -> list[Answer]:
-    """Weigh the answers of every probe."""
+    """Score the answers of every probe. Raises UsageError if a probe is too long for the model."""
     answers = [[*one.right, *([one.rival] if one.rival else []), *([one.wrong] if one.wrong else [])] for one in asked]
     encoded = encode_questions(
         lm.tokenizer, [(one.text, of_one) for one, of_one in zip(asked, answers, strict=True)], chat=chat
@@ -172,7 +172,7 @@ def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advan
 
 
 def _check_lengths(lm: LanguageModel, lengths: Sequence[tuple[str, int]]) -> None:
-    """Raises UsageError for a prompt that with its answer is longer than any row the model takes."""
+    """Raise UsageError if a prompt with its answer has more tokens than the model can read."""
     text, longest = max(lengths, key=lambda one: one[1], default=("", 0))
     if lm.architecture.positions is not None and longest > lm.architecture.positions:
         said = (

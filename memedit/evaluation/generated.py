@@ -1,8 +1,8 @@
-"""How a model does when it writes: greedy decoding after the bare prompt, nothing forced, nothing cut to the target.
+"""Score a model by what it writes: greedy decoding after the prompt, with nothing forced.
 
-An answer counts where the first sentence that the model writes names the object, or an alias, before the old object.
-Forced figures flatter: they grant every token the right ones before it, or ask only which of two answers is likelier.
-The same is asked again behind unrelated text, since edits are known to hold only where the prompt begins a text.
+An answer is right if the first sentence that the model writes names the object, or an alias, before the old object.
+Forced figures are higher: every token sees the right tokens before it, or only two answers are compared. The same
+prompts are asked after unrelated text as well, since edits often fail where the prompt does not begin the text.
 
 By hand: "The capital of France is" -> " Lyon, a city on the Rhone. Paris" counts for Lyon and does not name Paris,
 which stands in the second sentence; " a city. Lyon" does not count.
@@ -38,15 +38,15 @@ UNRELATED = (
     "the dough for the next morning is covered with a cloth. Nothing else happens there, except that now and then a "
     "cat sits on the window sill and looks at the bread for a long time without moving, as if it were reading a book."
 )
-"""Text about nothing in any edit list, for prompts to stand behind where no other is given."""
+"""The text before prompts if the user gives none; it is about nothing in any edit list."""
 
 
 @dataclass(frozen=True)
 class Writing:
-    """What one edit's prompts were continued with, and its measures; each a mean over its own prompts."""
+    """What the model wrote after one edit's prompts, and its metrics: means over the edit's prompts."""
 
     said: str = ""
-    """After the bare prompt."""
+    """The text after the edit's own prompt."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """`efficacy`, `old`, `paraphrase_50`, ...; the number is that of the unrelated tokens before the prompt."""
     open: Mapping[str, float] = field(default_factory=dict)
@@ -63,7 +63,10 @@ def written(
     bare: bool = False,
     advance: Advance | None = None,
 ) -> tuple[list[Writing], list[str]]:
-    """Every edit's writing, and notes on what could not be asked; `bare`: only after the edits' own prompts."""
+    """Let the model write after every edit's prompts; notes say what could not be asked.
+
+    `bare`: only after the edits' own prompts.
+    """
     kinds = WRITTEN_PROBES[:1] if bare else WRITTEN_PROBES
     asked = [probe for probe in list_probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
     rooms = _rooms(lm, asked, knobs.tokens)
@@ -73,13 +76,13 @@ def written(
     for count in (0,) if bare else knobs.prefixes:
         before = prefix(lm, unrelated, count)
         if before is None:
-            notes.append(f"the unrelated text has fewer than {count} tokens: prompts behind so many were not asked")
+            notes.append(f"the unrelated text has fewer than {count} tokens: prompts after it were not asked")
             continue
         prompts = [encode_text(lm.tokenizer, before + probe.text, chat=chat) for probe in asked]
         longest = max((len(ids) + room for ids, room in zip(prompts, rooms, strict=True)), default=0)
         if lm.architecture.positions is not None and longest > lm.architecture.positions:
             if count:
-                notes.append(f"prompts behind {count} unrelated tokens do not fit into this model: not asked")
+                notes.append(f"prompts after {count} unrelated tokens do not fit into this model: not asked")
                 continue
             notes.append("some prompts leave this model less room to write in than eval.tokens")
         for probe, text in zip(asked, _texts(lm, prompts, rooms, advance), strict=True):

@@ -1,4 +1,4 @@
-"""What a model is asked about an edit list: the list's own probes, and ones derived from it where it has none.
+"""The probes of an edit list: its own, and derived ones where it has none.
 
 Derived neighbors are the list's other subjects under the edit's own prompt; what they must keep likelier than the
 edit's object is what the list says of them, new or old, so that an edit of the other is no fault of this one. Derived
@@ -22,21 +22,21 @@ LOOKED_AT = 100  # edits of the relation among which neighbors are sought: a lis
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt, the answers that count as right, and the one it is held against."""
+    """A prompt, its right answers, and the wrong answer it is compared with."""
 
     edit: int
     """Index of the edit."""
     kind: ProbeKind
     text: str
     right: tuple[str, ...]
-    """The first is the answer, the others are spellings of it."""
+    """The first is the answer, the others are other spellings of it."""
     wrong: str | None = None
     group: str | None = None
-    """What the list calls its kind."""
+    """The list's name for this kind of question."""
     rival: str | None = None
-    """Another right answer, weighed beside the first: a derived neighbor's old object."""
+    """Another right answer, scored as well: a derived neighbor's old object."""
     derived: bool = False
-    """Made from the rest of the list, which gives the edit none of its own."""
+    """Made from other edits of the list, since this edit has no probe of this kind."""
 
 
 def list_probes(requests: Sequence[EditRequest], *, derive: bool = False, plus: bool = False) -> list[Probe]:

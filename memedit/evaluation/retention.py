@@ -1,4 +1,4 @@
-"""What became of edits, as earlier runs wrote it down."""
+"""Read from results.jsonl which edits of earlier runs succeeded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memedit.errors import UsageError
 def successful_edits(files: Iterable[str]) -> list[str]:
     """Digests of the edits that held right after they were made, from results.jsonl files (or folders that hold one).
 
-    An edit is known by what it does: the names that readers give to edits depend on the file they stand in.
+    Edits are identified by subject, prompt and object: their ids depend on the file they come from.
     """
     found: dict[str, None] = {}
     for name in files:

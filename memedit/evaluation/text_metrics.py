@@ -1,4 +1,4 @@
-"""Measures of written text: what it names first, how it repeats itself, how its words compare with other texts."""
+"""Metrics of generated text: the first name in it, repetition, similarity to references."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _first(spans: Sequence[Span], others: Sequence[Span], end: int) -> int:
 
 
 def words(text: str) -> list[str]:
-    """Words and marks: what nltk's word_tokenize parts, but for English contractions."""
+    """Split a text into words and marks, as nltk's word_tokenize does except for English contractions."""
     return WORD.findall(text)
 
 
@@ -102,7 +102,7 @@ def document_weights(documents: Sequence[str]) -> dict[str, float]:
 
 
 def cosine(one: str, other: str, weights: Mapping[str, float]) -> float:
-    """Cosine of the tf-idf vectors of two texts; words that no document has weigh nothing."""
+    """Cosine of the tf-idf vectors of two texts; words in no document have weight 0."""
     a, b = (_vector(text, weights) for text in (one, other))
     length = math.sqrt(sum(v * v for v in a.values())) * math.sqrt(sum(v * v for v in b.values()))
     return sum(value * b.get(word, 0.0) for word, value in a.items()) / length if length else 0.0

@@ -1,1 +1,1 @@
-"""What commands return: plain values that turn into JSON."""
+"""What commands return: plain values that can be written as JSON."""

@@ -1,4 +1,4 @@
-"""What came of a run: plain values that turn into JSON, with the provenance of every number."""
+"""The result of a run: plain values that can be written as JSON, with the provenance of every number."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class ModelReport(_Value):
 
 
 class EditResult(_Value):
-    """What became of one edit; written as one line of results.jsonl, and can be fed back as an edit."""
+    """The result of one edit: one line of results.jsonl, which can be read as an edit again."""
 
     id: str
     status: Literal["ok", "failed", "skipped"]
@@ -131,7 +131,7 @@ class EditResult(_Value):
 
 
 class RedoRound(_Value):
-    """One round of `--redo`: whose targets were found again, and how many of all edits took. Kept where it helped."""
+    """One round of `--redo`: the edits that were tried again, and how many of all edits succeeded."""
 
     ids: tuple[str, ...]
     took_before: int
@@ -145,9 +145,9 @@ class LayerReport(_Value):
     layer: int
     parameter: str
     residual_before: float
-    """Mean length of what was missing at the last edited layer before this layer's change."""
+    """Mean length of the residual at the last edited layer before this layer's change."""
     residual_after: float
-    """The same after it, with the rounded weights in the model."""
+    """The same after the change, with the rounded weights in the model."""
     leverage: float
     """Median of k M^-1 k / d_mlp over the edited keys: 1 on average over the corpus."""
     fitted: float
@@ -156,38 +156,38 @@ class LayerReport(_Value):
     """|delta| / |W|, Frobenius."""
     rounding: Literal["nearest", "key-aware"]
     rounding_loss: float
-    """|(stored - W - delta) K^T| / |delta K^T| over the edited keys K: what the checkpoint's dtype swallowed."""
+    """|(stored - W - delta) K^T| / |delta K^T| over the edited keys K: the loss to the checkpoint's dtype."""
     nearest_loss: float
-    """The same where every element is rounded to nearest."""
+    """The same if every element were rounded to nearest."""
     disturbance: float
     """|stored - W - delta| in the metric of the moments, over that of rounding to nearest."""
     rank: int
     gain: float = 1.0
-    """What the family multiplies its MLPs' outputs with where they join the residual stream."""
+    """The factor that the architecture applies to MLP outputs before they join the residual stream."""
     dead: int = 0
-    """Units of the MLP that never fired over the corpus, as a ReLU's may: they leave the moment singular."""
+    """MLP units that were zero on the whole corpus, as a ReLU's can be: they make the moment singular."""
     shift: float = 0.0
     """tau F / trace(C): what was added to the moment's diagonal, over its mean, to make it positive definite."""
 
 
 class LedgerReport(_Value):
-    """How a run stood to the edits that were made before it."""
+    """How a run treated the edits of earlier runs."""
 
     way: Literal["re-solve", "on top"]
     earlier: int
-    """Edits of the ledger that stay in force."""
+    """Edits of the ledger that stay active."""
     new: int
     replaced: int
-    """Edits of the ledger that gave way to new ones."""
+    """Edits of the ledger that new edits replaced."""
     twins: int
-    """New edits that said what one in force says."""
+    """New edits that equal an active one."""
     kept: int
     """Targets that were taken from the ledger."""
     searched: int
     joint: int
     """Of those searched, targets that serve all edits of a subject at once."""
     conflicts: tuple[str, ...] = ()
-    """What gave way to what, one line each."""
+    """One line for each edit that was replaced, and by which."""
 
     @property
     def line(self) -> str:
@@ -198,14 +198,14 @@ class LedgerReport(_Value):
 
 
 class Report(_Value):
-    """The outcome of a run."""
+    """The result of a command that edits or evaluates."""
 
     command: str
     versions: dict[str, str] = Field(default_factory=dict)
     arguments: list[str] = Field(default_factory=list)
     model: str = ""
     base: str | None = None
-    """The model that `before` was measured on, where that was another folder."""
+    """The model that `before` was measured on, if it is not `model`."""
     output: str | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
     device: str = ""
@@ -217,19 +217,17 @@ class Report(_Value):
     before: Scores | None = None
     after: Scores | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)
-    """Of known facts right before, the share right after: of `others`, and of `siblings` (edited subjects); of edits
-    of earlier runs that held right before, the same: `earlier`."""
+    """The metrics `kept.NAME`, without `kept.`: `others`, `siblings` and `earlier`."""
     difference: dict[str, Figure] = Field(default_factory=dict)
-    """After less before, edit by edit, with an interval of the mean difference: paired, so edits that are hard for both
-    do not widen it."""
+    """After minus before by metric. The interval is paired by edit, so edits that are hard for both do not widen it."""
     drift: Drift | None = None
     retention: Figure | None = None
     """Of edits that held right after they were made, the share that holds now."""
     ledger: LedgerReport | None = None
     models: tuple[ModelReport, ...] = ()
-    """Every model judged, where there were several; `after` is the first's."""
+    """Every model, if there were several; `after` is the first one's."""
     derived: dict[str, int] = Field(default_factory=dict)
-    """Kinds of probes that the list has not, and how many edits have them because they were derived from the list."""
+    """Kinds of probes that were derived from the list, and for how many edits."""
     digests: dict[str, Any] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds by phase."""
@@ -252,7 +250,7 @@ class Report(_Value):
 
     @property
     def judged(self) -> tuple[ModelReport, ...]:
-        """Every model's part; of a report on one model, that one's."""
+        """The part of every model; a report on one model has one part."""
         lead = ModelReport(
             model=self.model, scores=self.after or Scores(), difference=self.difference, drift=self.drift,
             kept=self.kept, retention=self.retention,

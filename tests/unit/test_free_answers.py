@@ -180,7 +180,7 @@ def test_free_answers_equal_writing_one_at_a_time(made: LanguageModel) -> None:
         assert one.measures["paraphrase_old_12"] == statistics.fmean(old)
     assert not any(name.endswith(("_115", "_500")) for one in found for name in one.measures)
     assert [note.split(":")[0] for note in notes] == [
-        "prompts behind 115 unrelated tokens do not fit into this model",
+        "prompts after 115 unrelated tokens do not fit into this model",
         "the unrelated text has fewer than 500 tokens",
     ]
 
