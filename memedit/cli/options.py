@@ -160,12 +160,12 @@ def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
 
 def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
     """What came of an export, a sum or a revert, on stdout."""
-    from memedit.changes import serving
+    from memedit.changes.adapter_support import serving_notes, vllm_command
 
     if quiet:
         print(outcome.output)
     elif json:
-        served = {"serve": serving.command(outcome), "limits": serving.limits(outcome)}
+        served = {"serve": vllm_command(outcome), "limits": serving_notes(outcome)}
         print(_json({**outcome.model_dump(mode="json"), **(served if outcome.kind == "lora" else {})}, indent=2))
     else:
         from memedit.show.changes import reverted, tensors_table
@@ -174,7 +174,7 @@ def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
             wide_console().print(tensors_table(outcome))
         lines = [reverted(outcome)] if outcome.command == "revert" else []
         if outcome.kind == "lora":
-            lines += [line for line in (serving.command(outcome), *serving.limits(outcome)) if line]
+            lines += [line for line in (vllm_command(outcome), *serving_notes(outcome)) if line]
         print("\n".join([*lines, outcome.output]))
 
 
