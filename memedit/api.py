@@ -11,9 +11,8 @@ from memedit.config.recipe import Recipe
 from memedit.config.resolve import Source, resolve
 from memedit.editing.ledger import Mode
 from memedit.edits.edit import EditRequest
-from memedit.edits.lint import lint
+from memedit.edits.lint import lint, raise_errors
 from memedit.edits.read import read
-from memedit.errors import EditListError
 from memedit.progress import Progress
 from memedit.results.inspection import Inspection
 from memedit.results.report import Report
@@ -31,9 +30,7 @@ def load_edits(source: str | Path, *, relations: str | Path | None = None) -> li
     (1000, 'language')
     """
     requests, findings = read(str(source), relations=None if relations is None else str(relations))
-    found = [one for one in (*findings, *lint(requests)) if one.severity == "error"]
-    if found:
-        raise EditListError(f"the edit list {source} has errors", "see .findings", tuple(found))
+    raise_errors(f"the edit list {source}", [*findings, *lint(requests)], hint="see .findings")
     return requests
 
 

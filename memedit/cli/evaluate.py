@@ -69,12 +69,9 @@ def evaluate_command(
     o.need_model(recipe)
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     known = o.read_facts(facts)
-    from memedit.edits.lint import lint
-    from memedit.errors import EditListError
+    from memedit.edits.lint import lint, raise_errors
 
-    found = [one for one in (*findings, *lint(requests)) if one.severity == "error" and one.code != "E106"]
-    if found:
-        raise EditListError("the edit list has errors", "mend the lines above", tuple(found))
+    raise_errors("the edit list", [*findings, *lint(requests)], allowed=("E106",))
     from memedit.evaluation.retention import successful_edits
     from memedit.pipeline import run_evaluate as run
     from memedit.show.progress import TerminalProgress

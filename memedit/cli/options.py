@@ -116,12 +116,10 @@ def read_facts(source: str | None) -> list[EditRequest]:
     """A list of known facts; it may be long, and must be sound."""
     if source is None:
         return []
-    from memedit.errors import EditListError
+    from memedit.edits.lint import raise_errors
 
     requests, findings = read_edits(source, None, None, None)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
-        raise EditListError(f"the facts of {source} cannot be read", "mend the lines above", tuple(errors))
+    raise_errors(f"the list of facts {source}", findings)
     return requests
 
 

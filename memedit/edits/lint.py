@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from memedit.edits.edit import SLOT, EditRequest, Finding, shown
+from memedit.errors import EditListError
 
 CODES: dict[str, str] = {
     # E0xx: reading the file
@@ -71,6 +72,27 @@ def lint(requests: Sequence[EditRequest]) -> list[Finding]:
         if rivals := [other for other in known if other.object != request.object]:
             findings.append(_contradiction(request, rivals[0]))
     return findings
+
+
+def raise_errors(
+    source: str,
+    findings: Iterable[Finding],
+    *,
+    empty: bool = False,
+    allowed: Collection[str] = (),
+    hint: str = "correct the lines above",
+) -> None:
+    """Raise EditListError with every finding if one of them is an error, or if the list is `empty`.
+
+    `source` names the list in the message; findings with a code in `allowed` are ignored. The only place that raises
+    EditListError.
+    """
+    kept = tuple(finding for finding in findings if finding.code not in allowed)
+    if errors := sum(finding.severity == "error" for finding in kept):
+        count = "1 error" if errors == 1 else f"{errors:,} errors"
+        raise EditListError(f"{source} has {count}", hint, kept)
+    if empty:
+        raise EditListError(f"{source} has no records", "give a list with at least one", kept)
 
 
 def content(request: EditRequest) -> list[Finding]:

@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
-from memedit.edits.edit import EditRequest, Neighbor
-from memedit.edits.lint import lint
+from memedit.edits.edit import EditRequest, Finding, Neighbor
+from memedit.edits.lint import lint, raise_errors
 from memedit.edits.read import read, write_lines
+from memedit.errors import EditListError
 from tests.conftest import ROOT
 
 DATA = ROOT.parent / "shared" / "data"
@@ -167,3 +168,20 @@ def test_no_path_in_a_list_is_opened(tmp_path: Path) -> None:
     requests, findings = read(str(file))
     assert not requests
     assert findings[0].code == "E011"
+
+
+def test_one_function_raises_every_finding() -> None:
+    wrong = Finding(origin="a:1", code="E101", message="no slot")
+    odd = Finding(origin="a:2", code="W202", message="an empty alias")
+    with pytest.raises(EditListError, match="the list has 1 error$") as caught:
+        raise_errors("the list", [odd, wrong])
+    assert caught.value.findings == (odd, wrong)
+    with pytest.raises(EditListError, match="no records"):
+        raise_errors("the list", [odd], empty=True)
+    raise_errors("the list", [odd])
+    raise_errors("the list", [odd, wrong], allowed=["E101"])
+
+
+def test_no_other_place_raises_it() -> None:
+    raising = [file.name for file in (ROOT / "memedit").rglob("*.py") if "raise EditListError" in file.read_text()]
+    assert raising == ["lint.py"]
