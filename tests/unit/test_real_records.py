@@ -53,7 +53,9 @@ def test_records_are_read_without_loss(name: str, count: int, spot: tuple[Any, .
     assert (first.subject, first.object, first.object_old, len(first.paraphrases), near) == spot
     assert sum(probe.kind == "efficacy" for probe in list_probes(requests)) == count
     for record, request in zip(records, requests, strict=True):
-        lost = texts(record) - texts(request.public()) - {request.text, ""}
+        # white space around an object is removed, with a warning
+        kept = texts(request.public()) | {request.text, ""}
+        lost = {text for text in texts(record) - kept if text.strip() not in kept}
         assert not lost, request.origin
 
 
