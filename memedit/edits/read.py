@@ -15,7 +15,7 @@ from typing import TextIO
 
 from memedit.edits.edit import EditRequest, Finding, shown
 from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError
-from memedit.edits.readers.fields import Relation, build_request, read_relations, suggest
+from memedit.edits.readers.fields import Relation, build_request, did_you_mean, read_relations
 from memedit.edits.readers.formats import ALIASES, FIELDS, is_easyedit
 from memedit.edits.readers.json_rows import read_json, read_lines
 from memedit.edits.readers.mquake import expand_cases
@@ -162,7 +162,7 @@ def _check_head(document: Document) -> None:
         if key == "header":
             _check_header(document, row)
         elif key not in WRAPPER:
-            document.complain(row.line, "E007", f"unknown key {shown(key)} beside edits{suggest(key, WRAPPER)}")
+            document.complain(row.line, "E007", f"unknown key {shown(key)} beside edits{did_you_mean(key, WRAPPER)}")
         elif key == "version" and str(row.value) != "1":
             message = f"the list has version {shown(row.value)}; this memedit reads version 1"
             document.complain(row.line, "E013", message)
@@ -176,7 +176,7 @@ def _check_header(document: Document, row: RecordRow) -> None:
         return
     for name in row.value:
         if name not in FIELDS and name not in ALIASES:
-            hint = suggest(name, (*FIELDS, *ALIASES))
+            hint = did_you_mean(name, (*FIELDS, *ALIASES))
             document.complain(row.line, "E007", f"unknown column {shown(name)}{hint}")
             for record in document.rows:
                 record.value.pop(name)

@@ -11,7 +11,7 @@ WRAPPER = ("version", "relations", "edits")
 """The keys of a list that is written as a mapping."""
 
 
-LONGEST = 1_000_000
+LONGEST_RECORD = 1_000_000
 """Characters in one record, and in one line of YAML: about a thousand times the longest public record."""
 
 
@@ -48,6 +48,6 @@ class RefusedError(ValueError):
 
 
 def check_length(text: str, what: str, line: int | None = None) -> None:
-    """Raises RefusedError E017 for a text of more than LONGEST characters."""
-    if len(text) > LONGEST:
-        raise RefusedError("E017", f"{what} has {len(text):,} characters; the limit is {LONGEST:,}", line)
+    """Raises RefusedError E017 for a text of more than LONGEST_RECORD characters."""
+    if len(text) > LONGEST_RECORD:
+        raise RefusedError("E017", f"{what} has {len(text):,} characters; the limit is {LONGEST_RECORD:,}", line)

@@ -58,7 +58,7 @@ def read_relations(document: Document, row: RecordRow) -> dict[str, Relation]:
     return relations
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A "did you mean" for a word that is close to a known one, else an empty text."""
     close = difflib.get_close_matches(word, list(known), n=1) if len(word) < 100 else []
     return f"; did you mean {shown(close[0])}?" if close else ""
@@ -69,7 +69,7 @@ def _relation(entry: Any) -> Relation:
         raise RefusedError("E012", f"a relation is a prompt or a mapping of prompt and paraphrases, not {_kind(entry)}")
     for key in entry:
         if key not in ("prompt", "paraphrases"):
-            raise RefusedError("E012", f"unknown key {shown(key)}{suggest(key, ('prompt', 'paraphrases'))}")
+            raise RefusedError("E012", f"unknown key {shown(key)}{did_you_mean(key, ('prompt', 'paraphrases'))}")
     prompt = entry.get("prompt")
     if not isinstance(prompt, str) or prompt.count(SLOT) != 1:
         raise RefusedError("E012", f"its prompt is {shown(prompt)}; it needs one {{}} where the subject goes")
@@ -99,7 +99,7 @@ def _rename(document: Document, record: dict[str, Any], line: int) -> dict[str, 
             continue
         name = ALIASES.get(key, key)
         if name not in FIELDS:
-            hint = suggest(key, (*FIELDS, *ALIASES)) or "; put anything else under meta"
+            hint = did_you_mean(key, (*FIELDS, *ALIASES)) or "; put anything else under meta"
             document.complain(line, "E007", f"unknown key {shown(key)}{hint}")
         elif name in ours:
             raise RefusedError("E008", f"{shown(key)} is another name of {name}, which the record also has; keep one")
@@ -154,7 +154,7 @@ def _prompt(
     if SLOT in relation:
         return relation, None, ()
     if relation not in relations:
-        hint = suggest(relation, relations) or "; define it under relations:, or give the edit a prompt"
+        hint = did_you_mean(relation, relations) or "; define it under relations:, or give the edit a prompt"
         raise RefusedError("E011", f"unknown relation {shown(relation)}{hint}")
     return relations[relation].prompt, relation, relations[relation].paraphrases
 
@@ -206,7 +206,9 @@ def _neighbor(entry: Any) -> Neighbor:
         raise RefusedError("E010", f"a neighbor is a prompt or a mapping of prompt and answer, not {shown(entry)}")
     for key in entry:
         if key not in ("prompt", "answer", "group"):
-            raise RefusedError("E007", f"unknown key {shown(key)} in a neighbor{suggest(key, ('prompt', 'answer'))}")
+            raise RefusedError(
+                "E007", f"unknown key {shown(key)} in a neighbor{did_you_mean(key, ('prompt', 'answer'))}"
+            )
     return Neighbor(
         prompt=_text("a neighbor's prompt", entry["prompt"]) or "",
         answer=_text("a neighbor's answer", entry.get("answer")) or None,
@@ -226,7 +228,7 @@ def _question(name: str, entry: Any) -> Question:
         raise RefusedError("E010", f"an entry of {name} is a mapping of prompt and answer, not {shown(entry)}")
     for key in entry:
         if key not in (known := ("prompt", "answer", "aliases", "group")):
-            raise RefusedError("E007", f"unknown key {shown(key)} in {name}{suggest(key, known)}")
+            raise RefusedError("E007", f"unknown key {shown(key)} in {name}{did_you_mean(key, known)}")
     return Question(
         prompt=entry["prompt"],
         answer=entry["answer"],
