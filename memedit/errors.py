@@ -1,13 +1,13 @@
-"""What can go wrong, by cause: each error carries a message, a hint and the exit code of the command."""
+"""The errors of memedit, by cause: each has a message, a hint and an exit code."""
 
 from __future__ import annotations
 
 
 class MemeditError(Exception):
-    """An error written for people: what happened, and the next step.
+    """Base class of all errors that memedit raises on purpose.
 
-    `message` names the thing, the value and the reason; `hint` says what to do. The command line prints
-    them as one `error:` and one `hint:` line and exits with `exit_code`.
+    `message` names the thing, the value and the reason; `hint` gives the next step. The command line prints them as one
+    `error:` and one `hint:` line, and exits with `exit_code`.
     """
 
     exit_code: int = 1
@@ -19,17 +19,17 @@ class MemeditError(Exception):
 
 
 class UsageError(MemeditError):
-    """The command could not start: flags, paths, a missing extra."""
+    """The command cannot start: wrong options or paths, or a missing optional package."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A knob has a value that it cannot have."""
+    """A setting has a value that is not allowed."""
 
 
 class EditListError(UsageError):
-    """The edit list has errors; `findings` holds them all, each with file and line."""
+    """The edit list has errors; `findings` lists them all, each with file and line."""
 
     def __init__(self, message: str, hint: str = "", findings: tuple[object, ...] = ()) -> None:
         super().__init__(message, hint)
@@ -37,22 +37,22 @@ class EditListError(UsageError):
 
 
 class GateError(MemeditError):
-    """The command ran to its end, and the answer is no."""
+    """The command finished, and a condition that was asked for does not hold."""
 
     exit_code = 3
 
 
 class UnsupportedModelError(MemeditError):
-    """The model has a structure that memedit cannot edit correctly."""
+    """memedit cannot edit a model of this structure correctly."""
 
     exit_code = 4
 
 
 class ResourceError(MemeditError):
-    """Not enough memory, disk, or no such device; or a file that is not cached offline."""
+    """Not enough memory or disk space, or no such device."""
 
     exit_code = 5
 
 
 class StorageError(MemeditError):
-    """A file is damaged, locked, or could not be written."""
+    """A file is damaged or locked, or cannot be written."""

@@ -1,4 +1,4 @@
-"""A look at a model: what memedit finds in it, what can be edited and why not, and what that costs."""
+"""Inspect a model: its structure, the layers that can be edited, why others cannot, and the cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memedit.editing.resources import cache_bytes, check_weights, moment_bytes
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
 from memedit.model.architecture import Architecture, find_architecture, spans
 from memedit.model.head import describe_head
-from memedit.model.load import PATTERNS, forward_dtype, load_tokenizer, locate, open_model, skeleton
+from memedit.model.load import PATTERNS, forward_dtype, load_tokenizer, locate, meta_model, open_model
 from memedit.model.probe import prove
 from memedit.progress import NoProgress, Progress
 from memedit.results.inspection import Block, Carrier, Costs, Head, Inspection
@@ -21,11 +21,11 @@ from memedit.storage.checkpoint import Checkpoint
 
 
 def run_inspect(recipe: Recipe, *, weights: bool = True, progress: Progress | None = None) -> Inspection:
-    """Find a model's way of being, and prove it on its weights where they are here and fit.
+    """Detect a model's architecture; verify it on the weights if they are local and fit in memory.
 
-    Without `weights` the config alone is read (and fetched, from the Hub). Raises UnsupportedModelError for what is
-    no causal language model, or is quantized, or brings code of its own; all else that keeps memedit from editing it
-    stands in what is found.
+    Without `weights` only the config is read (or downloaded). Raises UnsupportedModelError for a model that is not a
+    causal language model, is quantized, or needs its own code. Any other reason why memedit cannot edit it is listed in
+    `problems` of the result.
     """
     progress, knobs = progress or NoProgress(), recipe.model
     folder = locate(knobs, PATTERNS if weights else [name for name in PATTERNS if name != "*.safetensors"])
@@ -40,12 +40,12 @@ def run_inspect(recipe: Recipe, *, weights: bool = True, progress: Progress | No
         try:
             check_weights(base, knobs)
         except ResourceError as error:
-            progress.note(f"{error.message}: the config alone is read")
+            progress.note(f"{error.message}: only the config is read")
         else:
             with progress.phase("load"):
                 model = open_model(folder, knobs)
     proved = model is not None
-    model = model if proved else skeleton(folder, knobs)
+    model = model if proved else meta_model(folder, knobs)
     architecture = find_architecture(model)
     if proved:
         try:
@@ -56,11 +56,11 @@ def run_inspect(recipe: Recipe, *, weights: bool = True, progress: Progress | No
 
 
 def _stored(folder: Path, problems: list[str]) -> Checkpoint | None:
-    """The checkpoint's headers, where it has weights that memedit reads."""
+    """Read the checkpoint's headers; None if it has no weights that memedit can read."""
     try:
         return Checkpoint.open(folder)
     except UsageError:
-        return None  # no weights here: a config is enough
+        return None  # a config without weights is enough
     except UnsupportedModelError as error:
         problems.append(error.message)
         return None

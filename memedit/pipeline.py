@@ -1,25 +1,33 @@
-"""From an edit list to an edited checkpoint: the page to read first.
+"""Every command as one function: read this file first. The command line and the Python functions both call these.
 
-Every step that takes time is recalled: kept in the run folder under a digest of all it depends on, and found there by
-a second run of the same command. So a run that was killed goes on where it was, and writes the same bytes.
+Every step that takes time is kept in the run folder under a digest of all it depends on. A second run of the same
+command finds it there, so a run that was killed continues where it stopped, and writes the same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from memedit.changes.commands import run_add, run_diff, run_export, run_revert
 from memedit.config.recipe import Recipe
 from memedit.editing.dry_run import DryRun, plan_dry_run
+from memedit.editing.layer_trials import search_layers
 from memedit.editing.ledger import Mode
+from memedit.editing.moment_cache import run_stats
+from memedit.editing.plan import check_edits
 from memedit.editing.resources import check_weights
 from memedit.editing.retry import retry_failed
 from memedit.editing.run import EditRun
-from memedit.editing.start import start_forget, start_run, write_base
+from memedit.editing.start import RunStart, start_forget, start_run, write_base
 from memedit.edits.edit import EditRequest, Finding
+from memedit.edits.lint import lint
+from memedit.errors import GateError
 from memedit.evaluation.evaluator import Evaluator, ModelAnswers
-from memedit.model.load import load, locate
+from memedit.inspect_model import run_inspect
+from memedit.model.load import load, locate, open_tokenizer
 from memedit.model.weights import applied
 from memedit.progress import NoProgress, Progress
 from memedit.results.report import Report
@@ -27,54 +35,79 @@ from memedit.results.traces import TracingResult
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
 from memedit.tracing.files import check_folder, write_traces
+from memedit.tracing.layer_selection import range_text
 from memedit.tracing.run import trace_all
 
+__all__ = [
+    "RunInputs", "run_add", "run_apply", "run_check", "run_diff", "run_dry_run", "run_evaluate", "run_export",
+    "run_forget", "run_inspect", "run_layer_search", "run_revert", "run_stats", "run_trace",
+]  # fmt: skip
 
-def run_apply(
-    requests: Sequence[EditRequest],
-    recipe: Recipe,
-    *,
-    findings: Sequence[Finding] = (),
-    facts: Sequence[EditRequest] = (),
-    sources: Mapping[str, str] | None = None,
-    way: Mode | None = None,
-    base: str | None = None,
-    arguments: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> Report:
-    """Edit a model and write the result to `recipe.output.dir`; `facts` are known facts that must stay.
 
-    A model that was edited before is gone on with: solved anew from its base (which lies at `base`, where that is not
-    where it was), or edited on top. `sources` tell which knobs were asked for. Raises EditListError with every finding
-    before any heavy work, and the other children of MemeditError.
+@dataclass(frozen=True)
+class RunInputs:
+    """What a command is asked to do: the edits, the recipe, and where they came from."""
+
+    recipe: Recipe
+    requests: Sequence[EditRequest] = ()
+    findings: Sequence[Finding] = ()
+    """What the reader found wrong with the edit list."""
+    facts: Sequence[EditRequest] = ()
+    """Known facts that must stay."""
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
+    """For each setting where its value came from: a default, a file, a flag."""
+    mode: Mode | None = None
+    """For a model that was edited before: re-solve all its edits from the base, or edit it as it is ("on top")."""
+    base: str | None = None
+    """The model before all edits: for apply and forget if it was moved, for eval to score it beside the edited one."""
+    arguments: Sequence[str] = ()
+    """The command line, for the report."""
+
+
+def run_check(inputs: RunInputs) -> list[Finding]:
+    """Find everything that is wrong with an edit list; if the recipe names a model, with its tokenizer too."""
+    recipe = inputs.recipe
+    if not recipe.model.path:
+        return [*inputs.findings, *lint(inputs.requests)]
+    tokenizer, positions = open_tokenizer(locate(recipe.model), recipe.model)
+    return [*inputs.findings, *check_edits(inputs.requests, tokenizer, recipe, positions)[1]]
+
+
+def run_apply(inputs: RunInputs, progress: Progress | None = None) -> Report:
+    """Edit a model and write the result to `recipe.output.dir`.
+
+    A model that was edited before is edited again as `inputs.mode` says. Raises EditListError with every finding before
+    any heavy work, and the other subclasses of MemeditError.
     """
-    start = start_run(requests, recipe, findings, sources=sources, way=way, base=base)
-    return _edited(EditRun(start, facts, progress or NoProgress()), arguments)
+    return _edited(EditRun(_start(inputs), inputs.facts, progress or NoProgress()), inputs.arguments)
 
 
-def run_forget(
-    ids: Sequence[str],
-    recipe: Recipe,
-    *,
-    facts: Sequence[EditRequest] = (),
-    sources: Mapping[str, str] | None = None,
-    base: str | None = None,
-    arguments: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> Report:
-    """Take edits out of an edited model, as if they had never been made: what is left is solved anew from the base.
+def run_forget(ids: Sequence[str], inputs: RunInputs, progress: Progress | None = None) -> Report:
+    """Remove edits from an edited model, as if they had never been made: the others are solved again from the base.
 
-    Where none is left, what is written is the base. Raises UsageError for an id that is not in the model's ledger.
+    If none is left, the base is written. Raises UsageError for an id that is not in the model's ledger.
     """
-    progress, start = progress or NoProgress(), start_forget(ids, recipe, sources=sources, base=base)
+    progress = progress or NoProgress()
+    start = start_forget(ids, inputs.recipe, sources=inputs.sources, base=inputs.base)
     if start.requests:
-        return _edited(EditRun(start, facts, progress), arguments)
+        return _edited(EditRun(start, inputs.facts, progress), inputs.arguments)
     output = write_base(start, progress)
-    return Report(command="forget", model=start.recipe.model.path, output=output, arguments=list(arguments))
+    return Report(command="forget", model=start.recipe.model.path, output=output, arguments=list(inputs.arguments))
+
+
+def run_dry_run(inputs: RunInputs, progress: Progress | None = None) -> DryRun:
+    """Plan what `apply` would do and cost; nothing is written. Raises what `apply` raises before its heavy work."""
+    return plan_dry_run(EditRun(_start(inputs), (), progress or NoProgress()))
+
+
+def _start(inputs: RunInputs) -> RunStart:
+    return start_run(
+        inputs.requests, inputs.recipe, inputs.findings, sources=inputs.sources, way=inputs.mode, base=inputs.base
+    )
 
 
 def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
-    """The run itself, step by step."""
+    """The steps of an edit run, one by one."""
     job.preflight()
     with job.run_folder() as run:
         contexts = job.contexts(run)
@@ -90,36 +123,20 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
     return report
 
 
-def run_dry_run(
-    requests: Sequence[EditRequest],
-    recipe: Recipe,
-    *,
-    findings: Sequence[Finding] = (),
-    sources: Mapping[str, str] | None = None,
-    way: Mode | None = None,
-    base: str | None = None,
-    progress: Progress | None = None,
-) -> DryRun:
-    """What `apply` would do and cost; nothing is written. Raises what `apply` would raise before its heavy work."""
-    start = start_run(requests, recipe, findings, sources=sources, way=way, base=base)
-    return plan_dry_run(EditRun(start, (), progress or NoProgress()))
-
-
 def run_trace(
-    requests: Sequence[EditRequest],
-    recipe: Recipe,
+    inputs: RunInputs,
     *,
-    findings: Sequence[Finding] = (),
     own: bool = False,
     output: Path | None = None,
     draw: Callable[[TracingResult], Mapping[str, bytes]] | None = None,
     progress: Progress | None = None,
 ) -> TracingResult:
-    """See where a model recalls these facts; with `output` a folder of traces, and the figures that `draw` makes.
+    """Trace where a model recalls the facts of `inputs.requests`.
 
-    With `own` each prompt's answer is the model's own next token, whatever the record says.
+    With `own` each prompt's answer is the model's own next token, whatever the record says. With `output` the scores
+    are written to that folder, with the files that `draw` makes of them.
     """
-    progress = progress or NoProgress()
+    progress, recipe = progress or NoProgress(), inputs.recipe
     if output is not None:
         check_folder(output)
     folder = locate(recipe.model)
@@ -127,7 +144,7 @@ def run_trace(
         base = Checkpoint.open(folder)
         check_weights(base, recipe.model)
         lm, digest = load(folder, recipe.model, editing=False), base.digest
-    traced, store = trace_all(lm, digest, requests, recipe, progress, findings, own=own)
+    traced, store = trace_all(lm, digest, inputs.requests, recipe, progress, inputs.findings, own=own)
     if output is not None:
         with progress.phase("write"):
             tables = {f"{one.fact.id}/{kind}": table for one in traced.facts for kind, table in one.scores.items()}
@@ -137,42 +154,56 @@ def run_trace(
     return traced
 
 
+def run_layer_search(inputs: RunInputs, progress: Progress | None = None) -> str:
+    """Find the layers to edit by editing a sample of the list in each range; returns them as `3-8`.
+
+    Raises GateError if no range makes a single edit of the sample succeed.
+    """
+    progress = progress or NoProgress()
+    candidates = search_layers(list(inputs.requests), inputs.recipe, progress, list(inputs.findings))
+    for candidate in candidates:
+        progress.note(candidate.line)
+    if candidates[0].value == 0:
+        raise GateError("no edit of the sample succeeded in any range of layers", "check the edits: memedit check")
+    return range_text(candidates[0].layers)
+
+
 def run_evaluate(
-    requests: Sequence[EditRequest],
-    recipe: Recipe,
+    inputs: RunInputs,
     *,
-    base: str | None = None,
     others: Sequence[str] = (),
     adapters: Sequence[str] = (),
-    facts: Sequence[EditRequest] = (),
     text: str | None = None,
     generate: bool = False,
     held: Sequence[str] = (),
-    arguments: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
-    """Judge a model on an edit list: beside the model it was made from, and beside `others`.
+    """Evaluate a model on an edit list, beside its base (`inputs.base`) and beside the models of `others`.
 
-    `adapters` are LoRA folders: the model is judged with each of them in it, in place of itself. `text` is a corpus
-    that all read, to see what else moved; `generate` lets them write more; `held` are digests of edits that held right
-    after they were made, so that what was lost since is told. The base stays open while the others are read.
+    `adapters` are LoRA folders: the model is evaluated with each of them loaded, instead of alone. `text` is held-out
+    text that every model reads, to measure drift. `generate` asks for longer free answers. `held` are digests of edits
+    that succeeded right after they were made, to report how many were lost since. The base stays in memory meanwhile.
     """
+    recipe = inputs.recipe
     read = list(islice(documents(text), recipe.eval.drift_tokens)) if text else []
-    about = None
+    unrelated = None
     if (spec := recipe.eval.unrelated) is not None:
-        about = " ".join(islice(documents(spec), max(recipe.eval.prefixes, default=0)))
-    exam = Evaluator(
-        requests, facts, recipe, progress or NoProgress(), text=read, generate=generate, held=held, unrelated=about
-    )
+        unrelated = " ".join(islice(documents(spec), max(recipe.eval.prefixes, default=0)))
+    evaluator = Evaluator(
+        inputs.requests, inputs.facts, recipe, progress or NoProgress(), text=read, generate=generate, held=held,
+        unrelated=unrelated,
+    )  # fmt: skip
     if text:
-        exam.digests["text"] = corpus_digest(text)
-    witness = exam.open(base) if base else None
-    before = exam.trial(witness, "before") if witness else None
+        evaluator.digests["text"] = corpus_digest(text)
+    base = evaluator.open(inputs.base) if inputs.base else None
+    before = evaluator.trial(base, "before") if base else None
     path = recipe.model.path
-    judged: list[tuple[str, str | None]] = [(path, adapter) for adapter in adapters] or [(path, None)]
-    judged += [(other, None) for other in others]
-    trials: dict[str, ModelAnswers] = {}
-    for path, adapter in judged:
+    models: list[tuple[str, str | None]] = [(path, adapter) for adapter in adapters] or [(path, None)]
+    models += [(other, None) for other in others]
+    answers: dict[str, ModelAnswers] = {}
+    for path, adapter in models:
         name = path if adapter is None else f"{path} + {adapter}"
-        trials[name] = exam.trial(exam.open(path, adapter), "after" if not trials else f"after {name}", witness)
-    return exam.report(trials, base, before, arguments)
+        answers[name] = evaluator.trial(
+            evaluator.open(path, adapter), "after" if not answers else f"after {name}", base
+        )
+    return evaluator.report(answers, inputs.base, before, inputs.arguments)

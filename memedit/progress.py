@@ -1,4 +1,4 @@
-"""What a long computation says while it runs: notes and phases. The command line shows them; a library need not."""
+"""Progress of long computations: notes and phases. The command line shows them; the Python functions need not."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """Somebody who listens."""
+    """Receives notes and phases while a computation runs."""
 
     def note(self, text: str) -> None:
-        """One line about something that people want to know."""
+        """Show one line of information."""
         ...
 
     def phase(self, name: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
-        """A stretch of work of `total` units; call what it yields with the units just done."""
+        """Begin a phase of `total` units of work; call the function it yields with the units just finished."""
         ...
 
 
 class NoProgress:
-    """Nobody listens."""
+    """Ignores all progress."""
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """Ignore the note."""
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:
-        """Count nothing."""
+        """Ignore the phase."""
         yield lambda _done: None

@@ -67,7 +67,7 @@ def compare(folder: Path, n_facts: int) -> dict[str, Any]:
     scale, width = noise_scale(lm, facts, knobs), default_window(lm.architecture.n_layers)
     trials = [make_trial(lm, fact, scale, knobs, seed, width) for fact in facts]
     parts = find_parts(lm)
-    engine, told = choose_trace_engine(lm, parts, trials[0])
+    engine, reason = choose_trace_engine(lm, parts, trials[0])
     modules = tracing_oracle.modules_of(lm.model)
     mine, theirs, seconds, plain, gap = Count(), Count(), 0.0, 0.0, 0.0
     for trial in trials:  # in turn, so that whatever else the machine does falls on both alike
@@ -84,7 +84,7 @@ def compare(folder: Path, n_facts: int) -> dict[str, Any]:
     return {
         "model": folder.name,
         "facts": n_facts,
-        "engine": told,
+        "engine": reason,
         "trace_s": round(seconds, 2),
         "plain_s": round(plain, 2),
         "ratio": round(plain / seconds, 1),

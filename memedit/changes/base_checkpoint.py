@@ -15,7 +15,9 @@ from torch import Tensor
 from memedit.changes.delta_file import DeltaFile
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import UsageError
-from memedit.model.load import at_hand, locate, meta_model, read_config
+from memedit.model.architecture import find_architecture
+from memedit.model.config import read_config
+from memedit.model.load import at_hand, locate, meta_model
 from memedit.numerics.delta import Delta, rounded, rounding_loss
 from memedit.numerics.lowrank import truncated
 from memedit.progress import Progress
@@ -35,7 +37,7 @@ class BaseCheckpoint:
         self.checkpoint = Checkpoint.open(self.folder)
         self.family = _family(read_config(self.folder, trust_remote_code=knobs.trust_remote_code))
         with progress.phase("structure"):
-            self.architecture = meta_model(self.folder, knobs)
+            self.architecture = find_architecture(meta_model(self.folder, knobs))
         every = [self.architecture.parameter(layer) for layer in range(self.architecture.n_layers)]
         self.parameters = {self.checkpoint.resolve(name): name for name in every}
         """Stored name -> parameter name in the model."""
@@ -121,7 +123,7 @@ def originals(
 
 def subtracted(edited: Checkpoint, deltas: Mapping[str, Delta], knobs: ModelKnobs) -> dict[str, Tensor]:
     """Subtract the changes from the edited tensors and round: near the originals, but rarely equal to them."""
-    architecture = meta_model(edited.folder, knobs)
+    architecture = find_architecture(meta_model(edited.folder, knobs))
     return {
         name: architecture.turned(rounded(architecture.turned(edited.tensor(name)), Delta(-delta.dense()))).contiguous()
         for name, delta in deltas.items()

@@ -21,7 +21,7 @@ from memedit.progress import NoProgress, Progress
 from memedit.results.changes import Comparison, ExportKind, Outcome, TensorChange
 from memedit.results.versions import versions
 from memedit.show import card
-from memedit.storage.artifacts import digest_file, digest_of
+from memedit.storage.artifacts import digest_file
 from memedit.storage.base_card import read_base_card
 from memedit.storage.checkpoint import CARD, Checkpoint
 from memedit.storage.comparison import compare
@@ -96,21 +96,21 @@ def run_revert(
     progress, out = progress or NoProgress(), _out(recipe)
     recorded, base = base_of(edited)
     change, checkpoint = DeltaFile.open(edited), Checkpoint.open(edited)
-    check_output(edited, out, overwrite=recipe.output.overwrite)
+    check_output(edited, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
     origin, weights, folder = originals(edited, change, recorded, recipe.model.path or None, progress)
     extra: dict[str, bytes | None] = {CARD: card_of(edited, BASE_CARD), BASE_CARD: None}
     if folder is not None:
-        check_output(folder, out, overwrite=recipe.output.overwrite)
+        check_output(folder, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
         extra |= {CARD: card_of(folder), **records(folder)}
     if origin == "subtraction":
         progress.note(f"cannot read the base {recorded.path}, and no originals were kept: the change is subtracted")
         weights = subtracted(checkpoint, change.deltas, recorded)
     with progress.phase("write"):
-        run = f"revert-{digest_of([change.base, str(edited.resolve())])[:16]}"
         knobs = recipe.output
         write_checkpoint(
             checkpoint, out, weights, extra,
-            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, run=run,
+            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, force=knobs.force,
+            note=progress.note,
         )  # fmt: skip
         digest = Checkpoint.open(out).digest
     return Outcome(
@@ -147,10 +147,11 @@ def _checkpoint(
     if extra is None:
         extra = _records(found, made, base, recipe, outcome)
     with progress.phase("write"):
-        knobs, run = recipe.output, digest_of([command, recipe.output.dir, list(outcome.deltas)])[:16]
+        knobs = recipe.output
         write_checkpoint(
             base.checkpoint, _out(recipe), weights, extra,
-            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, run=run,
+            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, force=knobs.force,
+            note=progress.note,
         )  # fmt: skip
     return outcome
 
@@ -189,7 +190,7 @@ def _adapter(
     model = recipe.model
     files = adapter_bytes(factors, model.path, revision=model.revision, conv1d=conv1d, dtype=dtype)
     files["README.md"] = card.adapter_card(read_base_card(base.folder, model.path), uniform, list(factors)).encode()
-    write_files(out, files, overwrite=recipe.output.overwrite)
+    write_files(out, files, overwrite=recipe.output.overwrite, force=recipe.output.force)
     return figures, uniform
 
 
@@ -206,7 +207,7 @@ def _dense(
         return base.architecture.turned(made.left)
 
     shapes = {name: base.checkpoint.entries[name].shape for name in change.deltas}
-    stream(out, shapes, make, {"format": "pt", "base": base.checkpoint.digest})
+    stream(out, shapes, make, {"format": "pt", "base": base.checkpoint.digest}, replace=recipe.output.overwrite)
     return figures, None
 
 
@@ -234,7 +235,7 @@ def _out(recipe: Recipe) -> Path:
 
 def _check(base: BaseCheckpoint, out: Path, recipe: Recipe, *, file: bool = False) -> None:
     if not file:
-        check_output(base.folder, out, overwrite=recipe.output.overwrite)
+        check_output(base.folder, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
     elif out.is_dir():
         raise UsageError(f"the output {out} is a folder", "dense changes are one file: -o change.safetensors")
     elif out.exists() and not recipe.output.overwrite:

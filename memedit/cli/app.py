@@ -1,4 +1,4 @@
-"""The program: its commands, and how every error ends in one line, a hint and an exit code."""
+"""The program: its commands, and how errors become a message, a hint and an exit code."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from memedit.cli.diff import diff_command
 from memedit.cli.evaluate import evaluate_command
 from memedit.cli.export import export_command
 from memedit.cli.forget import forget_command
+from memedit.cli.help import help_command
 from memedit.cli.inspect import inspect_command
 from memedit.cli.revert import revert_command
 from memedit.cli.schema import schema_command
@@ -25,24 +26,25 @@ from memedit.errors import EditListError, MemeditError
 
 app = typer.Typer(
     name="memedit",
-    help="Batch mass-editing of a language model's factual memories.",
+    help="Edit facts in a language model, many at a time, and measure what changed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("apply")(apply_command)
-app.command("forget")(forget_command)
-app.command("eval")(evaluate_command)
-app.command("check")(check_command)
-app.command("stats")(stats_command)
-app.command("trace")(trace_command)
-app.command("inspect")(inspect_command)
-app.command("export")(export_command)
-app.command("revert")(revert_command)
-app.command("diff")(diff_command)
-app.command("schema")(schema_command)
+app.command("apply", short_help="Edit facts in a model.")(apply_command)
+app.command("forget", short_help="Remove edits from an edited model.")(forget_command)
+app.command("eval", short_help="Evaluate a model on an edit list.")(evaluate_command)
+app.command("check", short_help="List what is wrong with an edit list.")(check_command)
+app.command("stats", short_help="Measure the second moments of layers.")(stats_command)
+app.command("trace", short_help="Trace where a model recalls facts.")(trace_command)
+app.command("inspect", short_help="Show how a model is built and what can be edited.")(inspect_command)
+app.command("export", short_help="Convert a delta to a checkpoint or an adapter.")(export_command)
+app.command("revert", short_help="Undo an edit.")(revert_command)
+app.command("diff", short_help="Compare two models.")(diff_command)
+app.command("schema", short_help="Print the JSON schema of a format.")(schema_command)
+app.command("help", short_help="Read the documentation in the terminal.")(help_command)
 
 
 def _version(asked: bool) -> None:
@@ -61,14 +63,14 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Run the program; exits with the code that the outcome has."""
+    """Run the program and exit with the code of its result."""
     debug = bool(os.environ.get("MEMEDIT_DEBUG"))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    if not sys.stderr.isatty():  # what the libraries under us draw while they load is for a terminal too
+    if not sys.stderr.isatty():  # progress bars of other libraries are only for a terminal
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app()
+        app(prog_name="memedit")
         sys.exit(0)
     except MemeditError as error:
         if debug:
@@ -81,32 +83,32 @@ def main() -> NoReturn:
             _say(f"hint: {_one_line(error.hint)}")
         sys.exit(error.exit_code)
     except _StoppedBySignal as stop:
-        _say("interrupted; what was finished is kept: the same command goes on from there")
+        _say("interrupted; finished work is kept: run the same command again to continue")
         sys.exit(128 + stop.number)
     except BrokenPipeError:
-        # Nobody reads any more: not an error. Closing stdout at exit must not raise it again.
+        # The reader closed the pipe: not an error. Closing stdout at exit must not raise it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError:
         _say("error: the machine's memory is full")
-        _say("hint: say --memory 1GB, --dtype bfloat16 or fewer --layers; what was finished is kept")
+        _say("hint: use --memory 1GB, --dtype bfloat16 or fewer --layers; finished work is kept")
         sys.exit(5)
     except Exception as error:
         if debug:
             raise
-        if type(error).__name__ == "OutOfMemoryError":
-            _say("error: the GPU's memory is full")
-            _say(
-                "hint: say --memory 4GB, --dtype bfloat16, --device-map auto or --device cpu; what was finished is kept"
-            )
+        from memedit.model.memory import ran_out
+
+        if ran_out(error):
+            _say(f"error: the {'machine' if 'DefaultCPUAllocator' in str(error) else 'GPU'}'s memory is full")
+            _say("hint: use --memory 4GB, --dtype bfloat16, --device-map auto or --device cpu; finished work is kept")
             sys.exit(5)
         _say(f"error: unexpected {type(error).__name__}: {_one_line(str(error))}")
-        _say("hint: this is a defect of memedit; MEMEDIT_DEBUG=1 shows where")
+        _say("hint: this is a defect in memedit; set MEMEDIT_DEBUG=1 to see where")
         sys.exit(1)
 
 
 class _StoppedBySignal(BaseException):
-    """Ctrl-C or a request to terminate; nothing in between takes it for an error."""
+    """Ctrl-C or a request to terminate; a BaseException, so that no `except Exception` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

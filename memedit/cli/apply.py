@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 def apply_command(
     edits: Annotated[
-        str | None, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.", show_default=False)
+        str | None, typer.Argument(metavar="EDITS", help="Edit list (a file); - reads stdin.", show_default=False)
     ] = None,
     model: o.ModelOption = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")] = None,
     method: o.MethodOption = None,
     layers: o.LayersOption = None,
     corpus: o.CorpusOption = None,
@@ -36,62 +36,75 @@ def apply_command(
     sets: o.SetOption = None,
     redo: Annotated[
         int | None,
-        typer.Option("--redo", min=0, metavar="N", help="Rounds in which edits that did not take are tried again."),
+        typer.Option("--redo", min=0, metavar="N", help="Retry edits that failed, in up to N rounds.  [default: 0]"),
     ] = None,
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
     dtype: o.DtypeOption = None,
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="What the target search may take, such as 20GB.")
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Memory that the target search may use, such as 20GB."),
     ] = None,
     deltas: Annotated[
         list[str] | None,
         typer.Option(
-            "--delta", metavar="DELTA", help="Instead of EDITS: add the sum of changes that were made before."
+            "--delta", metavar="DELTA", help="Instead of EDITS: add a delta that exists already; repeatable."
         ),
     ] = None,
     any_base: o.AnyBaseOption = False,
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
+    force: o.ForceOption = None,
     rounding: Annotated[
         Literal["auto", "nearest", "key-aware"] | None,
-        typer.Option("--rounding", metavar="HOW", help="auto, nearest or key-aware: into OUT's dtype."),
+        typer.Option("--rounding", metavar="HOW", help="How weights are rounded to OUT's dtype: auto, nearest or "
+                     "key-aware.  [default: auto]"),
     ] = None,
     max_shard_size: Annotated[
         str | None,
-        typer.Option("--max-shard-size", metavar="SIZE", help="Write all weights anew, in files of this size."),
+        typer.Option("--max-shard-size", metavar="SIZE", help="Rewrite all weights in files of at most this size."),
     ] = None,
     keep_originals: Annotated[
         bool | None,
         typer.Option(
             "--keep-originals/--no-keep-originals",
-            help="Keep the edited tensors as they were (their size again): revert needs no base.",
+            help="Also save the original tensors, so that revert is exact without the base.  [default: "
+            "no-keep-originals]",
         ),
     ] = None,
     re_solve: Annotated[
         bool | None,
         typer.Option(
-            "--re-solve/--on-top", help="An edited MODEL: solve all its edits anew from its base, or edit it as it is."
+            "--re-solve/--on-top",
+            help="If MODEL was edited before: solve all its edits again from the base, or edit it as it is.  "
+            "[default: re-solve]",
         ),
     ] = None,
     base: o.BaseOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and what it costs; change nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan and its cost; change nothing.")
     ] = False,
     show_config: o.ShowConfigOption = False,
     fail_under: o.FailUnderOption = None,
     json: o.JsonOption = False,
     per_edit: o.PerEditOption = False,
     quiet: o.QuietOption = False,
-) -> None:
-    """Write facts into a model: an edited checkpoint in OUT, and what came of it."""
+) -> None:  # fmt: skip
+    """Edit facts in a model; write the edited checkpoint to OUT and print the scores.
+
+    \b
+    Examples:
+      memedit apply edits.yaml -m gpt2 -o edited --corpus hf:wikitext:wikitext-103-raw-v1
+      memedit apply more.yaml -m edited -o edited-2
+      memedit apply --delta edited -m gpt2 -o edited-again
+    """
     o.one_output(json, per_edit, quiet)
     bars = gates.gate_bars(fail_under)
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
         "moments.corpus": corpus, "target.redo": redo,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
-        "output.keep_originals": keep_originals,
+        "output.force": force, "output.keep_originals": keep_originals,
         "output.rounding": rounding, "output.max_shard_size": max_shard_size,
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags, preset)
@@ -111,27 +124,21 @@ def apply_command(
         _add(deltas, recipe, given, any_base=any_base, json=json, quiet=quiet)
         return
     if any_base:
-        raise UsageError("--any-base is for --delta: edits are found on the model that they are for", "leave it out")
+        raise UsageError("--any-base only works with --delta", "leave it out")
     if edits is None:
-        raise UsageError("no edit list was given", "say memedit apply EDITS, or --delta DELTA for changes made before")
+        raise UsageError("no edit list was given", "write memedit apply EDITS, or --delta DELTA to add a delta")
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     known = o.read_facts(facts)
-    way: Mode | None = None if re_solve is None else "re-solve" if re_solve else "on top"
-    from memedit.show.progress import TerminalProgress
+    mode: Mode | None = None if re_solve is None else "re-solve" if re_solve else "on top"
+    from memedit.pipeline import RunInputs, run_apply, run_dry_run
 
-    progress = TerminalProgress(o.error_console(), quiet=quiet)
+    inputs = RunInputs(recipe, requests, findings, known, sources, mode, base, sys.argv[1:])
+    progress = o.progress_bar(quiet)
     if dry_run:
-        from memedit.pipeline import run_dry_run
-
-        said = run_dry_run(requests, recipe, findings=findings, sources=sources, way=way, base=base, progress=progress)
-        print(said.model_dump_json(indent=2) if json else "\n".join(said.lines()))
+        plan = run_dry_run(inputs, progress)
+        print(plan.model_dump_json(indent=2) if json else "\n".join(plan.lines()))
         return
-    from memedit.pipeline import run_apply as run
-
-    report = run(
-        requests, recipe, findings=findings, facts=known, sources=sources, way=way, base=base,
-        arguments=sys.argv[1:], progress=progress,
-    )  # fmt: skip
+    report = run_apply(inputs, progress)
     o.print_edited(report, json=json, per_edit=per_edit, quiet=quiet)
     gates.gate(report, bars)
 
@@ -139,15 +146,11 @@ def apply_command(
 def _add(
     deltas: list[str], recipe: Recipe, given: Mapping[str, object], *, any_base: bool, json: bool, quiet: bool
 ) -> None:
-    """Add changes that were made before; what is for finding changes has no place there."""
-    if said := [name for name, value in given.items() if value]:
-        raise UsageError(
-            f"--delta adds changes that were made before, and {said[0]} is for making one", "leave one out"
-        )
-    from memedit.changes.commands import run_add
-    from memedit.show.progress import TerminalProgress
+    """Add deltas that exist already. Raises UsageError for an option that is only for new edits."""
+    if unused := [name for name, value in given.items() if value]:
+        raise UsageError(f"{unused[0]} cannot be used with --delta, which adds a delta as it is", "leave one out")
+    from memedit.pipeline import run_add
 
     paths = [Path(delta).expanduser() for delta in deltas]
-    progress = TerminalProgress(o.error_console(), quiet=quiet)
-    outcome = run_add(paths, recipe, any_base=any_base, arguments=sys.argv[1:], progress=progress)
+    outcome = run_add(paths, recipe, any_base=any_base, arguments=sys.argv[1:], progress=o.progress_bar(quiet))
     o.print_outcome(outcome, json=json, quiet=quiet)

@@ -17,16 +17,21 @@ def check_command(
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Say everything that is wrong with an edit list, file and line; with MODEL, as its tokenizer sees it."""
+    """List everything that is wrong with an edit list, by file and line; exit 3 if it has errors.
+
+    With MODEL, also check that its tokenizer finds every subject.
+
+    \b
+    Example:
+      memedit check edits.yaml -m gpt2
+    """
     recipe, _ = o.read_recipe(config, sets, {"model.path": model})
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     if recipe.model.path:
-        from memedit.editing.plan import check_edits as look
-        from memedit.model.load import locate, open_tokenizer
+        from memedit.pipeline import RunInputs, run_check
 
-        tokenizer, positions = open_tokenizer(locate(recipe.model), recipe.model)
-        findings += look(requests, tokenizer, recipe, positions)[1]
-    else:
+        findings = run_check(RunInputs(recipe, requests, findings))
+    else:  # without a model nothing heavy is imported
         from memedit.edits.lint import lint
 
         findings += lint(requests)
@@ -40,4 +45,4 @@ def check_command(
         print(findings_text(findings))
     if errors:
         count = "1 error" if errors == 1 else f"{errors:,} errors"
-        raise GateError(f"the edit list has {count}", "apply refuses it as it is")
+        raise GateError(f"the edit list has {count}", "fix the lines listed above: apply refuses the list as it is")

@@ -11,18 +11,24 @@ from memedit.errors import GateError
 
 
 def diff_command(
-    a: Annotated[str, typer.Argument(metavar="A", help="A model folder or Hub name.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 3 where they differ.")] = False,
+    a: Annotated[str, typer.Argument(metavar="A", help="Model folder or Hub name.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another model folder or Hub name.")],
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 3 if they differ.")] = False,
     json: o.JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the names of what differs, or nothing.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only the names of the tensors and files that differ.")
+    ] = False,
 ) -> None:
-    """Say how two models differ: which tensors, by how much and in how many directions, and which files."""
-    o.one_output(json, False, quiet)
-    from memedit.changes.commands import run_diff as run
-    from memedit.show.progress import TerminalProgress
+    """Compare two models: which tensors and files differ, by how much, and the rank of each change.
 
-    found = run(a, b, progress=TerminalProgress(o.error_console(), quiet=quiet))
+    \b
+    Example:
+      memedit diff gpt2 edited
+    """
+    o.one_output(json, False, quiet)
+    from memedit.pipeline import run_diff
+
+    found = run_diff(a, b, progress=o.progress_bar(quiet))
     if json:
         print(found.model_dump_json(indent=2))
     else:
@@ -34,4 +40,4 @@ def diff_command(
         for line in tensor_names(found) if quiet else comparison_lines(found):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if exit_code and not found.same:
-        raise GateError(f"{a} and {b} differ", "the lines above say where")
+        raise GateError(f"{a} and {b} differ", "see the lines above")

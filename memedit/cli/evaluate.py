@@ -10,6 +10,7 @@ import typer
 
 from memedit.cli import gates
 from memedit.cli import options as o
+from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import UsageError
 
 
@@ -17,27 +18,35 @@ def evaluate_command(
     edits: o.EditsArgument,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="A model folder or Hub name; several are compared."),
+        typer.Option("--model", "-m", metavar="MODEL", help="Model folder or Hub name; repeat it to compare models."),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="BASE", help="The model it was made from: before beside after.")
+        str | None,
+        typer.Option("--base", metavar="BASE", help="Model before the edits, evaluated too: before and after."),
     ] = None,
     adapter: Annotated[
         list[str] | None,
-        typer.Option("--adapter", metavar="DIR", help="A LoRA adapter (PEFT): MODEL is judged with it; repeatable."),
+        typer.Option("--adapter", metavar="DIR", help="Evaluate MODEL with this LoRA adapter (PEFT); repeatable."),
     ] = None,
     generate: Annotated[
-        bool, typer.Option("--generate", "-g", help="More free answers; fluency, consistency, specificity-plus.")
+        bool,
+        typer.Option("--generate", "-g", help="Also generate free text: fluency, consistency, specificity-plus."),
     ] = False,
-    chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Ask in the model's chat template.")] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--no-chat", help="Put prompts into the model's chat template.  [default: no-chat]"),
+    ] = None,
     text: Annotated[
-        str | None, typer.Option("--text", metavar="FILE", help="Held-out text: perplexity, KL, top-1 agreement.")
+        str | None,
+        typer.Option("--text", metavar="FILE", help="Held-out text, for perplexity, KL and top-1 agreement."),
     ] = None,
     facts: o.FactsOption = None,
     right_after: Annotated[
         list[str] | None,
         typer.Option(
-            "--right-after", metavar="OUT", help="An earlier step's output: how many of its edits still hold."
+            "--right-after",
+            metavar="OUT",
+            help="Output of an earlier apply: report how many of its edits still hold; repeatable.",
         ),
     ] = None,
     relations: o.RelationsOption = None,
@@ -48,38 +57,40 @@ def evaluate_command(
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
     dtype: o.DtypeOption = None,
-    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write the report as one page.")] = None,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write the report as a web page.")] = None,
     markdown: Annotated[
-        str | None, typer.Option("--markdown", metavar="FILE", help="Write the tables for a model card.")
+        str | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown, for a model card.")
     ] = None,
     fail_under: o.FailUnderOption = None,
     fail_over: o.FailOverOption = None,
     json: o.JsonOption = False,
     per_edit: o.PerEditOption = False,
-    quiet: o.QuietOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Judge a model on an edit list: did the edits take, do they generalize, what else moved."""
+    """Evaluate a model on an edit list: edit success, generalization, and what else changed.
+
+    \b
+    Examples:
+      memedit eval edits.yaml -m edited --base gpt2 --text held-out.txt
+      memedit eval edits.yaml -m gpt2 --adapter lora --fail-under efficacy=0.95
+    """
     o.one_output(json, per_edit, quiet)
     under, over = gates.gate_bars(fail_under), gates.gate_bars(fail_over, "--fail-over")
     models, adapters = list(dict.fromkeys(model or [])), list(dict.fromkeys(adapter or []))
     if adapters and len(models) > 1:
-        raise UsageError("--adapter belongs to one model, and here are several", "give one -m: the adapter's base")
+        raise UsageError(f"--adapter works with one model, and {len(models)} were given", "give only its base with -m")
     flags = {"model.path": models[0] if models else None, **o.placed(device, device_map, dtype), "chat": chat}
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
-    requests, findings = o.read_edits(edits, relations, input_format, limit)
+    requests = _sound(*o.read_edits(edits, relations, input_format, limit))
     known = o.read_facts(facts)
-    from memedit.edits.lint import lint, raise_errors
-
-    raise_errors("the edit list", [*findings, *lint(requests)], allowed=("E106",))
     from memedit.evaluation.retention import successful_edits
-    from memedit.pipeline import run_evaluate as run
-    from memedit.show.progress import TerminalProgress
+    from memedit.pipeline import RunInputs, run_evaluate
 
-    report = run(
-        requests, recipe, base=base, others=models[1:], adapters=adapters, facts=known, text=text, generate=generate,
-        held=successful_edits(right_after or []), arguments=sys.argv[1:],
-        progress=TerminalProgress(o.error_console(), quiet=quiet),
+    inputs = RunInputs(recipe, requests, facts=known, base=base, arguments=sys.argv[1:])
+    report = run_evaluate(
+        inputs, others=models[1:], adapters=adapters, text=text, generate=generate,
+        held=successful_edits(right_after or []), progress=o.progress_bar(quiet),
     )  # fmt: skip
     _pages(report, html, markdown)
     if json or per_edit:
@@ -87,6 +98,14 @@ def evaluate_command(
     elif not quiet:
         _tables(report)
     gates.gate(report, under, over)
+
+
+def _sound(requests: list[EditRequest], findings: list[Finding]) -> list[EditRequest]:
+    """The edits, if they have no error. Raises EditListError; edits that contradict each other can be evaluated."""
+    from memedit.edits.lint import lint, raise_errors
+
+    raise_errors("the edit list", [*findings, *lint(requests)], allowed=("E106",))
+    return requests
 
 
 def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:

@@ -13,48 +13,59 @@ from memedit.errors import UsageError
 
 
 def export_command(
-    delta: Annotated[str, typer.Argument(metavar="DELTA", help="A folder that apply wrote, or its delta.safetensors.")],
+    delta: Annotated[str, typer.Argument(metavar="DELTA", help="Folder that apply wrote, or its delta.safetensors.")],
     to: Annotated[
         Literal["full", "lora", "dense"],
         typer.Option(
             "--to",
-            help="A checkpoint, a LoRA adapter in PEFT's format, or one file of float32 changes.",
+            help="full: a checkpoint; lora: a LoRA adapter (PEFT); dense: one file of float32 changes.",
             show_choices=True,
         ),
     ],
-    model: Annotated[str | None, typer.Option("--model", "-m", metavar="BASE", help="The model it changes.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="BASE", help="Model that the delta was made for.")
+    ] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="OUT", help="The folder to write; for dense, the file.")
+        str | None, typer.Option("--output", "-o", metavar="OUT", help="Folder to write; for dense, the file.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option("--rank", min=1, metavar="N", help="Cut the change to N directions per layer.")
+        int | None, typer.Option("--rank", min=1, metavar="N", help="Truncate the change to rank N in each layer.")
     ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Of a LoRA adapter's factors.")
+        Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Dtype of the LoRA factors.")
     ] = "float32",
     any_base: o.AnyBaseOption = False,
     sets: o.SetOption = None,
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
+    force: o.ForceOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Carry a change over: as a checkpoint, as an adapter to be served beside others, or as plain tensors."""
+    """Convert a delta to a checkpoint, a LoRA adapter, or a file of plain tensors.
+
+    \b
+    Example:
+      memedit export edited --to lora -m gpt2 -o adapter
+    """
     o.one_output(json, False, quiet)
     if dtype != "float32" and to != "lora":
-        raise UsageError(
-            f"--dtype is for an adapter's factors, and --to {to} has none", "say --to lora, or leave it out"
-        )
-    flags = {"model.path": model, "output.dir": output, "output.link": link, "output.overwrite": overwrite}
+        raise UsageError(f"--dtype is for LoRA factors, and --to {to} has none", "use --to lora, or leave it out")
+    flags = {
+        "model.path": model,
+        "output.dir": output,
+        "output.link": link,
+        "output.overwrite": overwrite,
+        "output.force": force,
+    }
     recipe, _ = o.read_recipe(None, sets, flags)
     o.need_model(recipe)
     import torch
 
-    from memedit.changes.commands import run_export as run
-    from memedit.show.progress import TerminalProgress
+    from memedit.pipeline import run_export
 
-    outcome = run(
+    outcome = run_export(
         Path(delta).expanduser(), to, recipe, rank=rank, dtype=getattr(torch, dtype), any_base=any_base,
-        arguments=sys.argv[1:], progress=TerminalProgress(o.error_console(), quiet=quiet),
+        arguments=sys.argv[1:], progress=o.progress_bar(quiet),
     )  # fmt: skip
     o.print_outcome(outcome, json=json, quiet=quiet)

@@ -11,9 +11,9 @@ from memedit.errors import UnsupportedModelError
 
 
 def inspect_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub name.", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or Hub name.", show_default=False)],
     config_only: Annotated[
-        bool, typer.Option("--config-only", help="Read the config alone: no weights are fetched or opened.")
+        bool, typer.Option("--config-only", help="Read only the config; download and open no weights.")
     ] = False,
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
@@ -21,16 +21,20 @@ def inspect_command(
     device_map: o.DeviceMapOption = None,
     dtype: o.DtypeOption = None,
     json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the layers that can be edited.")] = False,
 ) -> None:
-    """See how a model is built, which layers can be edited and why not, and what that costs; exit 4 where none can."""
+    """Show how a model is built, which layers can be edited, and the cost; exit 4 if it cannot be edited.
+
+    \b
+    Example:
+      memedit inspect gpt2
+    """
     o.one_output(json, False, quiet)
     recipe, _ = o.read_recipe(config, sets, {"model.path": model, **o.placed(device, device_map, dtype)})
-    from memedit.inspect_model import run_inspect as run
+    from memedit.pipeline import run_inspect
     from memedit.show.inspection import inspection_lines
-    from memedit.show.progress import TerminalProgress
 
-    found = run(recipe, weights=not config_only, progress=TerminalProgress(o.error_console(), quiet=quiet))
+    found = run_inspect(recipe, weights=not config_only, progress=o.progress_bar(quiet))
     if json:
         print(found.model_dump_json(indent=2))
     elif quiet:
@@ -38,4 +42,4 @@ def inspect_command(
     else:
         print("\n".join(inspection_lines(found)))
     if found.problems:
-        raise UnsupportedModelError("; ".join(found.problems), "memedit inspect --json tells of every layer")
+        raise UnsupportedModelError("; ".join(found.problems), "memedit inspect --json lists every layer")

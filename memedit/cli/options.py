@@ -21,68 +21,115 @@ from memedit.results.report import Report
 
 if TYPE_CHECKING:
     from memedit.results.changes import Outcome
+    from memedit.show.progress import TerminalProgress
 
-EditsArgument = Annotated[str, typer.Argument(metavar="EDITS", help="An edit list; - reads stdin.")]
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="A model folder or Hub name.")]
-RelationsOption = Annotated[str | None, typer.Option("--relations", metavar="FILE", help="A table of relations.")]
+EditsArgument = Annotated[str, typer.Argument(metavar="EDITS", help="Edit list (a file); - reads stdin.")]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="Model folder or Hub name.")]
+RelationsOption = Annotated[
+    str | None,
+    typer.Option("--relations", metavar="FILE", help="File with prompts by relation, for edits without one."),
+]
 FormatOption = Annotated[
     str | None,
-    typer.Option("--input-format", metavar="FORMAT", help="yaml, json, jsonl, csv or tsv; else by the name."),
+    typer.Option(
+        "--input-format",
+        metavar="FORMAT",
+        help="Format of EDITS: yaml, json, jsonl, csv or tsv.  [default: by the file name]",
+    ),
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Take the first N edits only.")]
-ConfigOption = Annotated[str | None, typer.Option("--config", "-c", metavar="FILE", help="A recipe (YAML).")]
-PresetOption = Annotated[str | None, typer.Option("--preset", metavar="NAME", help="Published settings, by model.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one knob of the recipe.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, mps.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N edits.")]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", "-c", metavar="FILE", help="Read settings from a YAML file (a recipe).")
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME", help="Use the published settings for a model, such as gpt2-xl."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as method.ridge=2; repeatable."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
+]
 DeviceMapOption = Annotated[
-    str | None, typer.Option("--device-map", metavar="auto", help="auto: spread the model over all GPUs.")
+    str | None,
+    typer.Option("--device-map", metavar="auto", help="auto: spread the model over all GPUs (needs accelerate)."),
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", metavar="DTYPE", help="Of the forward: auto, float32, bfloat16, float16.")
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Compute in auto, float32, bfloat16 or float16.  [default: auto: the checkpoint's on a GPU, float32 on a "
+        "CPU]",
+    ),
 ]
 MethodOption = Annotated[
-    Name | None, typer.Option("--method", metavar="NAME", help="memit (unless said), rome, emmet or alphaedit.")
+    Name | None,
+    typer.Option("--method", metavar="NAME", help="Editing method: memit, rome, emmet or alphaedit.  [default: memit]"),
 ]
 LayersOption = Annotated[
-    str | None, typer.Option("--layers", metavar="RANGE", help="Layers to edit: 3-8, 5, depth, auto.")
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="RANGE",
+        help="Layers to edit, from 0: 3-8, 5, depth (by relative depth) or auto (by tracing the edits).  [default: "
+        "depth]",
+    ),
 ]
 CorpusOption = Annotated[
-    str | None, typer.Option("--corpus", metavar="FILE|hf:repo", help="Text for the second moments.")
+    str | None,
+    typer.Option(
+        "--corpus",
+        metavar="FILE|hf:REPO",
+        help="Text to measure second moments on: .txt, .jsonl, .gz or hf:repo[:config].",
+    ),
 ]
 FactsOption = Annotated[
-    str | None, typer.Option("--facts", metavar="FILE", help="Known facts (an edit list): how many stay is reported.")
+    str | None, typer.Option("--facts", metavar="FILE", help="Known facts (an edit list); report how many stay.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 PerEditOption = Annotated[bool, typer.Option("--per-edit", help="Print JSON Lines, one record per edit.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result's path or nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path of the result, and no progress.")]
 FailUnderOption = Annotated[
-    str | None, typer.Option("--fail-under", metavar="NAME=X,...", help="Exit 3 where a score is under its bar.")
+    str | None,
+    typer.Option("--fail-under", metavar="NAME=X,...", help="Exit 3 if a score is below X, such as efficacy=0.95."),
 ]
 FailOverOption = Annotated[
-    str | None, typer.Option("--fail-over", metavar="NAME=X,...", help="Exit 3 where one is over it: drift.ppl=1.02.")
+    str | None,
+    typer.Option("--fail-over", metavar="NAME=X,...", help="Exit 3 if a score is above X, such as drift.ppl=1.02."),
 ]
 BaseOption = Annotated[
-    str | None, typer.Option("--base", metavar="BASE", help="The model before all edits, where it was moved.")
+    str | None,
+    typer.Option("--base", metavar="BASE", help="Where the model before all edits is now, if it was moved."),
 ]
-ShowConfigOption = Annotated[bool, typer.Option("--show-config", help="Print every knob, and where it is from; exit.")]
+ShowConfigOption = Annotated[
+    bool, typer.Option("--show-config", help="Print every setting and where its value comes from, then exit.")
+]
 AnyBaseOption = Annotated[
-    bool, typer.Option("--any-base", help="Put a change on a model that it was not made for, where it fits.")
+    bool, typer.Option("--any-base", help="Allow a delta on another base than its own, if the shapes fit.")
 ]
 LinkOption = Annotated[
-    Literal["auto", "hard", "copy"] | None, typer.Option("--link", help="How untouched files get into OUT.")
+    Literal["auto", "hard", "copy"] | None,
+    typer.Option("--link", help="How unchanged files get into OUT: auto clones if the disk can, else copies."),
 ]
 OverwriteOption = Annotated[
-    bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace OUT where it exists.")
+    bool | None,
+    typer.Option(
+        "--overwrite/--no-overwrite", help="Replace OUT if it exists and holds a model.  [default: no-overwrite]"
+    ),
 ]
+ForceOption = Annotated[bool | None, typer.Option("--force", help="Replace OUT whatever it holds.")]
 
 ENVIRONMENT = {"MEMEDIT_DEVICE": "model.device", "MEMEDIT_DTYPE": "model.dtype", "MEMEDIT_SEED": "seed"}
-"""Environment variables that set a knob."""
+"""Environment variables that change a setting."""
 
 
 def read_recipe(
     config: str | None, sets: list[str] | None, flags: Mapping[str, Any], preset_name: str | None = None
 ) -> tuple[Recipe, dict[str, Source]]:
-    """The recipe of a command: flags over --set over environment over file over preset over defaults."""
+    """Build the recipe of a command. Options win over --set, then environment, file, preset and defaults."""
     named = {name: value for name, value in flags.items() if value is not None}
     environment = {key: os.environ[name] for name, key in ENVIRONMENT.items() if os.environ.get(name)}
     layers: list[tuple[Source, Mapping[str, Any]]] = [
@@ -98,14 +145,14 @@ def read_recipe(
 
 
 def placed(device: str | None, device_map: str | None, dtype: str | None) -> dict[str, Any]:
-    """Where the model goes, as knobs."""
+    """The settings that say where the model is opened."""
     return {"model.device": device, "model.device_map": device_map, "model.dtype": dtype}
 
 
 def read_edits(
     source: str, relations: str | None, input_format: str | None, limit: int | None
 ) -> tuple[list[EditRequest], list[Finding]]:
-    """An edit list and the reader's findings; with `limit`, its first edits only."""
+    """Read an edit list; returns its edits (the first `limit`) and what the reader found wrong."""
     from memedit.edits.read import read
 
     requests, findings = read(source, relations=relations, input_format=input_format)
@@ -113,7 +160,7 @@ def read_edits(
 
 
 def read_facts(source: str | None) -> list[EditRequest]:
-    """A list of known facts; it may be long, and must be sound."""
+    """Read a list of known facts. Raises EditListError if it has errors."""
     if source is None:
         return []
     from memedit.edits.lint import raise_errors
@@ -124,30 +171,37 @@ def read_facts(source: str | None) -> list[EditRequest]:
 
 
 def need_model(recipe: Recipe) -> None:
-    """Raises UsageError where no model is named."""
+    """Raises UsageError if no model is named."""
     if not recipe.model.path:
-        raise UsageError("no model was given", "say which: -m MODEL")
+        raise UsageError("no model was given", "name one: -m MODEL")
 
 
 def one_output(json: bool, per_edit: bool, quiet: bool) -> None:
-    """Raises UsageError where two forms of output are asked for."""
+    """Raises UsageError if two output formats are asked for."""
     if json + per_edit + quiet > 1:
-        raise UsageError("--json, --per-edit and -q are three forms of one output", "choose one of them")
+        raise UsageError("only one of --json, --per-edit and -q can be given", "choose one")
+
+
+def progress_bar(quiet: bool) -> TerminalProgress:
+    """Progress on stderr; none with `quiet`."""
+    from memedit.show.progress import TerminalProgress
+
+    return TerminalProgress(error_console(), quiet=quiet)
 
 
 def error_console() -> Console:
-    """Where people are told things while results go to stdout."""
+    """The console for progress and notes: stderr, since results go to stdout."""
     return Console(stderr=True)
 
 
 def wide_console() -> Console:
-    """Where tables of long names go: a pipe has no width to keep to."""
+    """The console for wide tables: a pipe has no width of its own, so it gets 160 columns."""
     console = Console()
     return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=160)
 
 
 def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
-    """The machine's forms of a report, on stdout."""
+    """Print a report on stdout as JSON, or one JSON record per edit."""
     if per_edit:
         for one in report.per_edit:
             record = {**one.edit, **one.model_dump(mode="json", exclude={"edit"}, exclude_none=True)}
@@ -157,7 +211,7 @@ def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
 
 
 def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
-    """What came of an export, a sum or a revert, on stdout."""
+    """Print the result of export, revert or apply --delta on stdout."""
     from memedit.changes.adapter_support import serving_notes, vllm_command
 
     if quiet:
@@ -177,7 +231,7 @@ def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
 
 
 def print_edited(report: Report, *, json: bool, per_edit: bool, quiet: bool) -> None:
-    """What came of editing, on stdout."""
+    """Print the result of apply or forget on stdout."""
     if quiet:
         print(report.output)
     elif json or per_edit:
@@ -199,14 +253,20 @@ def _file(path: str) -> dict[str, Any]:
     try:
         tree: Any = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read the recipe {path}: {(error.strerror or '').lower()}", "check -c") from error
+        raise UsageError(
+            f"cannot read the recipe {path}: {(error.strerror or '').lower()}", "check the path given to -c"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}", "mend it") from error
+        raise RecipeError(
+            f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}", "correct the file"
+        ) from error
     if not isinstance(tree or {}, dict):
-        raise RecipeError(f"the recipe {path} is no mapping of knobs", "see --show-config for its form")
+        raise RecipeError(
+            f"the recipe {path} is not a mapping of settings", "memedit apply --show-config prints the form"
+        )
     tree = dict(tree or {})
     if str(tree.pop("version", 1)) != "1":
-        raise RecipeError(f"the recipe {path} has a version that this memedit does not read", "write version: 1")
+        raise RecipeError(f"the recipe {path} has a version that this memedit cannot read", "write version: 1")
     return flatten(tree)
 
 
@@ -215,7 +275,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise UsageError(f"--set {text!r} is no KEY=VALUE", "write --set method.ridge=2")
+        raise UsageError(f"--set {text!r} is not KEY=VALUE", "write for example --set method.ridge=2")
     try:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:

@@ -12,28 +12,36 @@ from memedit.cli import options as o
 
 
 def revert_command(
-    edited: Annotated[str, typer.Argument(metavar="OUT", help="A folder that apply wrote.")],
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="BACK", help="The folder to write.")] = None,
+    edited: Annotated[str, typer.Argument(metavar="OUT", help="Folder that apply wrote.")],
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="BACK", help="Folder to write.")] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", metavar="BASE", help="The model it was made from; else what its run recorded."),
+        typer.Option(
+            "--model", "-m", metavar="BASE", help="Model before the edit.  [default: the one that OUT records]"
+        ),
     ] = None,
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
+    force: o.ForceOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Take an edit back: to the bit where the base or the kept originals are at hand, else up to rounding."""
-    o.one_output(json, False, quiet)
-    flags = {"model.path": model, "output.dir": output, "output.link": link, "output.overwrite": overwrite}
-    recipe, _ = o.read_recipe(None, None, flags)
-    from memedit.changes.commands import run_revert as run
-    from memedit.show.progress import TerminalProgress
+    """Undo an edit: exactly if the base or the original tensors are available, else up to rounding.
 
-    outcome = run(
-        Path(edited).expanduser(),
-        recipe,
-        arguments=sys.argv[1:],
-        progress=TerminalProgress(o.error_console(), quiet=quiet),
-    )
+    \b
+    Example:
+      memedit revert edited -o back
+    """
+    o.one_output(json, False, quiet)
+    flags = {
+        "model.path": model,
+        "output.dir": output,
+        "output.link": link,
+        "output.overwrite": overwrite,
+        "output.force": force,
+    }
+    recipe, _ = o.read_recipe(None, None, flags)
+    from memedit.pipeline import run_revert
+
+    outcome = run_revert(Path(edited).expanduser(), recipe, arguments=sys.argv[1:], progress=o.progress_bar(quiet))
     o.print_outcome(outcome, json=json, quiet=quiet)

@@ -9,9 +9,14 @@ import typer
 
 
 def schema_command(
-    what: Annotated[Literal["edits", "recipe", "report"], typer.Argument(help="Of what.")],
+    what: Annotated[Literal["edits", "recipe", "report"], typer.Argument(help="Which schema to print.")],
 ) -> None:
-    """Print the JSON schema of an edit, a recipe or a report."""
+    """Print the JSON schema of an edit, a recipe (all settings) or a report.
+
+    \b
+    Example:
+      memedit schema recipe
+    """
     from memedit.config.recipe import Recipe
     from memedit.edits.edit import EditRequest
     from memedit.results.report import Report

@@ -13,30 +13,42 @@ def stats_command(
     model: o.ModelOption = None,
     layers: o.LayersOption = None,
     corpus: o.CorpusOption = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="How many to read.")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", min=1, metavar="N", help="Tokens to read.  [default: 10 times the MLP width]"),
+    ] = None,
     import_: Annotated[
-        str | None, typer.Option("--import", metavar="FILE.npz", help="Take the moment of one layer from a file.")
+        str | None,
+        typer.Option("--import", metavar="FILE.npz", help="Read one layer's second moment from a file instead."),
     ] = None,
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
     dtype: o.DtypeOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and its bytes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be measured and its size; measure nothing.")
+    ] = False,
     json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only the files in the cache, and no progress.")
+    ] = False,
 ) -> None:
-    """Measure the second moments of the layers to edit, all in one pass, into the cache."""
+    """Measure the second moments of the layers to edit, in one pass over the text, and keep them in the cache.
+
+    \b
+    Example:
+      memedit stats -m gpt2 --corpus hf:wikitext:wikitext-103-raw-v1
+    """
     flags = {
         "model.path": model, "method.layers": layers, "moments.corpus": corpus, "moments.tokens": tokens,
         **o.placed(device, device_map, dtype),
     }  # fmt: skip
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
-    from memedit.editing.moment_cache import run_stats as run
-    from memedit.show.progress import TerminalProgress
+    from memedit.pipeline import run_stats
 
-    rows = run(recipe, import_file=import_, dry_run=dry_run, progress=TerminalProgress(o.error_console(), quiet=quiet))
+    rows = run_stats(recipe, import_file=import_, dry_run=dry_run, progress=o.progress_bar(quiet))
     if json:
         print("[" + ",\n ".join(row.model_dump_json() for row in rows) + "]")
     else:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memedit.cli import options as o
-from memedit.config.recipe import Recipe
 from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from memedit.progress import Progress
+    from memedit.pipeline import RunInputs
     from memedit.results.traces import TracingResult
 
 
@@ -22,39 +21,49 @@ def trace_command(
     facts: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FACTS]", help="An edit list, or known_1000 records; - reads stdin.", show_default=False
+            metavar="[FACTS]", help="Edit list or known_1000 records (a file); - reads stdin.", show_default=False
         ),
     ] = None,
     model: o.ModelOption = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="DIR", help="Write scores, averages and a page of figures.")
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Write scores, averages and a page of figures here."),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", metavar="TEXT", help="Trace this one prompt instead.")
+        str | None, typer.Option("--prompt", metavar="TEXT", help="Trace this one prompt instead of FACTS.")
     ] = None,
     subject: Annotated[
-        str | None, typer.Option("--subject", metavar="TEXT", help="Its subject, as it stands in it.")
+        str | None, typer.Option("--subject", metavar="TEXT", help="Subject of --prompt, as written in it.")
     ] = None,
     answer: Annotated[
-        str | None, typer.Option("--answer", metavar="TEXT", help="Its answer; else the model's own next token.")
+        str | None,
+        typer.Option("--answer", metavar="TEXT", help="Answer to --prompt.  [default: the model's own next token]"),
     ] = None,
     noise: Annotated[
-        str | None, typer.Option("--noise", metavar="3sigma|FLOAT", help="Noise on the subject's embeddings.")
+        str | None,
+        typer.Option("--noise", metavar="3sigma|FLOAT", help="Noise on the subject's embeddings.  [default: 3sigma]"),
     ] = None,
-    samples: Annotated[int | None, typer.Option("--samples", metavar="N", help="Draws of noise for each fact.")] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", metavar="N", help="Noise samples for each fact.  [default: 10]")
+    ] = None,
     window: Annotated[
         int | None,
-        typer.Option("--window", metavar="N", help="Layers whose MLP or attention outputs are put back together."),
+        typer.Option(
+            "--window",
+            metavar="N",
+            help="Layers whose MLP or attention outputs are patched together.  [default: a fifth of the depth]",
+        ),
     ] = None,
     suggest_layers: Annotated[
-        bool, typer.Option("--suggest-layers", help="Print the layers to edit, such as 3-8; exit 3 where none show.")
+        bool,
+        typer.Option("--suggest-layers", help="Print only the layers to edit, such as 3-8; exit 3 if none stand out."),
     ] = False,
     by: Annotated[
         Literal["trace", "edit-score"] | None,
-        typer.Option("--by", help="How layers are suggested: by traces, or by editing a sample in each range."),
+        typer.Option("--by", help="Suggest layers by tracing, or by editing a sample in each range.  [default: trace]"),
     ] = None,
     plot: Annotated[
-        Literal["png", "svg"] | None, typer.Option("--plot", help="Also write figures as files (needs matplotlib).")
+        Literal["png", "svg"] | None, typer.Option("--plot", help="Also write the figures as files (needs matplotlib).")
     ] = None,
     relations: o.RelationsOption = None,
     input_format: o.FormatOption = None,
@@ -67,7 +76,14 @@ def trace_command(
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """See where a model recalls facts, and which layers that suggests to edit."""
+    """Trace where a model recalls facts, and which layers that suggests to edit.
+
+    \b
+    Examples:
+      memedit trace facts.json -m gpt2 -o traces
+      memedit trace -m gpt2 --prompt "The Space Needle is in" --subject "The Space Needle"
+      memedit trace edits.yaml -m gpt2 --suggest-layers
+    """
     o.one_output(json, suggest_layers, False)
     o.one_output(json, False, quiet)
     flags = {
@@ -77,25 +93,43 @@ def trace_command(
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
     if plot and not output:
-        raise UsageError("--plot writes figures, and there is no folder for them", "say where to: -o DIR")
+        raise UsageError("--plot writes figures, and no folder was given for them", "add -o DIR")
     if by and not suggest_layers:
-        raise UsageError("--by says how layers are suggested, and none are asked for", "say --suggest-layers too")
-    requests, findings = _asked(facts, prompt, subject, answer, relations, input_format, limit)
-    from memedit.show.progress import TerminalProgress
+        raise UsageError("--by only works with --suggest-layers", "add --suggest-layers")
+    if prompt is None:
+        requests, findings = _listed(facts, subject, answer, relations, input_format, limit)
+    else:
+        requests, findings = [_one_prompt(facts, prompt, subject, answer)], []
+    from memedit.pipeline import RunInputs, run_layer_search
 
-    progress = TerminalProgress(o.error_console(), quiet=quiet)
+    inputs = RunInputs(recipe, requests, findings)
     if by == "edit-score":
-        print(_by_edit_score(requests, findings, recipe, progress))
+        print(run_layer_search(inputs, o.progress_bar(quiet)))
         return
-    from memedit.pipeline import run_trace as run
+    own = prompt is not None and answer is None
+    _trace(inputs, output, plot, own=own, suggest_layers=suggest_layers, json=json, quiet=quiet)
+
+
+def _trace(
+    inputs: RunInputs,
+    output: str | None,
+    plot: Literal["png", "svg"] | None,
+    *,
+    own: bool,
+    suggest_layers: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Trace, and print the result in the form that was asked for."""
+    from memedit.pipeline import run_trace
     from memedit.show.heatmap import summary
 
-    own = prompt is not None and answer is None
+    progress = o.progress_bar(quiet)
     folder = Path(output).expanduser() if output else None
-    found = run(requests, recipe, findings=findings, own=own, output=folder, draw=_drawing(plot), progress=progress)
+    found = run_trace(inputs, own=own, output=folder, draw=_drawing(plot), progress=progress)
     if suggest_layers:
         if found.average.layers is None:
-            raise GateError(found.average.reason, "trace more facts, or choose by --by edit-score")
+            raise GateError(found.average.reason, "trace more facts, or use --by edit-score")
         progress.note(found.average.reason)
         print(found.average.layers)
     elif json:
@@ -109,37 +143,40 @@ def trace_command(
             print(output)
 
 
-def _asked(
+def _listed(
     facts: str | None,
-    prompt: str | None,
     subject: str | None,
     answer: str | None,
     relations: str | None,
     input_format: str | None,
     limit: int | None,
 ) -> tuple[list[EditRequest], list[Finding]]:
-    """What is traced: a list, or one prompt. Raises UsageError where it is neither, or both."""
-    if (facts is None) == (prompt is None):
-        raise UsageError("trace takes a list of facts, or one --prompt with its --subject", "give one of the two")
+    """Read the list of facts. Raises UsageError if there is none, or for an option of --prompt."""
+    if facts is None:
+        raise UsageError("no facts were given", "give a list of facts, or --prompt and --subject")
+    if subject is not None or answer is not None:
+        raise UsageError("--subject and --answer only work with --prompt", "add --prompt, or leave them out")
+    return o.read_edits(facts, relations, input_format, limit)
+
+
+def _one_prompt(facts: str | None, prompt: str, subject: str | None, answer: str | None) -> EditRequest:
+    """The fact of --prompt, --subject and --answer. Raises UsageError where they do not make one."""
     if facts is not None:
-        if subject is not None or answer is not None:
-            raise UsageError("--subject and --answer belong to --prompt", "say --prompt, or leave them out")
-        return o.read_edits(facts, relations, input_format, limit)
+        raise UsageError("a list of facts and --prompt were both given", "give one of the two")
     if subject is None or not subject.strip():
-        raise UsageError("--prompt was given without the subject that stands in it", "say --subject TEXT")
+        raise UsageError("--prompt was given without its subject", "add --subject TEXT")
     if answer is not None and not answer.strip():
-        raise UsageError("--answer is empty", "say what the model answers, or leave it out: then its own is traced")
+        raise UsageError("--answer is empty", "give the answer, or leave it out to trace the model's own")
     from memedit.edits.readers.document import RefusedError
     from memedit.edits.readers.formats import template
 
     try:
         framed = template(prompt, subject)
     except RefusedError as error:
-        raise UsageError(error.message, "give the whole prompt, with the subject as it stands in it") from error
-    request = EditRequest(
+        raise UsageError(error.message, "give the whole prompt, and the subject as written in it") from error
+    return EditRequest(
         id="prompt", subject=subject, prompt=framed, object=answer or "", object_old=answer, origin="--prompt:1"
     )
-    return [request], []
 
 
 def _drawing(plot: Literal["png", "svg"] | None) -> Callable[[TracingResult], Mapping[str, bytes]]:
@@ -153,18 +190,6 @@ def _drawing(plot: Literal["png", "svg"] | None) -> Callable[[TracingResult], Ma
         return {"trace.html": trace_page(tracing).encode(), **(figures(tracing, plot) if plot else {})}
 
     return draw
-
-
-def _by_edit_score(requests: list[EditRequest], findings: list[Finding], recipe: Recipe, progress: Progress) -> str:
-    from memedit.editing.layer_trials import search_layers
-    from memedit.tracing.layer_selection import range_text
-
-    tried = search_layers(requests, recipe, progress, findings)
-    for one in tried:
-        progress.note(one.line)
-    if tried[0].value == 0:
-        raise GateError("no range of layers took a single edit of the sample", "look at the edits: memedit check")
-    return range_text(tried[0].layers)
 
 
 def _show(found: TracingResult) -> None:

@@ -19,7 +19,7 @@ SIZE = r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$"
 
 
 class _Knobs(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 class ModelKnobs(_Knobs):
@@ -154,9 +154,13 @@ class OutputKnobs(_Knobs):
     """What is written, and how."""
 
     dir: str | None = None
+    """The folder to write."""
     link: Literal["auto", "hard", "copy"] = "auto"
     """How untouched files get into the output: auto clones where the file system can, else copies."""
     overwrite: bool = False
+    """Replace the output folder if memedit or save_pretrained wrote it."""
+    force: bool = False
+    """Replace the output folder whatever it holds."""
     keep_originals: bool = False
     """Keep the edited tensors as they were in memedit/originals.safetensors, so that the edit can be taken back to the
     bit without the base; as large as those tensors are."""
@@ -190,6 +194,7 @@ class EvalKnobs(_Knobs):
     drift_tokens: int = Field(default=20_000, ge=2)
     """How many tokens of the text are read."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the text that is sampled for fluency and consistency."""
 
 
 class Recipe(_Knobs):
@@ -210,6 +215,7 @@ class Recipe(_Knobs):
     memory: str | None = Field(default=None, pattern=SIZE)
     """What the target search may take, such as 20GB; None: most of what is free. It decides no result but rounding."""
     seed: int = Field(default=0, ge=0)
+    """Seed of everything that is sampled: contexts, and the noise of tracing."""
 
     @property
     def joint(self) -> bool:

@@ -19,7 +19,8 @@ from memedit.editing.start import RunStart
 from memedit.editing.targets import Targets, find_targets
 from memedit.edits.edit import EditRequest, Finding
 from memedit.evaluation.forced import score_edits, summarize
-from memedit.model.load import count_layers, locate
+from memedit.model.config import count_layers
+from memedit.model.load import locate
 from memedit.model.weights import applied
 from memedit.numerics.scores import harmonic
 from memedit.progress import Progress

@@ -15,7 +15,7 @@ from memedit.config.methods import Metric
 from memedit.config.recipe import MethodKnobs, Recipe
 from memedit.editing.moments import Moments, measure
 from memedit.editing.resources import check_room, check_weights
-from memedit.errors import UsageError
+from memedit.errors import StorageError, UsageError
 from memedit.forward.packing import packed
 from memedit.model.digests import feeding, of_tokenizer
 from memedit.model.load import LanguageModel, load, locate
@@ -101,9 +101,14 @@ def measure_missing(lm: LanguageModel, plan: MomentPlan, progress: Progress, adv
     """Measure the moments that the cache lacks, in one pass, which a killed run goes on with; then it holds them."""
     store = moment_store()
     with store.locked(progress.note):
-        missing = [n for n in plan.missing if not store.holds(f"moment-{n}", plan.on[n])]
+        # Read whole: the header alone does not show damage, and a damaged moment is set aside by reading it.
+        missing = [n for n in plan.on if store.find(f"moment-{n}", plan.on[n]) is None]
         if missing:
-            assert plan.corpus is not None
+            if plan.corpus is None or any("imported" in plan.on[n] for n in missing):
+                raise StorageError(
+                    f"the second moment of layer {missing[0]} was damaged, and this run has no text to measure it on",
+                    "give a corpus with --corpus FILE, or import the moment again: memedit stats --import FILE",
+                )
             rows = packed(documents(plan.corpus), lm.tokenizer, plan.row)
             on = {"layers": missing, **plan.on[missing[-1]]}
 
@@ -123,7 +128,11 @@ def measure_missing(lm: LanguageModel, plan: MomentPlan, progress: Progress, adv
 
 def moment_of(plan: MomentPlan, layer: int) -> Moment:
     """A layer's moment, which the cache holds."""
-    return _moment(moment_store().find(f"moment-{layer}", plan.on[layer]) or {})
+    found = moment_store().find(f"moment-{layer}", plan.on[layer])
+    if found is None:
+        hint = "run the same command again: it measures the moment again"
+        raise StorageError(f"the second moment of layer {layer} is no longer in the cache, or was damaged", hint)
+    return _moment(found)
 
 
 def factor_of(plan: MomentPlan, layer: int, knobs: MethodKnobs) -> Factor:

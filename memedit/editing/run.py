@@ -68,7 +68,7 @@ class EditRun:
         self.folder = locate(recipe.model)
         self.out = Path(recipe.output.dir).expanduser() if recipe.output.dir else None
         if self.out is not None:
-            check_output(self.folder, self.out, overwrite=recipe.output.overwrite)
+            check_output(self.folder, self.out, overwrite=recipe.output.overwrite, force=recipe.output.force)
         with self.timed("load", None):
             self.base = start.base or Checkpoint.open(self.folder)
             check_weights(self.base, recipe.model)
@@ -107,6 +107,9 @@ class EditRun:
             raise UsageError("no output folder was given", "say where to: -o OUT")
         store = self.store()
         with store.locked(self.progress.note):
+            # Another process may have written the output while this one waited.
+            knobs = self.recipe.output
+            check_output(self.folder, self.out, overwrite=knobs.overwrite, force=knobs.force)
             yield store
 
     def store(self) -> Store:
@@ -257,5 +260,5 @@ class EditRun:
         with self.progress.phase("write"):
             write_checkpoint(
                 self.base, self.out, weights, extra, link=knobs.link, max_shard=knobs.max_shard,
-                overwrite=knobs.overwrite, run=self.store().folder.name,
+                overwrite=knobs.overwrite, force=knobs.force, note=self.progress.note,
             )  # fmt: skip

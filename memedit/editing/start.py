@@ -113,7 +113,9 @@ def write_base(start: RunStart, progress: Progress) -> str:
     base = start.base or Checkpoint.open(locate(start.recipe.model))
     with progress.phase("write"):
         out = Path(knobs.dir).expanduser()
-        write_checkpoint(base, out, {}, {}, link=knobs.link, overwrite=knobs.overwrite, run=base.digest[:16])
+        write_checkpoint(
+            base, out, {}, {}, link=knobs.link, overwrite=knobs.overwrite, force=knobs.force, note=progress.note
+        )
     return knobs.dir
 
 

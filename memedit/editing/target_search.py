@@ -15,7 +15,7 @@ from memedit.editing.targets import Targets, find_targets, rows_of
 from memedit.forward.perturbed import WholeForward
 from memedit.forward.suffix import Suffix, choose_search_engine
 from memedit.model.load import LanguageModel
-from memedit.model.memory import free_on, give_back, ran_out
+from memedit.model.memory import free_on, give_back, memory_named, ran_out
 from memedit.model.tokens import Prompt
 from memedit.progress import Advance
 from memedit.storage.artifacts import Store
@@ -52,7 +52,9 @@ class Search:
         order = sorted(range(len(self.edits)), key=lambda n: suffix_of(self.edits[n]))
         few = dict.fromkeys(order[(len(order) - 1) * part // (PROBED - 1)] for part in range(PROBED))
         rows = [row for n in few for row in rows_of(self.edits[n], self.prompts[n])]
-        return choose_search_engine(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared)
+        full = "the search of three edits, which proves its engine, does not fit into memory"
+        with memory_named(full, "use --device cpu, or a larger GPU"):
+            return choose_search_engine(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared)
 
     def plan(self, which: Sequence[int]) -> list[Batch]:
         """Batches of some of the edits."""

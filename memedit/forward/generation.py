@@ -1,8 +1,7 @@
-"""Writing on from prompts: many at once, each token after kept keys and values, nothing ever padded.
+"""Generate text after many prompts at once, without padding, from kept keys and values.
 
-Prompts of equal length share a launch, and a beginning that many share runs once (see scoring, also for models whose
-keys and values cannot be gone on from). What a prompt gets does not depend on its company: greedy decoding has no
-choice, and a drawn token comes from a generator of its own.
+Prompts of equal length share a launch, and a prefix that many share runs once (see scoring, also for models that need
+whole forwards). A prompt's text does not depend on the other prompts: each prompt has its own random generator.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from memedit.forward.passes import run
+from memedit.forward.passes import draw_token, run
 from memedit.forward.scoring import AnswerIds, copy_cache_rows, lead_cache, leads, proved, run_on, together
 from memedit.model.load import LanguageModel
 
@@ -28,10 +27,10 @@ def generate(
     seed: int = 0,
     seen: Callable[[int], None] | None = None,
 ) -> list[AnswerIds]:
-    """What the model writes after each prompt: at most `tokens` tokens, up to one that ends a text, which is left out.
+    """Generate at most `tokens` tokens after each prompt, up to a token that ends a text, which is left out.
 
-    `top_k` 1 is greedy decoding; else each token is drawn from the `top_k` likeliest by a generator seeded with `seed`
-    and the prompt. A model with a longest row writes no further than that.
+    `top_k` 1 is greedy decoding. Else each token is sampled from the `top_k` most likely, by a generator seeded with
+    `seed` and the prompt. No row gets longer than the model's limit.
     """
     room = {
         ids: tokens if (most := lm.architecture.positions) is None else min(tokens, most - len(ids)) for ids in prompts
@@ -52,7 +51,7 @@ def generate(
 
 
 def ends(lm: LanguageModel) -> set[int]:
-    """Tokens that end a text: the tokenizer's EOS and those of the model's generation config, such as a turn's end."""
+    """Tokens that end a text: the tokenizer's EOS, and those of the generation config, such as the end of a turn."""
     named: int | list[int] | None = getattr(lm.model.generation_config, "eos_token_id", None)
     several = named if isinstance(named, list) else [named]
     return {token for token in (lm.tokenizer.eos_token_id, *several) if isinstance(token, int)}
@@ -66,7 +65,7 @@ def _write(
     top_k: int,
     draws: list[torch.Generator] | None,
 ) -> list[AnswerIds]:
-    """What follows rows of ids (B, T) behind what the cache holds; by whole forwards where there is none."""
+    """Generate after rows of ids (B, T) that follow the tokens in the cache; by whole forwards without a cache."""
     stops = ends(lm)
     written: list[list[int]] = [[] for _ in ids]
     ended = [False] * len(ids)
@@ -91,9 +90,7 @@ def _pick(logits: Tensor, top_k: int, draws: list[torch.Generator] | None) -> li
     """The next token of each row, logits (B, V)."""
     if draws is None:
         return logits.argmax(-1).tolist()
-    values, tokens = logits.cpu().topk(min(top_k, logits.shape[-1]))
-    shares = values.softmax(-1)
-    return [int(tokens[row, torch.multinomial(shares[row], 1, generator=draw)]) for row, draw in enumerate(draws)]
+    return [draw_token(row, top_k, draw) for row, draw in zip(logits.cpu(), draws, strict=True)]
 
 
 def _generator(seed: int, prompt: AnswerIds) -> torch.Generator:

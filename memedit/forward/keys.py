@@ -1,8 +1,8 @@
-"""Rows on their way up the model, each cut at the token whose states are wanted: every block runs once for them all.
+"""Compute the keys of edits layer by layer, running every block once although weights change on the way up.
 
-What rows begin with in common is a row of its own, run once; they attend to its keys and values. Where a block's
-down-projection changes on the way, what it gave is mended by what the change makes of its input, so that the block
-need not run again. Where those inputs would not fit into `room`, the block is run again instead.
+Rows end at the token whose states are wanted. A prefix that rows share runs once; they attend to its keys and values.
+Where a block's down-projection changes, the product of the change and the kept input is added to the block's output, so
+the block need not run again. Where those inputs would not fit into `room`, the block runs again instead.
 """
 
 from __future__ import annotations
@@ -29,20 +29,23 @@ from memedit.forward.residual import residual_change
 from memedit.model.load import LanguageModel
 
 ROOM = 1 << 28
-"""Bytes that inputs of down-projections may take while they wait for the change."""
+"""Bytes that kept inputs of down-projections may take."""
 EDITS_TOGETHER = 512
-"""Edits whose keys are handed over together."""
+"""Edits whose keys are returned together."""
 
 KeyIds = tuple[int, ...]
 
 
 @dataclass
 class _Group:
-    """Rows that run together; states (R, T, D) as they enter the next block, inner (R, T, F) the last key's site, made
-    (R, T, D) what came of it, where a norm stands behind."""
+    """Rows that run together.
+
+    states (R, T, D): the input of the next block. inner (R, T, F): the input of the last down-projection. made
+    (R, T, D): its output, kept only where a norm follows.
+    """
 
     aligned: Aligned
-    of: Tensor | None  # (R,) which of the prefixes' rows each follows
+    of: Tensor | None  # (R,) the row of the prefix that each follows
     states: Tensor | None = None
     inner: Tensor | None = None
     made: Tensor | None = None
@@ -50,7 +53,7 @@ class _Group:
 
 @dataclass
 class _Part:
-    """Some edits: where the rows of each stand in the groups."""
+    """Some edits, their groups of rows, and the place of each edit's rows in them."""
 
     edits: list[int]
     bare: list[_Group] = field(default_factory=list[_Group])
@@ -60,7 +63,7 @@ class _Part:
 
 
 class Sweep:
-    """E edits' rows, X of each, the bare one first; goes up as it is asked for keys."""
+    """Keys of E edits with X rows each, the bare one first; call `keys` from lower layers to higher ones."""
 
     def __init__(
         self, lm: LanguageModel, heads: Sequence[Sequence[KeyIds]], *, tokens: int = TOKENS_PER_LAUNCH, room: int = ROOM
@@ -79,9 +82,9 @@ class Sweep:
         self.waits = cells * width * lm.dtype.itemsize <= room
 
     def keys(self, layer: int, *, last: bool = False) -> Iterator[tuple[list[int], Tensor]]:
-        """Some edits and what enters the down-projection of `layer` at their rows' ends, (e, X, F) float32.
+        """Yield some edits and the input of the down-projection of `layer` at their rows' ends, (e, X, F) float32.
 
-        Runs the blocks from where the sweep stands; with `last`, nothing above `layer` will be asked for.
+        Runs the blocks from the sweep's current level; with `last`, no layer above follows.
         """
         if self.shared.width:
             cache = Kept({}, 0, range(self.level, layer + 1))
@@ -97,7 +100,7 @@ class Sweep:
 
     @torch.no_grad()
     def enter(self, change: Tensor) -> None:
-        """The weight at which keys were read last has changed by `change` (D, F) float32."""
+        """Take in a change (D, F) float32 of the weight whose keys were read last."""
         for group in self._groups():
             if group.inner is not None and group.states is not None:
                 moved = (group.inner.float() @ change.T).to(group.states.device)
@@ -107,9 +110,9 @@ class Sweep:
                 group.inner = group.made = None
 
     def ends(self, site: Site) -> Tensor:
-        """What is at `site` at the bare rows' ends with the weights as they are, (E, D) float32, on the CPU.
+        """The state at `site` at the bare rows' ends, with the current weights: (E, D) float32, on the CPU.
 
-        The sweep stays where it is; the bare rows run ahead.
+        Only the bare rows run; the sweep keeps its level.
         """
         found = torch.empty(self.n_edits, self.lm.architecture.width)
         for part in self.parts:
@@ -124,7 +127,7 @@ class Sweep:
         return self._run(group, [site], Kept({}, 0))[site]
 
     def _climb(self, group: _Group, layer: int, cache: Kept, last: bool) -> Tensor:
-        """Run a group up to the down-projection of `layer`; its input, (R, T, F)."""
+        """Run a group up to the down-projection of `layer`; return that one's input, (R, T, F)."""
         inner, made, after = Site(layer, "mlp.in"), Site(layer, "mlp.out"), Site(layer, "block.out")
         before = Site(layer - 1, "block.out")
         if last:
@@ -140,7 +143,7 @@ class Sweep:
 
     @torch.no_grad()
     def _run(self, group: _Group, sites: Sequence[Site], cache: Kept) -> dict[Site, Tensor]:
-        """From the block where the sweep stands to the highest of `sites`: what is seen at them, (R, T, width)."""
+        """Run from the sweep's level to the highest of `sites`; return the states at the sites, (R, T, width)."""
         seen: dict[Site, Tensor] = {}
         shape = group.aligned.ids.shape
 
@@ -164,7 +167,7 @@ class Sweep:
             yield from part.others
 
     def _part(self, edits: list[int], heads: Sequence[Sequence[KeyIds]], tokens: int) -> _Part:
-        """Lay out the rows of some edits; equal rows once."""
+        """Group the rows of some edits into launches; equal rows run once."""
         part, n_rows = _Part(edits), len(heads[0])
         seat: dict[tuple[int, KeyIds], int] = {}
         for columns, groups in (([0], part.bare), (range(1, n_rows), part.others)):
@@ -184,7 +187,7 @@ class Sweep:
 
 
 class WholeSweep:
-    """The same by whole forwards, for families that do not splice."""
+    """The same keys by whole forwards, for models on which the fast engine is not proved."""
 
     def __init__(self, lm: LanguageModel, heads: Sequence[Sequence[KeyIds]]) -> None:
         self.lm, self.heads = lm, heads
@@ -193,13 +196,13 @@ class WholeSweep:
         """As `Sweep.keys`."""
         for edits in _together([of_one[0] for of_one in self.heads]):
             rows = [row for edit in edits for row in self.heads[edit]]
-            # Equal rows run once: keys of one subject must be equal to the last bit, for edits met exactly.
+            # Equal rows run once: exact fits need the keys of one subject to be equal to the last bit.
             seat = {row: number for number, row in enumerate(dict.fromkeys(rows))}
             states = last_states(self.lm, list(seat), Site(layer, "mlp.in"))[[seat[row] for row in rows]]
             yield edits, states.view(len(edits), len(self.heads[0]), -1)
 
     def enter(self, change: Tensor) -> None:
-        """Nothing is kept, so nothing is mended."""
+        """Do nothing: no state is kept that the change could concern."""
 
     def ends(self, site: Site) -> Tensor:
         """As `Sweep.ends`."""
@@ -207,7 +210,7 @@ class WholeSweep:
 
 
 def _together(heads: Sequence[KeyIds]) -> list[list[int]]:
-    """Edits in parts of about EDITS_TOGETHER; edits of one head stay in one part."""
+    """Split edits into parts of about EDITS_TOGETHER; edits with equal heads stay together."""
     alike: dict[KeyIds, list[int]] = {}
     for edit, head in enumerate(heads):
         alike.setdefault(head, []).append(edit)

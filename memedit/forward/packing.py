@@ -1,4 +1,4 @@
-"""Documents -> rows of token ids of one length, each document begun as the model family begins a text."""
+"""Pack documents into rows of token ids of one length."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ TOGETHER = 256  # documents tokenized at a time
 
 
 def packed(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Generator[tuple[int, ...]]:
-    """Documents one after another in rows of `length` tokens, each begun as the family begins a text.
+    """Pack documents, one after another, into rows of `length` tokens; the last row may be shorter.
 
-    A tokenizer that puts nothing before a text gets its separator (EOS) between documents, as in training. What is
-    left over at the end makes a shorter row.
+    Each document begins with the tokens that the tokenizer puts before a text (BOS). Where there are none it begins
+    with EOS, which separates documents as in training.
     """
     opening = list(tokenizer("")["input_ids"])  # type: ignore[arg-type]
     separator = opening or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])

@@ -1,8 +1,8 @@
-"""Running a part of a model by its own forward: some blocks stand aside, earlier tokens are keys and values kept.
+"""Run a part of a model by its own forward: some blocks are skipped, and earlier tokens enter as keys and values.
 
-Masks, rotary tables, soft caps, norms and the head stay the model's own, so no family's attention is written again.
-Rows are aligned on the right: a row's last token is in the last column, padding is on the left, and the distance of
-two columns is the distance of two positions, which sliding windows and ALiBi read off the columns.
+Masks, rotary tables, soft caps, norms and the head are the model's own, so no family's attention is written again.
+Rows are aligned on the right: a row's last token is in the last column, and padding is on the left. So the distance of
+two columns is the distance of two positions, which sliding windows and ALiBi need.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from memedit.forward.passes import Reached, replaced
+from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 
 KeysValues = dict[int, tuple[Tensor, Tensor]]
@@ -25,16 +26,16 @@ KeysValues = dict[int, tuple[Tensor, Tensor]]
 
 
 def select_rows(kept: KeysValues, lines: Tensor) -> KeysValues:
-    """Some of the rows."""
+    """Keys and values of some rows."""
     return {
         layer: (keys[lines.to(keys.device)], values[lines.to(values.device)]) for layer, (keys, values) in kept.items()
     }
 
 
 class Kept(Cache):
-    """Keys and values of earlier tokens, read only: `update` answers with them and the new ones.
+    """Keys and values of earlier tokens, read only: `update` returns them joined with the new ones.
 
-    Of the layers in `record` the answers are noted in `seen`.
+    For layers in `record` the joined keys and values are kept in `seen`.
     """
 
     def __init__(self, kept: KeysValues, length: int, record: Sequence[int] = ()) -> None:
@@ -44,7 +45,7 @@ class Kept(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         if self.length:
-            # A model spread over devices has each block's where that block is.
+            # In a model spread over devices, each block's are on its device.
             keys, values = (one.to(key_states.device) for one in self.kept[layer_idx])
             key_states, value_states = torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
         if layer_idx in self.record:
@@ -75,7 +76,7 @@ class Kept(Cache):
 
 @contextmanager
 def spliced(lm: LanguageModel, forwards: dict[int, Any]) -> Generator[None]:
-    """Replace the forward of some blocks; the blocks keep every attribute that the model reads off them."""
+    """Replace the forward of some blocks; the blocks keep every attribute that the model reads."""
     blocks: Any = lm.model.get_submodule(lm.architecture.blocks)
     with ExitStack() as stack:
         for index, forward in forwards.items():
@@ -85,7 +86,7 @@ def spliced(lm: LanguageModel, forwards: dict[int, Any]) -> Generator[None]:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Rows with their last token in the last column; T columns are run, after P columns that are kept."""
+    """Rows with their last token in the last column: T columns to run, after P columns of kept keys and values."""
 
     ids: Tensor  # (R, T)
     mask: Tensor  # (R, P + T) 1 where a token is
@@ -93,7 +94,7 @@ class Aligned:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]], columns: int, lengths: Sequence[int], width: int) -> Aligned:
-        """The last `columns` ids of each row, of `lengths` tokens in all, in `width` columns in all."""
+        """Align the last `columns` ids of each row; rows have `lengths` tokens in all, in `width` = P + T columns."""
         ids = torch.zeros(len(rows), columns, dtype=torch.long)
         for number, row in enumerate(rows):
             seen = row[-columns:]
@@ -103,7 +104,7 @@ class Aligned:
         return cls(ids, (at >= 0).long(), at[:, width - columns :].clamp_min(0))
 
     def to(self, device: torch.device) -> Aligned:
-        """On another device."""
+        """The same rows on another device."""
         return Aligned(self.ids.to(device), self.mask.to(device), self.positions.to(device))
 
     def pick(self, lines: Tensor) -> Aligned:
@@ -113,14 +114,14 @@ class Aligned:
 
 @dataclass(frozen=True)
 class BlockEntry:
-    """States (R, T, D) put in the place of what block `layer` gives; `in_tuple` where blocks of the family do so."""
+    """States (R, T, D) to use as the output of block `layer`; `in_tuple` where the family's blocks return tuples."""
 
     layer: int
     states: Tensor
     in_tuple: bool
 
     def forwards(self) -> dict[int, Any]:
-        """Stand-ins for the blocks up to `layer`."""
+        """Replacement forwards for the blocks up to `layer`."""
 
         def below(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
             return (hidden_states, None) if self.in_tuple else hidden_states
@@ -139,10 +140,10 @@ def run_part(
     entry: BlockEntry | None = None,
     reads: tuple[int, Tensor] | None = None,
 ) -> Tensor | None:
-    """The model's forward over aligned rows, after `cache`, from an entry on.
+    """Run the model's forward over aligned rows, after `cache`, from an entry on.
 
-    reads: how many last columns the head may see, and which of their cells (flat, row by row) it runs at -> logits
-    (cells, V). Without it the forward ends before the head, or where a `capture` stops it, and gives None.
+    reads: how many last columns reach the head, and at which of their cells (flat, row by row) it runs -> logits
+    (cells, V). Without `reads` the forward ends before the head, or where a `capture` stops it, and returns None.
     """
     head: Any = lm.model.get_output_embeddings()
 
@@ -152,10 +153,7 @@ def run_part(
         states: Tensor = args[0]
         return (states.reshape(-1, states.shape[-1])[reads[1].to(states.device)][None], *args[1:])
 
-    with ExitStack() as stack:
-        if entry is not None:
-            stack.enter_context(spliced(lm, entry.forwards()))
-        stack.callback(head.register_forward_pre_hook(only).remove)
+    with spliced(lm, entry.forwards() if entry else {}), hooked(before=[(head, only)]):
         try:
             output = lm.model(
                 input_ids=rows.ids, attention_mask=rows.mask, position_ids=rows.positions, use_cache=True,
@@ -167,33 +165,30 @@ def run_part(
 
 
 def blocks_give_tuples(lm: LanguageModel) -> bool:
-    """Whether the family's blocks give their states first in a tuple; read off one token."""
+    """Whether the family's blocks return their states first in a tuple; runs one token."""
     seen: list[Any] = []
 
     def stop(_module: Any, _args: Any, output: Any) -> None:
         seen.append(output)
         raise Reached
 
-    handle = lm.model.get_submodule(f"{lm.architecture.blocks}.0").register_forward_hook(stop)
-    try:
-        with torch.no_grad():
-            run_part(lm, Aligned.of([(0,)], 1, [1], 1).to(lm.device), Kept({}, 0))
-    finally:
-        handle.remove()
+    first = lm.model.get_submodule(f"{lm.architecture.blocks}.0")
+    with torch.no_grad(), hooked([(first, stop)]):
+        run_part(lm, Aligned.of([(0,)], 1, [1], 1).to(lm.device), Kept({}, 0))
     return not isinstance(seen[0], Tensor)
 
 
 def cache_name(lm: LanguageModel) -> str:
-    """What the model's forward calls its keys and values: transformers renamed it on the way from 5.17 to 5.24."""
+    """The argument name of keys and values in the model's forward: transformers renamed it between 5.17 and 5.24."""
     forward: Any = type(lm.model).forward
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Beginnings that rows have in common, so that each is run once: row n begins with prefixes[of[n]].
+    """Prefixes that rows share, so that each runs once: row n begins with prefixes[of[n]].
 
-    Some may be empty; those are not run, and rows that have one attend to nothing before them.
+    An empty prefix is not run; its rows attend to nothing before them.
     """
 
     prefixes: list[tuple[int, ...]]
@@ -201,29 +196,29 @@ class Shared:
 
     @classmethod
     def among(cls, heads: Sequence[tuple[int, ...]], columns: int) -> Shared:
-        """heads: what of each row may be shared; rows n, n + columns, n + 2 columns, ... are asked for one prefix."""
+        """Find the prefix of rows n, n + columns, n + 2 columns, ...; heads: the ids of each row that may be shared."""
         prefixes = [_common(heads[column::columns]) for column in range(min(columns, len(heads)))]
         return cls(prefixes, [number % columns for number in range(len(heads))])
 
     @property
     def width(self) -> int:
-        """Columns that the longest takes."""
+        """The length of the longest prefix."""
         return max(map(len, self.prefixes), default=0)
 
     @property
     def lines(self) -> list[int]:
-        """For each prefix, its row among those that are run; any row for an empty one, whose columns are masked."""
+        """For each prefix, its row among those that run; 0 for an empty one, whose columns are masked."""
         rows = [n for n, prefix in enumerate(self.prefixes) if prefix]
         return [rows.index(n) if prefix else 0 for n, prefix in enumerate(self.prefixes)]
 
     def aligned(self, device: torch.device) -> Aligned:
-        """The prefixes that are run, as rows."""
+        """The prefixes that run, as rows."""
         run = [prefix for prefix in self.prefixes if prefix]
         return Aligned.of(run, self.width, [len(prefix) for prefix in run], self.width).to(device)
 
 
 def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The longest common beginning: that of the first and the last in order."""
+    """The longest common prefix of all rows: that of the first and the last in order."""
     first, last = min(rows), max(rows)
     equal = 0
     while equal < len(first) and first[equal] == last[equal]:
@@ -232,9 +227,9 @@ def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def cut(lengths: Sequence[int], tokens: int, worth: int = 0) -> Iterator[list[int]]:
-    """Indices of rows that share a launch, right-aligned: the longest first, at most `tokens` tokens together.
+    """Batches of row indices for right-aligned launches: longest first, at most `tokens` tokens a batch.
 
-    A length joins the next longer one where that runs at most `worth` tokens more: what a launch costs by itself.
+    Rows join those of the next longer length where that runs at most `worth` tokens more, the cost of a launch.
     """
     together: list[tuple[int, list[int]]] = []
     for length in sorted(set(lengths), reverse=True):

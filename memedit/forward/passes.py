@@ -1,19 +1,20 @@
-"""Running rows through a model: rows of equal length share a launch, so that nothing is ever padded.
+"""Run rows through a model without padding: rows of equal length share a launch.
 
-A site is a place a state can be read: `mlp.in` is the input of a block's down-projection (a key), `mlp.out` its output,
-`block.out` the block's output (the residual stream after it).
+A site is a place where a state is read: `mlp.in` is the input of a block's down-projection (a key), `mlp.out` its
+output, `block.out` the block's output (the residual stream after it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 
 TOKENS_PER_LAUNCH = 4096
@@ -29,24 +30,24 @@ class Site:
     part: StatePart
 
 
-class Reached(Exception):  # noqa: N818 - not an error: the last state asked for has been seen
-    """Stops a forward: nothing above is needed."""
+class Reached(Exception):  # noqa: N818 - not an error: the last state needed was read
+    """Stops a forward where nothing above is needed."""
 
 
 def output_of(output: Any) -> Tensor:
-    """A block's hidden states; some families return them alone, others first in a tuple."""
+    """The hidden states in a block's output: some families return them alone, others first in a tuple."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 def module_of(lm: LanguageModel, site: Site) -> nn.Module:
-    """The module whose input or output a site is."""
+    """The module at whose input or output a site is read."""
     block = f"{lm.architecture.blocks}.{site.layer}"
     return lm.model.get_submodule(block if site.part == "block.out" else lm.architecture.down_projections[site.layer])
 
 
 @contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
-    """Another forward for a module; what it had before is put back, be it its class's or one that a library put in."""
+    """Replace a module's forward, and restore it at the end: its class's, or one that a library has set."""
     before = module.__dict__.get("forward")
     try:
         module.__dict__["forward"] = forward
@@ -63,7 +64,7 @@ def capture(
 ) -> Generator[None]:
     """Call `see(site, states)` for each site in every forward inside; with `stop`, end the forward at the last one.
 
-    States are what the module saw, (B, T, width), not copied. With `stop`, run the forward through `run`.
+    States are (B, T, width), the module's own tensors, not copies. With `stop`, run the forward by `run`.
     """
     last = max(sites, key=lambda site: (site.layer, ORDER.index(site.part)))
 
@@ -83,14 +84,9 @@ def capture(
 
         return hook
 
-    with ExitStack() as stack:
-        for site in sites:
-            module = module_of(lm, site)
-            if site.part == "mlp.in":
-                handle = module.register_forward_pre_hook(before(site))
-            else:
-                handle = module.register_forward_hook(after(site))
-            stack.callback(handle.remove)
+    inputs = [(module_of(lm, site), before(site)) for site in sites if site.part == "mlp.in"]
+    outputs = [(module_of(lm, site), after(site)) for site in sites if site.part != "mlp.in"]
+    with hooked(outputs, inputs):
         yield
 
 
@@ -103,7 +99,7 @@ def run(lm: LanguageModel, ids: Tensor, **options: Any) -> Any:
 
 
 def launches(lengths: Sequence[int], tokens: int = TOKENS_PER_LAUNCH) -> Generator[list[int]]:
-    """Indices of rows that share a launch: of equal length, shortest first, at most `tokens` tokens together."""
+    """Batches of row indices: rows of equal length, shortest first, at most `tokens` tokens a batch."""
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     batch: list[int] = []
     for index in order:
@@ -120,7 +116,7 @@ def launches(lengths: Sequence[int], tokens: int = TOKENS_PER_LAUNCH) -> Generat
 def last_states(lm: LanguageModel, rows: Sequence[tuple[int, ...]], site: Site) -> Tensor:
     """The state of a site at each row's last token, (rows, width) float32 on the CPU; equal rows run once.
 
-    Causal models need nothing to the right of a token: cut a row where its state is wanted.
+    In a causal model a state depends on no later token, so end a row where its state is wanted.
     """
     unique = list(dict.fromkeys(rows))
     found: list[Tensor] = [torch.empty(0)] * len(unique)
@@ -141,12 +137,12 @@ def last_states(lm: LanguageModel, rows: Sequence[tuple[int, ...]], site: Site) 
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a model takes one continuation of a prompt: log-probability of each token, and whether it was likeliest."""
+    """A model's scores of one continuation: each token's log-probability, and whether it was the most likely one."""
 
     log_probs: Tensor
     """(tokens,) float32."""
     likeliest: Tensor
-    """(tokens,) bool: greedy decoding, given the tokens before, would say it."""
+    """(tokens,) bool: whether greedy decoding gives this token after those before it."""
 
 
 @torch.no_grad()
@@ -155,7 +151,7 @@ def continuations(
     rows: Iterable[tuple[tuple[int, ...], tuple[int, ...]]],
     seen: Callable[[int], None] | None = None,
 ) -> list[Continuation]:
-    """Score continuations: rows of (prompt ids, continuation ids); the head runs only where it is read."""
+    """Score rows of (prompt ids, continuation ids); the head runs only over the continuation."""
     pairs = list(dict.fromkeys(rows_list := list(rows)))
     scored: dict[tuple[tuple[int, ...], tuple[int, ...]], Continuation] = {}
     for batch in launches([len(prompt) + len(target) - 1 for prompt, target in pairs]):
@@ -175,7 +171,7 @@ def continuations(
 
 @torch.no_grad()
 def likeliest_next(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    """The token that greedy decoding says after each prompt."""
+    """The token that greedy decoding gives after each prompt."""
     found = [0] * len(prompts)
     for batch in launches([len(prompt) for prompt in prompts]):
         logits = run(lm, torch.tensor([prompts[index] for index in batch]), logits_to_keep=1).logits
@@ -188,14 +184,23 @@ def likeliest_next(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> lis
 def sample(
     lm: LanguageModel, openings: Sequence[tuple[int, ...]], *, length: int, top_k: int, seed: int
 ) -> list[tuple[int, ...]]:
-    """Each opening continued to `length` tokens, every token drawn from the `top_k` likeliest; seeded, on the CPU."""
+    """Continue each opening to `length` tokens by top-k sampling. One generator, on the CPU, draws for them all.
+
+    `generate` is another thing: it ends a text at EOS, and each of its prompts has a generator of its own. Edits keep
+    the contexts that this one has always written.
+    """
     generator = torch.Generator().manual_seed(seed)
     written: list[tuple[int, ...]] = []
     for opening in openings:
         ids = opening
         while len(ids) < length:
             logits = run(lm, torch.tensor([ids]), logits_to_keep=1).logits[0, -1].float().cpu()
-            values, tokens = logits.topk(min(top_k, len(logits)))
-            ids += (int(tokens[torch.multinomial(values.softmax(-1), 1, generator=generator)]),)
+            ids += (draw_token(logits, top_k, generator),)
         written.append(ids)
     return written
+
+
+def draw_token(logits: Tensor, top_k: int, generator: torch.Generator) -> int:
+    """Top-k sampling: one token, drawn from the `top_k` most likely by logits (V,) float32 on the CPU."""
+    values, tokens = logits.topk(min(top_k, len(logits)))
+    return int(tokens[torch.multinomial(values.softmax(-1), 1, generator=generator)])

@@ -1,4 +1,4 @@
-"""Reading a text with one model, or with two side by side: how surprised each is, and how far apart they are."""
+"""Read a text with one model, or with two side by side, and sum its log-probabilities and their divergence."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
 from memedit.model.memory import in_double
 
-TOKENS_AT_A_TIME = 1024  # two models' logits over a large vocabulary are what memory must hold
+TOKENS_AT_A_TIME = 1024  # so that two models' logits over a large vocabulary fit into memory
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Sums over the tokens of one row that follow another token."""
+    """Sums over one row's tokens, the first left out."""
 
     tokens: int
     surprise: float
-    """Of -log p(token) under the model."""
+    """Sum of -log p(token) under the model, in nats."""
     surprise_base: float | None = None
-    """The same under the base."""
+    """The same under the base model."""
     divergence: float | None = None
-    """Of KL(base || model) over the vocabulary."""
+    """Sum of KL(base || model) over the vocabulary, in nats."""
     agreed: int | None = None
-    """Tokens at which both find the same next token likeliest."""
+    """Tokens for which both models have the same most likely token."""
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def read_text(
     base: LanguageModel | None = None,
     seen: Callable[[int], None] | None = None,
 ) -> list[Passage]:
-    """Read rows of at least two tokens, with `base` beside the model where there is one."""
+    """Read rows of at least two tokens, with the base model too where it is given."""
     found: list[Passage] = [Passage(0, 0.0)] * len(rows)
     for batch in launches([len(row) for row in rows], TOKENS_AT_A_TIME):
         ids = torch.tensor([rows[index] for index in batch])

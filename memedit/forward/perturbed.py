@@ -1,6 +1,6 @@
-"""Rows under a change at one block: what an engine gives, and the plain engine, by whole forwards.
+"""Logits of rows under a change at one block, and the plain engine that computes them: whole forwards.
 
-Where in the block it is added, and how it gets into the stream, says its `Way`.
+`ResidualPath` defines where in the block the change is added, and how it reaches the residual stream.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, launches, module_of, output_of
 from memedit.forward.residual import ResidualPath
+from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 
 
 @dataclass(frozen=True)
 class ChangedRow:
-    """A row of ids; a change enters after token `at`; the next token is read after each of the last `reads` tokens."""
+    """A row of ids: the change enters at token `at`, and logits are read at each of the last `reads` tokens."""
 
     ids: tuple[int, ...]
     at: int
@@ -27,7 +28,7 @@ class ChangedRow:
 
     @property
     def suffix(self) -> int:
-        """Tokens from the change on."""
+        """The number of tokens from the change to the row's end."""
         return len(self.ids) - self.at
 
 
@@ -36,7 +37,7 @@ class Launch(Protocol):
 
     @property
     def rows(self) -> list[int]:
-        """Their numbers among all."""
+        """Their numbers among all rows."""
         ...
 
     def logits(self, change: Tensor) -> Tensor:
@@ -44,17 +45,17 @@ class Launch(Protocol):
         ...
 
     def keep(self, places: Sequence[int]) -> Launch:
-        """Some of its rows, by their places in it."""
+        """The same launch with some of its rows, given by their places in it."""
         ...
 
 
 class Changed:
-    """Rows under a change: logits as a function of what is added on the `way`, token `at`."""
+    """Rows under a change: logits as a function of the vector that is added at token `at`."""
 
     start: Tensor
-    """What the change is added to: (rows, D) float32."""
+    """The state to which the change is added: (rows, D) float32."""
     leaves: Tensor
-    """What leaves block L, unchanged: (rows, D) float32."""
+    """The unchanged output of block L at token `at`: (rows, D) float32."""
 
     def __init__(self, lm: LanguageModel, layer: int, rows: Sequence[ChangedRow], shared: int) -> None:
         self.lm, self.layer, self.rows, self.way = lm, layer, list(rows), ResidualPath(lm, layer, shared)
@@ -78,7 +79,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class _Whole:
-    """Rows of equal length, whole."""
+    """A launch of rows of equal length, each run whole."""
 
     engine: WholeForward
     rows: list[int]
@@ -127,10 +128,8 @@ class WholeForward(Changed):
             changed = states.index_put((lines, at), moved, accumulate=True)
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
-        with capture(self.lm, [self.way.site], seen.__setitem__):  # first: it sees the block's output as it was
-            handle = module_of(self.lm, Site(self.layer, "block.out")).register_forward_hook(enter)
-            try:
-                logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
-            finally:
-                handle.remove()
+        block = module_of(self.lm, Site(self.layer, "block.out"))
+        # `capture` comes first: it sees the block's output before the change enters.
+        with capture(self.lm, [self.way.site], seen.__setitem__), hooked([(block, enter)]):
+            logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
         return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])

@@ -1,5 +1,4 @@
-"""From a down-projection's output to what its block adds to the residual stream: scaled in some families, and in some
-through a norm."""
+"""The path from a down-projection's output to the residual stream: scaled in some families, normed in others."""
 
 from __future__ import annotations
 
@@ -15,11 +14,12 @@ from memedit.model.norms import gain_of
 
 @dataclass(frozen=True)
 class ResidualPath:
-    """How a change gets into the stream that leaves a block: it is added there, or, where a norm stands behind the
-    block's down-projection, to the output of that, so that what is found is what such a projection can give.
+    """How a change enters the residual stream behind a block.
 
-    In the second case the stream moves `shared` times as far as the norm's output: so many layers share the change, and
-    each is to give as much. One norm alone gives too little: its output has one length, whatever goes in.
+    Without a norm behind the block's down-projection it is added to the block's output. With one it is added to the
+    down-projection's output, so that the search finds only changes that the projection can give. Then the stream moves
+    `shared` times as far as the norm's output: that many layers share the change. One layer alone gives too little,
+    since a norm's output has a fixed length.
     """
 
     lm: LanguageModel
@@ -28,18 +28,21 @@ class ResidualPath:
 
     @property
     def site(self) -> Site:
-        """Where the change is added."""
+        """The place where the change is added."""
         return Site(self.layer, "mlp.out" if self.lm.architecture.norms[self.layer] else "block.out")
 
     def moved(self, start: Tensor, change: Tensor) -> Tensor:
-        """start, what is at the site, and its change, (R, D) float32 -> how far what leaves the block moves, (R, D)."""
+        """The state at the site and its change, (R, D) float32 -> the change of the block's output, (R, D)."""
         if self.site.part == "block.out":
             return change
         return self.shared * residual_change(self.lm, self.layer, start, change)
 
 
 def added(lm: LanguageModel, layer: int, made: Tensor) -> Tensor:
-    """What the block adds where its down-projection gives `made`, both (..., D) float32; on the device of `made`."""
+    """The vector that the block adds to the stream where its down-projection's output is `made`.
+
+    Both are (..., D) float32, on the device of `made`.
+    """
     if not lm.architecture.norms[layer]:
         return made * lm.architecture.gains[layer]
     norm: Any = lm.model.get_submodule(lm.architecture.norms[layer])
@@ -47,9 +50,9 @@ def added(lm: LanguageModel, layer: int, made: Tensor) -> Tensor:
 
 
 def residual_change(lm: LanguageModel, layer: int, made: Tensor | None, change: Tensor) -> Tensor:
-    """How far the block's output moves where its down-projection's output `made` moves by `change`, as above.
+    """The change of the block's output where its down-projection's output `made` changes by `change`, as in `added`.
 
-    Without a norm it does not depend on `made`.
+    Without a norm it does not depend on `made`, which may be None.
     """
     if not lm.architecture.norms[layer]:
         return change * lm.architecture.gains[layer]

@@ -1,17 +1,18 @@
-"""Weighing answers: how likely a model finds each continuation of each prompt, with every prompt run once.
+"""Score answers: the log-probability of each continuation of each prompt, with every prompt run once.
 
-1. Equal prompts are one prompt: its answers share its forward, and the first token of each is read off one head.
-2. Prompts that begin alike for many tokens (a chat template, a passage put before them) share that beginning too: it
-   runs once, and its keys and values serve all.
-3. Answers of several tokens go on from their prompt's keys and values.
-4. Rows of equal length share a launch, so that nothing is padded; the head runs where an answer is read, only there.
+1. Equal prompts are one prompt: its answers share its forward, and the first token of each is read from one output.
+2. Prompts that share many first tokens (a chat template, a passage before them) share that prefix too: it runs once,
+   and all of them use its keys and values.
+3. Answers of several tokens continue from their prompt's keys and values.
+4. Rows of equal length share a launch, so nothing is padded. The head runs only where an answer is read.
 
-A few rows are weighed both ways first; where a family's cache does not agree with whole forwards, whole forwards it is.
+A few rows are scored both ways first. Where kept keys and values do not give what whole forwards give, whole forwards
+are used for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +22,19 @@ from transformers import DynamicCache
 
 from memedit.forward.partial import cache_name
 from memedit.forward.passes import TOKENS_PER_LAUNCH, launches, run
+from memedit.forward.proof import prove_engine
 from memedit.forward.suffix import SUFFIX_AGREEMENT
 from memedit.model.load import LanguageModel
 
 AnswerIds = tuple[int, ...]
-LEAST_LEAD = 8  # tokens that prompts must share to be run together
-LEAST_SAVED = 1024  # tokens that a shared beginning must save: a launch of its own costs as much as some hundreds
-KEPT_TOKENS = 4 * TOKENS_PER_LAUNCH  # whose keys and values a launch may hold: a shared beginning counts in every row
+LEAST_LEAD = 8  # tokens that prompts must share for a common prefix
+LEAST_SAVED = 1024  # tokens that a shared prefix must save: its own launch costs as much as some hundred tokens
+KEPT_TOKENS = 4 * TOKENS_PER_LAUNCH  # tokens whose keys and values a launch may hold; a prefix counts in every row
 
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """How a model takes one answer: each token's log-probability, and the token it finds likeliest there."""
+    """A model's scores of one answer: each token's log-probability, and the most likely token in its place."""
 
     log_probs: tuple[float, ...]
     likeliest: AnswerIds
@@ -42,7 +44,7 @@ class AnswerScores:
 def score_answers(
     lm: LanguageModel, rows: Sequence[tuple[AnswerIds, AnswerIds]], seen: Callable[[int], None] | None = None
 ) -> list[AnswerScores]:
-    """Weigh (prompt ids, answer ids), neither empty; `seen` hears of rows done."""
+    """Score rows of (prompt ids, answer ids), neither empty; `seen` is called with the number of rows done."""
     answers: dict[AnswerIds, dict[AnswerIds, None]] = {}
     for prompt, answer in rows:
         answers.setdefault(prompt, {})[answer] = None
@@ -61,9 +63,9 @@ def score_answers(
 
 
 def leads(prompts: Sequence[AnswerIds]) -> Generator[tuple[int, list[AnswerIds]]]:
-    """Prompts in groups that begin alike: how many tokens they share, and the group; 0 and the others at the end.
+    """Group prompts by shared prefix: the prefix's length, and the prompts; the others last, with 0.
 
-    At least one token of every prompt is left over: its last state is what is read.
+    At least one token of every prompt stays outside the prefix: the state of its last token is read.
     """
     alone: list[AnswerIds] = []
     for run_of in _runs(sorted(prompts)):
@@ -78,7 +80,7 @@ def leads(prompts: Sequence[AnswerIds]) -> Generator[tuple[int, list[AnswerIds]]
 
 
 def together(prompts: Sequence[AnswerIds], lead: int, more: int = 0) -> Generator[list[AnswerIds]]:
-    """Prompts that share a launch behind a beginning of `lead` tokens: of equal length. `more` tokens may follow."""
+    """Batches of prompts of equal length behind a prefix of `lead` tokens; `more` tokens may follow each."""
     for batch in launches([len(prompt) - lead for prompt in prompts]):
         most = max(1, KEPT_TOKENS // (len(prompts[batch[0]]) + more))
         for at in range(0, len(batch), most):
@@ -86,7 +88,7 @@ def together(prompts: Sequence[AnswerIds], lead: int, more: int = 0) -> Generato
 
 
 def _runs(prompts: Sequence[AnswerIds]) -> Generator[list[AnswerIds]]:
-    """Neighbors in order that share LEAST_LEAD tokens."""
+    """Groups of neighbors, in sorted order, that share LEAST_LEAD tokens."""
     group: list[AnswerIds] = []
     for prompt in prompts:
         if group and _common(group[-1], prompt) < LEAST_LEAD:
@@ -103,7 +105,7 @@ def _common(one: AnswerIds, other: AnswerIds) -> int:
 
 
 def lead_cache(lm: LanguageModel, lead: AnswerIds) -> DynamicCache | None:
-    """Keys and values of a shared beginning, one row; None for an empty one."""
+    """Keys and values of a shared prefix, one row; None for an empty prefix."""
     if not lead:
         return None
     cache = DynamicCache()
@@ -112,7 +114,7 @@ def lead_cache(lm: LanguageModel, lead: AnswerIds) -> DynamicCache | None:
 
 
 def run_on(lm: LanguageModel, ids: Tensor, cache: DynamicCache, *, keep: int) -> Tensor:
-    """Run ids (B, T) after what the cache holds, which grows by them; logits (B, keep, V) float32."""
+    """Run ids (B, T) after the tokens in the cache, and add them to it; logits (B, keep, V) float32."""
     rows: dict[str, Any] = {"input_ids": ids.to(lm.device), cache_name(lm): cache}
     output: Any = lm.model(**rows, use_cache=True, logits_to_keep=keep)
     return output.logits[:, -keep:].float()
@@ -168,7 +170,7 @@ def _read(logits: Tensor, wanted: Tensor) -> list[tuple[list[float], list[int]]]
 def whole(
     lm: LanguageModel, rows: Sequence[tuple[AnswerIds, AnswerIds]], seen: Callable[[int], None] | None = None
 ) -> dict[tuple[AnswerIds, AnswerIds], AnswerScores]:
-    """The same by whole forwards, nothing shared: the witness, and the way out."""
+    """Score rows by whole forwards, without sharing anything: to compare with, and to fall back to."""
     found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
     for batch in launches([len(prompt) + len(answer) - 1 for prompt, answer in rows]):
         chosen = [rows[index] for index in batch]
@@ -185,21 +187,25 @@ def whole(
 
 
 def proved(lm: LanguageModel, asked: Sequence[tuple[AnswerIds, Collection[AnswerIds]]]) -> bool:
-    """Whether going on from kept keys and values says what whole forwards say, tried on a few prompts' answers."""
+    """Whether kept keys and values give the log-probabilities of whole forwards, tried on a few prompts' answers.
+
+    Raises what `prove_engine` raises, among it every exhaustion of memory.
+    """
     few = sorted(asked, key=lambda one: max(map(len, one[1])))[:: max(1, len(asked) // 3)][-4:]
     if not few:
         return True
     rows = [(prompt, answer) for prompt, answers in few for answer in answers]
-    found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
-    try:
+
+    def log_probs(scores: Mapping[tuple[AnswerIds, AnswerIds], AnswerScores]) -> list[Tensor]:
+        return [torch.tensor([value for row in rows for value in scores[row].log_probs], dtype=torch.float64)]
+
+    def fast() -> list[Tensor]:
+        found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
         for prompt, answers in few:
             lead = len(prompt) // 2
             _together(lm, [prompt], [list(answers)], lead, lead_cache(lm, prompt[:lead]), found)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return False
-    witness = whole(lm, rows)
-    gaps = [abs(a - b) for row in rows for a, b in zip(found[row].log_probs, witness[row].log_probs, strict=True)]
-    scale = max(1.0, *(abs(value) for row in rows for value in witness[row].log_probs))
-    return all(gap < SUFFIX_AGREEMENT[lm.dtype] * scale for gap in gaps)
+        return log_probs(found)
+
+    # Log-probabilities near 0 are compared absolutely: a likely answer's are all rounding.
+    limit = SUFFIX_AGREEMENT[lm.dtype]
+    return prove_engine(fast, lambda: log_probs(whole(lm, rows)), limit, name="kept keys and values", least=1.0).holds

@@ -1,14 +1,13 @@
-"""The engine of the target search: only what depends on the change is computed again.
+"""The fast engine of the target search: compute again only the states that depend on the change.
 
-1. A vector added in block L at token p (see `Changed`) moves only tokens from p on, only in the blocks above L.
-2. So each row runs whole once (what rows share at their beginning runs once for all of them): the states that leave
-   block L are kept from p on, and above L the keys and values of the tokens before p.
-3. A step runs the model's own forward over the suffixes, blocks up to L replaced by what was kept plus the change;
-   the head runs where a token is read and nowhere else.
-4. Rows share a launch right-aligned: a shorter suffix begins some tokens before its p.
+1. A vector added in block L at token p (see `Changed`) changes only tokens from p on, and only blocks above L.
+2. So each row runs whole once, and a prefix that rows share runs once for all of them. Two things are kept: the output
+   of block L from p on, and the keys and values above L of the tokens before p.
+3. A step runs the model's own forward over the suffixes. Blocks up to L are replaced by the kept states plus the
+   change, and the head runs only where a token is read.
+4. Rows share a launch, right-aligned: a shorter suffix begins some tokens before its p.
 
-`WholeForward` does the same by whole forwards: the yardstick of the probe, and the way out where a family does not
-splice.
+`WholeForward` computes the same by whole forwards. `choose_search_engine` compares the two, and falls back to it.
 """
 
 from __future__ import annotations
@@ -32,18 +31,19 @@ from memedit.forward.partial import (
 )
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, launches
 from memedit.forward.perturbed import Changed, ChangedRow, WholeForward
+from memedit.forward.proof import prove_engine
 from memedit.forward.residual import ResidualPath
 from memedit.model.load import LanguageModel
 
 SUFFIX_AGREEMENT = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Relative, on logits: rounding is 1e-6 in float32, 1e-3 in float16, 1e-2 in bfloat16; a prefix lost is of order 1."""
+"""Relative, on logits. Rounding is 1e-6 in float32, 1e-3 in float16, 1e-2 in bfloat16; a lost prefix is of order 1."""
 WORTH = {"cpu": 16, "cuda": 512}
-"""Tokens that run in the time a launch costs by itself: two cores on a model of width 256; a GPU on one of 4096."""
+"""The cost of a launch, in tokens: for two cores and a model of width 256; for a GPU and one of width 4096."""
 
 
 @dataclass(frozen=True)
 class _Spliced:
-    """R rows by their suffixes of S columns, P columns of kept keys and values before them."""
+    """A launch of R suffixes in S columns, with P columns of kept keys and values before them."""
 
     lm: LanguageModel
     way: ResidualPath
@@ -51,8 +51,8 @@ class _Spliced:
     reads: list[int]
     aligned: Aligned
     at: Tensor  # (R,) the change's column in the suffix
-    start: Tensor  # (R, D) float32, what the change is added to
-    entry: BlockEntry  # (R, S, D) what leaves block L
+    start: Tensor  # (R, D) float32, the states to which the change is added
+    entry: BlockEntry  # (R, S, D) the output of block L
     kept: KeysValues  # (R, heads, P, width)
     cells: Tensor  # where the head runs, among the last max(reads) columns
 
@@ -83,10 +83,10 @@ class _Spliced:
 
 
 class Suffix(Changed):
-    """Rows under a change, by suffixes.
+    """Rows under a change, computed by their suffixes.
 
-    Rows n, n + columns, ... (one context of many edits) share what they begin with; a launch has at most `tokens`
-    suffix tokens, and rows of other lengths join it where that saves more than `worth` tokens.
+    Rows n, n + columns, ... (one context of many edits) share a prefix. A launch has at most `tokens` suffix tokens;
+    rows of other lengths join it where that costs at most `worth` tokens.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Suffix(Changed):
         self.launches = [replace(one, start=self.start[one.rows].to(lm.device)) for one in made]
 
     def _empty(self, batch: list[int]) -> _Spliced:
-        """A launch whose states are still to be put in; its keys and values are made when their shape is known."""
+        """A launch whose states are still zero; `_put` fills them in, and makes keys and values of the right shape."""
         lm, device, ids = self.lm, self.lm.device, [self.rows[index].ids for index in batch]
         suffixes, reads = [self.rows[n].suffix for n in batch], [self.rows[n].reads for n in batch]
         lengths, size = [len(row) for row in ids], max(suffixes)
@@ -129,7 +129,7 @@ class Suffix(Changed):
         )
 
     def _fill(self, empty: Sequence[_Spliced], columns: int) -> None:
-        """Run every row whole once, and put what its steps need into its launch."""
+        """Run every row whole once, and keep in its launch the states that its steps need."""
         shared = Shared.among([row.ids[: row.at] for row in self.rows], columns)
         everywhere = range(self.lm.architecture.n_layers)
         prefix, prefix_states = Kept({}, 0, everywhere), torch.empty(1, 0, self.lm.architecture.width)
@@ -157,7 +157,7 @@ class Suffix(Changed):
                     _put(launch, [home[batch[number]][1] for number in mine], mine, states, cache.seen)
 
     def _run(self, aligned: Aligned, cache: Kept) -> tuple[Tensor, Tensor]:
-        """What leaves block L, and what the change is added to, (R, T, D) both; `cache` records."""
+        """The output of block L and the states to which the change is added, (R, T, D) both; `cache` records."""
         seen: dict[Site, Tensor] = {}
         after = Site(self.layer, "block.out")
         with capture(self.lm, list(dict.fromkeys((self.way.site, after))), seen.__setitem__):
@@ -167,7 +167,7 @@ class Suffix(Changed):
 
 
 def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, seen: KeysValues) -> None:
-    """Put rows that ran whole, right-aligned, into a launch: suffix states, and keys and values before the suffix."""
+    """Copy rows that ran whole into a launch, right-aligned: suffix states, and keys and values before the suffix."""
     kept, size = launch.entry.states, launch.aligned.ids.shape[1]
     to, of = (torch.tensor(numbers, device=kept.device) for numbers in (places, lines))
     columns = min(size, states.shape[1])
@@ -189,7 +189,7 @@ def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, 
 
 
 def _cells(reads: Sequence[int]) -> Tensor:
-    """Flat cells of the last `reads[n]` of max(reads) columns, row by row."""
+    """The last `reads[n]` of max(reads) columns of each row n, as flat indices."""
     most = max(reads)
     return torch.tensor([row * most + column for row, n in enumerate(reads) for column in range(most - n, most)])
 
@@ -197,27 +197,23 @@ def _cells(reads: Sequence[int]) -> Tensor:
 def choose_search_engine(
     lm: LanguageModel, layer: int, rows: Sequence[ChangedRow], columns: int = 1, shared: int = 1
 ) -> tuple[type[Suffix] | type[WholeForward], str]:
-    """Prove the suffix engine on a few rows against whole forwards; the engine to use, and why, in words.
+    """Prove the suffix engine on a few rows against whole forwards; return the engine to use, and why, in words.
 
-    Twice: every suffix length by itself, and all together, some suffixes reaching into what others keep.
+    It is compared twice: every suffix length by itself, and all lengths together, where a short suffix begins before
+    its change. Raises what `prove_engine` raises, among it every exhaustion of memory.
     """
+    whole = WholeForward(lm, layer, rows, shared=shared)
     generator = torch.Generator().manual_seed(0)
-    limit = SUFFIX_AGREEMENT[lm.dtype]
-    try:
-        whole = WholeForward(lm, layer, rows, shared=shared)
-        change = (torch.randn(whole.start.shape, generator=generator) * whole.start.std()).to(lm.device)
-        which, gap = range(len(rows)), 0.0
-        with torch.no_grad():
-            wanted = whole.logits(change, which)
-            for worth in (0, 1 << 30):
-                engine = Suffix(lm, layer, rows, shared=shared, columns=columns, worth=worth)
-                found = engine.logits(change, which)
-                gaps = [(float((a - b).abs().max()) / float(a.abs().max())) for a, b in zip(wanted, found, strict=True)]
-                gap = max(gap, *(one if one == one else float("inf") for one in gaps))
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return WholeForward, f"whole forwards (suffixes do not run on this model: {type(error).__name__})"
-    if not gap < limit:
-        return WholeForward, f"whole forwards (suffixes differ from them by {gap:.1e})"
-    return Suffix, f"suffixes (proved: they differ from whole forwards by {gap:.1e})"
+    change = (torch.randn(whole.start.shape, generator=generator) * whole.start.std()).to(lm.device)
+    which = range(len(rows))
+
+    def witness() -> list[Tensor]:
+        return 2 * whole.logits(change, which)
+
+    def fast() -> list[Tensor]:
+        engines = (Suffix(lm, layer, rows, shared=shared, columns=columns, worth=worth) for worth in (0, 1 << 30))
+        return [logits for engine in engines for logits in engine.logits(change, which)]
+
+    with torch.no_grad():
+        proof = prove_engine(fast, witness, SUFFIX_AGREEMENT[lm.dtype], name="suffixes")
+    return (Suffix if proof.holds else WholeForward), proof.reason

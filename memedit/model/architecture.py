@@ -1,4 +1,4 @@
-"""Where a model keeps what memedit reads and changes: found by structure, refused in words; `gains` proves it."""
+"""Detect a model's architecture from its structure: its blocks, and the weight of each that memedit edits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from memedit.errors import UnsupportedModelError
+from memedit.model.config import foreign_errors
 from memedit.model.norms import find_norms
 
 Layout = Literal["linear", "conv1d"]
 MIXERS = ("attention", "mamba", "conv", "recurrent", "deltanet", "mixer")
-"""In the class names of modules that carry something from token to token: what ends them is no down-projection."""
+"""In class names of modules that mix tokens: their last linear map is no down-projection."""
 ARCHITECTURE_HINT = (
     "memedit edits decoder models with a dense down-projection in their blocks that adds to the residual stream"
 )
@@ -22,31 +23,32 @@ ARCHITECTURE_HINT = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """Names and sizes only: picklable, printable, comparable. Layers count from 0."""
+    """Names and sizes of a model's parts: picklable, printable, comparable. Layers count from 0."""
 
     blocks: str
     """Module path of the block list."""
     down_projections: tuple[str, ...]
-    """Module path of every block's down-projection; empty where a block has none that can be edited."""
+    """For each block, the module path of its down-projection; empty where none can be edited."""
     refusals: tuple[str, ...]
-    """For every block why it cannot be edited; empty where it can."""
+    """For each block, the reason why it cannot be edited; empty where it can."""
     layout: Layout
-    """linear: weights are (D, F) as nn.Linear's; conv1d: (F, D), turned at the seam."""
+    """linear: weights are stored as (D, F), like nn.Linear's; conv1d: as (F, D), and read transposed."""
     width: int
     """D, the width of the residual stream."""
     mlp_widths: tuple[int, ...]
-    """F of every block, the width of its down-projection's input; 0 where it has none."""
+    """F for each block, the width of its down-projection's input; 0 where it has none."""
     gains: tuple[float, ...]
-    """What a vector added to a down-projection's output is multiplied with where it joins the residual stream. One for
-    every block until `gains.prove` has measured it."""
+    """For each block, the factor between its down-projection's output and what reaches the residual stream. It is 1
+    until `probe.prove` has measured it."""
     norms: tuple[str, ...]
-    """Module path of the norm between every block's down-projection and the residual stream; empty where none is."""
+    """For each block, the module path of the norm between its down-projection and the residual stream; often empty."""
     vocabulary: int
     positions: int | None
-    """Longest row the model takes, where it has a limit."""
+    """The most tokens in one row; None: no limit is known."""
 
     @property
     def n_layers(self) -> int:
+        """The number of blocks."""
         return len(self.down_projections)
 
     @property
@@ -60,38 +62,41 @@ class Architecture:
         return [layer for layer, reason in enumerate(self.refusals) if not reason]
 
     def require(self, layers: Sequence[int]) -> None:
-        """Raises UnsupportedModelError where one of some layers cannot be edited."""
+        """Raise UnsupportedModelError where one of these layers cannot be edited."""
         for layer in layers:
             if self.refusals[layer]:
                 hint = f"these can: --layers {spans(self.editable)}" if self.editable else ARCHITECTURE_HINT
                 raise UnsupportedModelError(f"layer {layer} cannot be edited: {self.refusals[layer]}", hint)
 
     def turned(self, weight: Tensor) -> Tensor:
-        """A stored weight as (D, F), or one of (D, F) as it is stored: a view."""
+        """A view of a stored weight as (D, F), or of a (D, F) weight as it is stored."""
         return weight.T if self.layout == "conv1d" else weight
 
     def parameter(self, layer: int) -> str:
-        """Name of the weight that an edit of this layer changes."""
+        """The name of the weight that an edit of this layer changes."""
         return f"{self.down_projections[layer]}.weight"
 
 
 def find_architecture(model: nn.Module) -> Architecture:
-    """Read a model's structure; works on the meta device.
+    """Detect a model's architecture; works on the meta device.
 
-    The block list is the one outermost ModuleList under the decoder with as many entries as the config has layers; a
-    block's down-projection is its last Linear or Conv1D to the model's width outside attention and lists of experts. A
-    block that has none is refused for itself. Raises UnsupportedModelError, with the reason, where there is no one
-    list, or no one kind of linear map.
+    The block list is the outermost ModuleList under the decoder with as many entries as the config has layers. A
+    block's down-projection is its last Linear or Conv1D to the model's width, outside attention and lists of experts. A
+    block without one is refused alone. Raises UnsupportedModelError, with the reason, where there is not exactly one
+    such list, or down-projections are of both kinds.
     """
-    config: Any = model.config.get_text_config()  # type: ignore[operator]
-    decoder: Any = model.get_decoder()  # type: ignore[operator]
-    width, n_layers = int(config.hidden_size), int(config.num_hidden_layers)
+    with foreign_errors("this model cannot be edited: its config or decoder is not as expected", ARCHITECTURE_HINT):
+        config: Any = model.config.get_text_config()  # type: ignore[operator]
+        decoder: Any = model.get_decoder()  # type: ignore[operator]
+        width, n_layers, vocabulary = (
+            int(value) for value in (config.hidden_size, config.num_hidden_layers, config.vocab_size)
+        )
     lists = [
         (name, module)
         for name, module in decoder.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
-    # Experts, and what else a block lists, lie deeper.
+    # Experts, and other lists of a block, lie deeper.
     lists = [one for one in lists if one[0].count(".") == min(name.count(".") for name, _ in lists)]
     if len(lists) != 1:
         raise _refused(f"{len(lists)} lists of {n_layers} blocks were found where one was expected")
@@ -104,7 +109,6 @@ def find_architecture(model: nn.Module) -> Architecture:
     conv = any(type(module) is Conv1D for module in modules)
     inner = iter([int(module.weight.shape[0 if conv else 1]) for module in modules])
     down_projections = tuple(f"{blocks}.{index}.{name}" if name else "" for index, (name, _) in enumerate(found))
-    vocabulary = int(config.vocab_size)
     return Architecture(
         blocks=blocks,
         down_projections=down_projections,
@@ -120,10 +124,10 @@ def find_architecture(model: nn.Module) -> Architecture:
 
 
 def _down_projection(block: nn.Module, width: int) -> tuple[str, str]:
-    """A block's down-projection by its name, or why it has none.
+    """The name of a block's down-projection and "", or "" and the reason why it has none.
 
-    What lies in a list inside a block (an expert of several) runs for some tokens only. An expert that all tokens
-    pass (a shared one) is a linear map like any other.
+    Modules in a list inside a block (routed experts) run for some tokens only, so they do not count. An expert that
+    all tokens pass (a shared one) is a linear map like any other.
     """
     found = ""
     for name, module in block.named_modules():
@@ -141,8 +145,8 @@ def _down_projection(block: nn.Module, width: int) -> tuple[str, str]:
     ]
     experts += [name for name, module in block.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     if experts:
-        said = "its MLP is a mixture of routed experts"
-        return "", f"{said} ({experts[0]}): a token passes a few of them only, so no one weight serves its key"
+        mixture = f"its MLP is a mixture of routed experts ({experts[0]})"
+        return "", f"{mixture}: a token passes only a few of them, so no single weight holds its value"
     return "", f"it has no linear map to the model's width {width} outside attention"
 
 
@@ -151,7 +155,7 @@ def _mixes(module: nn.Module) -> bool:
 
 
 def spans(layers: Sequence[int]) -> str:
-    """Layers as they are written after --layers: 0-2,5."""
+    """Layers in the form that --layers takes: 0-2,5."""
     found: list[list[int]] = []
     for layer in layers:
         if found and layer == found[-1][-1] + 1:
@@ -171,13 +175,12 @@ def _refused(reason: str) -> UnsupportedModelError:
 
 
 def output_projection(block: nn.Module, width: int) -> str | None:
-    """The last linear map to the model's width inside a block's attention."""
+    """The name of the last linear map to the model's width inside a block's attention; None where there is none."""
     found: str | None = None
     for name, module in block.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
             wide = module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]
-            ways = name.split(".")[:-1]
-            within = [block.get_submodule(".".join(ways[: n + 1])) for n in range(len(ways))]
-            if wide == width and any("attention" in type(parent).__name__.lower() for parent in within):
+            inside = any("attention" in type(parent).__name__.lower() for parent in _parents(block, name))
+            if wide == width and inside:
                 found = name
     return found

@@ -1,4 +1,4 @@
-"""What a model's states depend on, as digests."""
+"""Digests of everything that a model's states depend on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from memedit.model.load import LanguageModel
 
 
 def feeding(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
-    """For each layer, sha256 of what decides its key: dtype, config, and all weights below its down-projection.
+    """For each layer, the sha256 of what its keys depend on: dtype, config, and weights below its down-projection.
 
-    Weights are hashed as they lie in memory, so the dtype of the forward counts, and where they came from does not.
+    Weights are hashed in memory, so the dtype of the forward counts, and the files that they came from do not.
     """
     blocks, state = lm.architecture.blocks, lm.model.state_dict()
     inside: dict[int, list[str]] = {}
@@ -45,7 +45,7 @@ def feeding(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of what turns text into ids."""
+    """The sha256 of everything that turns text into ids."""
     backend: str = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
     return hashlib.sha256(repr((backend, tokenizer.eos_token_id)).encode()).hexdigest()
 

@@ -1,9 +1,7 @@
-"""What stands around the blocks: the norm and the head behind them, and how attention and MLP share a block."""
+"""Describe what follows the blocks (norm, head), and whether attention and MLP of a block run in parallel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from memedit.model.architecture import Architecture, output_projection
+from memedit.model.forward_hooks import hooked
 
 SMALL, LARGE = 2.0**-6, 2.0**13
-"""Put in the place of a head's output, one shows its scale and the other its cap; both are exact in float16."""
+"""Outputs given to the head: the small one shows its scale, the large one its cap. Both are exact in float16."""
 TOKENS, PUSHED = 4, 1
-
-PreHook = Callable[[nn.Module, Any, Any], Any]
 
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """Names and numbers; what was not measured is None."""
+    """The norm and the head behind the blocks, in names and numbers; None where nothing was measured."""
 
     norm: str | None
     head: str
@@ -34,7 +31,7 @@ class HeadLayout:
 
 
 def describe_head(model: Any, architecture: Architecture, *, measure: bool) -> HeadLayout:
-    """Read what structure tells; with `measure`, on loaded weights, also what two forwards tell."""
+    """Read the layout off the structure; with `measure` also measure scale, cap and `parallel` on loaded weights."""
     head, embedding, decoder = model.get_output_embeddings(), model.get_input_embeddings(), model.get_decoder()
     names = {id(module): name for name, module in model.named_modules()}
     around = model.get_submodule(architecture.blocks.rpartition(".")[0]) if "." in architecture.blocks else decoder
@@ -55,15 +52,14 @@ def describe_head(model: Any, architecture: Architecture, *, measure: bool) -> H
 
 @torch.no_grad()
 def _scale_and_cap(model: Any, head: nn.Module) -> tuple[float, float | None]:
-    """What becomes of a small and of a large output of the head on the way to logits."""
+    """How the model turns the head's outputs into logits: their scale, and the cap where there is one."""
 
     def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         put = torch.full_like(output, SMALL)
         put.view(-1, output.shape[-1])[-1] = LARGE
         return put
 
-    with ExitStack() as stack:
-        stack.callback(head.register_forward_hook(hook).remove)
+    with hooked([(head, hook)]):
         logits = model(input_ids=_ids(model), use_cache=False).logits.float()
     scale, most = float(logits[0, 0].median()) / SMALL, float(logits[0, -1].median())
     # A cap bends small values by less than its square, and large ones to itself.
@@ -72,7 +68,7 @@ def _scale_and_cap(model: Any, head: nn.Module) -> tuple[float, float | None]:
 
 @torch.no_grad()
 def _parallel(model: Any, architecture: Architecture) -> bool | None:
-    """Whether the MLP of a block sees nothing of what its attention gives; None where it has no attention."""
+    """Whether a block's MLP does not depend on its attention's output; None where it has no attention."""
     found = [(n, output_projection(_block(model, architecture, n), architecture.width)) for n in architecture.editable]
     layer, name = next(((n, name) for n, name in reversed(found) if name), (0, None))
     if name is None:
@@ -88,12 +84,9 @@ def _parallel(model: Any, architecture: Architecture) -> bool | None:
         return changed
 
     down = model.get_submodule(architecture.down_projections[layer])
-    for pushing in (False, True):
-        with ExitStack() as stack:
-            stack.callback(down.register_forward_pre_hook(read).remove)
-            if pushing:
-                attention = _block(model, architecture, layer).get_submodule(name)
-                stack.callback(attention.register_forward_hook(push).remove)
+    attention = _block(model, architecture, layer).get_submodule(name)
+    for pushed in ([], [(attention, push)]):
+        with hooked(pushed, before=[(down, read)]):
             model(input_ids=_ids(model), use_cache=False, logits_to_keep=1)
     return torch.equal(seen[0], seen[1])
 

@@ -1,9 +1,8 @@
-"""The proof of an anatomy on the loaded weights: what each block makes of a vector added to its down-projection."""
+"""Verify an architecture on the loaded weights: add a vector to each down-projection's output, and see it arrive."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,25 +11,27 @@ from torch import Tensor, nn
 
 from memedit.errors import UnsupportedModelError
 from memedit.model.architecture import ARCHITECTURE_HINT, Architecture
+from memedit.model.forward_hooks import Hook, hooked
 from memedit.model.norms import gain_of, is_rms
 
 PROBE_AGREEMENT = 1e-4  # relative: a residual sum in float32 is exact to 1e-6; a norm in between changes it by far more
 IN_HALF = 0.05  # the same in half precision
-NEVER = 0.5  # where the stream's rounding is half of all that a block adds, nothing is proved
-DIGITS, DIGITS_IN_HALF = 5, 3  # of a gain that can be told from rounding; families give theirs in two or three
+NEVER = 0.5  # where rounding of the stream is half of what a block adds, the probe shows nothing
+DIGITS, DIGITS_IN_HALF = 5, 3  # of a gain: more would be rounding; families give theirs in two or three
 TOKENS, PUSHED = 5, [2, 4]
-
-ProbeHook = Callable[[nn.Module, Any, Any], Any]
 
 
 @torch.no_grad()
 def prove(model: nn.Module, architecture: Architecture) -> Architecture:
-    """Measure every block's gain, and refuse the blocks whose down-projection does not reach the stream as it says.
+    """Measure every block's gain, and refuse the blocks whose down-projection does not add to the residual stream.
 
-    One forward as it is and one in which row n has a vector added to the n-th down-projection's output, at two tokens.
-    The block's output must move by the same multiple of either vector there, and by nothing at other tokens: a gate
-    that differs from token to token, or a scale that is none fail. Where a norm was found in between it must move as
-    that norm's output does, and the norm be RMS. Raises UnsupportedModelError where no block is left.
+    Two forwards: one unchanged, and one in which row n has a vector added to the n-th down-projection's output, at two
+    tokens. At these tokens the block's output must move by the same multiple of either vector (its gain), and at the
+    others not at all. So a gate that differs from token to token is refused, and a gain of zero. Where a norm was found
+    behind the down-projection, the output must move as the norm's does, and the norm must be an RMS norm.
+
+    Raises UnsupportedModelError where no block is left, or the logits are not finite: then it names the first tensor
+    that is not.
     """
     layers = architecture.editable
     if not layers:
@@ -57,18 +58,21 @@ def prove(model: nn.Module, architecture: Architecture) -> Architecture:
 def _outputs(
     model: nn.Module, architecture: Architecture, layers: Sequence[int], pushes: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What leaves block layers[n] in row n, and what its down-projection gives; each (TOKENS, D) float32 on the CPU."""
+    """Per layer, the outputs of its block and of its down-projection: each (TOKENS, D) float32 on the CPU.
+
+    Row n of the batch serves layers[n]; pushes[n] (tokens pushed, D) is added to its down-projection's output.
+    """
     seen: list[Tensor] = [torch.empty(0)] * len(layers)
     made: list[Tensor] = [torch.empty(0)] * len(layers)
 
-    def read(row: int) -> ProbeHook:
+    def read(row: int) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             states: Tensor = output if isinstance(output, Tensor) else output[0]
             seen[row] = states.view(len(layers), TOKENS, -1)[row].float().cpu()
 
         return hook
 
-    def push(row: int, vectors: Tensor) -> ProbeHook:
+    def push(row: int, vectors: Tensor) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
             changed = output.clone()
             changed.view(len(layers), TOKENS, -1)[row, PUSHED] += vectors.to(output.device, output.dtype)
@@ -76,7 +80,7 @@ def _outputs(
 
         return hook
 
-    def note(row: int) -> ProbeHook:
+    def note(row: int) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
             made[row] = output.view(len(layers), TOKENS, -1)[row].float().cpu()
 
@@ -84,20 +88,34 @@ def _outputs(
 
     device: Any = model.device
     ids = torch.arange(TOKENS, 2 * TOKENS, device=device) % architecture.vocabulary
-    with ExitStack() as stack:
-        for row, layer in enumerate(layers):
-            block = model.get_submodule(f"{architecture.blocks}.{layer}")
-            stack.callback(block.register_forward_hook(read(row)).remove)
-            down = model.get_submodule(architecture.down_projections[layer])
-            stack.callback(down.register_forward_hook(note(row)).remove)
-            if pushes is not None:
-                stack.callback(down.register_forward_hook(push(row, pushes[row])).remove)
-        model(input_ids=ids.expand(len(layers), -1), use_cache=False, logits_to_keep=1)
+    hooks: list[tuple[nn.Module, Hook]] = []
+    for row, layer in enumerate(layers):
+        hooks.append((model.get_submodule(f"{architecture.blocks}.{layer}"), read(row)))
+        down = model.get_submodule(architecture.down_projections[layer])
+        hooks.append((down, note(row)))
+        if pushes is not None:
+            hooks.append((down, push(row, pushes[row])))
+    with hooked(hooks):
+        logits = model(input_ids=ids.expand(len(layers), -1), use_cache=False, logits_to_keep=1).logits
+    # Not with pushes: those may overflow in float16, where the model itself does not.
+    if pushes is None and not bool(logits.isfinite().all()):
+        raise _not_finite(model)
     return seen, made
 
 
+def _not_finite(model: nn.Module) -> UnsupportedModelError:
+    """The error for logits that are not finite; it names the first tensor that is not finite, where there is one."""
+    for name, tensor in model.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            message = f"{name} holds NaN or infinity, so the model's logits are not finite"
+            return UnsupportedModelError(message, "fetch the model again: its weights are damaged")
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    message = f"the model's logits are not finite in {dtype}, though all its weights are"
+    return UnsupportedModelError(message, "say --dtype float32, or bfloat16: float16 ends at 65,504")
+
+
 def _gain(layer: int, push: Tensor, moved: Tensor, half: bool) -> tuple[float, str]:
-    """push (tokens pushed, D), moved (TOKENS, D) -> the gain, or one and why there is none."""
+    """push (tokens pushed, D), moved (TOKENS, D) -> the gain and no reason, or 1 and the reason for a refusal."""
     allowed = IN_HALF if half else PROBE_AGREEMENT
     each = (moved[PUSHED] * push).sum(-1) / push.square().sum(-1)
     gain = float(each.mean())
@@ -108,15 +126,15 @@ def _gain(layer: int, push: Tensor, moved: Tensor, half: bool) -> tuple[float, s
     if error <= allowed and abs(gain) > allowed:
         return float(f"{gain:.{DIGITS_IN_HALF if half else DIGITS}g}"), ""
     if scale and float((moved - gated).norm()) / scale <= allowed:
-        said = ", ".join(f"{one:.2f}" for one in each.tolist())
-        return 1.0, f"the MLP of block {layer} is scaled by a gate that differs from token to token ({said})"
+        factors = ", ".join(f"{one:.2f}" for one in each.tolist())
+        return 1.0, f"the MLP of block {layer} is scaled by a gate that differs from token to token ({factors})"
     return 1.0, f"the MLP of block {layer} does not add to the residual stream one to one (off by {error:.1%})"
 
 
 def _through_norm(layer: int, norm: nn.Module, made: Tensor, push: Tensor, moved: Tensor, rounding: float) -> str:
-    """made, push (tokens pushed, D), moved (TOKENS, D) -> nothing, or why the block cannot be edited.
+    """made, push (tokens pushed, D), moved (TOKENS, D) -> the reason for a refusal, or nothing.
 
-    What a norm gives is bounded, whatever the push: beside it the rounding of a long stream counts.
+    A norm's output is bounded, however large the push. So the rounding of a long stream counts beside it.
     """
     gain = gain_of(norm, made.shape[-1])
     expected = torch.zeros_like(moved)

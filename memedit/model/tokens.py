@@ -1,7 +1,7 @@
-"""Prompts as token ids: where the subject's last token is, and which ids an object has there.
+"""Turn prompts into token ids, locate the subject's last token, and find an object's ids behind a prompt.
 
-The subject is located by character offsets of the whole prompt and proved by decoding; objects are joined to
-prompts as ids, never by decoding and encoding again.
+The subject is located by character offsets in the whole prompt, and checked by decoding. Objects are joined to prompts
+as ids, never by decoding and encoding again.
 """
 
 from __future__ import annotations
@@ -20,35 +20,38 @@ from memedit.errors import UsageError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt that met a tokenizer: its ids (BOS included where the family adds one) and the subject's last token."""
+    """A tokenized prompt: its ids, with BOS where the family adds one, and the subject's tokens."""
 
     ids: tuple[int, ...]
     subject_at: int
     merged: bool = False
-    """The subject's last token holds characters that follow the subject."""
+    """Whether the subject's last token also holds characters that follow the subject."""
     subject_from: int = 0
     """The subject's first token."""
 
     @property
     def head(self) -> tuple[int, ...]:
-        """The ids up to and with the subject's last token: all that a key depends on."""
+        """The ids up to the subject's last token, which is included: a key depends on no others."""
         return self.ids[: self.subject_at + 1]
 
 
-class SubjectLost(ValueError):  # noqa: N818 - a finding, turned into words by the plan
-    """The tokenizer's offsets do not lead to the subject."""
+class SubjectLost(ValueError):  # noqa: N818 - the plan turns it into a finding
+    """The subject was not located by the tokenizer's offsets."""
 
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, request: EditRequest, *, context: str = "", chat: bool = False
 ) -> Prompt:
-    """The request's prompt after `context`, as ids. Raises SubjectLost when its subject cannot be found and proved."""
+    """Tokenize the request's prompt after `context`. Raises SubjectLost where its subject is not located."""
     head, tail = request.frame
     return encode(tokenizer, context + head, request.subject, tail, chat=chat)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, head: str, subject: str, tail: str, *, chat: bool = False) -> Prompt:
-    """`head + subject + tail` as ids, with the position of the subject's last token."""
+    """Tokenize `head + subject + tail`, and locate the subject's last token.
+
+    Raises SubjectLost where the offsets, or decoding, do not lead to the subject.
+    """
     text, start = head + subject + tail, len(head)
     if chat:
         text, offset = in_chat(tokenizer, text)
@@ -60,33 +63,36 @@ def encode(tokenizer: PreTrainedTokenizerBase, head: str, subject: str, tail: st
         raise SubjectLost(f"no token of {text!r} lies in the subject {subject!r}")
     at = inside[-1]
     merged = offsets[at][1] > end
-    said, wanted = _bare(str(tokenizer.decode(ids[: at + 1]))), _bare(subject)
-    if not (wanted in said if merged else said.endswith(wanted)):
-        raise SubjectLost(f"decoding the tokens up to the subject gives {said[-40:]!r}, not {subject!r}")
+    decoded, wanted = _bare(str(tokenizer.decode(ids[: at + 1]))), _bare(subject)
+    if not (wanted in decoded if merged else decoded.endswith(wanted)):
+        raise SubjectLost(f"decoding the tokens up to the subject gives {decoded[-40:]!r}, not {subject!r}")
     return Prompt(tuple(ids), at, merged, inside[0])
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool = False) -> tuple[int, ...]:
-    """A whole prompt as ids, BOS as the family has it, no EOS at its end."""
+    """Tokenize a whole prompt: with BOS where the family adds one, without EOS at its end."""
     if chat:
         text, _ = in_chat(tokenizer, text)
     return tuple(_tokens(tokenizer, text, special=not chat)[0])
 
 
 def encode_bare(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """A text as ids with nothing put before or after it."""
+    """Tokenize a text without any special token."""
     return tuple(_tokens(tokenizer, text, special=False)[0])
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Ids as the text they stand for."""
+    """The text of some ids."""
     return str(tokenizer.decode(list(ids)))
 
 
 def in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
-    """The rendered chat template with `text` as a user turn, and where `text` begins in it."""
+    """The chat template with `text` as the user's turn, and the position of `text` in it.
+
+    Raises SubjectLost where the template changes the text, and UsageError where it cannot be used.
+    """
     rendered = _rendered(tokenizer, [{"role": "user", "content": text}])
-    bare = text.strip()  # some templates strip what a user says
+    bare = text.strip()  # some templates strip the user's text
     at = rendered.rfind(bare)
     if at < 0:
         raise SubjectLost("the chat template changes the prompt's text")
@@ -94,7 +100,7 @@ def in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
-    """Turns of a talk as the template writes them, up to where the model speaks. Raises UsageError where it cannot."""
+    """Turns of a chat as the template writes them, up to the model's next turn. Raises UsageError where it cannot."""
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
@@ -104,13 +110,13 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -
     try:
         found: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_)
     except (TemplateError, ValueError, TypeError) as error:
-        said = f"the chat template takes no talk that begins with the user: {error}"
-        raise UsageError(said, "mend the template, or leave --chat out") from error
+        message = f"the chat template takes no chat that begins with the user: {error}"
+        raise UsageError(message, "correct the template, or leave --chat out") from error
     return str(found)
 
 
 def _gap(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The space that the template leaves before what the model says, which it writes itself: "[/INST]" has one."""
+    """The space that the model writes before its answer, as the template shows it: "[/INST]" has one."""
     asked = [{"role": "user", "content": "x"}]
     question = _rendered(tokenizer, asked)
     whole = _rendered(tokenizer, [*asked, {"role": "assistant", "content": "y"}])
@@ -129,8 +135,9 @@ def object_ids(
 ) -> tuple[int, ...]:
     """The ids that follow `prompt_ids` when `answer` follows `text`.
 
-    Read off the encoding of the whole where that begins with the prompt's own ids; else (the border merges) the
-    answer's ids alone. A space is put between them unless the prompt ends in one or the script has none.
+    Prompt and answer are tokenized together. Where the result does not begin with the prompt's ids (a token crosses
+    the border), the answer is tokenized alone. A space joins them, unless the prompt ends in one or the script has
+    none.
     """
     glue = _gap(tokenizer) if chat else _glue(text, answer)
     if chat:
@@ -142,7 +149,7 @@ def object_ids(
 def encode_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[str, Sequence[str]]], *, chat: bool = False
 ) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
-    """Prompts and the answers to each as ids: `encode_text` and `object_ids` of every one, tokenized together."""
+    """`encode_text` of each prompt and `object_ids` of its answers, all tokenized in one batch."""
     texts = [in_chat(tokenizer, text)[0] if chat else text for text, _ in questions]
     gap = _gap(tokenizer) if chat and questions else ""
     glued = [[(gap if chat else _glue(text, answer)) + answer for answer in answers] for text, answers in questions]
@@ -171,7 +178,7 @@ def _spaced(text: str, answer: str) -> bool:
     if not text or text[-1].isspace() or answer[:1].isspace():
         return False
     border = (text[-1], answer[:1])
-    # Han, kana, Thai and their kin are written without spaces; an opening quote takes none after it either.
+    # Han, kana, Thai and similar scripts have no spaces between words; neither is one put after an opening quote.
     return not any(unicodedata.category(c) == "Lo" and not _is_rtl(c) and ord(c) > 0xE00 for c in border) and (
         text[-1] not in '([{"“«‘' or (text.count('"') % 2 == 0 and text[-1] == '"')
     )
@@ -189,7 +196,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> 
 
 
 def _batch(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[_Encoded]:
-    """Ids and character offsets of each text, BOS as the family has it, no EOS at its end."""
+    """Ids and character offsets of each text: with BOS where the family adds one, without EOS at its end."""
     if not texts:
         return []
     encoded: Any = tokenizer(
@@ -202,10 +209,10 @@ def _batch(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: boo
 def _trimmed(ids: list[int], offsets: list[tuple[int, int]], special: list[int]) -> _Encoded:
     end = len(ids)
     while end and offsets[end - 1][0] == offsets[end - 1][1] and special[end - 1]:
-        end -= 1  # an EOS that the tokenizer puts after every text is no part of a prompt
+        end -= 1  # some tokenizers end every text with EOS, which is not part of a prompt
     return list(ids[:end]), [(a, b) for a, b in offsets[:end]]
 
 
 def _bare(text: str) -> str:
-    """Letters as they compare: tokenizers may normalize forms, case and spaces."""
+    """A text for comparison: tokenizers may normalize letter forms, case and spaces."""
     return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()

@@ -1,4 +1,4 @@
-"""The only place that changes a weight; what is applied is put back, what is merged stays in a model opened for it."""
+"""Change weights of a model in memory, the only place that does: `applied` restores them, `merge_` keeps the change."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from memedit.numerics.delta import Delta, rounded
 
 @contextmanager
 def applied(lm: LanguageModel, weights: Mapping[int, Tensor] | None = None) -> Generator[dict[int, Tensor]]:
-    """Put weights (D, F) into the down-projections of some layers; put the old ones back at the end, whatever happens.
+    """Set the down-projections of some layers to weights (D, F); restore the old ones at the end, also on an error.
 
-    Yields a dictionary: `put_` into it as a solve goes up the layers, all of it is undone together.
+    Yields a dictionary of the old weights. Pass it to `put_` to set more layers: they are restored too.
     """
     kept: dict[int, Tensor] = {}
     try:
@@ -32,7 +32,7 @@ def applied(lm: LanguageModel, weights: Mapping[int, Tensor] | None = None) -> G
 
 
 def put_(lm: LanguageModel, layer: int, weight: Tensor, kept: dict[int, Tensor]) -> None:
-    """Write a weight (D, F) into the model in memory, keeping what was there in `kept` the first time."""
+    """Set a layer's weight (D, F) in memory; the first time, its old weight is kept in `kept`."""
     with torch.no_grad():
         if layer not in kept:
             kept[layer] = lm.weight(layer).clone()
@@ -40,9 +40,9 @@ def put_(lm: LanguageModel, layer: int, weight: Tensor, kept: dict[int, Tensor])
 
 
 def merge_(lm: LanguageModel, deltas: Mapping[str, Delta], source: str) -> None:
-    """Add changes (D, F) to weights by parameter name, a Conv1D's turned, for as long as the model is open.
+    """Add changes (D, F) to weights, by parameter name; nothing restores them.
 
-    Raises UsageError where `source`, which they are from, does not belong to this model.
+    `source` names the changes in messages. Raises UsageError where the model has no such weight, or its shape differs.
     """
     hint = "give the model that the adapter was made for"
     for name, delta in deltas.items():
@@ -50,7 +50,7 @@ def merge_(lm: LanguageModel, deltas: Mapping[str, Delta], source: str) -> None:
             module: Any = lm.model.get_submodule(name.removesuffix(".weight"))
             weight = module.weight
         except AttributeError as error:
-            raise UsageError(f"{source} changes {name}, which this model has not", hint) from error
+            raise UsageError(f"{source} changes {name}, which this model does not have", hint) from error
         seen = weight.detach().T if isinstance(module, Conv1D) else weight.detach()
         if tuple(seen.shape) != delta.shape:
             raise UsageError(f"{source} changes {name} as {delta.shape}, and this model's is {tuple(seen.shape)}", hint)

@@ -1,4 +1,4 @@
-"""A change of a weight, born factored; and the one way it enters a weight of few bits."""
+"""Low-rank weight change, and its rounding into the checkpoint's dtype."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from memedit.numerics.rounding import moved, nearest
 
-ROWS = 512  # rows of the product made at once: bounds the float64 memory, and fixes the order of summation
+ROWS = 512  # rows of the product computed at once: bounds float64 memory, and fixes the order of summation
 
 
 @dataclass(frozen=True)
 class Delta:
     """W' - W = left @ right; left (D, r), right (r, F) float32, or right None and left the dense (D, F) change.
 
-    The float32 factors are the definition of the change: what is saved, applied, written and verified is the same
-    product of them in float64. `steps` (D, F) int8 tell how it enters the narrow weight that it was found for: how
-    many representable numbers each element lies from the nearest one; None: none does.
+    The float32 factors define the change: their product in float64 is what is saved, applied, written and verified.
+    `steps` (D, F) int8 belong to the rounded weight: how many representable numbers each element lies above the
+    nearest one. None: every element is the nearest one.
     """
 
     left: Tensor
@@ -35,12 +35,12 @@ class Delta:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(D, F)."""
+        """The shape of the change, (D, F)."""
         return self.left.shape[0], (self.left if self.right is None else self.right).shape[1]
 
     @property
     def rank(self) -> int:
-        """The rank it can have at most: that of its form."""
+        """The largest rank that its form allows."""
         return min(self.shape) if self.right is None else min(self.left.shape[1], *self.shape)
 
     def dense(self) -> Tensor:
@@ -53,23 +53,23 @@ class Delta:
 
     @property
     def norm(self) -> float:
-        """Frobenius norm."""
+        """The Frobenius norm of the change."""
         return float(self.dense().norm())
 
 
 def rounded(weight: Tensor, delta: Delta) -> Tensor:
     """W' = round(W + left @ right): weight (D, F) in its stored dtype -> the same shape and dtype.
 
-    To nearest even, then by the delta's steps where it has some. The one function for the model being edited, the
-    writer and the export. The sum is made in float64 on the CPU, where two thread counts differ by 1e-16 relative at
-    most: far under what any stored dtype can hold.
+    Rounds to nearest even, then adds the delta's steps where it has some. The model in memory, the writer and the
+    export all use this function. The sum is computed in float64 on the CPU, where thread counts change it by 1e-16
+    relative at most, far less than any stored dtype can hold.
     """
     near = nearest(weight.double() + delta.dense(), weight.dtype)
     return near if delta.steps is None else moved(near, delta.steps)
 
 
 def rounding_loss(weight: Tensor, delta: Delta, stored: Tensor) -> float:
-    """|stored - W - delta| / |delta|: the share of the change that the dtype of `stored` swallowed."""
+    """|stored - W - delta| / |delta|: the share of the change that was lost by rounding to the dtype of `stored`."""
     change = delta.dense()
     length = float(change.norm())
     return float((stored.double() - weight.double() - change).norm()) / length if length else 0.0

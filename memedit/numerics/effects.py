@@ -1,7 +1,7 @@
-"""Effects of causal tracing: by a token's role, averaged over facts, and the rule that reads layers off them.
+"""Effects of causal tracing: by a token's role, averaged over facts, and the rule that picks layers by them.
 
-An effect is a probability with something put back, less the corrupted one (Meng et al. 2022, section 2). Tables are
-(T, L): tokens by layers. Everything float64.
+An effect is the answer's probability with a patched state, less that of the corrupted run (Meng et al. 2022,
+section 2). Tables are (T, L): tokens by layers. Everything is float64.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ ROLES: tuple[str, ...] = (
     "last token",
 )
 NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5 % point
-ERRORS, SHARE = 3.0, 0.05  # a site's peak is so many standard errors, and such a share of the total effect
-HALF, NEAR = 0.5, 0.9  # a run holds half of the gap's peak; it ends near the MLP effect's
+ERRORS, SHARE = 3.0, 0.05  # a site's peak has at least this many standard errors, and this share of the total effect
+HALF, NEAR = 0.5, 0.9  # a range of layers holds half of the gap's peak; it ends at 0.9 of the MLP effect's peak
 
 
 def default_window(n_layers: int) -> int:
-    """The paper's 10 layers of GPT-2 XL's 48, by relative depth."""
+    """The window's width: the paper's 10 of GPT-2 XL's 48 layers, scaled to the model's depth."""
     return max(1, round(10 * n_layers / 48))
 
 
 def windows(n_layers: int, width: int) -> tuple[tuple[int, int], ...]:
-    """For each layer l its window [l - (width - 1) // 2, l + width // 2], clipped to the model; both ends included."""
+    """For each layer l the window [l - (width - 1) // 2, l + width // 2], clipped to the model; both ends included."""
     return tuple((max(0, n - (width - 1) // 2), min(n_layers - 1, n + width // 2)) for n in range(n_layers))
 
 
 def token_roles(n_tokens: int, first: int, last: int) -> tuple[int | None, ...]:
-    """The role of each token of a prompt (an index of ROLES), None before the subject; first, last: the subject's.
+    """The role of each token of a prompt (an index of ROLES), None before the subject.
 
-    Each token has one role: a subject of one token is its last, a prompt's last token behind the subject is the last.
+    first, last: the subject's first and last token. Each token has one role: a subject of one token is its last token,
+    and the prompt's last token behind the subject is "last token".
     """
 
     def role(token: int) -> int | None:
@@ -68,14 +69,14 @@ class Mean:
     count: Tensor
     """Facts that have a value."""
     subjects: Tensor
-    """Subjects that they are about."""
+    """Different subjects of these facts."""
 
 
 def clustered_mean(values: Tensor, subjects: Tensor) -> Mean:
-    """Means over facts (n, ...), a NaN being no value; `subjects` (n,) int64 says which facts share one.
+    """Means over facts (n, ...), NaN left out; `subjects` (n,) int64 gives the number of each fact's subject.
 
-    Facts of one subject move together, so errors are clustered by subject (Liang and Zeger 1986); where every fact
-    has a subject of its own this is the sample's standard deviation over the root of n.
+    Facts of one subject are not independent, so errors are clustered by subject (Liang and Zeger 1986). Where every
+    fact has a subject of its own this is the sample's standard deviation over the root of n.
     """
     shape = values.shape[1:]
     flat = values.double().reshape(len(values), -1)
@@ -94,28 +95,30 @@ def clustered_mean(values: Tensor, subjects: Tensor) -> Mean:
 
 @dataclass(frozen=True)
 class Peak:
-    """Where a fact's recall goes through MLPs at the last subject token, if anywhere. Both ends are included."""
+    """The layers in which recall goes through MLPs at the last subject token, if any. Both ends are included."""
 
     layer: int
-    """Where the gap is largest."""
+    """The layer with the largest gap."""
     gap: float
     errors: float
-    """The gap there in its standard errors."""
+    """The gap at this layer, in its standard errors."""
     share: float
-    """The gap there as a share of the total effect."""
+    """The gap at this layer, as a share of the total effect."""
     mlp_layer: int
-    """Where, in the run, an MLP's output put back has the largest effect."""
+    """The layer, among those near the peak, whose patched MLP output has the largest effect."""
     layers: tuple[int, int] | None
     """The range to edit; None: the peak is too low to be called a site."""
 
 
 def find_peak(gap: Tensor, error: Tensor, mlp: Tensor, total: float) -> Peak:
-    """Read a range of layers off the averages at the last subject token.
+    """Pick a range of layers by the averages at the last subject token.
 
-    gap (L,): effect of the state put back, less the same with the MLP path severed; error (L,): its standard error;
-    mlp (L,): effect of MLP outputs put back; total: the total effect. The run of layers around the gap's peak that
-    hold half of it, ended at its last layer whose MLP effect is within 10 % of the run's peak, a fifth of the depth
-    at most. None where the peak is under 3 standard errors or under 5 % of the total effect.
+    gap (L,): effect of the patched state, less the same with the MLP path severed. error (L,): its standard error.
+    mlp (L,): effect of patched MLP outputs. total: the total effect.
+
+    The range holds the layers around the gap's peak that have at least half of it. It ends at the last of them whose
+    MLP effect is within 10 % of the largest, and has a fifth of the depth at most. There is none where the peak is
+    under 3 standard errors, or under 5 % of the total effect.
     """
     n_layers, gap = len(gap), gap.clamp_min(0.0)
     top = int(gap.argmax())

@@ -1,4 +1,4 @@
-"""Changes as few directions: summed, split into factors of like size, cut to a rank; always from the thin factors."""
+"""Low-rank changes: sum them, balance their factors, cut them to a rank; always from the thin factors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from memedit.numerics.delta import Delta
 
-PROBES = 256  # directions that a sketch can tell: past them a difference has no small rank
+PROBES = 256  # the largest rank that a sketch can show
 SHARE = 0.99
-"""Of a difference's energy, its squared length: what as many directions as its rank have to hold."""
+"""The share of a difference's energy (squared norm) that its directions must hold."""
 
 
 def sum_lowrank(deltas: Sequence[Delta]) -> Delta:
-    """The sum of changes (D, F) of one weight, to be rounded into it once.
+    """Sum changes (D, F) of one weight, to be rounded into it once.
 
-    Factors are set side by side, which is exact, while that is smaller than the dense change; else the dense changes
-    are summed in float64, and that sum in float32 is the change.
+    Factors are joined side by side, which is exact, while they are smaller than the dense change. Else the dense
+    changes are summed in float64, and the sum is stored in float32.
     """
     if len(deltas) == 1:
         return deltas[0]
@@ -33,10 +33,10 @@ def sum_lowrank(deltas: Sequence[Delta]) -> Delta:
 
 
 def balanced_factors(delta: Delta) -> Delta:
-    """The same change as factors whose directions are of like size on both sides, so that few bits hold either.
+    """The same change with factors of similar size for each direction, so that both fit a dtype of few bits.
 
-    A dense change is its own factor beside the identity. Directions are scaled by powers of two: the product in
-    float64 is the same to the last bit.
+    The factors of a dense change are the change itself and the identity. Directions are scaled by powers of two, so the
+    product in float64 is the same to the last bit.
     """
     left, right = delta.left, delta.right
     if right is None:
@@ -49,7 +49,7 @@ def balanced_factors(delta: Delta) -> Delta:
 
 
 def truncated(delta: Delta, rank: int) -> tuple[Delta, float]:
-    """The nearest change of that rank, as factors, and the share of the energy (the squared norm) that it lacks.
+    """The nearest change of a rank, as factors, and the share of the energy (squared norm) that it loses.
 
     The singular values of left @ right are those of the small core between both factors' QR (Eckart and Young 1936);
     no (D, F) matrix is decomposed, and no (F, F) one made. Each side takes the root of a singular value.
@@ -68,9 +68,9 @@ def truncated(delta: Delta, rank: int) -> tuple[Delta, float]:
 
 
 def random_probes(inner: int, width: int) -> Tensor:
-    """What a sketch of a (D, F) matrix multiplies it with: (F, k) float32, k = min(D, F, 256), the same every time.
+    """Fixed random vectors for a sketch of a (D, F) matrix: (F, k) float32, k = min(D, F, 256).
 
-    With as many probes as the matrix has rows or columns a sketch is exact.
+    With as many probes as the matrix has rows or columns, a sketch is exact.
     """
     count = min(inner, width, PROBES)
     if count == inner:
@@ -79,10 +79,10 @@ def random_probes(inner: int, width: int) -> Tensor:
 
 
 def few_directions(image: Tensor, energy: float) -> int | None:
-    """In how few directions 99 % of a matrix's energy lies; None where more than a sketch can tell.
+    """The number of directions that hold 99 % of a matrix's energy; None where a sketch is too small to show it.
 
-    image (k, F): the matrix seen from an orthonormal basis of its sketch, Q^T M with Q from M @ probes (Halko,
-    Martinsson and Tropp 2011). energy: |M|^2.
+    image (k, F): Q^T M, with Q an orthonormal basis of the sketch M @ probes (Halko, Martinsson and Tropp 2011).
+    energy: |M|^2.
     """
     held = torch.linalg.svdvals(image.double()).square().cumsum(0)
     enough = torch.nonzero(held >= SHARE * energy)

@@ -1,4 +1,4 @@
-"""Second moments: sums that add and merge."""
+"""Second moments of keys: sums that can be added."""
 
 from __future__ import annotations
 
@@ -7,28 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCKS = 8  # of a symmetric product: 9 / 16 of its multiplications remain
+BLOCKS = 8  # of a symmetric product: 9 / 16 of its multiplications are needed
 CHUNK = 8192  # rows summed in fp32 before they enter the fp64 total: keeps the relative error near 1e-7
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Sum of x x^T over tokens, uncentered, and how many there were; a monoid under `+`.
-
-    total (F, F) float64, count.
-    """
+    """Sum of x x^T over tokens, uncentered: total (F, F) float64, and the count of tokens. `+` joins two."""
 
     total: Tensor
     count: int
 
     @classmethod
     def empty(cls, width: int) -> Moment:
-        """Nothing seen yet: (width, width) zeros."""
+        """The moment of no tokens: (width, width) zeros."""
         return cls(torch.zeros(width, width, dtype=torch.float64), 0)
 
     @classmethod
     def of(cls, rows: Tensor) -> Moment:
-        """rows (n, F) -> their moment."""
+        """The moment of rows (n, F)."""
         running = Running(cls.empty(rows.shape[1]))
         running.add_(rows)
         return running.moment
@@ -44,9 +41,9 @@ class Moment:
 
 
 class Running:
-    """A moment that grows in place: products in fp32, as in every reference, the total in fp64, on the CPU.
+    """A moment that grows in place: products in float32, as in every reference; the total in float64, on the CPU.
 
-    Blocks on and above the diagonal alone are multiplied and summed; the others are their mirror.
+    Only blocks on and above the diagonal are computed; the others mirror them.
     """
 
     def __init__(self, begun: Moment) -> None:
@@ -54,7 +51,7 @@ class Running:
         self._upper = begun.total.clone()
 
     def add_(self, rows: Tensor) -> None:
-        """rows (n, F) of any floating dtype."""
+        """Add rows (n, F) of any floating dtype."""
         width = rows.shape[1]
         edges = list(range(0, width, -(-width // BLOCKS)))
         for part in rows.split(CHUNK):
@@ -65,6 +62,6 @@ class Running:
 
     @property
     def moment(self) -> Moment:
-        """The moment as it is now; later rows do not change it."""
+        """A copy of the current moment; later rows do not change it."""
         upper = self._upper.triu()
         return Moment(upper + upper.triu(1).T, self.count)

@@ -1,18 +1,18 @@
-"""Through an RMS norm backwards: which change of its input moves its output as wanted. Everything float64."""
+"""Invert an RMS norm: find the change of its input that changes its output as wanted. Everything is float64."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 NORM_DAMPING = 0.01
-"""Of the mean square of the gain: a coordinate with less gain than a tenth of it is left out more than it is moved."""
+"""Of the mean square of the gain: a coordinate with a gain below a tenth of the rms gain is damped by half or more."""
 
 
 def before_norm(made: Tensor, normed: Tensor, wanted: Tensor, gain: Tensor, *, damping: float = NORM_DAMPING) -> Tensor:
-    """made (E, D), what an RMS norm makes of it (E, D), how that is to move (E, D), gain (D,) -> change (E, D).
+    """The norm's input `made` (E, D), its output `normed` (E, D), the change wanted there (E, D), gain (D,) -> (E, D).
 
-    norm(m) = gain m / s, with s the length of m in units of its own. To first order m moves by s wanted / gain, damped
-    where the gain is small; then it gets its length back, which no norm sees and which keeps s as it was.
+    norm(m) = gain m / s, where s is the rms of m. To first order m must change by s wanted / gain, damped where the
+    gain is small. Then m is scaled back to its length, which does not change the norm's output and keeps s constant.
     """
     along = gain * made
     scale = along.square().sum(-1, keepdim=True) / (along * normed).sum(-1, keepdim=True)

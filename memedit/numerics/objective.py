@@ -1,4 +1,4 @@
-"""The target's loss, per edit, and the ball its change stays in. Everything float32."""
+"""The losses of a target search, per edit, and the ball that bounds its change. Everything is float32."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def kl_loss(log_probs: Tensor, original: Tensor) -> Tensor:
 
 def decay_loss(change: Tensor, start: Tensor) -> Tensor:
     """|change| / |start|^2, as published; (E, D), (E, D) -> (E,)."""
-    # The gradient of a norm at zero is not a number; a change of zero has none to pull on.
+    # The gradient of a norm at zero is NaN; with the smallest number added it is zero.
     length = torch.sqrt(change.square().sum(-1) + torch.finfo(change.dtype).tiny)
     return length / start.square().sum(-1)
 
 
 def into_ball(change: Tensor, radius: Tensor) -> Tensor:
-    """Each row of `change` (E, D) scaled down to the length `radius` (E,) where it is longer."""
+    """Scale each row of `change` (E, D) down to the length `radius` (E,) where it is longer."""
     length = change.norm(dim=-1)
     return change * torch.where(length > radius, radius / length.clamp_min(1e-30), 1.0)[:, None]

@@ -1,10 +1,10 @@
-"""W + delta in a dtype of few bits: rounded to nearest, or so that the edited keys keep what they were given.
+"""Round W + delta to a dtype of few bits: to nearest, or so that the effect on the edited keys is kept.
 
-Rounded to nearest, a change of a few steps of the dtype loses much of its effect: single elements are right to half a
-step, and their errors add up on the keys. Which neighbor an element takes can instead be chosen so that errors cancel
-where it matters. A row of errors e costs e H e^T with the metric H = C + weight K^T K: the edited keys first, then
-what the model sees otherwise. The search is a nearest plane (Babai 1986; GPTQ is the same from the other end) followed
-by sweeps over single elements. Rows do not see each other, so all of them go at once. Everything is float64.
+Rounded to nearest, a change of a few steps of the dtype loses much of its effect: each element is right to half a step,
+and the errors add up on the keys. Choosing another neighbor for some elements lets the errors cancel on the keys. A row
+of errors e costs e H e^T with the metric H = C + weight K^T K: the edited keys count most, then the other inputs of the
+layer. The search is a nearest plane (Babai 1986; GPTQ does the same in the other order), followed by sweeps over single
+elements. Rows are independent, so all of them are searched together. Everything is float64.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 REACH = 3
-"""Representable numbers that an element may lie from its nearest. Small elements, whose steps are small, go farthest
-and make up for the large ones; with 127 the error is 2 % smaller than with 3, with 1 it is 5 % larger."""
+"""How many representable numbers an element may lie from its nearest one. Small elements, whose steps are small, go
+farthest, and cancel errors of large ones. With 127 the error is 2 % smaller than with 3; with 1 it is 5 % larger."""
 KEYS = 0.03
 """The keys' weight in units of the trace of C, for each edit. Of 18 changes of 0.03 % of |W| of the shipped models in
 bfloat16 it keeps 97 % (0.1: 98 %, 0.003: 88 %), and disturbs the rest 0.78 times as much as rounding to nearest (0.1:
 0.85, 0.003: 0.68)."""
 ROUNDING_DAMPING = 1e-6  # of the mean diagonal: units that never fire leave C singular
-COLUMN_BLOCK = 128  # columns worked through before what they did to the others is added, in one product
-SWEEPS = 2  # without any the error is 5 % larger than with one, a third makes it 1 % smaller
+COLUMN_BLOCK = 128  # columns processed before their effect on the others is added, in one product
+SWEEPS = 2  # with none the error is 5 % larger than with one; a third makes it 1 % smaller
 
 
 def nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 -> dtype, to nearest even, rounded once.
+    """Round float64 to a dtype: once, to nearest even.
 
     The conversion to float16 and bfloat16 passes through float32, and two roundings to nearest are not one: 1 + 2^-8
-    + 2^-40 would become the tie 1 + 2^-8, then 1. Rounded to odd, the float32 keeps which side of a tie it is on.
+    + 2^-40 would become the tie 1 + 2^-8, then 1. Rounded to odd, the float32 number stays on its side of a tie.
     """
     near = exact.float()
     if dtype == torch.float32:
@@ -41,16 +41,16 @@ def nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def moved(near: Tensor, steps: Tensor) -> Tensor:
-    """Each element of `near` (float16 or bfloat16) as many representable numbers up as `steps` (int8) says.
+    """Move each element of `near` (float16 or bfloat16) up by `steps` (int8) representable numbers.
 
-    Where the step is zero the bits stay, those of a negative zero too.
+    Where the step is zero the bits do not change, not even those of a negative zero.
     """
     return torch.where(steps == 0, near, _number(_place(near) + steps, near.dtype))
 
 
 @dataclass(frozen=True)
 class EditedKeys:
-    """What a change is for: rows (n, F), or where they are many their K^T K (F, F); float64. `edits` they belong to."""
+    """The keys of a change: rows (n, F), or their K^T K (F, F) where they are many; float64. `edits`: their number."""
 
     edits: int
     rows: Tensor | None = None
@@ -58,7 +58,7 @@ class EditedKeys:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device of the keys."""
         held = self.rows if self.rows is not None else self.square
         assert held is not None
         return held.device
@@ -82,7 +82,7 @@ class EditedKeys:
 def key_aware(exact: Tensor, dtype: torch.dtype, keys: EditedKeys, moment: Tensor) -> Tensor:
     """W + delta (D, F) float64, the edited keys and C (F, F) float64 -> steps from the nearest of `dtype`, (D, F) int8.
 
-    Columns of large moment go first, while there are others left to make up for them.
+    Columns of large moment come first, while later columns can still cancel their errors.
     """
     scale, gram = moment.diagonal().mean(), keys.gram
     length = gram.trace().clamp_min(torch.finfo(gram.dtype).tiny)
@@ -108,7 +108,7 @@ def disturbance(error: Tensor, moment: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Grid:
-    """The numbers that each element may become."""
+    """The range of numbers that each element may take."""
 
     dtype: torch.dtype
     low: Tensor
@@ -120,7 +120,7 @@ class _Grid:
 
 
 def _plane(wanted: Tensor, metric: Tensor, grid: _Grid) -> Tensor:
-    """Columns from the last to the first, each making up for those behind it: H = L L^T, and e H e^T = |e L|^2."""
+    """Round columns from the last to the first, each to cancel errors of those behind: H = L L^T, e H e^T = |e L|^2."""
     lower = torch.linalg.cholesky(metric)
     error, found = torch.zeros_like(wanted), torch.empty_like(wanted)
     for end in range(wanted.shape[1], 0, -COLUMN_BLOCK):
@@ -136,7 +136,7 @@ def _plane(wanted: Tensor, metric: Tensor, grid: _Grid) -> Tensor:
 
 
 def _sweep_(found: Tensor, wanted: Tensor, metric: Tensor, grid: _Grid) -> None:
-    """Every column once, in place: the number that costs least where all others stay."""
+    """Set every column once, in place, to the number that costs least while all others stay."""
     slope = (found - wanted) @ metric
     for start in range(0, wanted.shape[1], COLUMN_BLOCK):
         end = min(start + COLUMN_BLOCK, wanted.shape[1])

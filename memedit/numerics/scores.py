@@ -1,4 +1,4 @@
-"""Means with 95 % intervals, and the score that joins three of them."""
+"""Means with 95 % intervals, and the harmonic mean of several scores."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+from memedit.numerics.effects import NORMAL_95
+
 RESAMPLES = 2000
 
 
 class Interval(NamedTuple):
-    """A mean, the ends of its 95 % interval, and over how many it was taken."""
+    """A mean, the ends of its 95 % interval, and the number of values."""
 
     mean: float
     low: float
@@ -22,10 +23,10 @@ class Interval(NamedTuple):
 
 
 def share_interval(hits: int, n: int) -> Interval:
-    """A share of independent records, with Wilson's interval (Wilson 1927): right at 0, at 1 and for small n."""
+    """A share of independent records, with Wilson's interval (Wilson 1927), which holds at 0, at 1 and for small n."""
     share = hits / n
-    center = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * (share * (1 - share) / n + Z95**2 / (4 * n**2)) ** 0.5
+    center = (share + NORMAL_95**2 / (2 * n)) / (1 + NORMAL_95**2 / n)
+    half = NORMAL_95 / (1 + NORMAL_95**2 / n) * (share * (1 - share) / n + NORMAL_95**2 / (4 * n**2)) ** 0.5
     # At the ends the exact bound is the share itself; rounding must not leave it outside.
     return Interval(share, min(max(0.0, center - half), share), max(min(1.0, center + half), share), n)
 
@@ -33,9 +34,9 @@ def share_interval(hits: int, n: int) -> Interval:
 def mean_interval(values: Tensor, *, share: bool = True) -> Interval:
     """The mean of one value per edit (n,) float64, with a bootstrap interval over edits (Efron 1979), seeded.
 
-    Paraphrases and neighbors of one edit move together; one value per edit, resampled whole, keeps the interval
-    honest, and its ends inside what the values can be. Where all values agree nothing can be resampled, and the
-    interval is Wilson's if they are shares and all 0 or 1, else the value itself.
+    Paraphrases and neighbors of one edit are not independent, so edits are resampled, each with one value. Where all
+    values agree resampling shows nothing: then the interval is Wilson's if they are shares and all 0 or 1, else the
+    value itself.
     """
     n = len(values)
     mean = float(values.mean())
@@ -49,7 +50,8 @@ def mean_interval(values: Tensor, *, share: bool = True) -> Interval:
 def _resampled(values: Tensor, generator: torch.Generator) -> Tensor:
     """The means of RESAMPLES resamples of values (n,).
 
-    Where few values occur, how often each is drawn is all that a mean needs: one multinomial draw, value by value.
+    Where few different values occur, a mean depends only on how often each is drawn: one multinomial draw, value by
+    value.
     """
     n = len(values)
     kinds, counts = values.unique(return_counts=True)
@@ -66,8 +68,8 @@ def _resampled(values: Tensor, generator: torch.Generator) -> Tensor:
 def paired_interval(values: Tensor) -> Interval:
     """The mean of one difference per edit (n,) float64, with a bootstrap interval over edits.
 
-    Outcomes are shares, differences lie from -1 to 1. Where every edit says the same, the interval is as wide on either
-    side as Wilson's of no event in n: that none of twelve edits moved does not say that none would.
+    Outcomes are shares, so differences lie from -1 to 1. Where all differences agree, the interval is as wide on either
+    side as Wilson's of no event in n: that none of twelve edits changed does not mean that none would.
     """
     n, first = len(values), float(values[0])
     if bool((values == first).all()):
@@ -87,5 +89,5 @@ def ratio_interval(parts: Tensor, wholes: Tensor) -> Interval:
 
 
 def harmonic(values: Sequence[float]) -> float:
-    """The harmonic mean of shares; 0 where one of them is."""
+    """The harmonic mean of shares; 0 where one of them is 0."""
     return len(values) / sum(1 / value for value in values) if min(values) > 0 else 0.0

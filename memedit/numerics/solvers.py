@@ -1,4 +1,4 @@
-"""The one law: keys -> gains. A solver never sees a residual.
+"""Solve for the gains of keys, by one law for all methods. A solver never sees a residual.
 
 With keys as rows K (E, F), a metric M (r, r) in a basis U (F, r) and k = K U:
 
@@ -6,13 +6,13 @@ With keys as rows K (E, F), a metric M (r, r) in a basis U (F, r) and k = K U:
     delta  W' - W = R^T A                                (D, F)
 
 MEMIT is U = I, M = C (the mean second moment) and ridge = lambda: by the Woodbury identity that equals its
-published (lambda C + K^T K)^-1 K^T. What the other methods choose: memedit/config/methods.py. All of it is float64.
+published (lambda C + K^T K)^-1 K^T. memedit/config/methods.py lists the values of all methods. Everything is float64.
 
-Edits in turn, each fitted to what those before it left (ROME, at one layer), keep of the E x E matrix its upper
-triangle: the shares c of the residuals that enter solve R_n = c_n G_nn + sum over m < n of c_m G_mn.
+ROME applies edits in turn, each fitted to the residual that those before it leave (at one layer). Then only the upper
+triangle of the E x E matrix G counts: the shares c of the residuals solve R_n = c_n G_nn + sum over m < n of c_m G_mn.
 
-A ridge of 0 asks for an exact fit and gives the limit of the law as the ridge goes to 0: exact where keys are
-independent, least squares where they are not; edits of one key get the mean of what they ask for.
+A ridge of 0 gives the limit of the law as the ridge goes to 0: an exact fit where keys are independent, least squares
+where they are not. Edits of one key get the mean of their residuals.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from torch import Tensor
 from memedit.config.methods import Method, Metric
 from memedit.numerics.moments import Moment
 
-SMALLEST_PIVOT = 1e-10  # of the mean diagonal: under it the factor is noise in float64
+SMALLEST_PIVOT = 1e-10  # of the mean diagonal: below this the factor is rounding noise in float64
 SHIFTS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)  # of the mean diagonal, tried in turn
-DEPENDENT = 1e-12  # of the largest eigenvalue: a key that adds less to the others is their combination
+DEPENDENT = 1e-12  # of the largest eigenvalue: a key that adds less is a combination of the others
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What `prepare` leaves behind, reusable for any keys.
+    """A factored metric, ready for any keys.
 
-    lower (r, r): M = lower lower^T, float64. basis (F, r), orthonormal, or None for the identity. ridge >= 0. shift:
-    what had to be added to the diagonal, relative to its mean. dead: units that never fired.
+    lower (r, r): M = lower lower^T, float64. basis (F, r): orthonormal, or None for the identity. ridge >= 0. shift:
+    the number added to the diagonal, relative to its mean. dead: units that never fired.
     """
 
     lower: Tensor
@@ -48,33 +48,34 @@ class Factor:
 
     @property
     def summable(self) -> bool:
-        """Whether K^T K and K^T R are all that a change depends on: then no E x E matrix is needed."""
+        """Whether a change depends only on K^T K and K^T R: then no E x E matrix is needed."""
         return self.ridge > 0 and not self.in_turn
 
     def seen(self, keys: Tensor) -> Tensor:
-        """keys (E, F) -> k (E, r): what of them the basis holds."""
+        """keys (E, F) -> k (E, r): the keys' coordinates in the basis."""
         return keys if self.basis is None else keys @ self.basis
 
     def to(self, device: torch.device) -> Factor:
-        """The same elsewhere."""
+        """The same factor on another device."""
         basis = None if self.basis is None else self.basis.to(device)
         return replace(self, lower=self.lower.to(device), basis=basis)
 
 
 def prepare(moment: Moment, method: Method, ridge: float, share: float = 0.0) -> Factor:
-    """A method's factor of a layer's moment; `ridge` as it stands in the law, `share` as for `factored`.
+    """Factor a layer's moment for a method; `ridge` is that of the law, `share` that of `factor_metric`.
 
-    Raises ValueError where the moment has none.
+    Raises ValueError where the moment has no factor.
     """
     return factor_metric(decomposed(moment, method.metric), method, ridge, share)
 
 
 def decomposed(moment: Moment, metric: Metric) -> dict[str, Tensor]:
-    """What a solve needs of a moment, worth keeping: it serves every ridge, share and key.
+    """Decompose a moment once, for every ridge, share and key.
 
-    moment: `lower` (F, F), C = lower lower^T. A ReLU's units that never fire leave C singular however much is read:
-    then the smallest of SHIFTS that gives a sound factor is added; `shift` and `dead` tell. null space: the spectrum of
-    C, `values` (F,) ascending and `vectors` (F, F). Raises ValueError where there is no sound factor.
+    Metric "moment": `lower` (F, F) with C = lower lower^T. Units of a ReLU that never fire leave C singular, however
+    much text is read. Then the smallest of SHIFTS that gives a sound factor is added to the diagonal: `shift` is that
+    number, `dead` counts the units. Metric "null space": the spectrum of C, `values` (F,) ascending and `vectors`
+    (F, F). Raises ValueError where there is no sound factor.
     """
     mean = moment.mean
     scale = mean.diagonal().mean()
@@ -95,17 +96,18 @@ def decomposed(moment: Moment, metric: Metric) -> dict[str, Tensor]:
 
 
 def factor_metric(parts: Mapping[str, Tensor], method: Method, ridge: float, share: float = 0.0) -> Factor:
-    """A method's factor from what was kept of a moment.
+    """A method's factor, from a decomposed moment.
 
-    `share` says what the null space is; there the metric is the identity at the size where k M^-1 k averages the width
-    over the corpus, as it does in C, if the whole share is held. So a ridge means the same in either metric, at every
-    scale of the keys and every share. Raises ValueError where there is no null space.
+    `share` sets the size of the null space, as in `null_space`. There the metric is a multiple of the identity, chosen
+    so that k M^-1 k averages the width over the corpus, as it does for C, if the whole share is held. So a ridge means
+    the same in either metric, at every scale of the keys and every share. Raises ValueError where there is no null
+    space.
     """
     if method.metric == "moment":
-        told = {"shift": float(parts["shift"]), "dead": int(parts["dead"])}
-        return Factor(parts["lower"], ridge, in_turn=method.in_turn, **told)  # type: ignore[arg-type]
+        shift, dead = float(parts["shift"]), int(parts["dead"])
+        return Factor(parts["lower"], ridge, in_turn=method.in_turn, shift=shift, dead=dead)
     values, basis = parts["values"], null_space(parts["values"], parts["vectors"], share)
-    # By the share asked for, not the one held: directions that hold nothing must not make a ridge next to nothing.
+    # By the share given, not the one held: directions that hold almost nothing must not make the ridge almost nothing.
     lower = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device) * (share * values.mean()).sqrt()
     return Factor(lower, ridge, basis, in_turn=method.in_turn)
 
@@ -113,8 +115,9 @@ def factor_metric(parts: Mapping[str, Tensor], method: Method, ridge: float, sha
 def null_space(values: Tensor, vectors: Tensor, share: float) -> Tensor:
     """The directions of smallest eigenvalue that together hold at most `share` of C's trace, (F, r) orthonormal.
 
-    values (F,) ascending, vectors (F, F). So of what old keys are, squared, at most that share is in reach of a change;
-    the published threshold is on eigenvalues themselves (0.02), and means another subspace at every scale of the keys.
+    values (F,) ascending, vectors (F, F). A change there reaches at most this share of the old keys' squared length.
+    The published threshold is on the eigenvalues (0.02), and gives another subspace at every scale of the keys. Raises
+    ValueError where the smallest direction alone holds more than `share`.
     """
     held = values.clamp_min(0.0).cumsum(0)
     count = int((held <= share * held[-1]).sum())
@@ -123,26 +126,13 @@ def null_space(values: Tensor, vectors: Tensor, share: float) -> Tensor:
     return vectors[:, :count]
 
 
-def guarded(factor: Factor, history: Tensor) -> Factor:
-    """A factor that holds earlier edits too: `past` (F, F) is K^T K of their keys.
-
-    Its metric M + U^T past U / ridge turns ridge M into lambda C + past for MEMIT, as its sequential form has it, and
-    into L2 I + P past P for AlphaEdit. Raises ValueError for a ridge of 0, under which earlier edits weigh nothing.
-    """
-    if factor.ridge == 0:
-        raise ValueError("a solve with ridge 0 cannot weigh earlier edits against new ones")
-    inside = history if factor.basis is None else factor.basis.T @ history @ factor.basis
-    metric = torch.addmm(inside / factor.ridge, factor.lower, factor.lower.T)
-    return replace(factor, lower=torch.linalg.cholesky(metric))
-
-
 def gains(factor: Factor, keys: Tensor) -> Tensor:
-    """Dual keys: what turns residuals into a weight change (delta = residuals.T @ gains).
+    """Compute the gains of keys: they turn residuals into a weight change (delta = residuals.T @ gains).
 
         A = (k M^-1 k^T + ridge I)^-1 k M^-1 U^T,   k = keys U,   M = L L^T
 
-    keys (E, F) float64 -> gains (E, F). The residual is not an argument, on purpose. When edits outnumber the
-    metric's width the same A is (ridge M + k^T k)^-1 k^T, in which no E x E matrix appears. Raises ValueError where
+    keys (E, F) float64 -> gains (E, F). Residuals are not an argument, on purpose. With more edits than the metric has
+    dimensions, the same A is computed as (ridge M + k^T k)^-1 k^T, without an E x E matrix. Raises ValueError where
     ridge 0 asks for more exact fits than there are dimensions.
     """
     if factor.ridge == 0 and not factor.in_turn:
@@ -163,9 +153,9 @@ def gains(factor: Factor, keys: Tensor) -> Tensor:
 
 
 def leverage(factor: Factor, keys: Tensor) -> Tensor:
-    """k M^-1 k^T for each key, (E,): averages the width over the corpus that made M, whatever the keys' scale.
+    """k M^-1 k^T for each key, (E,): its average over the corpus of M is the width, at every scale of the keys.
 
-    In a null space that holds its whole share too; in one that holds less, so much less.
+    The same holds in a null space that holds its whole share; in one that holds less, the average is less.
     """
     return torch.linalg.solve_triangular(factor.lower, factor.seen(keys).T, upper=False).square().sum(0)
 
@@ -177,7 +167,7 @@ def _gram(factor: Factor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exact(factor: Factor, keys: Tensor) -> Tensor:
-    """The gains of ridge 0: (k M^-1 k^T)^+ k M^-1 U^T, equal keys taken as one."""
+    """The gains for ridge 0: (k M^-1 k^T)^+ k M^-1 U^T, with equal keys merged into one."""
     distinct, which, count = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
     if len(distinct) > len(factor.lower):
         raise ValueError(f"ridge 0 asks for {len(distinct):,} exact fits in {len(factor.lower):,} dimensions")

@@ -1,43 +1,47 @@
-"""What a run keeps: files named by a digest of all they depend on, written aside and renamed, under a lock."""
+"""Keep the results of long steps: files named by a digest of their inputs, with a checksum inside."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
-import socket
-import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import filelock
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from memedit.errors import MemeditError, ResourceError, StorageError
+from memedit.errors import ResourceError, StorageError
+from memedit.storage.header import encode
+from memedit.storage.locks import exclusive, remove_stale_files, temporary
 
 READ_BLOCK = 4 << 20
+_LOG = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-    """Where memedit keeps what can be made again: $MEMEDIT_CACHE, or memedit under $XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder for files that can be made again.
+
+    It is $MEMEDIT_CACHE, or memedit under $XDG_CACHE_HOME or ~/.cache.
+    """
     if named := os.environ.get("MEMEDIT_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "memedit"
 
 
 def digest_of(value: Any) -> str:
-    """sha256 of a plain value, whatever the order of its keys."""
+    """Return the sha256 of a plain value; the order of its keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def digest_file(file: Path) -> str:
-    """sha256 of a file's bytes."""
+    """Return the sha256 of a file's bytes. Raises StorageError where it cannot be read."""
     running = hashlib.sha256()
     with telling(f"read {file}"), file.open("rb") as stream:
         while block := stream.read(READ_BLOCK):
@@ -47,7 +51,10 @@ def digest_file(file: Path) -> str:
 
 @contextmanager
 def telling(what: str) -> Generator[None]:
-    """Turn an OSError into words: ResourceError for a full disk, else StorageError."""
+    """Turn an OSError into one of memedit's errors: ResourceError for a full disk, else StorageError.
+
+    what: the action that may fail, such as `read FILE`.
+    """
     try:
         yield
     except OSError as error:
@@ -59,9 +66,13 @@ def telling(what: str) -> Generator[None]:
 
 
 @contextmanager
-def writing(file: Path) -> Generator[BinaryIO]:
-    """Open a file to be written so that it is there whole or not at all: aside, to the disk, then renamed."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+def writing(file: Path, *, replace: bool = True) -> Generator[BinaryIO]:
+    """Open a file for writing; it appears whole, or not at all.
+
+    The bytes go to a temporary file first, then to the disk; then the file is renamed. Without `replace`, a file that
+    exists by then stays as it is. Raises StorageError or ResourceError.
+    """
+    aside = temporary(file)
     try:
         with telling(f"write {file}"):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -69,22 +80,26 @@ def writing(file: Path) -> Generator[BinaryIO]:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            aside.replace(file)
+            if replace:
+                aside.replace(file)
+            else:
+                os.link(aside, file)  # unlike a rename, this fails where the file exists
+                aside.unlink()
             sync_folder(file.parent)
-    except MemeditError:
+    except BaseException:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file; it appears whole, or not at all. Raises StorageError or ResourceError."""
     with writing(file) as stream:
         stream.write(data)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's own entries to the disk: without it a rename may not outlive a power failure."""
+    """Write a folder's list of names to the disk. Without it, a power failure can undo a rename."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -93,13 +108,17 @@ def sync_folder(folder: Path) -> None:
 
 
 class Store:
-    """A folder of artifacts, `name-<digest>.safetensors`; the inputs behind a digest stand in the file's header."""
+    """A folder of artifacts. Each lies in `name-<digest of its inputs>`, with its inputs and a checksum inside.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    A damaged artifact is named in a warning, renamed to `*.damaged`, and made again. One without a checksum is read as
+    it is: version 0.1 wrote none, and measuring a large model's moments again takes hours.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], None] = _LOG.warning) -> None:
+        self.folder, self.warn = folder, warn
 
     def recall(self, name: str, on: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What is kept under `name` for the inputs `on`, or what `make` makes, kept."""
+        """Return the tensors kept under `name` for the inputs `on`; where there are none, make and keep them."""
         found = self.find(name, on)
         if found is None:
             found = make()
@@ -107,7 +126,7 @@ class Store:
         return found
 
     def recall_json(self, name: str, on: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-        """The same for a plain value."""
+        """Do the same for a plain value."""
         value = self.find_json(name, on)
         if value is None:
             value = make()
@@ -115,46 +134,65 @@ class Store:
         return value
 
     def find_json(self, name: str, on: Mapping[str, Any]) -> Any:
-        """A plain value that is kept, or None as `find` gives it."""
+        """Return a plain value that is kept, or None as `find` does."""
         file = self.file(name, on, "json")
-        if file.is_file():
-            with suppress(ValueError, TypeError, KeyError), telling(f"read {file}"):
-                kept = json.loads(file.read_text(encoding="utf-8"))
-                if kept["on"] == _plain(on):
-                    return kept["value"]
-        return None
+        if not file.is_file():
+            return None
+        with telling(f"read {file}"):
+            data = file.read_bytes()
+        try:
+            kept = json.loads(data)
+            same, value = kept["on"] == _plain(on), kept["value"]
+            whole = kept.get("sha256") in (None, digest_of([kept["on"], value]))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            same, value, whole = False, None, False
+        if not whole:
+            self._set_aside(file)
+        return value if same and whole else None
 
     def keep_json(self, name: str, on: Mapping[str, Any], value: Any) -> None:
         """Keep a plain value under `name` for the inputs `on`."""
-        write_whole(self.file(name, on, "json"), json.dumps({"on": _plain(on), "value": value}).encode())
+        plain = _plain(on)
+        kept = {"on": plain, "value": value, "sha256": digest_of([plain, value])}
+        write_whole(self.file(name, on, "json"), json.dumps(kept).encode())
 
     def find(self, name: str, on: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """What is kept, or None where nothing is, where it is damaged, or was made from other inputs."""
+        """Return the tensors that are kept; None where there are none, or damaged ones, or those of other inputs."""
         file = self.file(name, on, "safetensors")
-        try:
-            with safe_open(file, "pt") as kept:
-                if json.loads((kept.metadata() or {}).get("on", "null")) != _plain(on):
-                    return None
-                return {key: kept.get_tensor(key) for key in kept.keys()}  # noqa: SIM118 - no mapping
-        except (FileNotFoundError, SafetensorError, ValueError):
+        if not file.is_file():
             return None
+        try:
+            with telling(f"read {file}"), safe_open(file, "pt") as kept:
+                metadata = kept.metadata() or {}
+                if json.loads(metadata.get("on", "null")) != _plain(on):
+                    return None
+                found = {key: kept.get_tensor(key) for key in kept.keys()}  # noqa: SIM118 - no mapping
+            whole = metadata.get("sha256") in (None, _checksum(found, metadata["on"]))
+        except (SafetensorError, ValueError, RecursionError):
+            found, whole = None, False
+        if not whole:
+            self._set_aside(file)
+        return found if whole else None
 
     def holds(self, name: str, on: Mapping[str, Any]) -> bool:
-        """Whether `find` would find it; reads the header only."""
+        """Whether there is such an artifact; reads its header only, so its data may still be damaged."""
         return self.inputs(self.file(name, on, "safetensors")) == _plain(on)
 
     def keep(self, name: str, on: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors under `name` for the inputs `on`."""
-        data = save({key: part.contiguous() for key, part in tensors.items()}, {"on": json.dumps(_plain(on))})
-        write_whole(self.file(name, on, "safetensors"), data)
+        whole, text = {key: part.contiguous() for key, part in tensors.items()}, json.dumps(_plain(on))
+        header, data = encode(whole, {"on": text, "sha256": _checksum(whole, text)})
+        with writing(self.file(name, on, "safetensors")) as stream:
+            stream.write(header)
+            stream.write(data)
 
     def drop(self, name: str, on: Mapping[str, Any]) -> None:
-        """Forget what is kept."""
+        """Remove an artifact where there is one."""
         with telling(f"remove {name}"):
             self.file(name, on, "safetensors").unlink(missing_ok=True)
 
     def like(self, name: str, part: Mapping[str, Any], has: str | None = None) -> dict[str, Any] | None:
-        """The inputs of the newest artifact of that name which agrees with `part` (and has an input `has`), or None."""
+        """Return the inputs of the newest artifact of that name that agrees with `part`, and has an input `has`."""
         files = sorted(self.folder.glob(f"{name}-*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
         for file in files:
             on = self.inputs(file)
@@ -168,45 +206,48 @@ class Store:
 
     @staticmethod
     def inputs(file: Path) -> dict[str, Any] | None:
-        """The inputs in a file's header; None where there is no such file, or it is damaged."""
+        """Return the inputs in a file's header; None where there is no such file, or it is damaged."""
         try:
             with safe_open(file, "pt") as kept:
-                return json.loads((kept.metadata() or {}).get("on", "null"))
-        except (FileNotFoundError, SafetensorError, ValueError):
+                found = json.loads((kept.metadata() or {}).get("on", "null"))
+        except (OSError, SafetensorError, ValueError, RecursionError):
             return None
+        return found if isinstance(found, dict) else None
+
+    def _set_aside(self, file: Path) -> None:
+        """Rename a damaged file, so that it is seen and not read again."""
+        damaged = file.with_name(f"{file.name}.damaged")
+        self.warn(f"{file} is damaged: it is set aside as {damaged.name} and made again")
+        with suppress(OSError):
+            file.replace(damaged)
 
     @contextmanager
     def locked(self, note: Callable[[str], None]) -> Generator[None]:
-        """Hold the folder alone; a second process says who holds it, and waits.
-
-        The lock is the operating system's, so it ends with its process however that ends.
-        """
-        file, holder = self.folder.with_suffix(".lock"), self.folder.with_suffix(".holder")
-        with telling(f"lock {self.folder}"):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(file)
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"
-            note(f"waiting: {self.folder} is held by {who}")
-            lock.acquire()
-        try:
-            write_whole(holder, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}\n".encode())
+        """Hold the folder alone; a second process says who holds it, and waits. Stale temporary files are removed."""
+        with exclusive(self.folder.with_suffix(".lock"), self.folder, note):
+            remove_stale_files(self.folder)
+            remove_stale_files(self.folder.parent)
             yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
 
     def remove(self) -> None:
-        """Remove the folder and all it keeps."""
+        """Remove the folder and everything in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def file(self, name: str, on: Mapping[str, Any], suffix: str = "safetensors") -> Path:
-        """Where an artifact is kept."""
+        """Return the path of an artifact."""
         return self.folder / f"{name}-{digest_of(_plain(on))[:8]}.{suffix}"
 
 
+def _checksum(tensors: Mapping[str, Tensor], on: str) -> str:
+    """Return the sha256 of the inputs' text and of every tensor's name, dtype, shape and bytes."""
+    running = hashlib.sha256(on.encode())
+    for name, tensor in sorted(tensors.items()):
+        running.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():  # numpy has no view of zero bytes as another dtype
+            running.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return running.hexdigest()
+
+
 def _plain(on: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs as JSON gives them back, so that tuples and lists compare."""
+    """Return inputs as JSON gives them back, so that tuples and lists compare."""
     return json.loads(json.dumps(on, sort_keys=True))

@@ -1,18 +1,18 @@
-"""Checkpoints: a model folder, and where each of its tensors lies."""
+"""Open a model folder: where each of its tensors lies, its digest, and whether it changes during a run."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
-from memedit.errors import MemeditError, UnsupportedModelError, UsageError
-from memedit.storage.artifacts import digest_file, digest_of
+from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
+from memedit.storage.artifacts import digest_file, digest_of, telling
 from memedit.storage.index import INDEX, check_index, weight_map
+from memedit.storage.model_files import files_in
 from memedit.storage.tensorfile import TensorEntry, read_header
 
 SINGLE = "model.safetensors"
@@ -21,7 +21,10 @@ OWN = (
     "run.json", "edits.jsonl", "results.jsonl", "delta.safetensors", "originals.safetensors", "base_README.md",
     "ledger.jsonl", "ledger.safetensors",
 )  # fmt: skip
-"""What an edited model's memedit folder tells of that edit; an output tells of its own."""
+"""Files in an edited model's memedit folder that describe its edit; an output gets its own."""
+
+Stamp = tuple[int, int]
+"""A file's size in bytes and the time of its last change in nanoseconds."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +33,36 @@ class Checkpoint:
 
     folder: Path
     entries: dict[str, TensorEntry]
+    opened: dict[Path, Stamp] = field(default_factory=dict)
+    """The weight files as they were when their headers were read."""
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
         """Read the headers of all shards. Raises UsageError, UnsupportedModelError or StorageError."""
-        if (folder / SINGLE).is_file():  # before an index, as transformers has it
-            return cls(folder, read_header(folder / SINGLE))
-        if not (folder / INDEX).is_file():
+        with telling(f"read {folder}"):
+            single, sharded = (folder / SINGLE).is_file(), (folder / INDEX).is_file()
+        if single:  # before an index, as in transformers
+            named = dict[str, str]()
+            shards = [SINGLE]
+        elif sharded:
+            named = weight_map(folder)
+            shards = sorted(set(named.values()))
+        else:
             raise _no_weights(folder)
-        named = weight_map(folder)
+        opened = {Path(shard): _stamp(folder / shard) for shard in shards}
         entries: dict[str, TensorEntry] = {}
-        for shard in sorted(set(named.values())):
+        for shard in shards:
             entries |= read_header(folder / shard)
+        if not entries:
+            raise StorageError(f"{folder} holds no tensors", "fetch the checkpoint again")
         check_index(folder, named, entries)
-        return cls(folder, entries)
+        return cls(folder, entries, opened)
 
     def resolve(self, parameter: str) -> str:
-        """The stored name of a model's parameter; checkpoints may leave out or add the base model's prefix."""
+        """Return the stored name of a model's parameter; checkpoints may leave out or add the base model's prefix.
+
+        Raises UnsupportedModelError where there is none, or more than one.
+        """
         if parameter in self.entries:
             return parameter
         near = [name for name in self.entries if name.endswith(f".{parameter}") or parameter.endswith(f".{name}")]
@@ -58,35 +74,59 @@ class Checkpoint:
         return near[0]
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor in its stored dtype and orientation."""
+        """Read one tensor in its stored dtype and orientation."""
         return self.entries[name].read()
 
     @property
     def files(self) -> list[Path]:
-        """The files that hold its tensors, sorted."""
+        """Return the files that hold its tensors, sorted."""
         return sorted({entry.file for entry in self.entries.values()})
 
     @property
     def size(self) -> int:
-        """Bytes of the folder."""
-        return sum((self.folder / name).stat().st_size for name in files_of(self.folder))
+        """Return the size of the folder's files in bytes."""
+        return sum(size for size, _ in self.stamps.values())
+
+    @cached_property
+    def stamps(self) -> dict[Path, Stamp]:
+        """Return the size and time of every file, by its path in the folder, as they were when first asked for.
+
+        Weight files count as they were when the checkpoint was opened. Raises StorageError (see files_in).
+        """
+        return {name: self.opened.get(name) or _stamp(self.folder / name) for name in files_of(self.folder)}
+
+    def check_unchanged(self) -> None:
+        """Raise StorageError where a file of the model is not as it was: what was read and what is copied differ."""
+        for name, stamp in self.stamps.items():
+            file = self.folder / name
+            if not file.exists() or _stamp(file) != stamp:
+                raise StorageError(
+                    f"{file} changed while memedit was reading the model",
+                    "wait until nothing writes to the model folder, then run the command again",
+                )
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the folder's files: weights, config, tokenizer; not its card."""
-        return digest_of(
-            {str(name): digest_file(self.folder / name) for name in files_of(self.folder) if name != Path(CARD)}
-        )
+        """Return the sha256 over the folder's files: weights, config, tokenizer, but not the model card.
+
+        Raises StorageError where a file changes meanwhile.
+        """
+        files = {str(name): digest_file(self.folder / name) for name in self.stamps if name != Path(CARD)}
+        self.check_unchanged()
+        return digest_of(files)
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """The files of a model, relative; links are followed, a clone's and a download's own records left out."""
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if name not in (".git", ".cache"))
-        for name in sorted(names):
-            relative = (Path(root) / name).relative_to(folder)
-            if not (relative.parts[0] == "memedit" and relative.name in OWN):
-                yield relative
+    """Yield the files of a model, relative to its folder, without those that describe an edit. See files_in."""
+    for name in files_in(folder):
+        if not (name.parts[0] == "memedit" and name.name in OWN):
+            yield name
+
+
+def _stamp(file: Path) -> Stamp:
+    with telling(f"read {file}"):
+        now = file.stat()
+    return now.st_size, now.st_mtime_ns
 
 
 def _no_weights(folder: Path) -> MemeditError:

@@ -1,12 +1,11 @@
-"""How two checkpoints differ: tensor by tensor, in blocks of rows, so that no tensor of either is ever whole in memory.
+"""Compare two checkpoints tensor by tensor, in blocks of rows, so that no tensor is ever whole in memory.
 
-What grows with a tensor is the sketch that its difference's rank is read from: 256 numbers a row.
+The one thing that grows with a tensor is the sketch for the rank of its difference: 256 numbers per row.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,13 +17,14 @@ from memedit.progress import Progress
 from memedit.results.changes import Comparison, TensorDifference
 from memedit.storage.artifacts import READ_BLOCK, telling
 from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.model_files import files_in
 from memedit.storage.tensorfile import DTYPES, TensorEntry, in_order
 
 
 def compare(one: Path, two: Path, a: str, b: str, progress: Progress) -> Comparison:
-    """Compare two models' folders. Tensors are matched by name, whatever shard they lie in; other files by path.
+    """Compare two models' folders. Tensors are matched by name, in whatever shard they lie; other files by path.
 
-    Raises what Checkpoint.open raises.
+    a, b: the names of the two in the result. Raises what Checkpoint.open and files_in raise.
     """
     first, second = Checkpoint.open(one), Checkpoint.open(two)
     shared = sorted(first.entries.keys() & second.entries.keys(), key=in_order)
@@ -45,7 +45,7 @@ def compare(one: Path, two: Path, a: str, b: str, progress: Progress) -> Compari
 
 
 def _difference(one: TensorEntry, two: TensorEntry) -> TensorDifference | None:
-    """None where both hold the same bytes of the same dtype and shape."""
+    """Compare one tensor; None where dtype, shape and bytes are the same."""
     bare = TensorDifference(
         name=one.name, file=one.file.name, dtypes=(one.dtype, two.dtype), shapes=(one.shape, two.shape)
     )
@@ -75,7 +75,7 @@ def _difference(one: TensorEntry, two: TensorEntry) -> TensorDifference | None:
 
 
 def _rank(one: TensorEntry, two: TensorEntry, energy: float) -> int | None:
-    """In how few directions the difference lies, from two more readings of it: a sketch, and what it sees."""
+    """Estimate the rank of the difference from a random sketch of it. Both tensors are read two more times."""
     draws = random_probes(one.shape[1], one.shape[0])
     sketch, at = torch.empty(one.shape[0], draws.shape[1]), 0
     for apart in _apart(one, two):
@@ -90,13 +90,13 @@ def _rank(one: TensorEntry, two: TensorEntry, energy: float) -> int | None:
 
 
 def _apart(one: TensorEntry, two: TensorEntry) -> Iterator[Tensor]:
-    """two - one, (rows, F) float32, block by block."""
+    """Yield two - one, (rows, F) float32, block by block."""
     for rows in _blocks(one):
         yield (_values(two, rows) - _values(one, rows)).float().reshape(-1, one.shape[1])
 
 
 def _blocks(entry: TensorEntry) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of a few megabytes each; every range has a row at least."""
+    """Yield ranges of rows of a few megabytes each; every range has at least one row."""
     if entry.start == entry.end:
         return
     step = max(1, READ_BLOCK * entry.rows // (entry.end - entry.start))
@@ -109,13 +109,9 @@ def _values(entry: TensorEntry, rows: tuple[int, int]) -> Tensor:
 
 
 def _others(folder: Path, checkpoint: Checkpoint) -> set[str]:
-    """All files but those that hold the tensors; a clone's and a download's own records left out."""
+    """Return all files except those that hold the tensors. See files_in."""
     weights = {entry.file for entry in checkpoint.entries.values()}
-    found: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name not in (".git", ".cache")]
-        found |= {str((Path(root) / name).relative_to(folder)) for name in names if Path(root) / name not in weights}
-    return found
+    return {str(name) for name in files_in(folder) if folder / name not in weights}
 
 
 def _same(one: Path, two: Path) -> bool:

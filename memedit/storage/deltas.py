@@ -1,4 +1,4 @@
-"""The delta file: an edit's change of each tensor, as float32 factors, bound to the base model by its digest."""
+"""Write and read delta files: the change of each tensor as float32 factors, and the digest of the base model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from memedit.errors import StorageError
 from memedit.numerics.delta import Delta
-from memedit.storage.tensorfile import saved
+from memedit.storage.tensorfile import saved, shown_name
 
 FORMAT, VERSION = "memedit-delta", "1"
 
 
 def delta_bytes(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]) -> bytes:
-    """The file's bytes: `<tensor>.left` and `<tensor>.right`, or `<tensor>.dense`, oriented (D, F).
+    """Return the file's bytes: `<tensor>.left` and `<tensor>.right`, or `<tensor>.dense`, oriented (D, F).
 
     Where the edited weight is not the nearest one, `<tensor>.steps`: a zlib stream of one int8 an element, (D, F).
     """
@@ -38,43 +38,66 @@ def delta_bytes(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]
 
 
 def read_delta(file: Path) -> tuple[dict[str, Delta], str]:
-    """The deltas of a file and the digest of the model they belong to. Raises StorageError for any other file."""
+    """Read the deltas of a file, and the digest of their base model.
+
+    Raises StorageError for a file of another kind, a damaged one, or one with values that are not finite.
+    """
     hint = "give the memedit/delta.safetensors of an edited model"
     try:
         with safe_open(file, "pt") as kept:
             metadata = kept.metadata() or {}
             tensors = {key: kept.get_tensor(key) for key in kept.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"{file} cannot be read as a delta file: {error}", hint) from error
+        raise StorageError(f"{file} cannot be read as a delta file: {_line(error)}", hint) from error
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise StorageError(f"{file} is no delta file of version {VERSION}", hint)
     try:
         names = dict.fromkeys(key.rpartition(".")[0] for key in tensors)
-        return {name: _delta(name, tensors) for name in names}, metadata["base"]
-    except (KeyError, ValueError) as error:
+        found = {name: _delta(name, tensors) for name in names}
+        base = metadata["base"]
+    except (KeyError, ValueError, TypeError) as error:
         raise StorageError(
             f"{file} is damaged: it lacks a part of its deltas, or their shapes disagree", hint
         ) from error
+    check_finite(file, tensors, hint)
+    return found, base
+
+
+def check_finite(file: Path, tensors: Mapping[str, Tensor], hint: str) -> None:
+    """Raise StorageError where a tensor holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(tensor.isfinite().all()):
+            raise StorageError(f"{file}: {shown_name(name)} holds values that are not finite (NaN or infinity)", hint)
 
 
 def originals_bytes(tensors: Mapping[str, Tensor], base: str) -> bytes:
-    """The tensors that an edit changed as they were, in the checkpoint's dtype and orientation: an undo to the bit."""
+    """Return a file of the tensors before the edit, in the checkpoint's dtype and orientation, for an exact revert."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     return saved(whole, {"format": "memedit-originals", "version": VERSION, "base": base})
 
 
 def read_originals(file: Path, base: str, names: Collection[str]) -> dict[str, Tensor] | None:
-    """The original tensors that were kept; None where there are none, or not these of this base."""
+    """Read the original tensors that were kept; None where there are none, or other ones, or those of another base.
+
+    Raises StorageError for a damaged file, or one with values that are not finite.
+    """
+    hint = "remove it, and give the base with -m"
     try:
         with safe_open(file, "pt") as kept:
             if (kept.metadata() or {}).get("base") != base or set(kept.keys()) != set(names):
                 return None
-            return {name: kept.get_tensor(name) for name in names}
+            found = {name: kept.get_tensor(name) for name in names}
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:
-        hint = "remove it, and give the base with -m"
-        raise StorageError(f"{file} cannot be read as original tensors: {error}", hint) from error
+        raise StorageError(f"{file} cannot be read as original tensors: {_line(error)}", hint) from error
+    check_finite(file, found, hint)
+    return found
+
+
+def _line(error: Exception) -> str:
+    """Return another library's message on one line."""
+    return " ".join(str(error).split())[:200]
 
 
 def _delta(name: str, tensors: Mapping[str, Tensor]) -> Delta:
@@ -82,7 +105,8 @@ def _delta(name: str, tensors: Mapping[str, Tensor]) -> Delta:
         found = Delta(dense)
     else:
         found = Delta(tensors[f"{name}.left"], tensors[f"{name}.right"])
-    if any(part is not None and part.ndim != 2 for part in (found.left, found.right)):
+    parts = [part for part in (found.left, found.right) if part is not None]
+    if any(part.ndim != 2 or not part.is_floating_point() or part.dtype != parts[0].dtype for part in parts):
         raise ValueError(name)
     if found.right is not None and found.left.shape[1] != found.right.shape[0]:
         raise ValueError(name)
@@ -95,7 +119,7 @@ def _packed(steps: Tensor) -> Tensor:
 
 
 def _unpacked(packed: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Raises ValueError where the stream is damaged, or not of this shape."""
+    """Unpack a zlib stream of int8. Raises ValueError where it is damaged, or not of this shape."""
     size = shape[0] * shape[1]
     stream = zlib.decompressobj()
     try:

@@ -1,4 +1,4 @@
-"""PEFT's LoRA format: a change as two thin factors for each module, written and read without peft."""
+"""Write and read PEFT's LoRA format, two low-rank factors for each module, without the peft package."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from torch.nn.functional import pad
 
 from memedit.errors import StorageError, UnsupportedModelError
 from memedit.numerics.delta import Delta
-from memedit.storage.tensorfile import in_order, saved
+from memedit.storage.deltas import check_finite
+from memedit.storage.tensorfile import in_order, saved, shown_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LONGEST_CONFIG = 100_000_000  # bytes
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 LORA_HINT = "give a LoRA adapter in PEFT's format, with adapter_config.json and adapter_model.safetensors"
 REFUSED = (
@@ -29,17 +31,21 @@ REFUSED = (
     "use_qalora",
     "alora_invocation_tokens",
 )
-"""Fields of a config that, set, change the model by more than the product of two factors."""
+"""Fields of a config that, where set, change the model by more than the product of two factors."""
+
+MOST_PATTERNS, MOST_WILDCARDS, LONGEST_PATTERN, LONGEST_MODULE = 4096, 8, 100, 300
+_ATOM = re.compile(r"([\w/-]|\.|\\[.d]|\[[\w-]{1,40}\])([*+?]?)")
+"""What a pattern may consist of: a character, any character, a digit or a class, each optionally repeated."""
 
 
 def adapter_bytes(
     deltas: Mapping[str, Delta], base: str, *, revision: str | None, conv1d: bool, dtype: torch.dtype
 ) -> dict[str, bytes]:
-    """The adapter's two files, by name. deltas: parameter name -> change (D, F) as factors.
+    """Return the adapter's two files, by name. deltas: parameter name -> change (D, F) as factors.
 
-    All modules have one rank: factors of fewer columns are padded with zeros, since not every server reads ranks by
-    module. lora_alpha is that rank, so the scale is one. The factors lie as nn.Linear's would, for a Conv1D too
-    (`conv1d`): PEFT turns their product where fan_in_fan_out says so.
+    All modules get one rank: smaller factors are padded with zeros, because not every server reads a rank per module.
+    lora_alpha is that rank, so the scale is one. The factors are oriented as for nn.Linear, also for a Conv1D
+    (`conv1d`): PEFT transposes their product where fan_in_fan_out says so.
     """
     rank = max((delta.left.shape[1] for delta in deltas.values()), default=1)
     tensors: dict[str, Tensor] = {}
@@ -59,11 +65,12 @@ def adapter_bytes(
 
 
 def read_adapter(folder: Path) -> dict[str, Delta]:
-    """A LoRA adapter as {parameter name: change (D, F)}, its scale multiplied into the left factor.
+    """Read a LoRA adapter as {parameter name: change (D, F)}, its scale multiplied into the left factor.
 
-    Names are those of the transformers model (`model.layers.4.mlp.down_proj.weight`), block 2 before block 10; changes
-    lie as nn.Linear's weight does, also where the model's is a Conv1D's. Raises StorageError for a folder that holds
-    no adapter or a damaged one, UnsupportedModelError for one that does more than add two factors' product.
+    Names are those of the transformers model (`model.layers.4.mlp.down_proj.weight`), block 2 before block 10. Changes
+    are oriented as for nn.Linear, also where the model has a Conv1D. Raises StorageError for a folder without an
+    adapter, a damaged one, or one with values that are not finite; UnsupportedModelError for an adapter that does more
+    than add the product of two factors, or whose patterns memedit does not match.
     """
     config = _config(folder)
     file = folder / WEIGHTS
@@ -71,19 +78,23 @@ def read_adapter(folder: Path) -> dict[str, Delta]:
         with safe_open(file, "pt") as kept:
             tensors = {key: kept.get_tensor(key) for key in sorted(kept.keys())}
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"{file} cannot be read as an adapter's weights: {error}", LORA_HINT) from error
+        reason = " ".join(str(error).split())[:200]
+        raise StorageError(f"{file} cannot be read as an adapter's weights: {reason}", LORA_HINT) from error
+    check_finite(file, tensors, LORA_HINT)
     modules = dict.fromkeys(key.removesuffix(A).removesuffix(B) for key in tensors)
     foreign = [key for key in tensors if not key.startswith(PREFIX) or not key.endswith((A, B))]
     if foreign:
         raise UnsupportedModelError(
-            f"{file} holds {foreign[0]}, which is no factor of a linear module's weight", "give a plain LoRA adapter"
+            f"{file} holds {shown_name(foreign[0])}, which is no factor of a linear module's weight",
+            "give a plain LoRA adapter",
         )
     try:
+        patterns = _patterns(config, "rank_pattern"), _patterns(config, "alpha_pattern")
         return {
-            f"{module.removeprefix(PREFIX)}.weight": _delta(module, tensors, config)
+            f"{module.removeprefix(PREFIX)}.weight": _delta(module, tensors, config, *patterns)
             for module in sorted(modules, key=in_order)
         }
-    except (KeyError, ValueError, TypeError, ZeroDivisionError, re.error) as error:
+    except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         reason = "a module lacks a factor, or shapes or scales disagree"
         raise StorageError(f"the adapter {folder} is damaged: {reason}", LORA_HINT) from error
 
@@ -91,15 +102,16 @@ def read_adapter(folder: Path) -> dict[str, Delta]:
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
+        size = file.stat().st_size
+        config: Any = json.loads(file.read_bytes()) if size <= LONGEST_CONFIG else None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StorageError(f"cannot read the adapter {file}: {reason}", LORA_HINT) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{file} is not valid JSON", LORA_HINT) from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind: Any = config.get("peft_type") if isinstance(config, dict) else None
-        raise UnsupportedModelError(f"{folder} is no LoRA adapter (its peft_type is {kind!r})", LORA_HINT)
+        raise UnsupportedModelError(f"{folder} is no LoRA adapter (its peft_type is {repr(kind)[:60]})", LORA_HINT)
     more = [name for name in REFUSED if config.get(name)]
     if more or config.get("bias", "none") != "none":
         raise UnsupportedModelError(
@@ -109,24 +121,83 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _delta(module: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Delta:
+class _Pattern:
+    """One key of rank_pattern or alpha_pattern: it matches a module's path, or the end of it after a dot.
+
+    PEFT takes the key for a regular expression, and some of those take years to match. Here a key is a sequence of
+    characters, dots, digits and classes, some of them repeated, and is matched in one pass. Others are refused.
+    """
+
+    def __init__(self, key: str, field: str) -> None:
+        body = key.removeprefix("^").removesuffix("$")
+        found = list(_ATOM.finditer(body))
+        if not found or len(key) > LONGEST_PATTERN or "".join(atom[0] for atom in found) != body:
+            raise UnsupportedModelError(
+                f"the adapter's {field} has the pattern {key[:60]!r}, which memedit does not match",
+                "name the modules themselves there, or merge the adapter with peft and give the merged model",
+            )
+        self.anchored = key.startswith("^")
+        self.wild = any(atom[2] for atom in found)
+        self.atoms = [(re.compile(atom[1]), atom[2]) for atom in found] if self.wild else []
+        self.plain = None if self.wild else re.compile(rf"(?:{'' if self.anchored else '.*[.]'})?{body}")
+
+    def matches(self, module: str) -> bool:
+        """Whether the pattern matches; the time is bounded by the lengths of both, multiplied."""
+        if self.plain is not None:
+            return self.plain.fullmatch(module) is not None
+        states = set[int]()
+        for at, character in enumerate(module):
+            if at == 0 or (module[at - 1] == "." and not self.anchored):
+                states.add(0)
+            after = set[int]()
+            for state in self._reached(states):
+                if state < len(self.atoms) and self.atoms[state][0].fullmatch(character):
+                    after |= {state + 1, state} if self.atoms[state][1] in ("*", "+") else {state + 1}
+            states = after
+        return len(self.atoms) in self._reached(states)
+
+    def _reached(self, states: set[int]) -> set[int]:
+        """Return the states, and those that are reached by skipping optional atoms."""
+        found = set(states)
+        for state in range(len(self.atoms)):
+            if state in found and self.atoms[state][1] in ("*", "?"):
+                found.add(state + 1)
+        return found
+
+
+def _patterns(config: Mapping[str, Any], field: str) -> list[tuple[_Pattern, Any]]:
+    """Read a config's values by pattern. Raises TypeError, or UnsupportedModelError for too many."""
+    found: Any = config.get(field) or {}
+    if not isinstance(found, dict):
+        raise TypeError(field)
+    patterns = [(_Pattern(str(key), field), value) for key, value in found.items()]
+    if len(patterns) > MOST_PATTERNS or sum(pattern.wild for pattern, _ in patterns) > MOST_WILDCARDS:
+        raise UnsupportedModelError(
+            f"the adapter's {field} has too many patterns ({len(patterns):,})", "name the modules themselves there"
+        )
+    return patterns
+
+
+def _delta(
+    module: str,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    ranks: list[tuple[_Pattern, Any]],
+    alphas: list[tuple[_Pattern, Any]],
+) -> Delta:
     left, right = tensors[module + B].float(), tensors[module + A].float()
-    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0] or len(module) > LONGEST_MODULE:
         raise ValueError(module)
-    scale = _scale(module.removeprefix(PREFIX), config, left.shape[1])
+    path, rank = module.removeprefix(PREFIX), left.shape[1]
+    if _value(ranks, path, config.get("r", rank)) != rank:
+        raise ValueError(module)
+    scale = float(_value(alphas, path, config.get("lora_alpha", 8)))
+    scale /= math.sqrt(rank) if config.get("use_rslora") else rank
+    if not math.isfinite(scale):
+        raise ValueError(module)
     return Delta(left if scale == 1 else (scale * left.double()).float(), right)
 
 
-def _scale(module: str, config: Mapping[str, Any], rank: int) -> float:
-    """lora_alpha over the rank (rank-stabilized: over its root), where patterns name a module: its own."""
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    told = _by_pattern(ranks, module, config.get("r", rank))
-    if told != rank:
-        raise ValueError(module)
-    alpha = float(_by_pattern(alphas, module, config.get("lora_alpha", 8)))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the module's path or the end of it, as PEFT has it."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+def _value(patterns: list[tuple[_Pattern, Any]], module: str, default: Any) -> Any:
+    """Return the value of the first pattern that matches a module's path."""
+    return next((value for pattern, value in patterns if pattern.matches(module)), default)

@@ -1,4 +1,4 @@
-"""What an edited folder tells of its edit: its change, its run, and what the base had in their place."""
+"""Read the files in an edited model's folder that describe its edit: the change, the run, the base's card."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from memedit.config.recipe import ModelKnobs
 from memedit.errors import StorageError, UsageError
 from memedit.storage.artifacts import telling
 from memedit.storage.checkpoint import CARD, OWN
+from memedit.storage.model_files import regular_file
 
 RUN, EDITS, DELTA = "memedit/run.json", "memedit/edits.jsonl", "memedit/delta.safetensors"
 ORIGINALS = "memedit/originals.safetensors"
 
 
 def find_delta(path: Path) -> Path:
-    """The delta file of an edited folder, or the file itself. Raises UsageError where there is none."""
+    """Return the delta file of an edited folder, or the file itself. Raises UsageError where there is none."""
     file = path / DELTA if path.is_dir() else path
     if not file.is_file():
         hint = f"give a folder that apply wrote, or its {DELTA}"
@@ -27,33 +28,38 @@ def find_delta(path: Path) -> Path:
 
 
 def edited_folder(file: Path) -> Path | None:
-    """The edited folder that a delta file lies in; None for one that was taken out of it."""
+    """Return the edited folder that a delta file lies in; None where it lies elsewhere."""
     folder = file.resolve().parent.parent
     return folder if (folder / RUN).is_file() and file.resolve() == folder / DELTA else None
 
 
 def records(folder: Path) -> dict[str, bytes]:
-    """What a model's folder tells of its own edit, by relative path; empty for a base model."""
+    """Read the files that describe a model's own edit, by relative path; a base model has none.
+
+    Raises StorageError, also for a link out of the folder.
+    """
     found: dict[str, bytes] = {}
     for name in OWN:
-        file = folder / "memedit" / name
-        if file.is_file():
-            with telling(f"read {file}"):
-                found[f"memedit/{name}"] = file.read_bytes()
+        if (data := _read(folder, f"memedit/{name}")) is not None:
+            found[f"memedit/{name}"] = data
     return found
 
 
 def card_of(folder: Path, name: str = CARD) -> bytes | None:
-    """A model's card, or with BASE_CARD the one that its base had."""
-    file = folder / name
-    if not file.is_file():
+    """Read a model's card, or with BASE_CARD its base's; None where there is none. Raises StorageError."""
+    return _read(folder, name)
+
+
+def _read(folder: Path, name: str) -> bytes | None:
+    if not (folder / name).is_file():
         return None
+    file = regular_file(folder, name)
     with telling(f"read {file}"):
         return file.read_bytes()
 
 
 def base_of(folder: Path) -> tuple[ModelKnobs, str]:
-    """Which model an edited folder was made from, as its run was told, and that model's digest.
+    """Read which model an edited folder was made from, as its run's settings name it, and that model's digest.
 
     Raises UsageError for a folder that no run wrote, StorageError for a damaged record.
     """
@@ -64,5 +70,7 @@ def base_of(folder: Path) -> tuple[ModelKnobs, str]:
         with telling(f"read {file}"):
             run: Any = json.loads(file.read_text(encoding="utf-8"))
         return ModelKnobs(**run["recipe"]["model"]), str(run["digests"]["model"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise StorageError(f"{file} does not tell what the model was made from", "give its base with -m") from error
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
+        raise StorageError(
+            f"{file} does not say which model this one was made from", "give its base with -m"
+        ) from error

@@ -1,4 +1,4 @@
-"""A checkpoint in new files: its tensors, streamed one by one into shards of a given size; names and bytes are kept."""
+"""Write a checkpoint into files of a given size: tensors are copied one by one; their names and bytes stay."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch import Tensor
 from memedit.errors import StorageError
 from memedit.storage.artifacts import READ_BLOCK, telling
 from memedit.storage.checkpoint import SINGLE, Checkpoint
+from memedit.storage.header import encode_header
 from memedit.storage.index import INDEX
 from memedit.storage.tensorfile import SIZES, TensorEntry
 
 
 def plan_shards(entries: Mapping[str, TensorEntry], limit: int) -> list[list[TensorEntry]]:
-    """Tensors in their stored order, as many to a shard as `limit` bytes take; one that is larger has a shard alone."""
+    """Divide tensors into shards of at most `limit` bytes, in their stored order; a larger tensor has its own shard."""
     shards: list[list[TensorEntry]] = [[]]
     filled = 0
     for entry in sorted(entries.values(), key=lambda entry: (entry.file, entry.start, entry.end)):
@@ -33,7 +34,7 @@ def plan_shards(entries: Mapping[str, TensorEntry], limit: int) -> list[list[Ten
 
 
 def write_shards(source: Checkpoint, folder: Path, weights: Mapping[str, Tensor], limit: int) -> None:
-    """Write the source's tensors, or `weights` in place of some, into new files in `folder`, and their index."""
+    """Write the source's tensors into new files in `folder`, with `weights` in place of some, and their index."""
     shards = plan_shards(source.entries, limit)
     count = len(shards)
     names = [SINGLE] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
@@ -53,7 +54,10 @@ def write_shards(source: Checkpoint, folder: Path, weights: Mapping[str, Tensor]
 
 
 def verify_shards(folder: Path, weights: Mapping[str, Tensor], source: Checkpoint) -> None:
-    """Reopen what was written: the source's tensors with their bytes, but for `weights`, and no others."""
+    """Read the written folder again: it must hold the source's tensors, with `weights` in place of some.
+
+    Raises StorageError where it does not.
+    """
     found = Checkpoint.open(folder)
     if found.entries.keys() != source.entries.keys():
         raise StorageError(f"{folder} does not hold the tensors of its source", "write again, elsewhere")
@@ -70,26 +74,18 @@ def verify_shards(folder: Path, weights: Mapping[str, Tensor], source: Checkpoin
 
 
 def _header(shard: list[TensorEntry]) -> bytes:
-    """How a file begins: where each tensor lies, with the metadata of the file that the first one is from."""
-    header: dict[str, Any] = {}
+    """Return the header of a shard; its metadata is that of the file which its first tensor comes from."""
     with safe_open(shard[0].file, "pt") as kept:
-        if metadata := kept.metadata():
-            header["__metadata__"] = dict(sorted(metadata.items()))
-    at = 0
-    for entry in shard:
-        end = at + entry.end - entry.start
-        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+        metadata = kept.metadata() or {}
+    return encode_header(((one.name, one.dtype, one.shape, one.end - one.start) for one in shard), metadata)
 
 
 def _about(source: Checkpoint) -> dict[str, Any]:
-    """What the source's index says of it."""
+    """Return the metadata of the source's index; other tools put their own fields there."""
     if source.files == [source.folder / SINGLE]:
         return {}
-    return dict(json.loads((source.folder / INDEX).read_text(encoding="utf-8")).get("metadata") or {})
+    found = json.loads((source.folder / INDEX).read_text(encoding="utf-8")).get("metadata")
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def _copy(entry: TensorEntry, target: BinaryIO) -> None:

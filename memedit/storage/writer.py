@@ -1,39 +1,34 @@
-"""An edited checkpoint: the base byte for byte, but for the byte ranges of the edited tensors."""
+"""Write an edited checkpoint: a copy of the base, in which only the bytes of the edited tensors differ."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
-from memedit.errors import MemeditError, ResourceError, StorageError, UsageError
+from memedit.errors import ResourceError, StorageError
 from memedit.storage.artifacts import READ_BLOCK, sync_folder, telling
-from memedit.storage.checkpoint import CARD, Checkpoint, files_of
+from memedit.storage.checkpoint import CARD, Checkpoint
 from memedit.storage.index import INDEX
+from memedit.storage.model_files import regular_file
+from memedit.storage.output import check_output, folder_aside
 from memedit.storage.shards import verify_shards, write_shards
 from memedit.storage.tensorfile import TensorEntry
+
+__all__ = ["BASE_CARD", "check_output", "verify", "write_checkpoint", "write_files"]
 
 BASE_CARD = "memedit/base_README.md"
 FICLONE = 0x40049409  # linux/fs.h: share a file's blocks until one of the two is written
 Link = Literal["auto", "hard", "copy"]
 
 
-def check_output(source: Path | None, out: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work, an output that cannot be written. Raises UsageError."""
-    here, there = source.resolve() if source else None, out.resolve()
-    if here and (here == there or here in there.parents or there in here.parents):
-        raise UsageError(f"the output {out} and the model {source} overlap", "write to a folder of its own")
-    if out.is_file():
-        raise UsageError(f"the output {out} is a file", "give a folder that is new or empty")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise UsageError(
-            f"the output {out} exists and is not empty", "say --overwrite to replace it, or choose another"
-        )
+def _silent(_text: str) -> None:
+    """Say nothing."""
 
 
 def write_checkpoint(
@@ -45,63 +40,59 @@ def write_checkpoint(
     link: Link = "auto",
     max_shard: int | None = None,
     overwrite: bool = False,
-    run: str = "tmp",
+    force: bool = False,
+    note: Callable[[str], None] = _silent,
 ) -> None:
-    """Write a folder aside, verify it and rename it: `out` is absent or whole at any moment.
+    """Write the output folder and verify it; `out` is absent or whole at any moment.
 
-    `run` names the folder aside: two runs do not write into each other's, and one that was killed finds its own
-    again. weights: stored name -> tensor in the file's own dtype and orientation. extra: relative path -> bytes,
-    written over what the source has there, or None for a file to leave out. With `max_shard` the tensors go into new
-    files of so many bytes at most. Raises UsageError (check_output), ResourceError (disk full) or StorageError.
+    weights: stored name -> tensor in the file's own dtype and orientation. extra: relative path -> bytes, written over
+    the source's file, or None to leave that file out. max_shard: write the tensors into new files of at most this many
+    bytes. overwrite, force: see check_output. note: called where the output is in use and the process waits.
+
+    Raises UsageError (check_output), ResourceError (disk full), or StorageError, also where the source changes
+    meanwhile.
     """
-    check_output(source.folder, out, overwrite=overwrite)
-    aside = out.resolve().parent / f".{out.resolve().name}.memedit-{run}"
-    try:
-        with telling(f"write {out}"):
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            _check_space(source, aside, link, anew=max_shard is not None)
-            if max_shard is None:
-                _copy_files(source, aside, set(extra), {source.entries[name].file for name in weights}, link)
-                for name, tensor in weights.items():
-                    _patch(aside / source.entries[name].file.relative_to(source.folder), source.entries[name], tensor)
-            else:
-                shards = {str(file.relative_to(source.folder)) for file in source.files}
-                _copy_files(source, aside, {*extra, *shards, INDEX}, set(), link)
-                write_shards(source, aside, weights, max_shard)
-            if CARD in extra and BASE_CARD not in extra and (source.folder / CARD).is_file():
-                (aside / BASE_CARD).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source.folder / CARD, aside / BASE_CARD)
-            for name, data in extra.items():
-                if data is not None:
-                    (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                    (aside / name).write_bytes(data)
-            _sync(aside)
-            (verify if max_shard is None else verify_shards)(aside, weights, source)
-            _swap(aside, out.resolve())
-    except MemeditError:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    check_output(source.folder, out, overwrite=overwrite, force=force)
+    source.check_unchanged()
+    with folder_aside(source.folder, out, overwrite=overwrite, force=force, note=note) as aside:
+        _check_space(source, aside, link, reshard=max_shard is not None)
+        if max_shard is None:
+            _copy_files(source, aside, set(extra), {source.entries[name].file for name in weights}, link)
+            for name, tensor in weights.items():
+                _patch(aside / source.entries[name].file.relative_to(source.folder), source.entries[name], tensor)
+        else:
+            shards = {str(file.relative_to(source.folder)) for file in source.files}
+            _copy_files(source, aside, {*extra, *shards, INDEX}, set(), link)
+            write_shards(source, aside, weights, max_shard)
+        if CARD in extra and BASE_CARD not in extra and (source.folder / CARD).is_file():
+            (aside / BASE_CARD).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(regular_file(source.folder, CARD), aside / BASE_CARD)
+        _write_all(aside, extra)
+        _sync(aside)
+        (verify if max_shard is None else verify_shards)(aside, weights, source)
+        source.check_unchanged()
 
 
-def write_files(out: Path, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
-    """Write a folder of files aside and rename it. Raises UsageError, ResourceError or StorageError."""
-    check_output(None, out, overwrite=overwrite)
-    aside = out.resolve().parent / f".{out.resolve().name}.memedit-{os.getpid()}"
-    try:
-        with telling(f"write {out}"):
-            for name, data in files.items():
-                (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                (aside / name).write_bytes(data)
-            _sync(aside)
-            _swap(aside, out.resolve())
-    except MemeditError:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+def write_files(
+    out: Path,
+    files: Mapping[str, bytes],
+    *,
+    overwrite: bool = False,
+    force: bool = False,
+    note: Callable[[str], None] = _silent,
+) -> None:
+    """Write a folder of files; it is absent or whole at any moment. Raises what write_checkpoint raises."""
+    check_output(None, out, overwrite=overwrite, force=force)
+    with folder_aside(None, out, overwrite=overwrite, force=force, note=note) as aside:
+        _write_all(aside, files)
+        _sync(aside)
 
 
 def verify(out: Path, weights: Mapping[str, Tensor], source: Checkpoint) -> None:
-    """Reopen what was written: edited tensors hold these values, every other byte of the weights is the source's."""
+    """Read the written folder again: edited tensors hold these values, all other bytes of weights are the source's.
+
+    Raises StorageError where they do not.
+    """
     found = Checkpoint.open(out)
     for file in source.files:
         ranges = [(source.entries[n].start, source.entries[n].end) for n in weights if source.entries[n].file == file]
@@ -115,17 +106,24 @@ def verify(out: Path, weights: Mapping[str, Tensor], source: Checkpoint) -> None
             )
 
 
+def _write_all(folder: Path, files: Mapping[str, bytes | None]) -> None:
+    for name, data in files.items():
+        if data is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+
+
 def _copy_files(source: Checkpoint, aside: Path, left_out: set[str], edited: set[Path], link: Link) -> None:
-    """The source's files but those `left_out`; what will be edited in place never shares its bytes with the source."""
-    for name in files_of(source.folder):
+    """Copy the source's files except `left_out`. A file that will be edited in place is never a hard link."""
+    for name in source.stamps:
         if str(name) not in left_out:
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             how = "auto" if link == "hard" and source.folder / name in edited else link
-            _copy((source.folder / name).resolve(), aside / name, how)
+            _copy(regular_file(source.folder, name), aside / name, how)
 
 
 def _copy(source: Path, target: Path, link: Link) -> None:
-    """A clone where the file system can, else a copy; a hard link (of the resolved file) only where asked."""
+    """Clone a file where the file system can, else copy it; make a hard link only where asked."""
     if link == "hard":
         os.link(source, target)
         return
@@ -159,29 +157,14 @@ def _sync(folder: Path) -> None:
         sync_folder(Path(root))
 
 
-def _swap(aside: Path, out: Path) -> None:
-    old = aside.with_name(f"{aside.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    try:
-        aside.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    sync_folder(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_space(source: Checkpoint, aside: Path, link: Link, *, anew: bool) -> None:
-    if link == "hard" and not anew:
+def _check_space(source: Checkpoint, aside: Path, link: Link, *, reshard: bool) -> None:
+    if link == "hard" and not reshard:
         return
     needed, free = source.size, shutil.disk_usage(aside).free
     if needed > free:
         raise ResourceError(
             f"the output needs {needed / 1e9:,.2f} GB and {aside.parent} has {free / 1e9:,.2f} GB free",
-            "free some space, or write elsewhere" + ("" if anew else ", or say --link hard"),
+            "free some space, or write elsewhere" + ("" if reshard else ", or say --link hard"),
         )
 
 

@@ -1,8 +1,9 @@
-"""One prompt run clean and corrupted: what causal tracing keeps of both.
+"""Run one prompt clean and corrupted, and keep the states of both for activation patching.
 
-One forward holds the clean row, the corrupted rows (noise on the embeddings of the subject's tokens), and the corrupted
-rows twice more: in every block those enter with the corrupted run's states and have their MLP's, or their attention's,
-output put back to the clean row's. So what a block would pass on, restored, is known for all layers and tokens at once.
+One forward holds the clean row, the corrupted rows (noise on the embeddings of the subject's tokens), and two more
+copies of the corrupted rows. In every block those copies enter with the corrupted run's states, and the output of their
+MLP, or of their attention, is replaced by the clean row's. So one forward gives every block's patched output, for all
+layers and tokens.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ class TracePrompt:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """What is run: the answer's last token is read, never fed."""
+        """The ids to run: the answer's last token is predicted, so it is no input."""
         return self.prompt + self.answer[:-1]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is put back: at `token`, the state after `layer`, or the output of a part in each layer of its window.
+    """One patch at `token`: the clean state after `layer`, or a part's clean output in each layer of its window.
 
-    The severed kinds put the state back and hold a part's output at that token to the corrupted run's, above it.
+    The severed kinds patch the state, and sever a path: above it, that part's output at the token stays corrupted.
     """
 
     kind: StateKind
@@ -63,7 +64,7 @@ class NoiseTrial:
     windows: tuple[tuple[int, int], ...]
 
     def put(self, cell: Cell) -> tuple[int, BlockOutput | None, range]:
-        """The layer that a cell enters after; the part whose output is held, and in which layers above."""
+        """The layer after which a cell joins; the part whose output is set, and in which layers above."""
         first, last = self.windows[cell.layer]
         if cell.kind in ("mlp", "attention"):
             return first, cell.kind, range(first + 1, last + 1)
@@ -111,7 +112,7 @@ class Runs:
 
         def keep(part: BlockOutput) -> Any:
             def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
-                # Some families add to an output in place: what is kept must not be what they are given.
+                # Some families add to an output in place, so copies are kept.
                 states = output.reshape(rows, len(question.ids), -1).clone()
                 self.clean_outputs[part].append(states[0].clone())
                 self.outputs[part].append(states[corrupted].clone())
@@ -120,11 +121,11 @@ class Runs:
 
             return hook
 
-        hooks = {path: keep(part) for part in PARTS for path in parts.of(part)}
+        hooks = [(lm.model.get_submodule(path), keep(part)) for part in PARTS for path in parts.of(part)]
         blocks: Any = lm.model.get_submodule(lm.architecture.blocks)
         forwards = {layer: block(module.forward) for layer, module in enumerate(blocks)}
         cache = DynamicCache()
-        with noised(lm, trial, 1, 1 + samples), hooked(lm, hooks), spliced(lm, forwards):
+        with noised(lm, trial, 1, 1 + samples), hooked(hooks), spliced(lm, forwards):
             found = answer_probability(lm, question, input_ids=ids, use_cache=True, **{cache_name(lm): cache})
         self.clean, self.low = float(found[0]), found[corrupted].cpu()
         layers: list[Any] = list(cache.layers)
@@ -133,7 +134,7 @@ class Runs:
 
 @contextmanager
 def noised(lm: LanguageModel, trial: NoiseTrial, start: int, stop: int) -> Generator[None]:
-    """The noise added to the embeddings of the subject's tokens in rows [start, stop); samples repeat down the rows."""
+    """Add the noise to the embeddings of the subject's tokens in rows [start, stop); samples repeat down the rows."""
     question = trial.question
 
     def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
@@ -143,15 +144,12 @@ def noised(lm: LanguageModel, trial: NoiseTrial, start: int, stop: int) -> Gener
         return moved
 
     embedding: Any = lm.model.get_input_embeddings()
-    handle = embedding.register_forward_hook(hook)
-    try:
+    with hooked([(embedding, hook)]):
         yield
-    finally:
-        handle.remove()
 
 
 def answer_probability(lm: LanguageModel, question: TracePrompt, **inputs: Any) -> Tensor:
-    """One forward; the probability of the answer in each row, joint over its tokens: (rows,) float32."""
+    """Run one forward; the answer's probability in each row, joint over its tokens: (rows,) float32."""
     reads = len(question.answer)
     logits = lm.model(**inputs, logits_to_keep=reads).logits[:, -reads:].float()
     wanted = torch.tensor(question.answer, device=logits.device).expand(len(logits), -1)

@@ -1,4 +1,4 @@
-"""States put back into a corrupted run: by sweeps where they are proved on the model, else by whole forwards."""
+"""Choose an engine for activation patching: sweeps where they are proved on the model, else whole forwards."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 
 from memedit.forward.passes import output_of
+from memedit.forward.proof import prove_engine
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 from memedit.model.memory import in_double
 from memedit.tracing.clean_and_corrupted import Cell, NoiseTrial, answer_probability, noised
 from memedit.tracing.parts import PARTS, BlockOutput, Parts
-from memedit.tracing.suffix_engine import TOKENS, Resumed
+from memedit.tracing.suffix_engine import TOKENS, SuffixPatching
 
-TRACE_AGREEMENT = 1e-3  # relative, on probabilities in float32; half precision rounds every state on the way
+TRACE_AGREEMENT = 1e-3  # relative, on probabilities, in float32
+TRACE_AGREEMENT_HALF = 0.05  # the same in half precision, where every state is rounded
 
 
 class Engine(Protocol):
-    """One trial, ready to have cells put back."""
+    """One trial, ready for activation patching."""
 
     clean: float
     """Probability of the answer in the clean run, joint over its tokens."""
@@ -29,19 +31,22 @@ class Engine(Protocol):
     """The same in the corrupted runs, mean over samples."""
 
     def scores(self, cells: Sequence[Cell]) -> Tensor:
-        """The answer's probability with each cell put back, mean over samples: (cells,) float64."""
+        """The answer's probability with each cell patched, mean over samples: (cells,) float64."""
         ...
 
 
-class Whole:
-    """The engine by whole forwards with hooks: the yardstick, and the way out. Takes more time, and no splicing."""
+class WholeForwardPatching:
+    """Patch cells in whole forwards, with hooks: slower, and it runs on every model that can be traced.
+
+    `choose_trace_engine` compares the sweeps with it, and falls back to it.
+    """
 
     @torch.no_grad()
     def __init__(self, lm: LanguageModel, parts: Parts, trial: NoiseTrial) -> None:
         self.lm, self.parts, self.trial = lm, parts, trial
         self.samples, ids = len(trial.noise), trial.question.ids
         self.seen: dict[str, Tensor] = {}
-        """For each module, what left it: (1 + S, N, D), the clean row first."""
+        """The output of each module: (1 + S, N, D), the clean row first."""
         rows = 1 + self.samples
 
         def read(path: str) -> Any:
@@ -52,7 +57,7 @@ class Whole:
 
         blocks = [f"{lm.architecture.blocks}.{layer}" for layer in range(lm.architecture.n_layers)]
         paths = [*blocks, *(path for part in PARTS for path in parts.of(part))]
-        with noised(lm, trial, 1, rows), hooked(lm, {path: read(path) for path in paths}):
+        with noised(lm, trial, 1, rows), hooked([(lm.model.get_submodule(path), read(path)) for path in paths]):
             found = self._run(rows)
         self.clean, self.low = float(found[0]), float(in_double(found[1:]).mean())
 
@@ -68,37 +73,38 @@ class Whole:
         for at in range(0, len(cells), size):
             batch = cells[at : at + size]
             rows = len(batch) * self.samples
-            with noised(self.lm, self.trial, 0, rows), self._put_back(batch):
+            with noised(self.lm, self.trial, 0, rows), self._patched(batch):
                 found.append(in_double(self._run(rows).view(len(batch), -1)).mean(1).cpu())
         return torch.cat(found)
 
     @contextmanager
-    def _put_back(self, cells: Sequence[Cell]) -> Generator[None]:
-        puts: dict[str, list[tuple[slice, int, Tensor]]] = {}
+    def _patched(self, cells: Sequence[Cell]) -> Generator[None]:
+        patches: dict[str, list[tuple[slice, int, Tensor]]] = {}
         for number, cell in enumerate(cells):
             rows = slice(number * self.samples, (number + 1) * self.samples)
             for path, value in self._values(cell):
-                puts.setdefault(path, []).append((rows, cell.token, value))
-        with hooked(self.lm, {path: self._putting(values) for path, values in puts.items()}):
+                patches.setdefault(path, []).append((rows, cell.token, value))
+        modules = ((self.lm.model.get_submodule(path), self._patch(values)) for path, values in patches.items())
+        with hooked(modules):
             yield
 
     def _values(self, cell: Cell) -> Generator[tuple[str, Tensor]]:
-        """Modules, and what their output is held to at the cell's token: (D,) or (S, D)."""
+        """Modules, and the output that each is given at the cell's token: (D,) or (S, D)."""
         layer, part, held = self.trial.put(cell)
         if cell.kind != part:
             block = f"{self.lm.architecture.blocks}.{layer}"
             yield block, self.seen[block][0, cell.token]
         elif part:
-            yield from self._part(part, layer, cell)
+            yield from self._output(part, layer, cell)
         for above in held:
             if part:
-                yield from self._part(part, above, cell)
+                yield from self._output(part, above, cell)
 
-    def _part(self, part: BlockOutput, layer: int, cell: Cell) -> Generator[tuple[str, Tensor]]:
+    def _output(self, part: BlockOutput, layer: int, cell: Cell) -> Generator[tuple[str, Tensor]]:
         path = self.parts.of(part)[layer]
         yield path, self.seen[path][0 if cell.kind == part else slice(1, None), cell.token]
 
-    def _putting(self, values: list[tuple[slice, int, Tensor]]) -> Any:
+    def _patch(self, values: list[tuple[slice, int, Tensor]]) -> Any:
         length = len(self.trial.question.ids)
 
         def hook(_module: Any, _args: Any, output: Any) -> Any:
@@ -110,20 +116,22 @@ class Whole:
         return hook
 
 
-def choose_trace_engine(lm: LanguageModel, parts: Parts, trial: NoiseTrial) -> tuple[type[Resumed] | type[Whole], str]:
-    """Prove the sweeps on some cells of one trial against whole forwards; the engine to use, and why, in words."""
+def choose_trace_engine(
+    lm: LanguageModel, parts: Parts, trial: NoiseTrial
+) -> tuple[type[SuffixPatching] | type[WholeForwardPatching], str]:
+    """Prove the sweeps on some cells of one trial against whole forwards; return the engine to use, and why, in words.
+
+    Raises what `prove_engine` raises, among it every exhaustion of memory.
+    """
     question, top = trial.question, lm.architecture.n_layers - 1
     tokens = sorted({question.first, question.last, len(question.prompt) - 1})
     some = [Cell(kind, layer, token) for kind in (*PARTS, "hidden") for token in tokens for layer in {0, top // 2, top}]
     some += [Cell("mlp severed", top // 2, question.last), Cell("attention severed", 0, question.last)]
-    try:
-        whole, resumed = Whole(lm, parts, trial), Resumed(lm, parts, trial)
-        wanted, found = (
-            torch.cat([engine.scores(some), torch.tensor([engine.clean, engine.low])]) for engine in (whole, resumed)
-        )
-        gap = float((wanted - found).abs().max() / wanted.abs().max())
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
-        return Whole, f"whole forwards (sweeps do not run on this model: {type(error).__name__})"
-    if not gap < (TRACE_AGREEMENT if lm.dtype == torch.float32 else 0.05):
-        return Whole, f"whole forwards (sweeps differ from them by {gap:.1e})"
-    return Resumed, f"sweeps (proved: they differ from whole forwards by {gap:.1e})"
+
+    def scores(kind: type[SuffixPatching] | type[WholeForwardPatching]) -> list[Tensor]:
+        engine = kind(lm, parts, trial)
+        return [torch.cat([engine.scores(some), torch.tensor([engine.clean, engine.low])])]
+
+    limit = TRACE_AGREEMENT if lm.dtype == torch.float32 else TRACE_AGREEMENT_HALF
+    proof = prove_engine(lambda: scores(SuffixPatching), lambda: scores(WholeForwardPatching), limit, name="sweeps")
+    return (SuffixPatching if proof.holds else WholeForwardPatching), proof.reason

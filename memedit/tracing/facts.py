@@ -1,8 +1,8 @@
-"""Causal tracing, a fact at a time: which states carry an answer from the subject to the end of the prompt.
+"""Causal tracing, one fact at a time: which states carry an answer from the subject to the end of the prompt.
 
 Meng et al. 2022, section 2 (kmeng01/memit, experiments/causal_trace.py): noise on the embeddings of the subject's
-tokens takes the answer away; a clean state put back brings some of it again. For an answer of several tokens the
-probability is joint over them; for one of one token this is the published definition.
+tokens lowers the answer's probability, and patching in a clean state raises it again in part. For an answer of several
+tokens the probability is joint over them; for one token this is the published definition.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEVERED: tuple[StateKind, ...] = ("mlp severed", "attention severed")
 
 @dataclass(frozen=True)
 class Fact:
-    """A record whose answer the model says."""
+    """A record, and an answer to it that the model gives."""
 
     request: EditRequest
     question: TracePrompt
@@ -50,17 +50,18 @@ def find_facts(
     chat: bool = False,
     own: bool = False,
 ) -> tuple[list[Fact], list[EditRequest]]:
-    """What can be traced, and the records whose answer the model does not say.
+    """Find the facts that can be traced, and the records whose answer the model does not give.
 
-    The answer is the old object; without one the object where the model says it, else the model's own next token.
-    With `own` it is that for every record. Raises EditListError with everything that is wrong.
+    The answer is the old object. A record without one takes its object where the model gives that, else the model's
+    own next token. With `own` every record takes the model's next token. Raises EditListError with everything that is
+    wrong with the list.
     """
     prompts = _prompts(lm, requests, findings, chat, own)
     answers = (
         [] if own else [_answer(lm, request, prompt, chat) for request, prompt in zip(requests, prompts, strict=True)]
     )
-    said = continuations(lm, [(prompt.ids, ids) for prompt, ids in zip(prompts, answers, strict=not own)])
-    knows = [bool(one.likeliest.all()) for one in said] or [False] * len(requests)
+    scores = continuations(lm, [(prompt.ids, ids) for prompt, ids in zip(prompts, answers, strict=not own)])
+    knows = [bool(one.likeliest.all()) for one in scores] or [False] * len(requests)
     lacks = [n for n, request in enumerate(requests) if not knows[n] and (own or not request.object_old)]
     tokens = dict(zip(lacks, likeliest_next(lm, [prompts[n].ids for n in lacks]), strict=True))
     facts: list[Fact] = []
@@ -103,8 +104,8 @@ def _prompts(
         prompts.append(prompt)
         length = len(prompt.ids) + (1 if own else len(_answer(lm, request, prompt, chat)))
         if room is not None and length > room:
-            said = f"prompt and answer are {length:,} tokens long; {room:,} fit into this model"
-            found.append(request.finding("E121", said))
+            message = f"prompt and answer are {length:,} tokens long; {room:,} fit into this model"
+            found.append(request.finding("E121", message))
     raise_errors("the list of facts", found, empty=not requests)
     return prompts
 
@@ -114,7 +115,7 @@ def _question(prompt: Prompt, answer: tuple[int, ...]) -> TracePrompt:
 
 
 def noise_scale(lm: LanguageModel, facts: Sequence[Fact], knobs: TraceKnobs) -> float:
-    """The noise's standard deviation: as given, or so many of the subjects' embeddings' in these prompts."""
+    """The noise's standard deviation: a number, or a multiple of that of the subjects' embeddings in these prompts."""
     number, relative = knobs.noise_value
     if not relative:
         return number
@@ -123,7 +124,7 @@ def noise_scale(lm: LanguageModel, facts: Sequence[Fact], knobs: TraceKnobs) -> 
 
 
 def make_trial(lm: LanguageModel, fact: Fact, scale: float, knobs: TraceKnobs, seed: int, width: int) -> NoiseTrial:
-    """A fact under noise of its own, drawn by the seed and its ids, so that no other fact moves it."""
+    """A fact with its own noise, drawn from the seed and the prompt's ids, so it does not depend on other facts."""
     question = fact.question
     drawn = hashlib.sha256(repr((seed, question.prompt)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "big"))
@@ -136,10 +137,10 @@ def make_trial(lm: LanguageModel, fact: Fact, scale: float, knobs: TraceKnobs, s
 def trace_fact(
     lm: LanguageModel, parts: Parts, trial: NoiseTrial, engine: Any, *, everywhere: bool = True
 ) -> dict[str, Tensor]:
-    """Every score of one fact, float32 on the CPU.
+    """Compute every score of one fact, float32 on the CPU.
 
-    `clean` and `corrupted` are (), kinds of TABLES (T, L), of SEVERED (L,). Not `everywhere`: at the last subject token
-    alone, which is what the choice of layers asks for; NaN elsewhere.
+    `clean` and `corrupted` are (); each kind of TABLES is (T, L), each of SEVERED (L,). Without `everywhere` only the
+    last subject token is scored, as the choice of layers needs; the rest is NaN.
     """
     ready: Engine = engine(lm, parts, trial)
     question, layers = trial.question, range(lm.architecture.n_layers)

@@ -1,4 +1,4 @@
-"""A folder of traces: trace.jsonl, trace.safetensors, figures, and average.json last."""
+"""Write a folder of traces: trace.jsonl, trace.safetensors, figures, and average.json last."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATA, TABLES, AVERAGE = "trace.jsonl", "trace.safetensors", "average.json"
 
 
 def check_folder(out: Path) -> None:
-    """Refuse, before any work, a folder that holds something else. Raises UsageError."""
+    """Raise UsageError, before any work, where the folder holds something that is no trace."""
     if out.is_file():
         raise UsageError(f"the output {out} is a file", "give a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / DATA).is_file():
@@ -30,7 +30,7 @@ def write_traces(
     average: Average,
     figures: Mapping[str, bytes],
 ) -> None:
-    """Write a folder, each file whole or not at all; traces that were there are replaced."""
+    """Write a folder of traces, and replace the traces in it; each file is written whole or not at all."""
     write_whole(out / DATA, "".join(f"{fact.model_dump_json(exclude_none=True)}\n" for fact in facts).encode())
     flat = {name: table.contiguous() for name, table in tables.items()}
     write_whole(out / TABLES, saved(flat, {"format": "memedit-trace", "version": "1"}))

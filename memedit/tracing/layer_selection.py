@@ -1,8 +1,8 @@
-"""From the traces of many facts to averages, and to the layers that they suggest to edit.
+"""Average the traces of many facts, and suggest layers to edit from the averages.
 
-Meng et al. 2023, section 4.2: the gap between a state put back and the same with the MLP path severed, at the last
-subject token, shows in which layers MLPs recall; the range to edit ends where MLP outputs matter most. That a fact is
-recalled somewhere need not mean that it is best edited there (Hase et al. 2023).
+Meng et al. 2023, section 4.2: the gap between a patched state and the same with the MLP path severed, at the last
+subject token, shows in which layers MLPs recall. The range to edit ends where MLP outputs have the largest effect. The
+layer that recalls a fact need not be the best one to edit (Hase et al. 2023).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from memedit.tracing.facts import SEVERED, TABLES, Fact
 
 LAST_SUBJECT = ROLES.index("last subject token")
 FactScores = Mapping[str, Tensor]
-"""What `trace` finds of one fact."""
+"""The scores of one fact, as `trace_fact` returns them."""
 
 
 def effects(facts: Sequence[Fact], scores: Sequence[FactScores]) -> dict[str, Mean]:
@@ -67,23 +67,23 @@ def range_text(layers: tuple[int, int]) -> str:
 
 
 def reason(peak: Peak, means: Mapping[str, Mean]) -> str:
-    """Why these layers, or why none, in words."""
+    """The reason for these layers, or for none, in words."""
     n = int(means["total"].count)
     facts = "1 fact" if n == 1 else f"{n:,} facts"
     subjects = int(means["total"].subjects)
     sure = f"{peak.errors:.1f} standard errors" if subjects > 1 else "no standard error from one subject"
     found = (
-        f"what reaches the answer from the last subject token through MLPs peaks at layer {peak.layer}: "
+        f"the effect through MLPs at the last subject token peaks at layer {peak.layer}: "
         f"{peak.gap:.3f} of a total effect of {float(means['total'].mean):.3f} ({peak.share:.0%}), "
         f"{sure}, over {facts}"
     )
     if peak.layers is None:
         return f"no site was found: {found}; a site has {SHARE:.0%} and {ERRORS:g} standard errors"
-    return f"{found}; MLP outputs put back there matter most at layer {peak.mlp_layer}"
+    return f"{found}; patched MLP outputs have their largest effect there at layer {peak.mlp_layer}"
 
 
 def curve(means: Mean, row: int | None = None) -> Curve | None:
-    """One effect by layer, with its interval; None where no fact has such a token."""
+    """One effect for each layer, with its interval; None where no fact has such a token."""
     mean, error, count, subjects = (
         part if row is None else part[row] for part in (means.mean, means.error, means.count, means.subjects)
     )
@@ -99,7 +99,7 @@ def curve(means: Mean, row: int | None = None) -> Curve | None:
 
 
 def mean_figure(means: Mean) -> Figure:
-    """A single number with its interval; of one subject alone, the number itself."""
+    """One number with its interval; for a single subject the interval is the number itself."""
     mean, error = float(means.mean), float(means.error.nan_to_num(0.0))
     return Figure(mean=mean, low=mean - NORMAL_95 * error, high=mean + NORMAL_95 * error, n=int(means.count))
 

@@ -1,7 +1,7 @@
-"""The two outputs that a block adds to the residual stream: the MLP's and the attention's, found and proved.
+"""Find the two outputs that a block adds to the residual stream, the MLP's and the attention's, and verify them.
 
-Both are read where the last linear map of either ends (its down-projection, its output projection): some families
-add the residual inside the module around it.
+Both are read at the last linear map of either (down-projection, output projection): some families add the residual
+inside the module around it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ PARTS_AGREEMENT = 1e-4  # relative: a block without its two outputs is the ident
 
 @dataclass(frozen=True)
 class Parts:
-    """Module paths, one a block."""
+    """Module paths, one for each block."""
 
     mlp: tuple[str, ...]
     """The down-projections."""
     attention: tuple[str, ...]
     """The attentions' output projections."""
     whole_mlp: tuple[str, ...]
-    """The modules around the down-projections, which work token by token; empty where the block itself is it."""
+    """The MLP modules, which work token by token; empty where a down-projection is a direct child of its block."""
 
     def of(self, part: BlockOutput) -> tuple[str, ...]:
+        """The paths at which this output is read."""
         return self.mlp if part == "mlp" else self.attention
 
 
 def find_parts(lm: LanguageModel) -> Parts:
-    """The parts of every block, proved on the middle one. Raises UnsupportedModelError, with the reason."""
+    """Find the parts of every block, and verify them on the middle one. Raises UnsupportedModelError."""
     architecture = lm.architecture
     attention: list[str] = []
     for layer, reason in enumerate(architecture.refusals):
@@ -60,7 +61,7 @@ def find_parts(lm: LanguageModel) -> Parts:
 
 
 def _prove(lm: LanguageModel, parts: Parts) -> None:
-    """Without its two outputs a block passes its input on, at each token: nothing else adds to the stream."""
+    """Check that a block without its two outputs gives its input: nothing else adds to the stream."""
     layer = lm.architecture.n_layers // 2
     block = lm.model.get_submodule(f"{lm.architecture.blocks}.{layer}")
     ids = torch.arange(5, 10, device=lm.device)[None] % lm.architecture.vocabulary
@@ -72,13 +73,9 @@ def _prove(lm: LanguageModel, parts: Parts) -> None:
     def silence(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return torch.zeros_like(output)
 
-    hooks = {parts.of(part)[layer]: silence for part in PARTS}
-    handle = block.register_forward_hook(read, with_kwargs=True)
-    try:
-        with torch.no_grad(), hooked(lm, hooks):
-            lm.model(input_ids=ids, use_cache=False)
-    finally:
-        handle.remove()
+    silenced = [(lm.model.get_submodule(parts.of(part)[layer]), silence) for part in PARTS]
+    with torch.no_grad(), hooked(silenced), hooked([(block, read)], with_kwargs=True):
+        lm.model(input_ids=ids, use_cache=False)
     error = float((seen[1] - seen[0]).float().norm() / seen[0].float().norm())
     if error > (0.05 if lm.dtype != torch.float32 else PARTS_AGREEMENT):
         raise _refused(f"block {layer} adds more than its MLP and its attention to the stream ({error:.1%})")

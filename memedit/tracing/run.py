@@ -1,4 +1,4 @@
-"""Traces kept fact by fact, and what `trace` and `apply --layers auto` make of them."""
+"""Trace a list of facts, one by one, for `trace` and `apply --layers auto`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from memedit.config.recipe import Recipe
 from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import GateError
 from memedit.model.load import LanguageModel
+from memedit.model.memory import memory_named
 from memedit.numerics.effects import ROLES, default_window, windows
 from memedit.progress import Progress
 from memedit.results.traces import Average, FactTrace, TracedFact, TracingResult
@@ -20,7 +21,9 @@ from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, make_trial,
 from memedit.tracing.layer_selection import curve, effects, mean_figure, range_text, reason, suggest
 from memedit.tracing.parts import find_parts
 
-TRACE_CODE = 1  # raise it when the way of tracing changes: what older code kept is then traced again
+TRACE_CODE = 1  # raise it when tracing changes: traces kept by older code are then not reused
+_FULL = "tracing does not fit into memory"
+_FULL_HINT = "use fewer --samples, --dtype bfloat16 or --device cpu; traces made so far are kept"
 
 
 def trace_all(
@@ -34,9 +37,10 @@ def trace_all(
     everywhere: bool = True,
     own: bool = False,
 ) -> tuple[TracingResult, Store]:
-    """Trace what the model knows of a list. Each fact is kept in the store: a second run goes on where one was killed.
+    """Trace the facts of a list that the model knows. Each is kept in the store: a second run reuses them.
 
-    Raises EditListError with all that is wrong with the list, and GateError where the model knows none of it.
+    Raises EditListError with everything that is wrong with the list, GateError where the model knows none of the facts,
+    and ResourceError where memory runs out.
     """
     knobs, n_layers = recipe.trace, lm.architecture.n_layers
     with progress.phase("facts"):
@@ -45,11 +49,16 @@ def trace_all(
         known = f"{len(facts):,} of {len(requests):,}"
         progress.note(f"the model says the answer of {known} facts; the others are skipped")
     if not facts:
-        raise GateError("the model knows none of these facts, so there is nothing to trace", "trace what it does say")
+        raise GateError(
+            "the model knows none of these facts, so there is nothing to trace", "trace facts that the model knows"
+        )
     width = knobs.window or default_window(n_layers)
     scale = noise_scale(lm, facts, knobs)
     parts = find_parts(lm)
-    engine, told = choose_trace_engine(lm, parts, make_trial(lm, facts[0], scale, knobs, recipe.seed, width))
+    with memory_named(_FULL, _FULL_HINT):
+        engine, engine_reason = choose_trace_engine(
+            lm, parts, make_trial(lm, facts[0], scale, knobs, recipe.seed, width)
+        )
     same = {"model": digest, "dtype": str(lm.dtype), "noise": scale, "samples": knobs.samples, "window": width}
     same |= {"seed": recipe.seed, "engine": engine.__name__, "everywhere": everywhere, "code": TRACE_CODE}
     store = Store(cache_dir() / "traces" / digest_of(same)[:16])
@@ -59,28 +68,29 @@ def trace_all(
 
             def make(fact: Fact = fact) -> dict[str, Tensor]:
                 trial = make_trial(lm, fact, scale, knobs, recipe.seed, width)
-                return trace_fact(lm, parts, trial, engine, everywhere=everywhere)
+                with memory_named(_FULL, _FULL_HINT):
+                    return trace_fact(lm, parts, trial, engine, everywhere=everywhere)
 
             scores.append(store.recall("fact", {**same, "question": vars(fact.question)}, make))
             advance(1)
-    about: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "noise": scale, "samples": knobs.samples, "window": width, "windows": windows(n_layers, width),
     }  # fmt: skip
-    more = {
+    provenance = {
         "model": recipe.model.path,
         "digest": digest,
         "noise_rule": knobs.noise,
         "seed": recipe.seed,
-        "engine": told,
+        "engine": engine_reason,
     }
-    average = _average(facts, scores, {**about, **more, "unknown": len(unknown), "n_layers": n_layers})
+    average = _average(facts, scores, {**settings, **provenance, "unknown": len(unknown), "n_layers": n_layers})
     traced = tuple(
-        TracedFact(_record(lm, fact, found, about), found) for fact, found in zip(facts, scores, strict=True)
+        TracedFact(_record(lm, fact, found, settings), found) for fact, found in zip(facts, scores, strict=True)
     )
     return TracingResult(traced, tuple(_unknown(request) for request in unknown), average), store
 
 
-def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], about: Mapping[str, Any]) -> Average:
+def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], settings: Mapping[str, Any]) -> Average:
     means = effects(facts, scores)
     peak = suggest(means)
     by_role = {
@@ -90,7 +100,7 @@ def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], abou
     gap = curve(means["gap"])
     assert gap is not None  # every fact has a last subject token
     return Average(
-        **about,
+        **settings,
         facts=len(facts),
         clean=mean_figure(means["clean"]),
         corrupted=mean_figure(means["corrupted"]),
@@ -103,10 +113,10 @@ def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], abou
     )
 
 
-def _record(lm: LanguageModel, fact: Fact, found: Mapping[str, Tensor], about: Mapping[str, Any]) -> FactTrace:
+def _record(lm: LanguageModel, fact: Fact, found: Mapping[str, Tensor], settings: Mapping[str, Any]) -> FactTrace:
     question, tokenizer = fact.question, lm.tokenizer
     return FactTrace(
-        **about,
+        **settings,
         id=fact.request.id,
         status="traced",
         subject=fact.request.subject,

@@ -1,14 +1,14 @@
-"""Cells of one trial by sweeps: each starts where it enters, and only what it can move is computed.
+"""Activation patching by sweeps: a patched run starts at its layer and token, and computes only what the patch changes.
 
-1. `Runs` leaves the states, keys and values of the clean and the corrupted run, and what each block would pass on with
-   its MLP's or its attention's output put back.
-2. What is put back at (layer, token) moves that token's state after the layer, and later tokens above it. Before the
-   subject both runs agree: there it moves nothing.
-3. So all cells of one token share a sweep up the layers: each joins after its layer, with the state it puts there and
-   the corrupted states of the tokens behind; attention finds the tokens before in the corrupted run's keys and values.
-4. The last block's MLP and the head run where the answer is read.
+1. `Runs` keeps the states, keys and values of the clean and the corrupted run, and each block's output with its MLP's
+   or its attention's output patched.
+2. A patch at (layer, token) changes that token's state after the layer, and later tokens in the layers above. Before
+   the subject both runs agree, so a patch changes nothing there.
+3. So all cells of one token share a sweep up the layers. Each joins after its layer, with its patched state and the
+   corrupted states of the later tokens. Attention reads earlier tokens from the corrupted run's keys and values.
+4. The last block's MLP and the head run only where the answer is read.
 
-Masks, rotary tables, norms and the head stay the model's own.
+Masks, rotary tables, norms and the head are the model's own.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
 from memedit.forward.partial import Kept, cache_name, spliced
 from memedit.forward.passes import output_of, replaced
-from memedit.model.forward_hooks import hooked
+from memedit.model.forward_hooks import Hook, hooked
 from memedit.model.load import LanguageModel
 from memedit.model.memory import in_double
 from memedit.tracing.clean_and_corrupted import Cell, NoiseTrial, Runs, answer_probability
@@ -36,7 +36,7 @@ LOGITS = 1 << 26  # in one launch
 
 
 class _Before(Kept):
-    """The corrupted run's keys and values of the tokens before one: the same for every cell."""
+    """The corrupted run's keys and values of the tokens before the patched one: the same for every cell."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         keys, values = (part[:, :, : self.length] for part in self.kept[layer_idx])
@@ -47,8 +47,8 @@ class _Before(Kept):
         )
 
 
-class Resumed:
-    """The engine: built for one trial, asked for any of its cells. S samples; D the model's width."""
+class SuffixPatching:
+    """Patch cells of one trial by sweeps. S samples; D the model's width."""
 
     def __init__(self, lm: LanguageModel, parts: Parts, trial: NoiseTrial) -> None:
         self.lm, self.parts, self.trial = lm, parts, trial
@@ -59,7 +59,7 @@ class Resumed:
         self.takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
 
     def scores(self, cells: Sequence[Cell]) -> Tensor:
-        """The answer's probability with each cell put back, mean over samples: (cells,) float64."""
+        """The answer's probability with each cell patched, mean over samples: (cells,) float64."""
         found = torch.full((len(cells),), self.low, dtype=torch.float64)
         by_token: dict[int, list[int]] = {}
         for number, cell in enumerate(cells):
@@ -72,7 +72,7 @@ class Resumed:
         return found
 
     def _is_identity(self, cell: Cell) -> bool:
-        """Before the subject the runs agree; what leaves the last block matters only where the answer is read."""
+        """Whether a patch changes nothing: before the subject, and after the last block where no answer is read."""
         question = self.trial.question
         at_top = self.trial.put(cell)[0] == self.top
         return cell.token < question.first or (at_top and cell.token < len(question.prompt) - 1)
@@ -96,12 +96,12 @@ class Resumed:
         if self.takes_positions:
             inputs["position_ids"] = torch.arange(token, len(question.ids), device=ids.device).expand(rows, -1)
         climbs, held = self._climbs(token, cells), self._held(token, cells)
-        with spliced(self.lm, climbs), hooked(self.lm, held), self._read_at_the_end(ids.shape[1]), _in_place(self.lm):
+        with spliced(self.lm, climbs), hooked(held), self._read_at_the_end(ids.shape[1]), _in_place(self.lm):
             found = answer_probability(self.lm, question, **inputs)
         return in_double(found.view(len(cells), -1)).mean(1).cpu()
 
     def _climbs(self, token: int, cells: Sequence[Cell]) -> dict[int, Any]:
-        """Forwards of the blocks that run over the cells entered below, and let those of their own layer enter."""
+        """For each block a forward over the cells that joined below; cells of its own layer join behind it."""
         enters = [self.trial.put(cell)[0] for cell in cells]
         rows = len(cells) * self.samples
 
@@ -124,7 +124,7 @@ class Resumed:
         return {layer: climb(layer, block.forward) for layer, block in enumerate(blocks)}
 
     def _entering(self, token: int, cell: Cell, layer: int) -> Tensor:
-        """What a cell enters with, (S, T, D): the corrupted states from `token` on, its own put first."""
+        """The states with which a cell joins, (S, T, D): corrupted from `token` on, the patched one first."""
         states = self.runs.after[layer][:, token:].clone()
         if cell.kind in ("mlp", "attention"):
             states[:, 0] = self.runs.entries[cell.kind][layer][:, token]
@@ -132,10 +132,10 @@ class Resumed:
             states[:, 0] = self.runs.clean_after[layer][token]
         return states
 
-    def _held(self, token: int, cells: Sequence[Cell]) -> dict[str, Any]:
-        """Hooks that hold outputs at `token`: to the clean run's in a window, to the other's on a severed path."""
+    def _held(self, token: int, cells: Sequence[Cell]) -> list[tuple[nn.Module, Hook]]:
+        """Hooks that set outputs at `token`: to the clean run's, or to the corrupted run's on a severed path."""
         held: dict[tuple[BlockOutput, int], list[tuple[int, Tensor]]] = {}
-        # Where the last block's MLP runs at the answer only, nobody reads `token` there.
+        # The last block's MLP runs at the answer only: its output at `token` is not read.
         unread = self.top if token < len(self.trial.question.prompt) - 1 else None
         for number, cell in enumerate(cells):
             _, part, layers = self.trial.put(cell)
@@ -145,9 +145,12 @@ class Resumed:
                     value = clean if cell.kind == part else self.runs.outputs[part][layer][:, token]
                     held.setdefault((part, layer), []).append((number, value))
         length = len(self.trial.question.ids) - token
-        return {self.parts.of(part)[layer]: self._hold(values, length) for (part, layer), values in held.items()}
+        return [
+            (self.lm.model.get_submodule(self.parts.of(part)[layer]), self._hold(values, length))
+            for (part, layer), values in held.items()
+        ]
 
-    def _hold(self, values: list[tuple[int, Tensor]], length: int) -> Any:
+    def _hold(self, values: list[tuple[int, Tensor]], length: int) -> Hook:
         wanted = torch.cat([value for _, value in values])
         numbers = torch.tensor([number for number, _ in values], device=wanted.device)
         rows = (numbers[:, None] * self.samples + torch.arange(self.samples, device=wanted.device)).flatten()
@@ -161,7 +164,7 @@ class Resumed:
 
     @contextmanager
     def _read_at_the_end(self, length: int) -> Generator[None]:
-        """Run the last block's MLP over the tokens where the answer is read; before them it says nothing, as zeros."""
+        """Run the last block's MLP only over the tokens where the answer is read; its output is zero before them."""
         reads = len(self.trial.question.answer)
         if not self.parts.whole_mlp or reads >= length:
             yield
@@ -179,7 +182,7 @@ class Resumed:
 
 @contextmanager
 def _in_place(lm: LanguageModel) -> Generator[None]:
-    """GELU's tanh form in place, where a family writes it out in eight new tensors: a fifth of a sweep on a CPU."""
+    """Compute GELU's tanh form in place: families that write it out make eight new tensors, a fifth of a CPU sweep."""
     written_out = [module for module in lm.model.modules() if isinstance(module, NewGELUActivation)]
     try:
         for module in written_out:
@@ -198,7 +201,7 @@ def _gelu(states: Tensor) -> Tensor:
 
 
 def _first(value: Any, rows: int, total: int) -> Any:
-    """The share of the first `rows` of `total` rows in whatever a model hands its blocks: masks, tables, biases."""
+    """Cut an argument of a block (mask, table, bias, nested) to the first `rows` of `total` rows."""
     if isinstance(value, Tensor):
         # A table of one row serves all; a bias may have a row for every head of every row.
         by_row = value.ndim > 1 and value.shape[0] % total == 0

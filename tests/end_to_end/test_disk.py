@@ -20,20 +20,27 @@ from safetensors.torch import save_file
 MIB = 1 << 20
 # Writes SOURCE with its tensor "a" plus one to OUT; files of more than LIMIT bytes are refused where LIMIT is given.
 WRITES = """
-import resource, sys
+import resource, sys, time
 from pathlib import Path
 from memedit.errors import MemeditError
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.writer import write
-source, out, limit, told = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "told"
+from memedit.storage.writer import write_checkpoint
+source, out, limit, flags = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4].split(",")
 base = Checkpoint.open(source)
 weights = {"a": base.tensor("a") + 1}
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-if told:
+if "slow" in flags:  # a pause between verifying and renaming, and one between files
+    from memedit.storage import output, writer
+    swap, patch = output._swap, writer._patch
+    output._swap = lambda *args, **options: (time.sleep(0.3), swap(*args, **options))
+    writer._patch = lambda *args: (time.sleep(0.2), patch(*args))
+if "told" in flags:
     print("ready", flush=True)
+if "slow" in flags:
+    sys.stdin.read()
 try:
-    write(base, out, weights, {"README.md": b"# edited"}, link="copy")
+    write_checkpoint(base, out, weights, {"README.md": b"# edited"}, link="copy", overwrite="overwrite" in flags)
 except MemeditError as error:
     print(error.message, error.hint, sep="\\n", file=sys.stderr)
     sys.exit(error.exit_code)
@@ -112,4 +119,26 @@ def test_a_kill_at_any_time_leaves_an_output_absent_or_whole(tmp_path: Path) -> 
     done = wrote(*arguments(source, out))
     assert done.returncode == 0, done.stderr
     verify(out, weights, base)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["base", "out"]
+
+
+@pytest.mark.parametrize("flags", ["slow,told", "slow,told,overwrite"])
+def test_processes_that_write_one_output_leave_one_of_them_whole(flags: str, tmp_path: Path) -> None:
+    source, out = folder(tmp_path / "base", 8), tmp_path / "out"
+    base = Checkpoint.open(source)
+    weights = {"a": base.tensor("a") + 1}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    running = [subprocess.Popen(arguments(source, out, 0, flags), text=True, **pipes) for _ in range(3)]
+    for one in running:
+        assert one.stdout is not None and one.stdout.readline() == "ready\n"
+    for one in running:  # all begin to write now
+        assert one.stdin is not None
+        one.stdin.close()
+        one.stdin = None
+    errors = [one.communicate(timeout=120)[1] for one in running]
+    codes = sorted(one.returncode for one in running)
+    assert codes == ([0, 0, 0] if "overwrite" in flags else [0, 2, 2]), errors
+    assert "overwrite" in flags or sum("exists and is not empty" in error for error in errors) == 2
+    verify(out, weights, base)
+    assert sorted(entry.name for entry in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["base", "out"]

@@ -40,8 +40,8 @@ def test_a_model_beside_its_base_and_another(made_gpt2: Path) -> None:
     requests, _ = read(str(EDITS))
     few = requests[:4]
     report = pipeline.run_evaluate(
-        few, recipe(made_gpt2), base=str(made_gpt2), text=str(made_gpt2 / "memedit" / "corpus.jsonl.gz"),
-        others=[str(other)], generate=True, held=[few[0].digest], facts=requests[4:8],
+        pipeline.RunInputs(recipe(made_gpt2), few, facts=requests[4:8], base=str(made_gpt2)),
+        text=str(made_gpt2 / "memedit" / "corpus.jsonl.gz"), others=[str(other)], generate=True, held=[few[0].digest],
     )  # fmt: skip
     assert report.after is not None
     assert report.before is not None

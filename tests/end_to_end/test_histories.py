@@ -70,7 +70,7 @@ def test_the_history_of_a_model_changes_no_byte(tiny_folder: Path, tmp_path: Pat
     detour = [[edit(2, 3, "x"), edit(0)], [edit(2), edit(1), edit(3)], [edit(0), edit(4), edit(5)]]
     assert weights(through(tmp_path / "detour", tiny_folder, detour)) == wanted
     # The converse: on top the earlier weights count.
-    on_top = through(tmp_path / "top", tiny_folder, [[edit(n) for n in batch] for batch in orders[0]], way="on top")
+    on_top = through(tmp_path / "top", tiny_folder, [[edit(n) for n in batch] for batch in orders[0]], mode="on top")
     assert weights(on_top) != wanted
     # And a re-solve of what was found on top finds it anew on the base.
     back = tmp_path / "back"
@@ -112,7 +112,7 @@ def test_edits_of_one_subject_are_searched_together_whenever_they_came(tiny_fold
     report = memedit.forget(["more"], tmp_path / "b", tmp_path / "d", settings={"chunk": 1})
     assert weights(tmp_path / "d") == weights(tmp_path / "a")
     # On top, those of the subject are no longer held: they are asked for again, with the new one.
-    report = memedit.apply([second], tmp_path / "a", tmp_path / "e", way="on top", settings={"chunk": 1})
+    report = memedit.apply([second], tmp_path / "a", tmp_path / "e", mode="on top", settings={"chunk": 1})
     assert report.ledger is not None and (report.ledger.kept, report.ledger.joint) == (1, 2)
 
 
@@ -191,7 +191,7 @@ def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_folder: Path, 
 def test_a_ledger_tells_of_the_first_model_however_many_runs_lie_between(tiny_folder: Path, tmp_path: Path) -> None:
     batches = [[edit(0)], [edit(1)], [edit(2)]]
     ledgers = [
-        read_ledger(through(tmp_path / way[:2], tiny_folder, batches, way=way)) for way in ("re-solve", "on top")
+        read_ledger(through(tmp_path / way[:2], tiny_folder, batches, mode=way)) for way in ("re-solve", "on top")
     ]
     bases = {one.about.base.digest for one in ledgers if one is not None}
     assert bases == {Checkpoint.open(tiny_folder).digest}

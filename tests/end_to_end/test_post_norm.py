@@ -17,7 +17,7 @@ from memedit.edits.edit import EditRequest
 from memedit.edits.read import read
 from memedit.forward.passes import continuations
 from memedit.model.load import load
-from memedit.pipeline import run_apply
+from memedit.pipeline import RunInputs, run_apply
 from memedit.results.report import Scores
 from tests.conftest import ROOT, byte_tokenizer
 from tests.families import POST_NORM, family_model
@@ -56,7 +56,7 @@ def test_one_edit_gives_what_its_target_promises(folder: Path, tmp_path: Path) -
         "model.path": str(folder), "model.device": "cpu", "output.dir": str(out), "method.ridge": 0.01,
         "target.kl": 0.0, "contexts.openings": [],
     }  # fmt: skip
-    report = run_apply([EDIT], resolve([("flag", settings)])[0])
+    report = run_apply(RunInputs(resolve([("flag", settings)])[0], [EDIT]))
     assert "suffixes (proved" in report.engine
     before, promised, after = surprise(folder), report.per_edit[0].loss, surprise(out)
     assert promised is not None and promised < before - 0.5
@@ -67,7 +67,7 @@ def test_one_edit_gives_what_its_target_promises(folder: Path, tmp_path: Path) -
 def edited(name: str, tmp_path: Path) -> Scores:
     """A small model of the made world under a hundred edits at default settings."""
     settings = {"model.path": str(MODELS / name), "model.device": "cpu", "output.dir": str(tmp_path / name)}
-    after = run_apply(read(str(EDITS))[0], resolve([("flag", settings)])[0]).after
+    after = run_apply(RunInputs(resolve([("flag", settings)])[0], read(str(EDITS))[0])).after
     assert after is not None
     return after
 

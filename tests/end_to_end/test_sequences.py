@@ -33,7 +33,7 @@ def test_batch_by_batch_is_what_one_batch_is(made_folder: Path, tmp_path: Path) 
     assert len(other) <= MOST_OTHER_VERDICTS * len(edits)
     assert last.ledger is not None and last.ledger.earlier == len(edits) - SIZE
     # The converse: on top each batch is fitted to what those before it left, and that is another change.
-    top = in_batches(tmp_path / "top", made_folder, batches[:2], way="on top")[-1]
+    top = in_batches(tmp_path / "top", made_folder, batches[:2], mode="on top")[-1]
     assert top.ledger is not None and top.ledger.way == "on top"
     written = [(tmp_path / way / "1" / "model.safetensors").read_bytes() for way in ("top", "batches")]
     assert written[0] != written[1]
@@ -41,7 +41,7 @@ def test_batch_by_batch_is_what_one_batch_is(made_folder: Path, tmp_path: Path) 
 
 def test_on_top_what_is_left_of_earlier_edits_is_told(made_folder: Path, tmp_path: Path) -> None:
     edits = memedit.load_edits(EDITS)[:60]
-    first, second = in_batches(tmp_path, made_folder, [edits[:30], edits[30:]], way="on top")
+    first, second = in_batches(tmp_path, made_folder, [edits[:30], edits[30:]], mode="on top")
     held = {one.id for one in first.per_edit if one.status == "ok"}
     after = {one.id: one.status == "ok" for one in second.per_edit}
     share = sum(after[name] for name in held) / len(held)

@@ -17,7 +17,6 @@ from memedit.numerics.solvers import (
     decomposed,
     factor_metric,
     gains,
-    guarded,
     leverage,
     null_space,
     prepare,
@@ -247,32 +246,6 @@ def test_the_original_rome_misses_by_the_ratio_of_its_two_keys() -> None:
     assert gap(original @ averaged, ratio * residual) < SAME
     # Where the two keys agree the two methods do.
     assert gap(torch.outer(residual / (averaged @ u), u), consistent) < SAME
-
-
-@weighed
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 20), st.integers(1, 20))
-def test_a_guarded_factor_is_the_published_sequential_form(method: Method, seed: int, edits: int, before: int) -> None:
-    moment, keys, residuals = problem(seed, edits)
-    earlier = problem(seed + 1, before)[1]
-    history, factor = earlier.T @ earlier, law(method, moment)
-    found = residuals.T @ gains(guarded(factor, history), keys)
-    C, K, R = moment.mean, keys.T, residuals.T
-    if method is MEMIT:  # jianghoucheng/AlphaEdit, memit_seq_main.py
-        wanted = R @ torch.linalg.solve(factor.ridge * C + history + K @ K.T, K).T
-    else:  # the same, AlphaEdit_main.py
-        P, L2 = projector(moment), factor.ridge * SHARE * float(C.trace()) / 12
-        wanted = torch.linalg.solve(P @ (K @ K.T + history) + L2 * torch.eye(12, dtype=C.dtype), P @ K @ R.T).T
-    assert gap(found, wanted) < SAME
-    # Earlier keys are moved less than without the guard.
-    free = residuals.T @ gains(factor, keys)
-    assert float((earlier @ found.T).norm()) < float((earlier @ free.T).norm())
-
-
-def test_exact_fits_cannot_be_guarded() -> None:
-    moment, keys, _ = problem(1, edits=3)
-    with pytest.raises(ValueError, match="ridge 0"):
-        guarded(law(EMMET, moment), keys.T @ keys)
 
 
 @weighed

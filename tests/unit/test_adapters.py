@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from memedit.errors import MemeditError, StorageError, UnsupportedModelError
 from memedit.numerics.delta import Delta
-from memedit.storage.lora import CONFIG, WEIGHTS, adapter_bytes, read_adapter
+from memedit.storage.lora import CONFIG, WEIGHTS, _Pattern, adapter_bytes, read_adapter
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_model
 
@@ -115,7 +116,7 @@ def test_what_peft_wrote_is_read_with_its_ranks_and_scales(family: str, rslora: 
         ({"modules_to_save": ["lm_head"]}, UnsupportedModelError),
         ({"r": 4}, StorageError),
         ({"lora_alpha": "much"}, StorageError),
-        ({"rank_pattern": {"(": 3}}, StorageError),
+        ({"rank_pattern": {"(": 3}}, UnsupportedModelError),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -148,3 +149,57 @@ def test_a_lone_factor_and_a_foreign_tensor_are_refused(tmp_path: Path) -> None:
     save_file({**tensors, "base_model.model.lm_head.weight": torch.ones(2, 2)}, tmp_path / WEIGHTS)
     with pytest.raises(UnsupportedModelError, match="lm_head"):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_with_values_that_are_not_finite_is_refused_by_the_tensor_s_name(
+    value: float, tmp_path: Path
+) -> None:
+    tensors = load_file(written(tmp_path) / WEIGHTS)
+    name = next(name for name in tensors if name.endswith("lora_B.weight"))
+    tensors[name][0, 0] = value
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(StorageError, match="not finite") as caught:
+        read_adapter(tmp_path)
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rank_pattern": []},
+        {"rank_pattern": 5},
+        {"alpha_pattern": {"down_proj": {"a": 1}}},
+        {"alpha_pattern": {"down_proj": float("nan")}},
+        {"lora_alpha": 10**400},
+        {"rank_pattern": {"(a+)+$": 5}},
+        {"rank_pattern": {".*" * 40 + "x": 5, "a" * 500: 5}},
+        {"rank_pattern": {f"{n}.*": 5 for n in range(9)}},
+        {"rank_pattern": {str(n): 5 for n in range(5000)}},
+    ],
+    ids=str,
+)
+def test_an_adapter_s_odd_patterns_are_refused_at_once(fields: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(MemeditError) as caught:
+        read_adapter(changed(written(tmp_path), **fields))
+    assert caught.value.message.isprintable() and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["down_proj", "layers.1.mlp.down_proj", "proj", r".*\.1\.mlp.*", "^model.layers.1.mlp.down_proj$",
+     r"layers\.\d+\..*proj",
+     "layers.[0-9]+.mlp.down_proj", "^down_proj", "own_proj", "mlp.down_pro", "model.*", "m+lp.down_proj", "x?mlp.d.*",
+     ".*",
+     "l?ayers.1.*", "layers.1.mlp.down_proj$", "layers_1.mlp.down_proj", ".*" * 20],
+)  # fmt: skip
+@pytest.mark.parametrize("module", ["model.layers.1.mlp.down_proj", "down_proj", "layers.11.mlp.down_proj", "model"])
+def test_patterns_match_what_peft_matches(key: str, module: str) -> None:
+    wanted = re.match(rf"(.*\.)?({key})$", module) is not None if key != ".*" * 20 else True
+    assert _Pattern(key, "rank_pattern").matches(module) == wanted
+
+
+def test_a_pattern_that_a_regular_expression_takes_years_for_is_matched_at_once(tmp_path: Path) -> None:
+    slow = ".*a" * 30 + "b"
+    assert not _Pattern(slow, "rank_pattern").matches("a" * 200)
+    assert _Pattern(slow, "rank_pattern").matches("a" * 200 + "b")

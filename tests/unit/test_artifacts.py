@@ -8,13 +8,25 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from memedit.errors import ResourceError, StorageError
-from memedit.storage.artifacts import READ_BLOCK, Store, cache_dir, digest_file, digest_of, telling, write_whole
+from memedit.storage import locks
+from memedit.storage.artifacts import (
+    READ_BLOCK,
+    Store,
+    cache_dir,
+    digest_file,
+    digest_of,
+    telling,
+    write_whole,
+    writing,
+)
+from safetensors.torch import save_file
 
 HOLDS = """
 import sys, time
@@ -194,3 +206,93 @@ def test_a_file_that_holds_something_else_is_made_again(tmp_path: Path, text: st
     store.recall_json("contexts", {}, lambda: next(values))
     store.file("contexts", {}, "json").write_text(text)
     assert store.recall_json("contexts", {}, lambda: next(values)) == ["second"]
+
+
+def flipped(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [-1, -9, -48])
+def test_one_flipped_bit_is_named_set_aside_and_made_again(at: int, tmp_path: Path) -> None:
+    warnings, calls = list[str](), list[int]()
+    store = Store(tmp_path / "moments", warnings.append)
+    store.recall("moment", {"seed": 1}, counted(calls))
+    file = store.file("moment", {"seed": 1})
+    flipped(file, at)
+    assert store.find("moment", {"seed": 1}) is None
+    assert len(warnings) == 1 and str(file) in warnings[0] and "damaged" in warnings[0]
+    assert [entry.name for entry in store.folder.iterdir()] == [f"{file.name}.damaged"]
+    assert float(store.recall("moment", {"seed": 1}, counted(calls))["rows"][0, 0]) == 2
+    assert float(store.recall("moment", {"seed": 1}, counted(calls))["rows"][0, 0]) == 2
+    assert len(calls) == 2 and len(warnings) == 1
+
+
+def test_no_flipped_bit_gives_other_numbers(tmp_path: Path) -> None:
+    store, wanted = Store(tmp_path / "run", lambda _text: None), {"a": torch.arange(3.0), "n": torch.tensor(7)}
+    store.keep("factor", {"seed": 1}, wanted)
+    file = store.file("factor", {"seed": 1})
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        file.write_bytes(whole)
+        flipped(file, at)
+        found = store.find("factor", {"seed": 1})
+        same = found is not None and found.keys() == wanted.keys()
+        assert found is None or (same and all(torch.equal(found[name], wanted[name]) for name in wanted)), at
+
+
+def test_a_changed_plain_value_is_made_again(tmp_path: Path) -> None:
+    warnings, values = list[str](), iter([{"loss": 0.125}, {"loss": 0.5}])
+    store = Store(tmp_path / "run", warnings.append)
+    store.recall_json("before", {}, lambda: next(values))
+    file = store.file("before", {}, "json")
+    file.write_text(file.read_text().replace("0.125", "0.126"))
+    assert store.recall_json("before", {}, lambda: next(values)) == {"loss": 0.5}
+    assert len(warnings) == 1 and str(file) in warnings[0]
+
+
+def test_an_artifact_of_version_0_1_is_read_as_it_is(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    store.folder.mkdir()
+    save_file({"a": torch.ones(2)}, store.file("moment", {"seed": 1}), {"on": '{"seed": 1}'})
+    store.file("before", {}, "json").write_text('{"on": {}, "value": [1.5]}')
+    found = store.find("moment", {"seed": 1})
+    assert found is not None and torch.equal(found["a"], torch.ones(2))
+    assert store.find_json("before", {}) == [1.5]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    store = Store(tmp_path / "moments")
+    store.folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait(timeout=60)
+    host = locks._host()
+    files = {
+        f".moment.safetensors.{host}.{dead.pid}.tmp": 0.0,  # dead, of this machine
+        f".moment.safetensors.{host}.{os.getpid()}.tmp": 0.0,  # alive
+        f".other.safetensors.elsewhere.{dead.pid}.tmp": 0.0,  # of another machine, and young
+        ".third.safetensors.1234.tmp": 2 * locks.DAY,  # of version 0.1, and old
+        "mine.tmp": 2 * locks.DAY,
+    }
+    for name, age in files.items():
+        (store.folder / name).write_bytes(b"")
+        os.utime(store.folder / name, (time.time() - age,) * 2)
+    with store.locked(lambda _text: None):
+        pass
+    left = sorted(file.name for file in store.folder.iterdir())
+    assert left == sorted([list(files)[1], list(files)[2], "mine.tmp"])
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name != "cache") == ["moments"]
+
+
+def test_a_file_that_appeared_is_kept_where_it_may_not_be_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "dense.safetensors"
+    with pytest.raises(StorageError, match="exists"), writing(file, replace=False) as stream:
+        stream.write(b"ours")
+        file.write_bytes(b"theirs")
+    assert file.read_bytes() == b"theirs"
+    file.unlink()
+    with writing(file, replace=False) as stream:
+        stream.write(b"ours")
+    assert file.read_bytes() == b"ours"
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name != "cache"] == [file.name]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
+from memedit.storage import output, writer
 from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.machine import container_memory
+from memedit.storage.records import records
 from memedit.storage.shards import plan_shards, verify_shards
 from memedit.storage.tensorfile import read_header
 from memedit.storage.writer import check_output, verify, write_checkpoint, write_files
 from safetensors.torch import load_file, save_file
+from tests.malformed.checkpoints import HEADERS, INDEXES, Header
 
 CARD = {"README.md": b"# edited\n", "memedit/run.json": b"{}"}
 
@@ -85,10 +90,12 @@ def test_a_checkpoint_without_the_prefix_is_resolved(tmp_path: Path) -> None:
 
 def test_a_snapshot_of_links_is_copied_from_what_they_point_to(tmp_path: Path) -> None:
     blobs = folder(tmp_path / "blobs")
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
+    (blobs / "original" / "params.json").rename(blobs / "params.json")
+    (blobs / "original").rmdir()
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
     for file in blobs.iterdir():
-        (snapshot / file.name).symlink_to(file)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
     before = (blobs / "model.safetensors").read_bytes()
     base, out = Checkpoint.open(snapshot), tmp_path / "out"
     write_checkpoint(base, out, edited(base), CARD, link="hard")
@@ -105,8 +112,14 @@ def test_an_output_that_is_not_empty_is_refused_and_replaced_when_asked(tmp_path
     with pytest.raises(UsageError, match="not empty"):
         write_checkpoint(base, out, edited(base), CARD)
     assert (out / "mine.txt").read_text() == "mine"
-    write_checkpoint(base, out, edited(base), CARD, overwrite=True)
+    with pytest.raises(UsageError, match="neither a model nor an adapter") as caught:
+        write_checkpoint(base, out, edited(base), CARD, overwrite=True)
+    assert "--force" in caught.value.hint and (out / "mine.txt").read_text() == "mine"
+    write_checkpoint(base, out, edited(base), CARD, force=True)
     assert not (out / "mine.txt").exists()
+    (out / "more.txt").write_text("mine")
+    write_checkpoint(base, out, edited(base), CARD, overwrite=True)
+    assert not (out / "more.txt").exists() and (out / "config.json").is_file()
     assert (
         sorted(file.name for file in tmp_path.iterdir()) == ["base", "cache", "out"]
         or not (tmp_path / "cache").exists()
@@ -245,7 +258,7 @@ def test_a_folder_of_files_is_there_whole_or_not_at_all(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(MemeditError, match="no space"):
-        write_files(out, {"a.json": b"[]"}, overwrite=True)
+        write_files(out, {"a.json": b"[]"}, force=True)
     assert (out / "a.json").read_bytes() == b"{}"
     assert [file.name for file in tmp_path.iterdir() if file.name != "cache"] == ["out"]
 
@@ -314,3 +327,183 @@ def test_an_untouched_shard_is_the_same_file_where_hard_links_are_asked(tmp_path
     write_checkpoint(base, out, edited(base), CARD, link="hard")
     same = [(out / file.name).samefile(file) for file in base.files]
     assert same == [True, False, True]
+
+
+@pytest.mark.parametrize("case", HEADERS, ids=lambda case: case.name)
+def test_a_malformed_header_is_refused_in_one_line(case: Header, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(case.data)
+    with pytest.raises(StorageError) as caught:
+        Checkpoint.open(tmp_path)
+    assert str(tmp_path) in caught.value.message and caught.value.hint
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_a_malformed_index_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_bytes(INDEXES[name])
+    with pytest.raises(StorageError) as caught:
+        Checkpoint.open(tmp_path)
+    assert str(tmp_path) in caught.value.message and caught.value.hint
+    assert caught.value.message.isprintable() and len(caught.value.message) < 6000
+
+
+def test_an_index_without_metadata_is_read_and_written(tmp_path: Path) -> None:
+    source, out = folder(tmp_path / "base", sharded=True), tmp_path / "out"
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    for metadata in ({}, {"metadata": None}, {"metadata": ["x"]}):
+        (source / "model.safetensors.index.json").write_text(
+            json.dumps({**metadata, "weight_map": index["weight_map"]})
+        )
+        write_checkpoint(Checkpoint.open(source), out, {}, {}, max_shard=60, overwrite=True)
+        assert len(Checkpoint.open(out).entries) == 3
+
+
+@pytest.mark.parametrize("kind", ["link out", "link to a folder", "link to nothing", "pipe"])
+def test_what_is_no_file_of_the_model_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    source, out = folder(tmp_path / "base"), tmp_path / "out"
+    (tmp_path / "id_rsa").write_text("secret")
+    odd = source / "LICENSE.txt"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        targets = {"link out": "../id_rsa", "link to a folder": "..", "link to nothing": "none"}
+        odd.symlink_to(targets[kind], target_is_directory=kind == "link to a folder")
+    with pytest.raises(StorageError, match="LICENSE") as caught:
+        write_checkpoint(Checkpoint.open(source), out, {}, CARD)
+    assert caught.value.message.isprintable()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "id_rsa"]
+
+
+def test_a_record_that_is_a_link_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "id_rsa").write_text("secret")
+    edited_model = folder(tmp_path / "edited")
+    (edited_model / "memedit").mkdir()
+    (edited_model / "memedit" / "edits.jsonl").symlink_to("../../id_rsa")
+    with pytest.raises(StorageError, match=r"edits\.jsonl"):
+        records(edited_model)
+
+
+def test_a_link_inside_the_folder_is_copied_as_the_file_it_leads_to(tmp_path: Path) -> None:
+    source, out = folder(tmp_path / "base"), tmp_path / "out"
+    (source / "LICENSE.txt").symlink_to("config.json")
+    write_checkpoint(Checkpoint.open(source), out, {}, CARD)
+    assert (out / "LICENSE.txt").read_text() == "{}" and not (out / "LICENSE.txt").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_model_that_changes_during_a_run_is_refused(
+    name: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = folder(tmp_path / "base"), tmp_path / "out"
+    base = Checkpoint.open(source)
+    assert base.digest
+
+    def change(_folder: Path) -> None:
+        data = (source / name).read_bytes()
+        (source / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(source / name, (1, 1))
+
+    if when == "before":
+        change(source)
+    else:
+        real = writer._sync
+        monkeypatch.setattr(writer, "_sync", lambda at: (real(at), change(at)))
+    with pytest.raises(StorageError, match=r"differs|changed while") as caught:
+        write_checkpoint(base, out, edited(base), CARD)
+    assert name in caught.value.message
+    assert [file.name for file in tmp_path.iterdir()] == ["base"]
+
+
+def test_an_output_that_appears_during_a_run_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
+    real = writer._sync
+
+    def appear(at: Path) -> None:
+        real(at)
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+
+    monkeypatch.setattr(writer, "_sync", appear)
+    with pytest.raises(StorageError, match="another program") as caught:
+        write_checkpoint(base, out, edited(base), CARD)
+    assert str(out) in caught.value.message
+    assert [file.name for file in out.iterdir()] == ["mine.txt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "out"]
+    monkeypatch.setattr(writer, "_sync", lambda at: (real(at), shutil.rmtree(out), out.mkdir()))
+    write_checkpoint(base, out, edited(base), CARD, force=True)
+    assert (out / "config.json").is_file()
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_an_output_is_never_absent_while_it_is_replaced(
+    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
+    write_checkpoint(base, out, {}, CARD)
+    if exchange:
+        real, seen = output._exchange, list[bool]()
+        monkeypatch.setattr(output, "_rename_twice", lambda *_: seen.append(False))
+        monkeypatch.setattr(output, "_exchange", lambda one, two: seen.append(real(one, two)) or seen[-1])
+        write_checkpoint(base, out, edited(base), CARD, overwrite=True)
+        assert seen == [True]
+    else:
+        monkeypatch.setattr(output, "_exchange", lambda *_: False)
+        write_checkpoint(base, out, edited(base), CARD, overwrite=True)
+    verify(out, edited(base), base)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "out"]
+
+
+def test_what_a_kill_left_beside_the_output_is_removed_or_put_back(tmp_path: Path) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
+    write_checkpoint(base, out, {}, CARD)
+    out.rename(tmp_path / ".out.memedit-0123abcd-old")  # a kill between two renames
+    for left in (".out.memedit-0123abcd", ".out.memedit-4321", ".out.memedit-revert-0123456789abcdef"):
+        (tmp_path / left).mkdir()
+    (tmp_path / ".out.memedit-notes.d").mkdir()
+    (tmp_path / ".other.memedit-4321").mkdir()
+    with pytest.raises(UsageError, match="not empty"):
+        write_checkpoint(base, out, {}, CARD)
+    verify(out, {}, base)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == [".other.memedit-4321", ".out.memedit-notes.d", "base", "out"]
+
+
+@pytest.mark.parametrize("name", ["x" * 240, "x" * 256, "a\0b", "a\udc80b", "a\ud800b"])
+def test_a_name_that_cannot_be_written_is_refused_before_the_work(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name") as caught:
+        check_output(None, tmp_path / name, overwrite=False)
+    assert caught.value.message.isprintable() and caught.value.hint
+    check_output(None, tmp_path / ("é" * 110), overwrite=False)
+
+
+def test_a_place_where_no_folder_can_be_made_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        check_output(None, tmp_path / "file" / "out", overwrite=False)
+    with pytest.raises(UsageError, match="mount point"):
+        check_output(None, Path("/proc"), overwrite=True, force=True)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # what a disk mounted read-only answers, also to root
+    with pytest.raises(UsageError, match="cannot be written to"):
+        check_output(None, tmp_path / "out", overwrite=False)
+
+
+def test_free_memory_honours_a_container_s_limit(tmp_path: Path) -> None:
+    own = tmp_path / "root" / "pod" / "box"
+    own.mkdir(parents=True)
+    member = tmp_path / "membership"
+    member.write_text("0::/pod/box\n")
+    assert container_memory(tmp_path / "root", member) is None
+    for group, limit, used, cached in ((own, "max", 5, 0), (own.parent, "1000", 400, 50)):
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text(f"{used}\n")
+        (group / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
+    assert container_memory(tmp_path / "root", member) == 650
+    (own / "memory.max").write_text("100\n")
+    assert container_memory(tmp_path / "root", member) == 95
+    (own / "memory.max").write_text("1\n")
+    assert container_memory(tmp_path / "root", member) == 0
+    member.write_text("3:memory:/pod\n")
+    assert container_memory(tmp_path / "root", member) is None

@@ -15,7 +15,7 @@ from memedit.errors import StorageError
 from memedit.numerics.delta import Delta
 from memedit.storage.deltas import delta_bytes, originals_bytes, read_delta, read_originals
 from memedit.storage.tensorfile import stream
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 
 DELTAS = {"h.0.w": Delta(torch.ones(4, 1), torch.arange(6.0)[None]), "h.1.w": Delta(torch.full((2, 3), 0.5))}
 KNOWN = {"format": "memedit-delta", "version": "1", "base": "abc"}
@@ -118,3 +118,26 @@ def test_steps_that_do_not_fit_are_refused(tmp_path: Path, size: int, cut: int) 
     file.write_bytes(save(tensors, KNOWN))
     with pytest.raises(StorageError, match="damaged"):
         read_delta(file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("part", ["w.left", "w.right", "v.dense"])
+def test_values_that_are_not_finite_are_refused_by_the_tensor_s_name(part: str, value: float, tmp_path: Path) -> None:
+    tensors = {"w.left": torch.ones(3, 1), "w.right": torch.ones(1, 2), "v.dense": torch.ones(3, 2)}
+    save_file(tensors, tmp_path / "delta.safetensors", KNOWN)
+    read_delta(tmp_path / "delta.safetensors")
+    tensors[part][0, 0] = value
+    save_file(tensors, tmp_path / "delta.safetensors", KNOWN)
+    with pytest.raises(StorageError, match="not finite") as caught:
+        read_delta(tmp_path / "delta.safetensors")
+    assert part in caught.value.message
+    save_file({"w": torch.full((2, 2), value).half()}, tmp_path / "originals.safetensors", {"base": "abc"})
+    with pytest.raises(StorageError, match="not finite"):
+        read_originals(tmp_path / "originals.safetensors", "abc", ["w"])
+
+
+def test_factors_of_whole_numbers_are_refused(tmp_path: Path) -> None:
+    tensors = {"w.left": torch.ones(3, 1, dtype=torch.int64), "w.right": torch.ones(1, 2)}
+    save_file(tensors, tmp_path / "delta.safetensors", KNOWN)
+    with pytest.raises(StorageError, match="damaged"):
+        read_delta(tmp_path / "delta.safetensors")

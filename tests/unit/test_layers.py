@@ -16,7 +16,8 @@ LEVELS = [
     {"forward", "show"},
     {"changes", "evaluation", "tracing"},
     {"editing"},
-    {"pipeline", "inspect_model"},
+    {"inspect_model"},
+    {"pipeline", "in_memory"},
     {"api"},
     {"cli"},
 ]

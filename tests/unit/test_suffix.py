@@ -55,9 +55,9 @@ def test_gradients_equal_those_of_whole_forwards(lm: LanguageModel) -> None:
 
 
 def test_the_probe_takes_suffixes_where_they_agree(lm: LanguageModel) -> None:
-    engine, told = choose_search_engine(lm, 1, rows())
+    engine, reason = choose_search_engine(lm, 1, rows())
     assert engine is Suffix
-    assert "proved" in told
+    assert "proved" in reason
 
 
 def test_the_probe_refuses_a_model_that_forgets_its_prefix(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +70,6 @@ def test_the_probe_refuses_a_model_that_forgets_its_prefix(lm: LanguageModel, mo
         return real(self, *given, **more)
 
     monkeypatch.setattr(splice.Kept, "update", forgetful)
-    engine, told = choose_search_engine(lm, 1, rows())
+    engine, reason = choose_search_engine(lm, 1, rows())
     assert engine is WholeForward
-    assert "differ" in told
+    assert "differ" in reason

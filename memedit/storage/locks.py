@@ -1,0 +1,108 @@
+"""Let one process at a time into a folder, and remove what killed processes left in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from memedit.errors import StorageError
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None
+
+DAY = 24 * 3600.0  # seconds; a temporary file of another machine, or of an older version, is stale after this
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # the file system has no locks
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d{1,10})\.tmp")
+
+
+@contextmanager
+def exclusive(file: Path, what: Path, note: Callable[[str], None]) -> Generator[None]:
+    """Hold the lock `file` until the block ends, then remove it. A second process says who holds `what`, and waits.
+
+    The operating system holds the lock, so it ends with its process, however that ends. Raises StorageError.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = _acquire(file, what, note)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"cannot lock {what}: {reason}", "check the path and its permissions") from error
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}\n".encode())
+        yield
+    finally:
+        # Removed while it is held: a process that waits for the removed file sees that, and takes a new one.
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(file: Path, what: Path, note: Callable[[str], None]) -> int:
+    waited = False
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            if fcntl is None:
+                return handle
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waited:
+                    who = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+                    note(f"waiting: {what} is held by {who}")
+                    waited = True
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                note(f"{file.parent} has no file locks: run one memedit at a time there")
+                return handle
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), file.stat()):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def temporary(file: Path) -> Path:
+    """Return the name under which this process writes `file` before it renames it."""
+    return file.with_name(f".{file.name}.{_host()}.{os.getpid()}.tmp")
+
+
+def remove_stale_files(folder: Path) -> None:
+    """Remove temporary files of processes that are dead, and others that are older than a day."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found is None or not entry.is_file(follow_symlinks=False):
+                continue
+            ours = found["host"] == _host()
+            old = time.time() - entry.stat(follow_symlinks=False).st_mtime > DAY
+            if old or (ours and not _alive(int(found["process"]))):
+                with suppress(OSError):
+                    Path(entry.path).unlink()
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())[:40] or "_"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it exists, and belongs to somebody else
+        return True
+    return True
