@@ -20,9 +20,9 @@ from memedit.config.recipe import Recipe
 from memedit.config.resolve import Source, flatten, resolve
 from memedit.editing.ledger import Mode
 from memedit.edits.edit import EditRequest, Finding
-from memedit.edits.lint import lint
+from memedit.edits.lint import lint, raise_errors
 from memedit.edits.read import STDIN, read
-from memedit.errors import EditListError, MemeditError, UsageError
+from memedit.errors import MemeditError, UsageError
 from memedit.in_memory import InMemoryUpdate, LayerMoments, make_update
 from memedit.pipeline import RunInputs
 from memedit.progress import Progress
@@ -487,18 +487,15 @@ def _facts(facts: object) -> list[EditRequest]:
     if facts == ():
         return []
     requests, findings = _read("facts", facts)
-    errors = tuple(one for one in findings if one.severity == "error")
-    if errors:
-        raise EditListError("the facts have errors", "fix the errors in .findings", errors)
+    errors = [one for one in findings if one.severity == "error"]
+    raise_errors("the list of facts", errors, hint="fix the errors in .findings")
     return requests
 
 
 def _sound(requests: list[EditRequest], findings: list[Finding], name: str, but: str = "") -> list[EditRequest]:
     """The requests, if they have no error. Raises EditListError with every error, those of code `but` left out."""
-    errors = [one for one in (*findings, *lint(requests)) if one.severity == "error" and one.code != but]
-    if errors:
-        count = "1 error" if len(errors) == 1 else f"{len(errors):,} errors"
-        raise EditListError(f"{name} has {count}", "fix the errors in .findings", tuple(errors))
+    errors = [one for one in (*findings, *lint(requests)) if one.severity == "error"]
+    raise_errors(name, errors, allowed=(but,), hint="fix the errors in .findings")
     return requests
 
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from memedit.changes.compatibility import peft_carries, vllm_carries
+from memedit.changes.adapter_support import peft_support, vllm_support
 from memedit.config.layers import default_layers
 from memedit.config.recipe import Recipe
 from memedit.editing.resources import cache_bytes, check_weights, moment_bytes
@@ -102,8 +102,8 @@ def _found(
         each=tuple(_block(architecture, layer, proved) for layer in range(architecture.n_layers)),
         editable=spans(architecture.editable),
         default=spans(default),
-        peft=_carrier(*peft_carries(model, architecture)),
-        vllm=_carrier(*vllm_carries(config.get_text_config().model_type)),
+        peft=_carrier(*peft_support(model, architecture)),
+        vllm=_carrier(*vllm_support(config.get_text_config().model_type)),
         costs=Costs(
             weights=parameters * size,
             moments=moment_bytes(widths),

@@ -1,6 +1,6 @@
-"""A change that is carried apart from its model: exported, summed with others, taken back, compared. The second page.
+"""The commands for weight changes as files: export, add, revert, diff.
 
-No model is opened for it: tensors are read from files one at a time, and all other bytes are copied.
+No model is loaded: tensors are read from files one at a time, and all other bytes are copied.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from memedit.changes.base import BaseCheckpoint, DeltaFile, in_dtype, originals, subtracted, sum_deltas
+from memedit.changes.base_checkpoint import BaseCheckpoint, originals, subtracted
+from memedit.changes.delta_file import DeltaFile, in_dtype, sum_deltas
 from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.errors import UsageError
 from memedit.model.load import locate
@@ -42,24 +43,24 @@ def run_export(
     arguments: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Outcome:
-    """Write a change as a checkpoint (`full`), as PEFT's adapter (`lora`), or as float32 changes of tensors (`dense`).
+    """Write a change as a checkpoint (`full`), a PEFT adapter (`lora`), or one file of float32 changes (`dense`).
 
-    With `rank` it is cut to that many directions first. Raises UsageError for a change of another base.
+    With `rank` the change is cut to that rank first. Raises UsageError for a change of another base.
     """
     progress = progress or NoProgress()
-    ground, found, out = BaseCheckpoint(recipe.model, progress), DeltaFile.open(change), _out(recipe)
-    _check(ground, out, recipe, file=to == "dense")
+    base, found, out = BaseCheckpoint(recipe.model, progress), DeltaFile.open(change), _out(recipe)
+    _check(base, out, recipe, file=to == "dense")
     with progress.phase("base"):
-        found = ground.admitted(found, any_base=any_base)
+        found = base.admitted(found, any_base=any_base)
     if to == "full":
-        whole = rank is None and found.folder is not None and found.base == ground.checkpoint.digest
+        whole = rank is None and found.folder is not None and found.base == base.checkpoint.digest
         extra = {**records(found.folder), CARD: card_of(found.folder)} if whole and found.folder else None
-        return _checkpoint([found], found.deltas, ground, recipe, "export", rank, arguments, progress, extra)
+        return _checkpoint([found], found.deltas, base, recipe, "export", rank, arguments, progress, extra)
     make = _adapter if to == "lora" else _dense
     with progress.phase("write"):
-        told, rank = make(ground, found, out, recipe, rank, dtype)
-    return _outcome("export", ground, recipe, [found], told, arguments).model_copy(
-        update={"kind": to, "rank": rank, "family": ground.family}
+        figures, rank = make(base, found, out, recipe, rank, dtype)
+    return _outcome("export", base, recipe, [found], figures, arguments).model_copy(
+        update={"kind": to, "rank": rank, "family": base.family}
     )
 
 
@@ -71,13 +72,13 @@ def run_add(
     arguments: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Outcome:
-    """Put the sum of changes on their base, rounded once, and write the checkpoint; their order decides nothing."""
+    """Add the sum of changes to their base, round once, and write the checkpoint; their order does not matter."""
     progress = progress or NoProgress()
-    ground, found = BaseCheckpoint(recipe.model, progress), [DeltaFile.open(path) for path in changes]
-    _check(ground, _out(recipe), recipe)
+    base, found = BaseCheckpoint(recipe.model, progress), [DeltaFile.open(path) for path in changes]
+    _check(base, _out(recipe), recipe)
     with progress.phase("base"):
-        found = [ground.admitted(change, any_base=any_base) for change in found]
-    return _checkpoint(found, sum_deltas(found), ground, recipe, "apply", None, arguments, progress, None)
+        found = [base.admitted(change, any_base=any_base) for change in found]
+    return _checkpoint(found, sum_deltas(found), base, recipe, "apply", None, arguments, progress, None)
 
 
 def run_revert(
@@ -87,10 +88,10 @@ def run_revert(
     arguments: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Outcome:
-    """Write an edited folder as it was before its edit: to the bit where the original tensors are at hand.
+    """Write an edited folder as it was before its edit, to the bit if the original tensors can be read.
 
-    `recipe.model.path` names the base; without it, originals kept beside the edit are taken, then the base that the
-    run was made from, where it can be read. Failing both, the change is subtracted, which is exact up to rounding.
+    `recipe.model.path` names the base. Without it the originals that were kept with the edit are used, then the base
+    of the run. If neither can be read, the change is subtracted, which is exact up to rounding.
     """
     progress, out = progress or NoProgress(), _out(recipe)
     recorded, base = base_of(edited)
@@ -102,7 +103,7 @@ def run_revert(
         check_output(folder, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
         extra |= {CARD: card_of(folder), **records(folder)}
     if origin == "subtraction":
-        progress.note(f"the base {recorded.path} is not at hand, and no originals were kept: the change is subtracted")
+        progress.note(f"cannot read the base {recorded.path}, and no originals were kept: the change is subtracted")
         weights = subtracted(checkpoint, change.deltas, recorded)
     with progress.phase("write"):
         knobs = recipe.output
@@ -119,7 +120,7 @@ def run_revert(
 
 
 def run_diff(a: str, b: str, *, progress: Progress | None = None) -> Comparison:
-    """How two models' folders differ, tensor by tensor and file by file."""
+    """Compare the folders of two models, tensor by tensor and file by file."""
     one, two = (locate(ModelKnobs(path=path)) for path in (a, b))
     return compare(one, two, a, b, progress or NoProgress())
 
@@ -127,7 +128,7 @@ def run_diff(a: str, b: str, *, progress: Progress | None = None) -> Comparison:
 def _checkpoint(
     found: Sequence[DeltaFile],
     deltas: dict[str, Delta],
-    ground: BaseCheckpoint,
+    base: BaseCheckpoint,
     recipe: Recipe,
     command: str,
     rank: int | None,
@@ -135,86 +136,94 @@ def _checkpoint(
     progress: Progress,
     extra: dict[str, bytes | None] | None,
 ) -> Outcome:
-    """Write the base with these changes; `extra` are the records of the run that made them, or they are made here."""
+    """Write the base with these changes; `extra` holds the records of the run, or None to make them here."""
     with progress.phase("round", len(deltas), "tensors") as advance:
-        weights, made, told = dict[str, torch.Tensor](), dict[str, Delta](), list[TensorChange]()
+        weights, made, figures = dict[str, torch.Tensor](), dict[str, Delta](), list[TensorChange]()
         for name, delta in deltas.items():
-            weights[name], made[name], one = ground.put(name, delta, rank)
-            told.append(one)
+            weights[name], made[name], one = base.put(name, delta, rank)
+            figures.append(one)
             advance(1)
-    outcome = _outcome(command, ground, recipe, found, told, arguments).model_copy(update={"kind": "full"})
+    outcome = _outcome(command, base, recipe, found, figures, arguments).model_copy(update={"kind": "full"})
     if extra is None:
-        parameters = [one.parameter for one in told]
-        digest = ground.checkpoint.digest
-        lists = [records(change.folder).get(EDITS, b"") for change in found if change.folder]
-        about = {"method": "sum", "of": sorted(outcome.digests["deltas"])}
-        extra = {
-            CARD: card.sum_card(read_base_card(ground.folder, recipe.model.path), len(found), parameters).encode(),
-            RUN: outcome.model_dump_json(indent=2).encode(),
-            DELTA: delta_bytes(made, digest, about),
-            **({EDITS: b"".join(lists)} if any(lists) else {}),
-        }
-        if recipe.output.keep_originals:
-            extra[ORIGINALS] = originals_bytes({name: ground.checkpoint.tensor(name) for name in weights}, digest)
+        extra = _records(found, made, base, recipe, outcome)
     with progress.phase("write"):
         knobs = recipe.output
         write_checkpoint(
-            ground.checkpoint, _out(recipe), weights, extra,
+            base.checkpoint, _out(recipe), weights, extra,
             link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, force=knobs.force,
             note=progress.note,
         )  # fmt: skip
     return outcome
 
 
+def _records(
+    found: Sequence[DeltaFile], made: dict[str, Delta], base: BaseCheckpoint, recipe: Recipe, outcome: Outcome
+) -> dict[str, bytes | None]:
+    """The files beside the weights of a sum: card, run record, delta file, edit lists, and originals if asked for."""
+    digest = base.checkpoint.digest
+    parameters = [one.parameter for one in outcome.tensors]
+    lists = [records(change.folder).get(EDITS, b"") for change in found if change.folder]
+    metadata = {"method": "sum", "of": sorted(outcome.digests["deltas"])}
+    files: dict[str, bytes | None] = {
+        CARD: card.sum_card(read_base_card(base.folder, recipe.model.path), len(found), parameters).encode(),
+        RUN: outcome.model_dump_json(indent=2).encode(),
+        DELTA: delta_bytes(made, digest, metadata),
+        **({EDITS: b"".join(lists)} if any(lists) else {}),
+    }
+    if recipe.output.keep_originals:
+        files[ORIGINALS] = originals_bytes({name: base.checkpoint.tensor(name) for name in made}, digest)
+    return files
+
+
 def _adapter(
-    ground: BaseCheckpoint, change: DeltaFile, out: Path, recipe: Recipe, rank: int | None, dtype: torch.dtype
+    base: BaseCheckpoint, change: DeltaFile, out: Path, recipe: Recipe, rank: int | None, dtype: torch.dtype
 ) -> tuple[list[TensorChange], int]:
-    told, factors = list[TensorChange](), dict[str, Delta]()
+    figures, factors = list[TensorChange](), dict[str, Delta]()
     for name, delta in change.deltas.items():
-        _, _, one = ground.put(name, delta)
+        _, _, one = base.put(name, delta)
         cut, lost = (balanced_factors(delta), 0.0) if rank is None else truncated(delta, rank)
         factors[one.parameter] = made = in_dtype(cut, dtype)
-        apart = ground.apart(name, delta, made)
-        told.append(one.model_copy(update={"rank": made.rank, "lost": lost, "distance": apart}))
+        distance = base.distance(name, delta, made)
+        figures.append(one.model_copy(update={"rank": made.rank, "lost": lost, "distance": distance}))
     uniform = max(delta.left.shape[1] for delta in factors.values())
-    conv1d = ground.architecture.layout == "conv1d"
+    conv1d = base.architecture.layout == "conv1d"
     model = recipe.model
     files = adapter_bytes(factors, model.path, revision=model.revision, conv1d=conv1d, dtype=dtype)
-    files["README.md"] = card.adapter_card(read_base_card(ground.folder, model.path), uniform, list(factors)).encode()
+    files["README.md"] = card.adapter_card(read_base_card(base.folder, model.path), uniform, list(factors)).encode()
     write_files(out, files, overwrite=recipe.output.overwrite, force=recipe.output.force)
-    return told, uniform
+    return figures, uniform
 
 
 def _dense(
-    ground: BaseCheckpoint, change: DeltaFile, out: Path, recipe: Recipe, rank: int | None, _dtype: torch.dtype
+    base: BaseCheckpoint, change: DeltaFile, out: Path, recipe: Recipe, rank: int | None, _dtype: torch.dtype
 ) -> tuple[list[TensorChange], None]:
-    told: list[TensorChange] = []
+    figures: list[TensorChange] = []
 
     def make(name: str) -> torch.Tensor:
         delta = change.deltas[name]
-        _, cut, one = ground.put(name, delta, rank)
+        _, cut, one = base.put(name, delta, rank)
         made = Delta(cut.dense().float())
-        told.append(one.model_copy(update={"distance": ground.apart(name, delta, made)}))
-        return ground.architecture.turned(made.left)
+        figures.append(one.model_copy(update={"distance": base.distance(name, delta, made)}))
+        return base.architecture.turned(made.left)
 
-    shapes = {name: ground.checkpoint.entries[name].shape for name in change.deltas}
-    stream(out, shapes, make, {"format": "pt", "base": ground.checkpoint.digest}, replace=recipe.output.overwrite)
-    return told, None
+    shapes = {name: base.checkpoint.entries[name].shape for name in change.deltas}
+    stream(out, shapes, make, {"format": "pt", "base": base.checkpoint.digest}, replace=recipe.output.overwrite)
+    return figures, None
 
 
 def _outcome(
     command: str,
-    ground: BaseCheckpoint,
+    base: BaseCheckpoint,
     recipe: Recipe,
     found: Sequence[DeltaFile],
-    told: Sequence[TensorChange],
+    figures: Sequence[TensorChange],
     arguments: Sequence[str],
 ) -> Outcome:
     return Outcome(
         command=command, versions=versions(), arguments=list(arguments), model=recipe.model.path,
         output=str(_out(recipe)), recipe=recipe.model_dump(mode="json"),
-        deltas=tuple(str(change.file) for change in found), tensors=tuple(told),
-        digests={"model": ground.checkpoint.digest, "deltas": [digest_file(change.file) for change in found]},
+        deltas=tuple(str(change.file) for change in found), tensors=tuple(figures),
+        digests={"model": base.checkpoint.digest, "deltas": [digest_file(change.file) for change in found]},
     )  # fmt: skip
 
 
@@ -224,9 +233,9 @@ def _out(recipe: Recipe) -> Path:
     return Path(recipe.output.dir).expanduser()
 
 
-def _check(ground: BaseCheckpoint, out: Path, recipe: Recipe, *, file: bool = False) -> None:
+def _check(base: BaseCheckpoint, out: Path, recipe: Recipe, *, file: bool = False) -> None:
     if not file:
-        check_output(ground.folder, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
+        check_output(base.folder, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
     elif out.is_dir():
         raise UsageError(f"the output {out} is a folder", "dense changes are one file: -o change.safetensors")
     elif out.exists() and not recipe.output.overwrite:

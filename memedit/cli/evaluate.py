@@ -102,12 +102,9 @@ def evaluate_command(
 
 def _sound(requests: list[EditRequest], findings: list[Finding]) -> list[EditRequest]:
     """The edits, if they have no error. Raises EditListError; edits that contradict each other can be evaluated."""
-    from memedit.edits.lint import lint
-    from memedit.errors import EditListError
+    from memedit.edits.lint import lint, raise_errors
 
-    found = [one for one in (*findings, *lint(requests)) if one.severity == "error" and one.code != "E106"]
-    if found:
-        raise EditListError("the edit list has errors", "fix the lines listed above", tuple(found))
+    raise_errors("the edit list", [*findings, *lint(requests)], allowed=("E106",))
     return requests
 
 

@@ -163,12 +163,10 @@ def read_facts(source: str | None) -> list[EditRequest]:
     """Read a list of known facts. Raises EditListError if it has errors."""
     if source is None:
         return []
-    from memedit.errors import EditListError
+    from memedit.edits.lint import raise_errors
 
     requests, findings = read_edits(source, None, None, None)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
-        raise EditListError(f"the facts in {source} have errors", "fix the lines listed above", tuple(errors))
+    raise_errors(f"the list of facts {source}", findings)
     return requests
 
 
@@ -214,12 +212,12 @@ def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
 
 def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
     """Print the result of export, revert or apply --delta on stdout."""
-    from memedit.changes import serving
+    from memedit.changes.adapter_support import serving_notes, vllm_command
 
     if quiet:
         print(outcome.output)
     elif json:
-        served = {"serve": serving.command(outcome), "limits": serving.limits(outcome)}
+        served = {"serve": vllm_command(outcome), "limits": serving_notes(outcome)}
         print(_json({**outcome.model_dump(mode="json"), **(served if outcome.kind == "lora" else {})}, indent=2))
     else:
         from memedit.show.changes import reverted, tensors_table
@@ -228,7 +226,7 @@ def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
             wide_console().print(tensors_table(outcome))
         lines = [reverted(outcome)] if outcome.command == "revert" else []
         if outcome.kind == "lora":
-            lines += [line for line in (serving.command(outcome), *serving.limits(outcome)) if line]
+            lines += [line for line in (vllm_command(outcome), *serving_notes(outcome)) if line]
         print("\n".join([*lines, outcome.output]))
 
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from memedit.config.layers import layers_of
 from memedit.config.recipe import Recipe
 from memedit.edits.edit import EditRequest, Finding, shown
-from memedit.edits.lint import lint
-from memedit.errors import EditListError, RecipeError
+from memedit.edits.lint import lint, raise_errors
+from memedit.errors import RecipeError
 from memedit.model.architecture import Architecture
 from memedit.model.tokens import Prompt, SubjectLost, encode_prompt, locate_subject, object_ids
 
@@ -54,10 +54,7 @@ def make_plan(
     """
     edits, found = check_edits(requests, tokenizer, recipe, architecture.positions)
     everything = [*findings, *found]
-    errors = sum(finding.severity == "error" for finding in everything)
-    if errors or not edits:
-        count = "1 error" if errors == 1 else f"{errors} errors"
-        raise EditListError(f"the edit list has {count}", "mend the lines above", tuple(everything))
+    raise_errors("the edit list", everything, empty=not edits)
     # auto asks for a sound list first: who makes the plan traces it, and puts what it finds in place of these.
     chosen = "depth" if recipe.method.layers == "auto" else recipe.method.layers
     layers = layers_of(chosen, architecture.n_layers, single=recipe.method.kind.single)

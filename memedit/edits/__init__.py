@@ -1,1 +1,1 @@
-"""What an edit is, every format that becomes one, and everything that can be wrong with it."""
+"""Edits: their definition, the formats they are read from, and the checks of a list."""

@@ -1,4 +1,4 @@
-"""What a person asks for, in words: one edit, and what can be found wrong with it.
+"""An edit in words, and a finding: one thing that is wrong with it.
 
 Every format that memedit reads ends in `EditRequest`; its JSON schema is the public schema of an edit list.
 """
@@ -7,34 +7,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 SLOT = "{}"
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # what a terminal could take for a command
 
 
 def shown(value: object, width: int = 60) -> str:
-    """A value as it stands in a message: in quotes, on one line, cut when long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """A value for a message: in quotes, on one line, cut when long, in characters that any output can encode."""
+    text = printable(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= width else text[: width - 4] + ' ..."'
 
 
+def printable(text: str) -> str:
+    """Text in which control characters and halves of surrogate pairs are written as escapes."""
+    escaped = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class Neighbor(BaseModel):
-    """A prompt about something else whose answer must not move."""
+    """A prompt about something else, whose answer must not change."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     prompt: str
     """The whole prompt, its subject filled in."""
     answer: str | None = None
-    """Its true answer; None: the edit's old object."""
+    """Its true answer; if None, the edit's old object."""
     group: str | None = None
-    """What the list calls its kind: its figure is also given by itself."""
+    """A label from the list; scores are also reported for each label."""
 
 
 class Question(BaseModel):
-    """A prompt beyond the fact itself, and the answer it has once the edit holds."""
+    """A prompt that goes beyond the fact, and its answer after the edit."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -44,47 +52,47 @@ class Question(BaseModel):
     aliases: tuple[str, ...] = ()
     """Other spellings of the answer that count as right."""
     group: str | None = None
-    """What the list calls its kind: its figure is also given by itself."""
+    """A label from the list; scores are also reported for each label."""
 
 
 class EditRequest(BaseModel):
     """One fact to write into a model.
 
-    Subjects and objects are data: braces, quotes, newlines and any script may stand in them.
+    Subjects and objects are data: they may contain braces, quotes, newlines and any script.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     id: str
-    """Name of the edit, unique in its list; made from file line where the list gives none."""
+    """Name of the edit, unique in its list; if the list gives none, it is made from the file's name and a number."""
     subject: str
-    """What the fact is about, as it stands in the prompt."""
+    """The thing that the fact is about, as it is written in the prompt."""
     relation: str | None = None
-    """A label that groups edits: contradictions and derived probes go by it."""
+    """A label that groups edits; contradictions and derived probes are found by it."""
     prompt: str
-    """The template, with one `{}` where the subject goes; the object follows its end."""
+    """The template, with one `{}` where the subject goes; the object follows the prompt."""
     object: str
-    """What the model shall say after the prompt."""
+    """The text that the model should give after the prompt."""
     object_old: str | None = None
-    """What it says now."""
+    """The text that it gives now."""
     paraphrases: tuple[str, ...] = ()
-    """Other prompts for the same fact, their subject filled in (a `{}` stands for the subject)."""
+    """Other prompts for the same fact, with the subject filled in (a `{}` is replaced by the subject)."""
     neighborhood: tuple[Neighbor, ...] = ()
-    """Prompts whose answers must stay."""
+    """Prompts whose answers must not change."""
     aliases: tuple[str, ...] = ()
     """Other spellings of the object that count as right."""
     portability: tuple[Question, ...] = ()
-    """What follows from the edit: questions that a model which has taken it in answers anew."""
+    """Questions whose answers follow from the edit."""
     reversal: tuple[Question, ...] = ()
-    """The fact asked from its other end: the object stands in the prompt, the subject is the answer."""
+    """The fact in reverse: the object is in the prompt, and the subject is the answer."""
     generation: tuple[str, ...] = ()
-    """Openings about the subject for the model to write on from (a `{}` stands for the subject)."""
+    """Openings about the subject that the model continues (a `{}` is replaced by the subject)."""
     references: tuple[str, ...] = ()
-    """Texts about things that have the new object: what is written is held against their words."""
+    """Texts about things that have the new object; generated text is compared with their words."""
     meta: dict[str, Any] = Field(default_factory=dict)
-    """Anything else; carried along, never read."""
+    """Anything else; it is stored and never interpreted."""
     origin: str = ""
-    """`file:line`, carried into every complaint."""
+    """`file:line`, repeated in every finding."""
 
     @property
     def text(self) -> str:
@@ -94,28 +102,30 @@ class EditRequest(BaseModel):
 
     @property
     def frame(self) -> tuple[str, str]:
-        """What stands before and after the subject in the prompt."""
+        """The prompt before and after the subject."""
         head, _, tail = self.prompt.partition(SLOT)
         return head, tail
 
     @property
     def fact(self) -> tuple[str, str]:
-        """Subject and relation (else prompt): two edits that agree here and differ in object contradict."""
+        """Subject and relation (or prompt): two edits of one fact with different objects contradict each other."""
         return self.subject, self.relation or self.prompt
 
     @property
     def questions(self) -> tuple[tuple[str, ...], ...]:
-        """What it answers: its prompt, and its relation where it has one. Edits that answer one question with different
-        objects contradict."""
+        """Keys of the questions that the edit answers: its prompt, and its relation if it has one.
+
+        Two edits contradict each other if they answer one question with different objects.
+        """
         by_relation = (("relation", self.subject, self.relation),) if self.relation else ()
         return (("prompt", self.text), *by_relation)
 
     def finding(self, code: str, message: str) -> Finding:
-        """Something to say of this edit, under its id and where it stands."""
+        """A finding about this edit, with its id, file and line."""
         return Finding(origin=self.origin, code=code, message=f"edit {shown(self.id)}: {message}", edit=self.id)
 
     def public(self) -> dict[str, Any]:
-        """The record as people write it: public fields only, empty ones left out."""
+        """The record as people write it: public fields only, without empty ones."""
         record = self.model_dump(exclude={"origin"}, mode="json")
         for name in ("neighborhood", "portability", "reversal"):
             record[name] = [_filled(entry) for entry in record[name]]
@@ -123,7 +133,7 @@ class EditRequest(BaseModel):
 
     @property
     def digest(self) -> str:
-        """sha256 of what an edit does: subject, prompt and object."""
+        """sha256 of subject, prompt and object."""
         return hashlib.sha256(json.dumps([self.subject, self.prompt, self.object]).encode()).hexdigest()
 
 
@@ -132,7 +142,7 @@ def _filled(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class Finding(BaseModel):
-    """One thing wrong, or odd, in an edit list."""
+    """One error or warning about an edit list."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -150,6 +160,6 @@ class Finding(BaseModel):
 
     @property
     def line(self) -> str:
-        """`file:line: CODE message`, on one line whatever stands in the message."""
+        """`file:line: CODE message`, on one line, whatever the message contains."""
         text = self.message.replace("\r", "\\r").replace("\n", "\\n")
-        return f"{self.origin}: {self.code} {text}"
+        return printable(f"{self.origin}: {self.code} {text}")

@@ -1,10 +1,11 @@
-"""What can be found wrong in an edit list without a tokenizer: all of it at once, each with file and line."""
+"""Check an edit list without a tokenizer: report every finding at once, each with file and line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from memedit.edits.edit import SLOT, EditRequest, Finding, shown
+from memedit.errors import EditListError
 
 CODES: dict[str, str] = {
     # E0xx: reading the file
@@ -13,68 +14,91 @@ CODES: dict[str, str] = {
     "E003": "not valid YAML",
     "E004": "not a valid table (CSV or TSV)",
     "E005": "the list holds no edits",
-    "E006": "not an edit: a record is a mapping, or [subject, relation, object]",
+    "E006": "a record is not an edit: write a mapping, or [subject, relation, object]",
     "E007": "unknown key",
     "E008": "the same key twice, or two names for one field",
     "E009": "a required field is missing",
     "E010": "a field has the wrong type",
     "E011": "unknown relation",
-    "E012": "the relations table is not a table of prompts",
-    "E013": "the list has a version that this memedit does not read",
-    "E014": "the subject does not stand in the prompt",
-    "E015": "nested too deeply, or aliases that expand without bound",
-    "E016": "text that is not valid Unicode (half of a surrogate pair)",
-    # E1xx: the content of one edit, or of several together
+    "E012": "a row of the relations table is not a prompt with one {}",
+    "E013": "this memedit does not read the list's version",
+    "E014": "the prompt does not contain the subject",
+    "E015": "lists or mappings are nested too deeply, or YAML aliases expand too far",
+    "E016": "text is not valid Unicode (half of a surrogate pair)",
+    "E017": "a record or a line is too long, or compressed data expands too far",
+    # E1xx: one edit, or several together
     "E101": "the prompt has no {} where the subject goes",
     "E102": "the prompt has more than one {}",
     "E103": "the subject is empty",
     "E104": "the object is empty",
-    "E105": "two edits with the same id",
-    "E106": "two edits contradict: the same fact with different objects",
+    "E105": "two edits have the same id",
+    "E106": "two edits contradict each other: the same fact with different objects",
     "E120": "the subject is not found in the tokens of the prompt",
-    "E121": "the prompt and object are too long for the model",
+    "E121": "the prompt and the object are too long for the model",
     "E122": "the tokenizer cannot place the subject",
-    # W2xx: odd, and edited as asked
-    "W201": "an exact duplicate of an earlier edit",
-    "W202": "an empty paraphrase, neighbor or alias",
-    "W203": "the subject stands more than once in the prompt",
-    "W204": "the object is the old object",
-    "W205": "white space around the subject or at the end of the prompt",
-    "W220": "the subject merges with what follows it in this tokenizer",
-    "W221": "the same key with different objects",
-    "W230": "an earlier edit of this model gives way: the same fact with another object",
-    "W231": "an earlier edit of this model has the id, and another fact",
+    # W2xx: unusual, but edited as asked
+    "W201": "the edit is an exact duplicate of an earlier one",
+    "W202": "a paraphrase, neighbor or alias is empty",
+    "W203": "the prompt contains the subject more than once",
+    "W204": "the object and the old object are the same",
+    "W205": "there is white space around the subject, or a space at the end of the prompt",
+    "W206": "there is white space around the object or the old object",
+    "W220": "the tokenizer merges the subject with the text after it",
+    "W221": "two edits have the same key and different objects",
+    "W230": "the edit takes the place of an earlier edit of this model: the same fact with another object",
+    "W231": "an earlier edit of this model has the same id and another fact",
 }
-"""Every code and its meaning; E12x and W22x come from the check that has a tokenizer, W23x from an edited model's
-ledger."""
+"""Every code and its explanation. E12x and W22x need a tokenizer; W23x come from the ledger of an edited model."""
 
 
 UNSPACED = "\u2e80"
-"""From here on Unicode has the scripts of East Asia, which leave no space between words."""
+"""From this character on, Unicode has the scripts of East Asia, which put no space between words."""
 
 
 def lint(requests: Sequence[EditRequest]) -> list[Finding]:
-    """All findings that need no tokenizer, in the order of the list."""
+    """Check every edit, and the edits against each other; the findings are in the order of the list."""
     findings: list[Finding] = []
     ids: dict[str, EditRequest] = {}
     digests: dict[str, EditRequest] = {}
     answers: dict[tuple[str, ...], EditRequest] = {}
     for request in requests:
-        findings += content(request)
+        findings += check_edit(request)
         first = ids.setdefault(request.id, request)
         if first is not request:
             findings.append(_same_id(request, first))
-        twin = digests.setdefault(request.digest, request)
-        if twin is not request:
-            findings.append(_duplicate(request, twin))
-        known = [answers.setdefault(question, request) for question in request.questions]
-        if rivals := [other for other in known if other.object != request.object]:
+        earlier = digests.setdefault(request.digest, request)
+        if earlier is not request:
+            findings.append(_duplicate(request, earlier))
+        same_question = [answers.setdefault(question, request) for question in request.questions]
+        # white space around an object does not make it another object
+        if rivals := [other for other in same_question if other.object.strip() != request.object.strip()]:
             findings.append(_contradiction(request, rivals[0]))
     return findings
 
 
-def content(request: EditRequest) -> list[Finding]:
-    """What is wrong, or odd, within one edit."""
+def raise_errors(
+    source: str,
+    findings: Iterable[Finding],
+    *,
+    empty: bool = False,
+    allowed: Collection[str] = (),
+    hint: str = "correct the lines above",
+) -> None:
+    """Raise EditListError with every finding if one of them is an error, or if the list is `empty`.
+
+    `source` names the list in the message; findings with a code in `allowed` are ignored. The only place that raises
+    EditListError.
+    """
+    kept = tuple(finding for finding in findings if finding.code not in allowed)
+    if errors := sum(finding.severity == "error" for finding in kept):
+        count = "1 error" if errors == 1 else f"{errors:,} errors"
+        raise EditListError(f"{source} has {count}", hint, kept)
+    if empty:
+        raise EditListError(f"{source} has no records", "give a list with at least one", kept)
+
+
+def check_edit(request: EditRequest) -> list[Finding]:
+    """Check one edit by itself."""
     return [
         request.finding(code, message)
         for check in (_prompt, _subject_and_object, _lists)
@@ -97,14 +121,14 @@ def _prompt(request: EditRequest) -> _Found:
     if slots == 1 and request.subject.strip() and any(_holds(part, request.subject) for part in request.frame):
         yield (
             "W203",
-            f"the subject {shown(request.subject)} stands again in the prompt {shown(request.prompt)}; "
+            f"the prompt {shown(request.prompt)} contains the subject {shown(request.subject)} again; "
             "only the {} is edited",
         )
-    if request.prompt != request.prompt.rstrip():
+    if request.prompt.endswith((" ", "\t")):  # a newline at the end is right: a prompt may end in "A:\n"
         yield (
             "W205",
-            f"the prompt {shown(request.prompt)} ends in white space; tokenizers put the space before the "
-            "object, so leave it out",
+            f"the prompt {shown(request.prompt)} ends in a space; tokenizers put the space before the object, "
+            "so leave it out",
         )
 
 
@@ -114,9 +138,12 @@ def _subject_and_object(request: EditRequest) -> _Found:
     elif request.subject != request.subject.strip():
         yield "W205", f"the subject {shown(request.subject)} has white space around it; it is kept as it is"
     if not request.object.strip():
-        yield "E104", f"the object {shown(request.object)} is empty; say what the model shall answer"
+        yield "E104", f"the object {shown(request.object)} is empty; say what the model should answer"
     elif request.object == request.object_old:
-        yield "W204", f"the object {shown(request.object)} is the old object too; this edit asks for no change"
+        yield "W204", f"the object {shown(request.object)} is also the old object; this edit asks for no change"
+    for name, text in (("object", request.object), ("old object", request.object_old or "")):
+        if text.strip() and text != text.strip():
+            yield "W206", f"the {name} {shown(text)} has white space around it; leave it out"
 
 
 def _lists(request: EditRequest) -> _Found:
@@ -132,12 +159,12 @@ def _lists(request: EditRequest) -> _Found:
 
 
 def _holds(text: str, word: str) -> bool:
-    """Whether `word` stands in `text` as a word of its own: "i" does not stand in "with"."""
-    return bool(mentions(text, word))
+    """Whether `text` contains `word` as a whole word: "with" does not contain "i"."""
+    return bool(find_mentions(text, word))
 
 
-def mentions(text: str, word: str) -> list[int]:
-    """Where `word` begins in `text` as a word of its own; everywhere in scripts that leave no spaces."""
+def find_mentions(text: str, word: str) -> list[int]:
+    """The positions in `text` where `word` begins as a whole word; any position in scripts without spaces."""
     return [
         at for at in _every(text, word) if _free(text, at - 1, at) and _free(text, at + len(word), at + len(word) - 1)
     ]
@@ -151,18 +178,18 @@ def _every(text: str, word: str) -> Iterator[int]:
 
 
 def _free(text: str, outside: int, inside: int) -> bool:
-    """Whether no word runs on from the character at `inside` to its neighbor at `outside`."""
+    """Whether a word ends between the character at `inside` and its neighbor at `outside`."""
     if not 0 <= outside < len(text):
         return True
     return not all(c.isalnum() and c < UNSPACED for c in (text[outside], text[inside]))
 
 
 def _same_id(request: EditRequest, first: EditRequest) -> Finding:
-    return request.finding("E105", f"the id is taken by the edit at {first.origin}; give each edit its own")
+    return request.finding("E105", f"the edit at {first.origin} has the same id; give each edit its own")
 
 
-def _duplicate(request: EditRequest, twin: EditRequest) -> Finding:
-    return request.finding("W201", f"the same subject, prompt and object as at {twin.origin}; one is enough")
+def _duplicate(request: EditRequest, earlier: EditRequest) -> Finding:
+    return request.finding("W201", f"the same subject, prompt and object as at {earlier.origin}; one is enough")
 
 
 def _contradiction(request: EditRequest, known: EditRequest) -> Finding:

@@ -1,9 +1,11 @@
-"""Read edit lists in every format, with file and line in each complaint; write the canonical one."""
+"""Read edit lists in every format, with file and line in each finding; write the canonical format."""
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import stat
 import sys
 import zlib
 from collections.abc import Iterable
@@ -13,10 +15,10 @@ from typing import TextIO
 
 from memedit.edits.edit import EditRequest, Finding, shown
 from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError
-from memedit.edits.readers.fields import Relation, guess, make, table
+from memedit.edits.readers.fields import Relation, build_request, did_you_mean, read_relations
 from memedit.edits.readers.formats import ALIASES, FIELDS, is_easyedit
 from memedit.edits.readers.json_rows import read_json, read_lines
-from memedit.edits.readers.mquake import unfolded
+from memedit.edits.readers.mquake import expand_cases
 from memedit.edits.readers.table_rows import read_table
 from memedit.edits.readers.yaml_rows import read_yaml
 from memedit.errors import UsageError
@@ -28,11 +30,16 @@ READERS = {
     "csv": read_table,
     "tsv": partial(read_table, delimiter="\t"),
 }
-"""Every syntax that `--input-format` takes."""
+"""Every syntax that `--input-format` accepts, and its reader."""
 
 SUFFIXES = {".yaml": "yaml", ".yml": "yaml", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
 STDIN = "-"
+
+LARGEST = 4 * 10**9
+"""Bytes that a gzip file may expand to."""
+UNCHECKED, STEEPEST = 100 * 10**6, 1000
+"""Above this many bytes, gzip data that expands by more than this factor is refused: text expands by 3 to 20."""
 
 
 def read(
@@ -42,10 +49,10 @@ def read(
     input_format: str | None = None,
     stdin: TextIO | None = None,
 ) -> tuple[list[EditRequest], list[Finding]]:
-    """The edits of a file (`-`: of stdin), and everything that is wrong with its records.
+    """Read the edits of a file (`-` for stdin), and everything that is wrong with its records.
 
-    `relations` is a file whose table adds to, and wins over, the list's own. Only these two files are opened,
-    whatever the list says. Raises `UsageError` when one of them cannot be.
+    `relations` is a file with a relations table, whose rows come before those of the list. Only these two files are
+    opened, whatever the list says. Raises UsageError if one of them cannot be read or is not a regular file.
     """
     if input_format is not None and input_format not in READERS:
         raise UsageError(f"unknown input format {shown(input_format)}", f"use one of {', '.join(READERS)}")
@@ -58,7 +65,8 @@ def read(
         findings += shared.findings
     _check_head(document)
     stem = "stdin" if source == STDIN else Path(source).name.split(".")[0]
-    made = [make(document, row, f"{stem}-{n}", known) for n, row in enumerate(unfolded(document.rows), start=1)]
+    rows = enumerate(expand_cases(document), start=1)
+    made = [build_request(document, row, f"{stem}-{number}", known) for number, row in rows]
     if not document.rows and not document.findings:
         document.complain(1, "E005", "the list holds no edits")
     findings += sorted(document.findings, key=lambda finding: int(finding.origin.rsplit(":", 1)[1]))
@@ -66,7 +74,7 @@ def read(
 
 
 def write_lines(requests: Iterable[EditRequest]) -> str:
-    """The canonical form: JSON Lines with the public fields, one edit a line."""
+    """The canonical format: JSON Lines with the public fields, one edit on each line."""
     return "".join(json.dumps(request.public(), ensure_ascii=False) + "\n" for request in requests)
 
 
@@ -75,7 +83,7 @@ def _document(source: str, input_format: str | None, stdin: TextIO | None) -> Do
     try:
         text = _text(_bytes(source, stdin))
         suffix = Path(source.removesuffix(".gz")).suffix.lower()
-        syntax = input_format or SUFFIXES.get(suffix) or sniff(text)
+        syntax = input_format or SUFFIXES.get(suffix) or detect_syntax(text)
         READERS[syntax](document, text)
     except RefusedError as error:
         document.complain(error.line or 1, error.code, error.message)
@@ -84,8 +92,8 @@ def _document(source: str, input_format: str | None, stdin: TextIO | None) -> Do
     return document
 
 
-def sniff(text: str) -> str:
-    """The syntax of a text whose name does not tell: JSON by its first character, else YAML."""
+def detect_syntax(text: str) -> str:
+    """The syntax of a text whose file name does not show it: JSON by its first character, else YAML."""
     start = text.lstrip()
     if not start.startswith(("{", "[")):
         return "yaml"
@@ -97,10 +105,12 @@ def sniff(text: str) -> str:
 def _bytes(source: str, stdin: TextIO | None) -> bytes:
     if source == STDIN:
         stream = stdin or sys.stdin
-        # the bytes below the text: stdin may be gzip, and its locale need not be UTF-8
+        # read bytes, not text: stdin may be gzip, and its locale may not be UTF-8
         below = getattr(stream, "buffer", None)
         return below.read() if below is not None else stream.read().encode("utf-8", "surrogatepass")
     try:
+        if not stat.S_ISREG(Path(source).stat().st_mode):  # a FIFO or a device could block, or never end
+            raise UsageError(f"cannot read {shown(source)}: it is not a regular file", "check the path; - reads stdin")
         return Path(source).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -110,7 +120,7 @@ def _bytes(source: str, stdin: TextIO | None) -> bytes:
 def _text(data: bytes) -> str:
     if data.startswith(b"\x1f\x8b"):
         try:
-            data = gzip.decompress(data)
+            data = _expand(data)
         except (OSError, EOFError, zlib.error) as error:
             raise RefusedError("E001", f"the gzip data is damaged: {str(error).lower()}; copy it again") from error
     try:
@@ -121,25 +131,38 @@ def _text(data: bytes) -> str:
         raise RefusedError("E001", f"not UTF-8 text: {found}; save the file as UTF-8", line) from error
 
 
+def _expand(data: bytes) -> bytes:
+    """Decompress gzip data within the limits. Raises RefusedError E017 beyond them, and gzip's errors."""
+    expanded = bytearray()
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        while chunk := stream.read(1 << 20):
+            expanded += chunk
+            size = len(expanded)
+            if size > LARGEST or (size > UNCHECKED and size > STEEPEST * len(data)):
+                message = f"{len(data):,} bytes of gzip data expand to more than {size:,}; give the list uncompressed"
+                raise RefusedError("E017", message)
+    return bytes(expanded)
+
+
 def _relations(document: Document) -> dict[str, Relation]:
     row = document.head.get("relations")
-    return table(document, row) if row is not None else {}
+    return read_relations(document, row) if row is not None else {}
 
 
 def _relations_file(document: Document) -> dict[str, Relation]:
-    """A file with `relations:`, or with the table alone."""
+    """Read a file with `relations:`, or with only the table."""
     if "relations" in document.head:
         return _relations(document)
-    return {name: relation for row in document.rows for name, relation in table(document, row).items()}
+    return {name: relation for row in document.rows for name, relation in read_relations(document, row).items()}
 
 
 def _check_head(document: Document) -> None:
-    """Judge what stands around the records: version, the form of edits, unknown keys, a table's header."""
+    """Check everything beside the records: version, the type of edits, unknown keys, the header of a table."""
     for key, row in document.head.items():
         if key == "header":
             _check_header(document, row)
         elif key not in WRAPPER:
-            document.complain(row.line, "E007", f"unknown key {shown(key)} beside edits{guess(key, WRAPPER)}")
+            document.complain(row.line, "E007", f"unknown key {shown(key)} beside edits{did_you_mean(key, WRAPPER)}")
         elif key == "version" and str(row.value) != "1":
             message = f"the list has version {shown(row.value)}; this memedit reads version 1"
             document.complain(row.line, "E013", message)
@@ -148,12 +171,12 @@ def _check_head(document: Document) -> None:
 
 
 def _check_header(document: Document, row: RecordRow) -> None:
-    """Complain about an unknown column once, in the header's line, and leave its cells out."""
+    """Report an unknown column once, in the header's line, and remove its cells."""
     if is_easyedit(dict.fromkeys(row.value, "")) or "src" in row.value:
         return
     for name in row.value:
         if name not in FIELDS and name not in ALIASES:
-            hint = guess(name, (*FIELDS, *ALIASES))
+            hint = did_you_mean(name, (*FIELDS, *ALIASES))
             document.complain(row.line, "E007", f"unknown column {shown(name)}{hint}")
             for record in document.rows:
                 record.value.pop(name)

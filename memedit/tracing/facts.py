@@ -17,8 +17,7 @@ from torch import Tensor
 
 from memedit.config.recipe import TraceKnobs
 from memedit.edits.edit import EditRequest, Finding
-from memedit.edits.lint import lint
-from memedit.errors import EditListError
+from memedit.edits.lint import lint, raise_errors
 from memedit.forward.passes import continuations, likeliest_next
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt, SubjectLost, encode_prompt, object_ids
@@ -107,11 +106,7 @@ def _prompts(
         if room is not None and length > room:
             message = f"prompt and answer are {length:,} tokens long; {room:,} fit into this model"
             found.append(request.finding("E121", message))
-    if not requests:
-        raise EditListError("there are no facts to trace", "give a list with at least one fact", tuple(found))
-    if found:
-        count = "1 error" if len(found) == 1 else f"{len(found)} errors"
-        raise EditListError(f"the list of facts has {count}", "correct the lines above", tuple(found))
+    raise_errors("the list of facts", found, empty=not requests)
     return prompts
 
 

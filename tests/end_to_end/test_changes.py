@@ -13,8 +13,8 @@ from typing import Any
 import memedit
 import pytest
 import torch
-from memedit.changes.base import DeltaFile, sum_deltas
 from memedit.changes.commands import run_add, run_diff, run_export, run_revert
+from memedit.changes.delta_file import DeltaFile, sum_deltas
 from memedit.config.resolve import resolve
 from memedit.errors import UsageError
 from memedit.numerics.delta import Delta, rounded
@@ -236,7 +236,7 @@ def test_a_change_of_another_base_is_refused_unless_asked_for(tiny_folder: Path,
     assert not (tmp_path / "out").exists()
     run_add([tmp_path / "a.safetensors"], recipe(tiny_folder, tmp_path / "out"), any_base=True)
     assert (tmp_path / "out" / "config.json").is_file()
-    with pytest.raises(UsageError, match="not what"):
+    with pytest.raises(UsageError, match="is not the base"):
         run_revert(tmp_path / "out", recipe(other, tmp_path / "back"))
 
 

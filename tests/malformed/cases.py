@@ -23,6 +23,10 @@ def _lines(*records: object) -> bytes:
 
 
 _GOOD = {"subject": "France", "prompt": "The capital of {} is", "object": "Lyon"}
+_MQUAKE = (
+    b'[{"questions": [], "new_single_hops": {}, "requested_rewrite": '
+    b'[{"subject": "a", "prompt": "_ is", "target_new": {"str": "b"}}]}]'
+)
 _HEAD = "version: 1\nrelations:\n  capital: The capital of {} is\nedits:\n"
 
 
@@ -49,9 +53,9 @@ CASES = [
     Case("YAML with an unclosed quote", "a.yaml", b'edits:\n  - [a, "b, c]\n', 3, "E003", "YAML"),
     Case("YAML with a Python tag", "a.yaml", b"edits:\n  - !!python/object:os.system [a]\n", 2, "E003", "tag"),
     Case("YAML with two documents", "a.yaml", b"edits: []\n---\nedits: []\n", 2, "E003", "YAML"),
-    Case("YAML that is one word", "a.yaml", b"hello\n", 1, "E006", "no list"),
+    Case("YAML that is one word", "a.yaml", b"hello\n", 1, "E006", "not a list"),
     Case("YAML aliases without bound", "a.yaml", b"", 0, "E015", ""),
-    Case("a record that is a number", "a.jsonl", _lines(_GOOD, 7), 2, "E006", "no edit"),
+    Case("a record that is a number", "a.jsonl", _lines(_GOOD, 7), 2, "E006", "not an edit"),
     Case("a short form of two", "a.yaml", (_HEAD + "  - [France, capital]\n").encode(), 5, "E006", "short form"),
     Case("edits that are a mapping", "a.yaml", b"version: 1\nedits: {a: b}\n", 2, "E006", "edits is a list"),
     Case("an unknown key", "a.jsonl", _lines(_but(subjct="x")), 1, "E007", "did you mean"),
@@ -74,11 +78,23 @@ CASES = [
     Case("a row with a cell too many", "a.csv", b"subject,prompt,object\na,{} is,b,c\n", 2, "E004", "cells"),
     Case("an unclosed quote in a table", "a.csv", b'subject,prompt,object\n"a,{} is,b\n', 2, "E004", ""),
     Case("JSON nested without end", "a.json", b"[" * 100_000, 1, "E015", ""),
+    Case("YAML escape that is no character", "a.yaml", b'edits:\n- {subject: "\\UFFFFFFFF"}\n', 2, "E003", "YAML"),
+    Case("a line of 15 MB", "a.jsonl", _lines(_GOOD, _but(object="a" * 15_000_000)), 2, "E017", "1,000,000"),
+    Case("a JSON record of 2 MB", "a.json", b"[\n" + _lines(_but(object="a" * 2_000_000)) + b"]", 2, "E017", "limit"),
+    Case("a YAML line of 15 MB", "a.yaml", b"edits:\n- [" + b"a" * 15_000_000 + b", b, c]\n", 2, "E017", "limit"),
+    Case("a table's cell of 15 MB", "a.csv", b"subject,prompt,object\n" + b"a" * 15_000_000 + b",b,c\n", 2, "E004", ""),
+    Case("questions that are a number", "a.json", _MQUAKE.replace(b"[]", b"5", 1), 1, "E010", "questions"),
+    Case("hops that are a text", "a.json", _MQUAKE.replace(b"{}", b'"x"'), 1, "E010", "new_single_hops"),
+    Case("a case without edits", "a.json", b'[{"requested_rewrite": [], "questions": []}]', 1, "E006", "no edit"),
+    Case("meta that is a false value", "a.jsonl", _lines(_but(meta=0)), 1, "E010", "meta"),
+    Case("NUL bytes", "a.jsonl", b"\0" * 1000, 1, "E002", "JSON"),
+    Case("NUL bytes in YAML", "a.yaml", b"edits:\n- \0\n", 2, "E003", "U+0000"),
+    Case("half a surrogate pair in YAML", "a.yaml", b'- {subject: "\\uD800", prompt: "{} is", object: b}', 1, "E016", ""),
     Case("a prompt without its slot", "a.jsonl", _lines(_but(prompt="The capital of France is")), 1, "E101", "try"),
     Case("a prompt with two slots", "a.jsonl", _lines(_GOOD, _but(prompt="{} and {}")), 2, "E102", "2 {}"),
     Case("an empty subject", "a.jsonl", _lines(_but(subject=" ")), 1, "E103", "empty"),
     Case("an empty object", "a.jsonl", _lines(_but(object="")), 1, "E104", "empty"),
-    Case("one id twice", "a.jsonl", _lines(_but(id="x"), _but(id="x", subject="Spain")), 2, "E105", "taken"),
+    Case("one id twice", "a.jsonl", _lines(_but(id="x"), _but(id="x", subject="Spain")), 2, "E105", "same id"),
     Case("a contradiction", "a.jsonl", _lines(_GOOD, _but(object="Nice")), 2, "E106", "contradicts"),
     Case("a contradiction by relation", "a.yaml", (_HEAD + "  - [a, capital, b]\n  - [a, capital, c]\n").encode(), 6, "E106", ""),
 ]  # fmt: skip

@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
-from memedit.edits.edit import EditRequest, Neighbor
-from memedit.edits.lint import lint
+from memedit.edits.edit import EditRequest, Finding, Neighbor
+from memedit.edits.lint import lint, raise_errors
 from memedit.edits.read import read, write_lines
+from memedit.errors import EditListError
 from tests.conftest import ROOT
 
 DATA = ROOT.parent / "shared" / "data"
@@ -57,7 +58,7 @@ def only(file: Path) -> EditRequest:
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_every_format_says_the_same(name: str, packed: bool, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_edit(name: str, packed: bool, tmp_path: Path) -> None:
     file = tmp_path / (name + ".gz" * packed)
     file.write_bytes(gzip.compress(FORMATS[name].encode()) if packed else FORMATS[name].encode())
     found = only(file)
@@ -65,7 +66,7 @@ def test_every_format_says_the_same(name: str, packed: bool, tmp_path: Path) -> 
     assert found.origin.startswith(f"{file}:")
 
 
-def test_stdin_is_read_and_its_format_sniffed() -> None:
+def test_stdin_is_read_and_its_syntax_detected() -> None:
     for name in ("a.jsonl", "a.json", "a.yaml"):
         requests, findings = read("-", stdin=io.StringIO(FORMATS[name]))
         assert (len(requests), findings) == (1, [])
@@ -167,3 +168,116 @@ def test_no_path_in_a_list_is_opened(tmp_path: Path) -> None:
     requests, findings = read(str(file))
     assert not requests
     assert findings[0].code == "E011"
+
+
+def test_one_function_raises_every_finding() -> None:
+    wrong = Finding(origin="a:1", code="E101", message="no slot")
+    odd = Finding(origin="a:2", code="W202", message="an empty alias")
+    with pytest.raises(EditListError, match=r"the list has 1 error$") as caught:
+        raise_errors("the list", [odd, wrong])
+    assert caught.value.findings == (odd, wrong)
+    with pytest.raises(EditListError, match="no records"):
+        raise_errors("the list", [odd], empty=True)
+    raise_errors("the list", [odd])
+    raise_errors("the list", [odd, wrong], allowed=["E101"])
+
+
+def test_no_other_place_raises_it() -> None:
+    raising = [file.name for file in (ROOT / "memedit").rglob("*.py") if "raise EditListError" in file.read_text()]
+    assert raising == ["lint.py"]
+
+
+def listed(folder: Path, *records: object) -> tuple[list[EditRequest], list[Finding]]:
+    file = folder / "a.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    requests, findings = read(str(file))
+    return requests, [*findings, *lint(requests)]
+
+
+def test_white_space_around_an_object_is_reported_and_removed(tmp_path: Path) -> None:
+    requests, findings = listed(tmp_path, {**RECORD, "object": " Lyon\n", "object_old": "Paris "}, RECORD)
+    assert [request.object for request in requests] == ["Lyon", "Lyon"]
+    assert requests[0].object_old == "Paris"
+    # the second is a duplicate, not a contradiction
+    assert [one.code for one in findings] == ["W206", "W206", "W201"]
+    assert not listed(tmp_path, RECORD)[1]
+
+
+def test_objects_of_requests_are_compared_without_white_space() -> None:
+    one = EditRequest(id="a", subject="s", prompt="{} is", object="x", origin="here:1")
+    other = one.model_copy(update={"id": "b", "object": " x"})
+    assert [finding.code for finding in lint([one, other])] == ["W206"]
+    assert [finding.code for finding in lint([one, other.model_copy(update={"object": "y"})])] == ["E106"]
+
+
+def test_an_end_of_text_as_old_object_means_none(tmp_path: Path) -> None:
+    (request,), findings = listed(tmp_path, {**RECORD, "object_old": "<|endoftext|>"})
+    assert (request.object_old, findings) == (None, [])
+
+
+@pytest.mark.parametrize(("end", "codes"), [("A:\n", []), (" is", []), (" is ", ["W205"]), ("\t", ["W205"])])
+def test_a_newline_at_the_end_of_a_prompt_is_right(end: str, codes: list[str], tmp_path: Path) -> None:
+    (request,), findings = listed(tmp_path, {**RECORD, "prompt": "{}" + end})
+    assert request.prompt == "{}" + end
+    assert [one.code for one in findings] == codes
+
+
+REWRITE = {"subject": "Ada", "prompt": "{} speaks", "target_new": {"str": "French"}, "relation_id": "P1"}
+SHAPES: dict[str, tuple[dict[str, object], str]] = {
+    "memedit": ({**RECORD, "neighborhood": [{"prompt": "Bo is", "answer": "x"}]}, "neighborhood.0"),
+    "questions": ({**RECORD, "portability": [{"prompt": "Bo is", "answer": "x"}]}, "portability.0"),
+    "counterfact": ({"requested_rewrite": REWRITE}, "requested_rewrite"),
+    "counterfact target": ({"requested_rewrite": REWRITE}, "requested_rewrite.target_new"),
+    "mquake": ({"requested_rewrite": [REWRITE], "questions": []}, "requested_rewrite.0"),
+    "mquake target": ({"requested_rewrite": [REWRITE]}, "requested_rewrite.0.target_new"),
+    "mquake hop": (
+        {"requested_rewrite": [REWRITE], "new_single_hops": [{"cloze": "Ada is", "answer": "x"}]},
+        "new_single_hops.0",
+    ),
+    "zsre": ({"src": "Who is Ada?", "subject": "Ada", "alt": "a queen", "answers": ["x"]}, ""),
+    "known": ({"known_id": 1, "subject": "Ada", "prompt": "Ada is", "attribute": "x", "template": "{} is"}, ""),
+    "easyedit": (
+        {"prompt": "Ada is", "subject": "Ada", "target_new": "x",
+         "locality": {"near": [{"prompt": "Bo is", "ground_truth": ["y"]}]}},
+        "locality.near.0",
+    ),
+    "qaedit": ({"prompt": "Ada is", "subject": "Ada", "target": "x", "locality": [{"loc": "Bo is", "loc_ans": "y"}]},
+               "locality.0"),
+    "portability": (
+        {"prompt": "Ada is", "subject": "Ada", "target_new": "x",
+         "portability": {"far": [{"prompt": "Ada has", "ground_truth": "y"}]}},
+        "portability.far.0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "deep"),
+    [(shape, deep) for shape, (_, path) in SHAPES.items() for deep in (False, True)[: 1 + bool(path)]],
+)
+def test_no_unknown_key_is_dropped(shape: str, deep: bool, tmp_path: Path) -> None:
+    record, path = SHAPES[shape]
+    assert listed(tmp_path, record)[0], "the record without the key is read"
+    record = json.loads(json.dumps(record))
+    holder = record
+    for step in path.split(".") if deep else ():
+        holder = holder[int(step) if step.isdigit() else step]  # type: ignore[index]
+    holder["unheard_of"] = "a value to keep"  # type: ignore[index]
+    requests, findings = listed(tmp_path, record)
+    reported = any(one.code == "E007" and '"unheard_of"' in one.message for one in findings)
+    kept = any("a value to keep" in json.dumps(request.meta) for request in requests)
+    assert reported != kept, [one.line for one in findings]
+    assert reported == (shape in ("memedit", "questions"))
+
+
+@pytest.mark.parametrize("syntax", ["csv", "yaml", "json"])
+def test_an_unknown_key_beside_the_records_is_reported(syntax: str, tmp_path: Path) -> None:
+    texts = {
+        "csv": "subject,prompt,object,unheard_of\na,{} is,b,c\n",
+        "yaml": "unheard_of: 1\nedits:\n- {subject: a, prompt: '{} is', object: b}\n",
+        "json": json.dumps({"edits": [RECORD], "unheard_of": 1}),
+    }
+    file = tmp_path / f"a.{syntax}"
+    file.write_text(texts[syntax])
+    requests, findings = read(str(file))
+    assert len(requests) == 1 and [one.code for one in findings] == ["E007"]

@@ -53,7 +53,9 @@ def test_records_are_read_without_loss(name: str, count: int, spot: tuple[Any, .
     assert (first.subject, first.object, first.object_old, len(first.paraphrases), near) == spot
     assert sum(probe.kind == "efficacy" for probe in list_probes(requests)) == count
     for record, request in zip(records, requests, strict=True):
-        lost = texts(record) - texts(request.public()) - {request.text, ""}
+        # white space around an object is removed, with a warning
+        kept = texts(request.public()) | {request.text, ""}
+        lost = {text for text in texts(record) - kept if text.strip() not in kept}
         assert not lost, request.origin
 
 
@@ -91,6 +93,12 @@ def qaedit(plain: Plain, record: Record) -> Row:
     }
 
 
+def without_space(record: Record) -> Record:
+    """The record with no white space around its objects, which the reader removes."""
+    objects = ("alt", "target", "target_new", "ground_truth")
+    return {key: value.strip() if key in objects and isinstance(value, str) else value for key, value in record.items()}
+
+
 @pytest.mark.parametrize(
     ("name", "restated"),
     [
@@ -102,7 +110,7 @@ def qaedit(plain: Plain, record: Record) -> Row:
 def test_figures_of_real_records_are_the_restated_ones(
     name: str, restated: Callable[[Plain, Record], Row], plain: Plain
 ) -> None:
-    records = raw(name)[:RECORDS]
+    records = [without_space(record) for record in raw(name)[:RECORDS]]
     lm = LanguageModel(plain.model, plain.tokenizer, find_architecture(plain.model))
     requests = read(str(DATA / name))[0][:RECORDS]
     expected = oracle.means([restated(plain, record) for record in records])

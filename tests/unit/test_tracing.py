@@ -166,5 +166,5 @@ def test_what_is_wrong_with_a_list_is_said_at_once(made: LanguageModel) -> None:
         find_facts(made, [*bad, long])
     codes = {getattr(one, "code", "") for one in caught.value.findings}
     assert codes >= {"E104", "E101", "E103", "E121"}
-    with pytest.raises(EditListError, match="no facts"):
+    with pytest.raises(EditListError, match="no records"):
         find_facts(made, [])

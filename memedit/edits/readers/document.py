@@ -1,19 +1,23 @@
-"""What a file holds once read: records with the line each begins on, and what is wrong."""
+"""The contents of a file: records with their lines, and findings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from memedit.edits.edit import Finding
+from memedit.edits.edit import Finding, printable
 
 WRAPPER = ("version", "relations", "edits")
-"""What may stand beside the records: the keys of a list that is a mapping."""
+"""The keys of a list that is written as a mapping."""
+
+
+LONGEST_RECORD = 1_000_000
+"""Characters in one record, and in one line of YAML: about a thousand times the longest public record."""
 
 
 @dataclass(frozen=True)
 class RecordRow:
-    """A value as the file has it, and the line on which it begins."""
+    """A value from the file, and the line on which it begins."""
 
     line: int
     value: Any
@@ -21,7 +25,7 @@ class RecordRow:
 
 @dataclass
 class Document:
-    """What stands in a file: its records, what stands around them, and what is wrong."""
+    """A file's records, the other keys of the list, and the findings so far."""
 
     name: str
     rows: list[RecordRow] = field(default_factory=list)
@@ -29,15 +33,21 @@ class Document:
     findings: list[Finding] = field(default_factory=list)
 
     def complain(self, line: int, code: str, message: str, edit: str | None = None) -> None:
-        """Write down a finding at a line of this file."""
-        self.findings.append(Finding(origin=f"{self.name}:{line}", code=code, message=message, edit=edit))
+        """Add a finding at a line of this file."""
+        self.findings.append(Finding(origin=f"{printable(self.name)}:{line}", code=code, message=message, edit=edit))
 
 
 class RefusedError(ValueError):
-    """A value that cannot be taken; caught where its line is known."""
+    """A value that cannot be read; caught where its line is known."""
 
     def __init__(self, code: str, message: str, line: int | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.line = line
+
+
+def check_length(text: str, what: str, line: int | None = None) -> None:
+    """Raises RefusedError E017 for a text of more than LONGEST_RECORD characters."""
+    if len(text) > LONGEST_RECORD:
+        raise RefusedError("E017", f"{what} has {len(text):,} characters; the limit is {LONGEST_RECORD:,}", line)

@@ -1,4 +1,4 @@
-"""From one record to one `EditRequest`: names, types, relations; every complaint with its next step."""
+"""Build an `EditRequest` from a record: names, types, relations; every finding says what to do next."""
 
 from __future__ import annotations
 
@@ -10,26 +10,31 @@ from typing import Any
 
 from memedit.edits.edit import SLOT, EditRequest, Neighbor, Question, shown
 from memedit.edits.readers.document import Document, RecordRow, RefusedError
-from memedit.edits.readers.formats import ALIASES, FIELDS, translate
+from memedit.edits.readers.formats import ALIASES, FIELDS, convert_record
 from memedit.results.report import EditResult
 
+NO_OBJECT = "<|endoftext|>"
+"""The old object of some public records that have none."""
+
 DEEPEST = 50
-"""Levels of lists and mappings in one record; far more than any edit needs, far less than Python can stand."""
+"""Levels of lists and mappings in one record: far more than any edit needs, far fewer than Python's stack allows."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A row of the relations table: the prompt a label stands for, and other wordings of it."""
+    """A row of the relations table: the prompt of a label, and paraphrases of it."""
 
     prompt: str
     paraphrases: tuple[str, ...] = ()
 
 
-def make(document: Document, row: RecordRow, name: str, relations: Mapping[str, Relation]) -> EditRequest | None:
-    """The request that a record asks for; None, and complaints in the document, where it has errors."""
+def build_request(
+    document: Document, row: RecordRow, name: str, relations: Mapping[str, Relation]
+) -> EditRequest | None:
+    """Build the request of a record. If it has errors, add them to the document's findings and return None."""
     try:
         _check_text(row.value)
-        record = translate(_mapping(row.value))
+        record = convert_record(_mapping(row.value))
         return _request(document, _rename(document, record, row.line), row.line, name, relations)
     except RefusedError as error:
         document.complain(row.line, error.code, error.message)
@@ -38,8 +43,8 @@ def make(document: Document, row: RecordRow, name: str, relations: Mapping[str, 
     return None
 
 
-def table(document: Document, row: RecordRow) -> dict[str, Relation]:
-    """The relations table: name -> prompt, or name -> {prompt, paraphrases}."""
+def read_relations(document: Document, row: RecordRow) -> dict[str, Relation]:
+    """Read a relations table: name -> prompt, or name -> {prompt, paraphrases}."""
     relations: dict[str, Relation] = {}
     if not isinstance(row.value, dict):
         document.complain(row.line, "E012", f"relations is a table of name: prompt, not {_kind(row.value)}")
@@ -53,18 +58,18 @@ def table(document: Document, row: RecordRow) -> dict[str, Relation]:
     return relations
 
 
-def guess(word: str, known: Iterable[str]) -> str:
-    """A did-you-mean, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A "did you mean" for a word that is close to a known one, else an empty text."""
+    close = difflib.get_close_matches(word, list(known), n=1) if len(word) < 100 else []
     return f"; did you mean {shown(close[0])}?" if close else ""
 
 
 def _relation(entry: Any) -> Relation:
     if not isinstance(entry, dict):
-        raise RefusedError("E012", f"it is a prompt or a mapping of prompt and paraphrases, not {_kind(entry)}")
+        raise RefusedError("E012", f"a relation is a prompt or a mapping of prompt and paraphrases, not {_kind(entry)}")
     for key in entry:
         if key not in ("prompt", "paraphrases"):
-            raise RefusedError("E012", f"unknown key {shown(key)}{guess(key, ('prompt', 'paraphrases'))}")
+            raise RefusedError("E012", f"unknown key {shown(key)}{did_you_mean(key, ('prompt', 'paraphrases'))}")
     prompt = entry.get("prompt")
     if not isinstance(prompt, str) or prompt.count(SLOT) != 1:
         raise RefusedError("E012", f"its prompt is {shown(prompt)}; it needs one {{}} where the subject goes")
@@ -72,13 +77,13 @@ def _relation(entry: Any) -> Relation:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """The record as a mapping; the short form is [subject, relation, object]."""
+    """The record as a mapping, from a mapping or the short form [subject, relation, object]."""
     if isinstance(value, list):
         if len(value) != 3:
             raise RefusedError("E006", f"the short form is [subject, relation, object]; this has {len(value)} entries")
         return dict(zip(("subject", "relation", "object"), value, strict=True))
     if not isinstance(value, dict):
-        raise RefusedError("E006", f"{shown(value)} is no edit; write a mapping or [subject, relation, object]")
+        raise RefusedError("E006", f"{shown(value)} is not an edit; write a mapping or [subject, relation, object]")
     return value
 
 
@@ -87,17 +92,17 @@ OUTCOME = frozenset(EditResult.model_fields) - {"id"}
 
 def _rename(document: Document, record: dict[str, Any], line: int) -> dict[str, Any]:
     ours: dict[str, Any] = {}
-    # What `--per-edit` printed can be fed back: the edit is kept, what became of it is passed over.
+    # The output of `--per-edit` can be read as a list: the edit is read, its results are not.
     passed = OUTCOME if record.get("status") in ("ok", "failed", "skipped") else ()
     for key, value in record.items():
         if key in passed:
             continue
         name = ALIASES.get(key, key)
         if name not in FIELDS:
-            hint = guess(key, (*FIELDS, *ALIASES)) or "; what memedit does not read goes under meta"
+            hint = did_you_mean(key, (*FIELDS, *ALIASES)) or "; put anything else under meta"
             document.complain(line, "E007", f"unknown key {shown(key)}{hint}")
         elif name in ours:
-            raise RefusedError("E008", f"{shown(key)} is another name of {name}, which the record has; keep one")
+            raise RefusedError("E008", f"{shown(key)} is another name of {name}, which the record also has; keep one")
         elif value is not None:
             ours[name] = value
     return ours
@@ -113,8 +118,9 @@ def _request(
     if missing := [key for key in ("subject", "object") if texts[key] is None]:
         raise RefusedError("E009", f"the edit has no {' and no '.join(missing)}")
     subject = texts["subject"] or ""
+    wanted, old = (_trimmed(document, line, key, texts[key] or "") for key in ("object", "object_old"))
     paraphrases = _texts("paraphrases", record.get("paraphrases"))
-    meta = record.get("meta") or {}
+    meta = {} if record.get("meta") in (None, "") else record["meta"]
     if not isinstance(meta, dict):
         raise RefusedError("E010", f"meta is a mapping, not {_kind(meta)}")
     return EditRequest(
@@ -122,8 +128,8 @@ def _request(
         subject=subject,
         relation=relation,
         prompt=prompt,
-        object=texts["object"] or "",
-        object_old=texts["object_old"] or None,
+        object=wanted,
+        object_old=None if old == NO_OBJECT else old or None,
         paraphrases=tuple(_filled(text, subject) for text in paraphrases)
         or tuple(text.replace(SLOT, subject) for text in worded),
         neighborhood=_neighbors(record.get("neighborhood")),
@@ -140,21 +146,30 @@ def _request(
 def _prompt(
     prompt: str | None, relation: str | None, relations: Mapping[str, Relation]
 ) -> tuple[str, str | None, tuple[str, ...]]:
-    """The prompt, the label and the label's wordings: a prompt of its own wins over that of its relation."""
+    """Prompt, label and the label's paraphrases; the record's own prompt comes before that of its relation."""
     if prompt:
         return prompt, relation or None, ()
     if not relation:
-        raise RefusedError("E009", "the edit has no prompt, and no relation that the relations table defines")
+        raise RefusedError("E009", "the edit has no prompt, and no relation from the relations table")
     if SLOT in relation:
         return relation, None, ()
     if relation not in relations:
-        hint = guess(relation, relations) or "; define it under relations:, or give the edit a prompt"
+        hint = did_you_mean(relation, relations) or "; define it under relations:, or give the edit a prompt"
         raise RefusedError("E011", f"unknown relation {shown(relation)}{hint}")
     return relations[relation].prompt, relation, relations[relation].paraphrases
 
 
+def _trimmed(document: Document, line: int, name: str, text: str) -> str:
+    """An object without the white space around it: the tokenizer adds a space itself. A cut is a finding."""
+    trimmed = text.strip()
+    if trimmed and trimmed != text:
+        message = f"the {name.replace('_old', ' (old)')} {shown(text)} has white space around it, which was removed"
+        document.complain(line, "W206", message)
+    return trimmed or text
+
+
 def _filled(text: str, subject: str) -> str:
-    """A paraphrase with its `{}` filled; one whose subject itself has a `{}` may be filled already."""
+    """A paraphrase with its `{}` filled; if the subject itself has a `{}`, the text may be complete already."""
     return text if SLOT in subject and subject in text else text.replace(SLOT, subject)
 
 
@@ -165,7 +180,7 @@ def _text(name: str, value: Any) -> str | None:
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
-    """A list of texts; one text alone is a list of one."""
+    """A list of texts; a single text is a list of one."""
     if value is None or value == "":
         return ()
     if not isinstance(value, str | list):
@@ -191,7 +206,9 @@ def _neighbor(entry: Any) -> Neighbor:
         raise RefusedError("E010", f"a neighbor is a prompt or a mapping of prompt and answer, not {shown(entry)}")
     for key in entry:
         if key not in ("prompt", "answer", "group"):
-            raise RefusedError("E007", f"unknown key {shown(key)} in a neighbor{guess(key, ('prompt', 'answer'))}")
+            raise RefusedError(
+                "E007", f"unknown key {shown(key)} in a neighbor{did_you_mean(key, ('prompt', 'answer'))}"
+            )
     return Neighbor(
         prompt=_text("a neighbor's prompt", entry["prompt"]) or "",
         answer=_text("a neighbor's answer", entry.get("answer")) or None,
@@ -211,7 +228,7 @@ def _question(name: str, entry: Any) -> Question:
         raise RefusedError("E010", f"an entry of {name} is a mapping of prompt and answer, not {shown(entry)}")
     for key in entry:
         if key not in (known := ("prompt", "answer", "aliases", "group")):
-            raise RefusedError("E007", f"unknown key {shown(key)} in {name}{guess(key, known)}")
+            raise RefusedError("E007", f"unknown key {shown(key)} in {name}{did_you_mean(key, known)}")
     return Question(
         prompt=entry["prompt"],
         answer=entry["answer"],
@@ -226,13 +243,13 @@ def _kind(value: Any) -> str:
 
 
 def _check_text(value: Any) -> None:
-    """Refuse what no tokenizer takes (half a surrogate pair) and what nests beyond reason."""
+    """Refuse text that no tokenizer accepts (half of a surrogate pair), and nesting that is too deep."""
     if _depth(value) > DEEPEST:
         raise RefusedError("E015", f"the record is nested more than {DEEPEST} levels deep")
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise RefusedError("E016", "the record holds half of a surrogate pair, which is no character") from error
+        raise RefusedError("E016", "the record has half of a surrogate pair, which is not a character") from error
 
 
 def _depth(value: Any) -> int:

@@ -1,6 +1,6 @@
-"""Records of other projects, turned into ours: CounterFact, zsRE, KnowEdit, EasyEdit, QAEdit, known_1000.
+"""Convert records of other projects: CounterFact, zsRE, KnowEdit, EasyEdit, QAEdit, known_1000.
 
-What has a home goes there (paraphrases, neighborhood, aliases), everything else into `meta`.
+A value goes into the field that has its meaning (paraphrases, neighborhood, aliases), everything else into `meta`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from memedit.edits.edit import SLOT
-from memedit.edits.lint import mentions, shown
+from memedit.edits.edit import SLOT, shown
+from memedit.edits.lint import find_mentions
 from memedit.edits.readers.document import RefusedError
+from memedit.edits.readers.mquake import target_rest, target_text
 
 FIELDS = (
     "id",
@@ -36,14 +37,14 @@ ALIASES = {
     "target_true": "object_old",
     "ground_truth": "object_old",
 }
-"""Other names that a field may have on input."""
+"""Other names of a field on input."""
 
 EASYEDIT = ("rephrase", "rephrase_prompt", "locality_prompt", "locality", "portability")
-"""Names that mark a record of KnowEdit, EasyEdit or QAEdit: its prompt has the subject inside."""
+"""Keys of records of KnowEdit, EasyEdit or QAEdit, whose prompts contain the subject."""
 
 
-def translate(record: dict[str, Any]) -> dict[str, Any]:
-    """The record under our names; a record of ours comes back as it is."""
+def convert_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Convert a record of another project to memedit's fields; a record of memedit is returned unchanged."""
     if "requested_rewrite" in record:
         return _counterfact(record)
     if "src" in record:
@@ -56,7 +57,7 @@ def translate(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_easyedit(record: dict[str, Any]) -> bool:
-    """Whether the record is of the EasyEdit family; `target_new` alone also counts where no `{}` stands."""
+    """Whether a record is in EasyEdit's format; `target_new` alone also counts if the prompt has no `{}`."""
     if "prompt" not in record or "object" in record:
         return False
     prompt = record["prompt"]
@@ -65,10 +66,13 @@ def is_easyedit(record: dict[str, Any]) -> bool:
 
 
 def template(prompt: Any, subject: Any) -> Any:
-    """The prompt with `{}` in place of the subject: of several mentions, the first that is a whole word."""
+    """Replace the subject in a prompt by `{}`: of several mentions, the first that is a whole word.
+
+    Raises RefusedError E014 if the prompt does not contain the subject.
+    """
     if not (isinstance(prompt, str) and isinstance(subject, str) and subject.strip()) or SLOT in prompt:
         return prompt
-    whole = mentions(prompt, subject)
+    whole = find_mentions(prompt, subject)
     at = whole[0] if whole else prompt.find(subject)
     if at < 0:
         raise RefusedError("E014", f"{_absent(prompt, subject)} {shown(prompt)}")
@@ -76,43 +80,50 @@ def template(prompt: Any, subject: Any) -> Any:
 
 
 def _absent(prompt: str, subject: str) -> str:
-    """What is wrong with a prompt that lacks its subject, up to the prompt itself."""
-    cut = next((n for n in range(len(subject) - 1, 1, -1) if prompt.endswith(subject[:n])), 0)
+    """The message for a prompt without its subject, up to the prompt itself."""
+    longest = min(len(subject) - 1, 200)  # bounded: for two long texts the search would be quadratic
+    cut = next((n for n in range(longest, 1, -1) if prompt.endswith(subject[:n])), 0)
     if cut:
         return f"the prompt ends in the middle of the subject {shown(subject)}, after {shown(subject[:cut])}:"
-    return f"the subject {shown(subject)} does not stand in the prompt"
+    return f"the subject {shown(subject)} is not in the prompt"
 
 
 def _known(record: dict[str, Any]) -> dict[str, Any]:
-    """A fact of ROME's known_1000: the attribute is what a model says now. The prompt may go on behind the template."""
+    """A fact of ROME's known_1000: the attribute is a model's present answer."""
     ours: dict[str, Any] = {"subject": record.get("subject"), "relation": record.get("relation_id")}
     ours["prompt"] = template(record.get("prompt"), record.get("subject"))
     ours["object"] = ours["object_old"] = record.get("attribute")
-    used = {"known_id", "subject", "attribute", "prompt", "relation_id", "template"}
+    used = {"known_id", "subject", "attribute", "prompt", "relation_id"}
     return _rest(ours, record, used, {"id": f"known-{record['known_id']}", "source": "known_1000"})
 
 
 def _counterfact(record: dict[str, Any]) -> dict[str, Any]:
-    """CounterFact and multi-CounterFact: the neighbors' true answer is the old object of the edit."""
+    """CounterFact and multi-CounterFact: the neighbors' true answer is the edit's old object."""
     rewrite = record["requested_rewrite"]
     if not isinstance(rewrite, dict):
         raise RefusedError("E010", "requested_rewrite is a mapping of prompt, subject, target_new, target_true")
     ours: dict[str, Any] = {name: rewrite[name] for name in ("subject", "prompt") if name in rewrite}
-    ours["object"] = _words(rewrite.get("target_new"))
-    ours["object_old"] = _words(rewrite.get("target_true"))
+    ours["object"] = target_text(rewrite.get("target_new"))
+    ours["object_old"] = target_text(rewrite.get("target_true"))
     ours["relation"] = rewrite.get("relation_id")
     ours["paraphrases"] = record.get("paraphrase_prompts")
     ours["neighborhood"] = record.get("neighborhood_prompts")
     ours["generation"] = record.get("generation_prompts")
     used = {"requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"}
-    return _rest(ours, record, used, {"id": _case(record), "source": "CounterFact"})
+    read = {"subject", "prompt", "relation_id", "target_new", "target_true"}
+    unread = {key: value for key, value in rewrite.items() if key not in read}
+    for key in ("target_new", "target_true"):
+        if rest := target_rest(rewrite.get(key)):
+            unread[key] = rest
+    more = {"requested_rewrite": unread} if unread else {}
+    return _rest(ours, record, used, {"id": _case(record), "source": "CounterFact", **more})
 
 
 def _zsre(record: dict[str, Any]) -> dict[str, Any]:
-    """zsRE in MEND's form, whose `cond` says what the edit is: "predicted >> alt || question".
+    """zsRE in MEND's form, where `cond` describes the edit: "predicted >> alt || question".
 
     With `alt` (MEND, EasyEdit, LocFT) the edit is the counterfactual answer `alt`, the old object answers[0].
-    Without it the edit is the true answer answers[0], as in MEMIT, its other spellings aliases.
+    Without it the edit is the true answer answers[0], as in MEMIT; the other answers are its aliases.
     """
     answers = _texts(record.get("answers"))
     alt = record.get("alt")
@@ -132,7 +143,7 @@ def _zsre(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _easyedit(record: dict[str, Any]) -> dict[str, Any]:
-    """KnowEdit, EasyEdit, flat CounterFact and QAEdit: whole prompts, lists of answers nested at will."""
+    """KnowEdit, EasyEdit, flat CounterFact and QAEdit: complete prompts, and answers in nested lists."""
     ours: dict[str, Any] = {name: record[name] for name in FIELDS if name in record}
     ours["prompt"] = template(record["prompt"], record.get("subject"))
     for name in ("target", "target_new"):
@@ -146,24 +157,26 @@ def _easyedit(record: dict[str, Any]) -> dict[str, Any]:
     ]
     own = record.get("neighborhood")
     ours["neighborhood"] = [
-        *(own if isinstance(own, list) else []),
+        *(own if isinstance(own, list) else [] if own is None else [own]),
         *_neighbors(record.get("locality")),
         *_flat_neighbor(record),
     ]
     ours["portability"] = list(_questions(record.get("portability")))
     used = {*FIELDS, *ALIASES, *EASYEDIT, "locality_ground_truth"}
-    return _rest(ours, record, used, {"id": _case(record)} if "id" not in record else {})
+    more: dict[str, Any] = {"id": _case(record)} if "id" not in record else {}
+    more |= {name: record[name] for name in ("locality", "portability") if _has_unread(record.get(name))}
+    return _rest(ours, record, used, more)
 
 
 def _neighbors(locality: Any) -> Iterator[dict[str, Any]]:
-    """The neighbors in a locality table; where it gives several spellings of an answer, the first."""
+    """The neighbors in a locality table; of several spellings of an answer, the first."""
     for prompt, spellings, group in _asked(locality):
         yield {"prompt": prompt, "answer": next(iter(spellings), None), "group": group}
 
 
 def _questions(portability: Any) -> Iterator[dict[str, Any]]:
-    """The questions in a portability table; one of ours comes back as it is, one without an answer asks nothing."""
-    if isinstance(portability, list) and all(isinstance(entry, dict) and "answer" in entry for entry in portability):
+    """The questions in a portability table that have an answer; questions in memedit's form are returned unchanged."""
+    if _is_own_form(portability):
         yield from portability
         return
     for prompt, spellings, group in _asked(portability):
@@ -171,15 +184,34 @@ def _questions(portability: Any) -> Iterator[dict[str, Any]]:
             yield {"prompt": prompt, "answer": spellings[0], "aliases": spellings[1:], "group": group}
 
 
+def _is_own_form(portability: Any) -> bool:
+    return isinstance(portability, list) and all(isinstance(entry, dict) and "answer" in entry for entry in portability)
+
+
+def _has_unread(table: Any) -> bool:
+    """Whether `_asked` leaves out anything in a table; such a table is also kept whole, in `meta`."""
+    if table is None or _is_own_form(table):
+        return False
+    if isinstance(table, list):
+        return any(_has_unread(entry) for entry in table)
+    if not isinstance(table, dict):
+        return True
+    prompts = table.get("prompt", table.get("loc"))
+    if not _texts(prompts):
+        return any(_has_unread(entry) for entry in table.values())
+    answers = table.get("ground_truth", table.get("loc_ans"))
+    return bool(set(table) - {"prompt", "loc", "ground_truth", "loc_ans"}) or not _texts(answers)
+
+
 def _asked(table: Any, group: str | None = None) -> Iterator[tuple[str, list[str], str | None]]:
-    """Every {prompt, ground_truth} or {loc, loc_ans} in a table: prompt, spellings of the answer, its group."""
+    """Every {prompt, ground_truth} or {loc, loc_ans} in a table: prompt, spellings of the answer, group."""
     if isinstance(table, list):
         for entry in table:
             yield from _asked(entry, group)
     elif isinstance(table, dict):
         prompts = _texts(table.get("prompt", table.get("loc")))
         answers = table.get("ground_truth", table.get("loc_ans"))
-        # parallel lists, as EasyEdit's interface takes them; else one prompt with its spellings
+        # parallel lists, as in EasyEdit's interface; otherwise one prompt with several spellings of its answer
         several = isinstance(answers, list) and len(answers) == len(prompts) > 1
         each: list[Any] = answers if several else [answers] * len(prompts)  # type: ignore[assignment]
         for prompt, answer in zip(prompts, each, strict=True):
@@ -199,14 +231,10 @@ def _flat_neighbor(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _texts(value: Any) -> list[str]:
-    """All texts in a value, however lists are nested."""
+    """All texts in a value, from nested lists too."""
     if isinstance(value, str):
         return [value]
     return [text for entry in value for text in _texts(entry)] if isinstance(value, list) else []
-
-
-def _words(target: Any) -> Any:
-    return target.get("str") if isinstance(target, dict) else target
 
 
 def _case(record: dict[str, Any]) -> str | None:
@@ -214,7 +242,7 @@ def _case(record: dict[str, Any]) -> str | None:
 
 
 def _rest(ours: dict[str, Any], record: dict[str, Any], used: set[str], more: dict[str, Any]) -> dict[str, Any]:
-    """Add what has no field of its own: to `meta`, which the record may have already."""
+    """Add everything that has no field to `meta`, which the record may have already."""
     meta = record.get("meta", {})
     rest = {name: value for name, value in record.items() if name not in used | {"meta", "id"}}
     ours["id"] = record.get("id", more.pop("id", None))

@@ -1,24 +1,27 @@
-"""JSON and JSON Lines, with the line of each record."""
+"""Read JSON and JSON Lines, and the line of each record."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
 from memedit.edits.edit import shown
-from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError
+from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError, check_length
+
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class JsonWalk:
-    """A cursor over JSON text that knows its line: the standard decoder forgets where a value began."""
+    """A cursor over JSON text that knows its line; the standard decoder does not keep it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
-        self._breaks = [i for i, c in enumerate(text) if c == "\n"]
+        self._breaks = [match.start() for match in re.finditer("\n", text)]
         self._flaws: list[RefusedError] = []
         self._decoder = json.JSONDecoder(
             object_pairs_hook=self._unique, parse_constant=self._no_number, parse_float=self._finite
@@ -31,15 +34,16 @@ class JsonWalk:
 
     def peek(self) -> str:
         """The next character that is not white space; empty at the end."""
-        while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
-            self.at += 1
+        match = _SPACE.match(self.text, self.at)
+        self.at = match.end() if match else self.at
         return self.text[self.at : self.at + 1]
 
     def value(self) -> RecordRow:
-        """Decode the next value; after a flaw that is no fault of syntax the cursor stands behind it."""
+        """Decode the next value. The cursor moves past a value that is refused for anything but its syntax."""
         self.peek()
         line = self.line
         self._flaws.clear()
+        start = self.at
         try:
             value, self.at = self._decoder.raw_decode(self.text, self.at)
         except json.JSONDecodeError as error:
@@ -49,25 +53,26 @@ class JsonWalk:
             raise RefusedError("E015", "the record is nested too deeply to be an edit", line) from error
         except ValueError as error:  # a number of more digits than Python converts
             raise RefusedError("E002", "not valid JSON: a number has too many digits", line) from error
+        check_length(self.text[start : self.at], "the record", line)
         if self._flaws:
             raise RefusedError(self._flaws[0].code, self._flaws[0].message, line)
         return RecordRow(line, value)
 
     def end(self) -> None:
-        """Insist that nothing follows."""
+        """Raises RefusedError if anything follows."""
         if self.peek():
-            message = f"not valid JSON Lines: more text after the record, {shown(self.text[self.at :])}"
+            message = f"not valid JSON Lines: more text after the record, {shown(self.text[self.at : self.at + 100])}"
             raise RefusedError("E002", message, self.line)
 
     def take(self, wanted: str) -> None:
-        """Step over a mark that has to stand here."""
+        """Step over a punctuation mark, which must be next."""
         if self.peek() != wanted:
             found = shown(self.peek()) if self.peek() else "the end of the file"
             raise RefusedError("E002", f"not valid JSON: expected {shown(wanted)}, found {found}", self.line)
         self.at += 1
 
     def each(self, opening: str, closing: str) -> Iterator[None]:
-        """Stand before each entry of the array or object that begins here."""
+        """Move to each entry of the array or object that begins here."""
         self.take(opening)
         while self.peek() != closing:
             yield
@@ -80,14 +85,14 @@ class JsonWalk:
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(pairs)
         if len(record) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            message = f"the key {shown(twice)} stands twice in one record; keep one"
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            message = f"the key {shown(twice)} is twice in one record; keep one"
             self._flaws.append(RefusedError("E008", message))
         return record
 
     def _no_number(self, name: str) -> None:
-        message = f"not valid JSON: {name} is no JSON number; put it in quotes"
+        message = f"not valid JSON: {name} is not a JSON number; put it in quotes"
         self._flaws.append(RefusedError("E002", message))
 
     def _finite(self, text: str) -> float | None:
@@ -96,7 +101,7 @@ class JsonWalk:
 
 
 def read_json(document: Document, text: str) -> None:
-    """An array of records, {"edits": [...]}, or records one after the other."""
+    """Add the records of an array, of {"edits": [...]}, or of a sequence of records."""
     walk = JsonWalk(text)
     while opening := walk.peek():
         if opening == "[":
@@ -108,8 +113,8 @@ def read_json(document: Document, text: str) -> None:
 
 
 def read_lines(document: Document, text: str) -> None:
-    """One record a line; a bad line does not hide the next."""
-    # split("\n"), not splitlines: U+2028 and its kin are data inside JSON strings
+    """Add one record from each line; a bad line does not stop the reading."""
+    # split("\n"), not splitlines: U+2028 and similar characters are data inside JSON strings
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -123,7 +128,7 @@ def read_lines(document: Document, text: str) -> None:
 
 
 def _is_wrapper(text: str, at: int) -> bool:
-    """Whether the object's first key is one of a list's: decided without decoding the list twice."""
+    """Whether the object's first key is a key of a list; the object is not decoded for it."""
     walk = JsonWalk(text[at : at + 100])
     walk.take("{")
     walk.peek()
@@ -147,7 +152,7 @@ def _array(document: Document, walk: JsonWalk) -> None:
 
 
 def _record(document: Document, walk: JsonWalk) -> None:
-    """Take one record; where only its content is flawed, complain and leave the cursor behind it."""
+    """Add one record, or a finding if the cursor moved past it; a syntax error is raised."""
     walk.peek()
     start = walk.at
     try:

@@ -1,53 +1,87 @@
-"""MQuAKE's records (Zhong et al. 2023): several edits, and questions that need them all."""
+"""Read MQuAKE's records (Zhong et al. 2023): several edits, and questions that need all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from memedit.edits.readers.document import RecordRow
+from memedit.edits.edit import shown
+from memedit.edits.readers.document import Document, RecordRow, RefusedError
+
+_READ = {"case_id", "requested_rewrite", "questions", "new_answer", "new_answer_alias"}
+_READ_OF_REWRITE = {"subject", "relation_id", "prompt", "target_new", "target_true", "question"}
+_READ_OF_HOP = {"question", "cloze", "answer", "answer_alias"}
 
 
-def unfolded(rows: Iterable[RecordRow]) -> Iterator[RecordRow]:
-    """The rows with every record of MQuAKE's in the place of its edits; all others as they are."""
-    for row in rows:
+def expand_cases(document: Document) -> Iterator[RecordRow]:
+    """The document's rows, each MQuAKE case replaced by its edits; a case with wrong types becomes a finding."""
+    for row in document.rows:
         if isinstance(row.value, dict) and isinstance(row.value.get("requested_rewrite"), list):
-            for record in _edits(row.value):
+            try:
+                edits = list(_case_edits(row.value))
+            except RefusedError as error:
+                document.complain(row.line, error.code, error.message)
+                continue
+            for record in edits:
                 yield RecordRow(row.line, record)
         else:
             yield row
 
 
-def _edits(record: dict[str, Any]) -> Iterator[Any]:
-    """One edit for each rewrite; the case's questions stand with the first, so that a case counts once."""
-    case = record.get("case_id")
-    for number, rewrite in enumerate(record["requested_rewrite"], 1):
+def _case_edits(case: dict[str, Any]) -> Iterator[Any]:
+    """One edit for each rewrite; the first has the case's questions, so that a case counts once."""
+    if not case["requested_rewrite"]:
+        raise RefusedError("E006", "requested_rewrite is an empty list: the case has no edit")
+    name = case.get("case_id")
+    for number, rewrite in enumerate(case["requested_rewrite"], 1):
         if not isinstance(rewrite, dict):
-            yield rewrite  # refused in words where records are read
+            yield rewrite  # refused where records are read
             continue
-        old, new = (_words(rewrite.get(name)) for name in ("target_true", "target_new"))
+        first = number == 1
+        unread = {key: value for key, value in rewrite.items() if key not in _READ_OF_REWRITE}
+        if not isinstance(rewrite.get("question"), str) and rewrite.get("question") is not None:
+            unread["question"] = rewrite["question"]
+        for key in ("target_new", "target_true"):
+            if rest := target_rest(rewrite.get(key)):
+                unread[key] = rest
         yield {
-            **({} if case is None else {"id": f"mquake-{case}-{number}"}),
+            **({} if name is None else {"id": f"mquake-{name}-{number}"}),
             "subject": rewrite.get("subject"),
             "relation": rewrite.get("relation_id"),
             "prompt": rewrite.get("prompt"),
-            "object": new,
-            "object_old": old,
+            "object": target_text(rewrite.get("target_new")),
+            "object_old": target_text(rewrite.get("target_true")),
             "paraphrases": [rewrite["question"]] if isinstance(rewrite.get("question"), str) else [],
-            "portability": list(_questions(record)) if number == 1 else [],
-            "meta": {"case_id": case, "source": "MQuAKE"},
+            "portability": list(_questions(case)) if first else [],
+            "meta": {
+                "case_id": name,
+                "source": "MQuAKE",
+                **({"requested_rewrite": unread} if unread else {}),
+                **(_unread_of_case(case) if first else {}),
+            },
         }
 
 
-def _questions(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for text in record.get("questions") or []:
+def _unread_of_case(case: dict[str, Any]) -> dict[str, Any]:
+    """Everything in the case that no field of its edits holds; single hops are kept whole if one has other keys."""
+    rest = {key: value for key, value in case.items() if key not in _READ and key != "new_single_hops"}
+    hops = _listed(case, "new_single_hops")
+    if any(not isinstance(hop, dict) or set(hop) - _READ_OF_HOP for hop in hops):
+        rest["new_single_hops"] = hops
+    if case.get("new_answer") is not None and not _listed(case, "questions"):
+        rest["new_answer"] = case["new_answer"]
+    return rest
+
+
+def _questions(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for text in _listed(case, "questions"):
         yield {
             "prompt": text,
-            "answer": record.get("new_answer"),
-            "aliases": record.get("new_answer_alias") or [],
+            "answer": case.get("new_answer"),
+            "aliases": case.get("new_answer_alias") or [],
             "group": "multi-hop",
         }
-    for hop in record.get("new_single_hops") or []:
+    for hop in _listed(case, "new_single_hops"):
         if isinstance(hop, dict):
             yield {
                 "prompt": hop.get("cloze") or hop.get("question"),
@@ -57,5 +91,18 @@ def _questions(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _words(target: Any) -> Any:
+def _listed(case: dict[str, Any], name: str) -> list[Any]:
+    value = case.get(name)
+    if value is not None and not isinstance(value, list):
+        raise RefusedError("E010", f"{name} is a list, not {shown(value)}")
+    return value or []
+
+
+def target_text(target: Any) -> Any:
+    """The text of a target, which CounterFact and MQuAKE write as {"str": text, "id": Wikidata's id}."""
     return target.get("str") if isinstance(target, dict) else target
+
+
+def target_rest(target: Any) -> dict[str, Any]:
+    """Everything in a target but its text."""
+    return {key: value for key, value in target.items() if key != "str"} if isinstance(target, dict) else {}

@@ -1,9 +1,10 @@
-"""CSV and TSV with a header, with the line of each record."""
+"""Read CSV and TSV with a header, and the line of each record."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from typing import Any
 
 from memedit.edits.edit import shown
@@ -14,6 +15,7 @@ LISTS = ("paraphrases", "neighborhood", "aliases", "meta")
 
 
 def read_table(document: Document, text: str, delimiter: str = ",") -> None:
+    """Add the rows of a table to the document; the first row names the columns."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     line = 1
@@ -42,14 +44,15 @@ def _row(document: Document, record: dict[str, str], line: int) -> None:
 
 def _header(document: Document, cells: list[str], line: int) -> list[str]:
     header = [cell.strip() for cell in cells]
-    for name in sorted({name for name in header if header.count(name) > 1}):
-        raise RefusedError("E008", f"two columns are named {shown(name)}; keep one", line)
+    for name, count in sorted(Counter(header).items()):
+        if count > 1:
+            raise RefusedError("E008", f"two columns are named {shown(name)}; keep one", line)
     document.head["header"] = RecordRow(line, header)
     return header
 
 
 def _cells(record: dict[str, str]) -> dict[str, Any]:
-    """Cells that hold lists or mappings are written in JSON; any other cell is text as it stands."""
+    """Cells that hold lists or mappings are in JSON; any other cell is plain text."""
     values: dict[str, Any] = dict(record)
     for name in LISTS:
         if record.get(name, "").startswith(("[", "{")):

@@ -1,4 +1,4 @@
-"""YAML in which every scalar is text, with the line of each record."""
+"""Read YAML in which every scalar is text, and the line of each record."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 import yaml
 import yaml.reader
 
-from memedit.edits.edit import shown
-from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError
+from memedit.edits.edit import printable, shown
+from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError, check_length
 
 
 class TextLoader(yaml.SafeLoader):
-    """A safe loader to which every scalar is text: [Norway, code, NO] keeps its "NO", and 1.10 its zero.
+    """A safe loader that reads every scalar as text: [Norway, code, NO] keeps its "NO", and 1.10 its zero.
 
-    The Python loader and not the C one: what nests too deeply ends in a RecursionError, not in a crash.
+    It is the Python loader and not the C one: deep nesting raises RecursionError and does not crash the process.
     """
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
 
 
 class YamlWalk:
-    """Turns nodes into plain values; aliases may repeat text, but not without bound."""
+    """Turns nodes into plain values; limits how far aliases expand."""
 
     def __init__(self, text: str) -> None:
-        # without aliases a document has fewer nodes than characters
+        # without aliases, a document has fewer nodes than characters
         self.left = 10 * len(text) + 1000
 
     def plain(self, node: yaml.Node) -> Any:
@@ -33,9 +33,9 @@ class YamlWalk:
         line = node.start_mark.line + 1
         self.left -= 1
         if self.left < 0:
-            raise RefusedError("E015", "aliases make this record grow without bound; write it out", line)
+            raise RefusedError("E015", "YAML aliases expand this record too far; write it out", line)
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rsplit(":", 1)[1] not in ("str", "seq", "map"):
-            raise RefusedError("E003", f"the tag {shown(node.tag)} has no meaning here; leave it out", line)
+            raise RefusedError("E003", f"the tag {shown(node.tag)} is not supported; leave it out", line)
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(child) for child in node.value]
         if isinstance(node, yaml.MappingNode):
@@ -49,16 +49,20 @@ def members(node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node]]:
     for key, child in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise RefusedError("E003", "a key of a mapping is text; put a subject with braces in quotes", line)
+            raise RefusedError("E003", "a key of a mapping must be text; put a subject with braces in quotes", line)
         if key.value in seen:
-            raise RefusedError("E008", f"the key {shown(key.value)} stands twice in one mapping; keep one", line)
+            raise RefusedError("E008", f"the key {shown(key.value)} is twice in one mapping; keep one", line)
         seen.add(key.value)
         yield key.value, child
 
 
 def _compose(text: str) -> yaml.Node | None:
+    for number, line in enumerate(text.split("\n"), start=1):
+        check_length(line, "the line", number)
+    loader: TextLoader | None = None
     try:
-        return TextLoader(text).get_single_node()
+        loader = TextLoader(text)
+        return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = (error.problem or error.context or "it cannot be parsed").lower()
@@ -67,11 +71,15 @@ def _compose(text: str) -> yaml.Node | None:
         line = text.count("\n", 0, error.position) + 1
         character = error.character if isinstance(error.character, int) else ord(error.character[:1] or "\0")
         raise RefusedError("E003", f"not valid YAML: character U+{character:04X} is not allowed", line) from error
-    except ValueError as error:  # an escape such as "\UFFFFFFFF" that names no character
-        raise RefusedError("E003", f"not valid YAML: {error}", 1) from error
+    except (RecursionError, MemoryError):
+        raise
+    except Exception as error:  # PyYAML lets others through: OverflowError for the escape "\UFFFFFFFF", ValueError, ...
+        line = loader.line + 1 if loader is not None else 1
+        raise RefusedError("E003", f"not valid YAML: {printable(str(error))}", line) from error
 
 
 def read_yaml(document: Document, text: str) -> None:
+    """Add the records of a list of edits, of {edits: [...]}, or of one edit."""
     node = _compose(text)
     walk = YamlWalk(text)
     entries: list[yaml.Node] = []
@@ -85,7 +93,7 @@ def read_yaml(document: Document, text: str) -> None:
             entries = child.value if is_list else entries
             document.head[key] = RecordRow(child.start_mark.line + 1, [] if is_list else walk.plain(child))
     elif node is not None:
-        raise RefusedError("E006", f"{shown(node.value)} is no list of edits", node.start_mark.line + 1)
+        raise RefusedError("E006", f"{shown(node.value)} is not a list of edits", node.start_mark.line + 1)
     for entry in entries:
         line = entry.start_mark.line + 1
         try:

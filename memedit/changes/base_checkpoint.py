@@ -1,95 +1,64 @@
-"""A change apart from its model, and a model's files that changes are put on: no weight of it in memory but one."""
+"""The base checkpoint of a delta file: check that the changes fit, add them, and find the original weights.
+
+One weight at a time is in memory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from memedit.changes.delta_file import DeltaFile
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import UsageError
 from memedit.model.architecture import find_architecture
 from memedit.model.config import read_config
 from memedit.model.load import at_hand, locate, meta_model
 from memedit.numerics.delta import Delta, rounded, rounding_loss
-from memedit.numerics.lowrank import sum_lowrank, truncated
+from memedit.numerics.lowrank import truncated
 from memedit.progress import Progress
 from memedit.results.changes import Origin, TensorChange
-from memedit.storage.artifacts import digest_file
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.deltas import read_delta, read_originals
-from memedit.storage.records import ORIGINALS, edited_folder, find_delta
-from memedit.storage.tensorfile import in_order
+from memedit.storage.deltas import read_originals
+from memedit.storage.records import ORIGINALS
 
-TINY = 1e-300  # a norm to divide by where there is none
-
-
-@dataclass(frozen=True)
-class DeltaFile:
-    """What a delta file holds: changes (D, F) by the stored name of their tensor, and the digest of their base."""
-
-    deltas: dict[str, Delta]
-    base: str
-    file: Path
-
-    @classmethod
-    def open(cls, path: Path) -> DeltaFile:
-        """An edited folder's change, or that of a delta file. Raises UsageError or StorageError."""
-        file = find_delta(path)
-        return cls(*read_delta(file), file)
-
-    @property
-    def folder(self) -> Path | None:
-        """The edited folder it lies in."""
-        return edited_folder(self.file)
-
-
-def sum_deltas(changes: Sequence[DeltaFile]) -> dict[str, Delta]:
-    """The sum of changes, tensor by tensor; in an order of the files' bytes, so that theirs decides nothing.
-
-    Raises UsageError where one is named twice.
-    """
-    found = {digest_file(change.file): change for change in changes}
-    if len(found) < len(changes):
-        names = ", ".join(str(change.file) for change in changes)
-        raise UsageError(f"of the changes {names} two are the same, and would count twice", "name each change once")
-    ordered = [change.deltas for _, change in sorted(found.items())]
-    names = sorted({name for deltas in ordered for name in deltas}, key=in_order)
-    return {name: sum_lowrank([deltas[name] for deltas in ordered if name in deltas]) for name in names}
+TINY = 1e-300  # keeps a division by a norm of zero finite
 
 
 class BaseCheckpoint:
-    """The base of a change: its files, and where its down-projections lie."""
+    """The base of a change: its files, and the names of its down-projections."""
 
     def __init__(self, knobs: ModelKnobs, progress: Progress) -> None:
         self.folder = locate(knobs)
         self.checkpoint = Checkpoint.open(self.folder)
-        self.family = str(read_config(self.folder, trust_remote_code=knobs.trust_remote_code).get("model_type"))
+        self.family = _family(read_config(self.folder, trust_remote_code=knobs.trust_remote_code))
         with progress.phase("structure"):
             self.architecture = find_architecture(meta_model(self.folder, knobs))
         every = [self.architecture.parameter(layer) for layer in range(self.architecture.n_layers)]
         self.parameters = {self.checkpoint.resolve(name): name for name in every}
-        """Stored name -> parameter of the model."""
+        """Stored name -> parameter name in the model."""
 
     def admitted(self, change: DeltaFile, *, any_base: bool) -> DeltaFile:
-        """The change, of this base, or with `any_base` as it is put on another: its bare factors.
+        """Check that a change is of this base, or with `any_base` that it fits it, and return it.
 
-        Raises UsageError for a change of another base that was not asked for, and for one that does not fit at all.
+        A change of another base loses all but its factors. Raises UsageError for a change of another base without
+        `any_base`, and for one whose names or shapes do not fit.
         """
         same = change.base == self.checkpoint.digest
         if not any_base and not same:
             raise UsageError(
                 f"{change.file} belongs to another base: it changes the model of digest {change.base[:12]}, and "
                 f"{self.folder} has {self.checkpoint.digest[:12]}",
-                "give the base it was made for with -m, or say --any-base to put it on this model all the same",
+                "give the base it was made for with -m, or say --any-base to use this one anyway",
             )
         for name, delta in change.deltas.items():
             hint = "give the base that the change was made for"
             if name not in self.parameters:
-                raise UsageError(f"{change.file} changes {name}, which is no down-projection of {self.folder}", hint)
+                raise UsageError(f"{change.file} changes {name}, which is not a down-projection of {self.folder}", hint)
             shape = tuple(self.weight(name).shape)
             if shape != delta.shape:
                 raise UsageError(
@@ -103,11 +72,11 @@ class BaseCheckpoint:
         return self.architecture.turned(self.checkpoint.tensor(name))
 
     def put(self, name: str, delta: Delta, rank: int | None = None) -> tuple[Tensor, Delta, TensorChange]:
-        """One weight with its change (cut to `rank`), as the checkpoint stores it; that change; and its figures."""
+        """Add a change, cut to `rank`, to one weight: the stored weight, the change as used, and its figures."""
         made, lost = (delta, 0.0) if rank is None else truncated(delta, rank)
         weight, change = self.weight(name), _multiplied(made)
         stored = rounded(weight, change)
-        told = TensorChange(
+        figures = TensorChange(
             parameter=self.parameters[name],
             rank=made.rank,
             norm=change.norm,
@@ -115,26 +84,23 @@ class BaseCheckpoint:
             rounding_loss=rounding_loss(weight, change, stored),
             lost=lost,
         )
-        return self.architecture.turned(stored).contiguous(), made, told
+        return self.architecture.turned(stored).contiguous(), made, figures
 
-    def apart(self, name: str, delta: Delta, made: Delta) -> float:
-        """|W + made - checkpoint| / |delta|: how far a model that adds `made` is from what apply writes."""
+    def distance(self, name: str, delta: Delta, made: Delta) -> float:
+        """|W + made - checkpoint| / |delta|: the distance of a model that adds `made` from the written checkpoint."""
         weight, change = self.weight(name), _multiplied(delta)
         stored = rounded(weight, change)
         return float((stored.double() - weight.double() - made.dense()).norm()) / max(change.norm, TINY)
 
 
-def in_dtype(delta: Delta, dtype: torch.dtype) -> Delta:
-    """Factors as a file of that dtype holds them."""
-    assert delta.right is not None
-    return Delta(delta.left.to(dtype).float(), delta.right.to(dtype).float())
-
-
 def originals(
     edited: Path, change: DeltaFile, recorded: ModelKnobs, base: str | None, progress: Progress
 ) -> tuple[Origin, dict[str, Tensor], Path | None]:
-    """The tensors as they were before the edit, and where from: the base asked for, those that were kept, the base
-    that the run was made from, or else none. Raises UsageError where the base asked for is another."""
+    """Find the tensors from before the edit: their origin, the tensors, and the base's folder.
+
+    Sources in order: the base that is asked for, the kept originals, the base of the run; if there is none, the
+    origin is "subtraction". Raises UsageError if the base that is asked for is another one.
+    """
     names = list(change.deltas)
     if base is None:
         kept = read_originals(edited / ORIGINALS, change.base, names)
@@ -149,15 +115,14 @@ def originals(
             return "base", {name: checkpoint.tensor(name) for name in names}, folder
         if base:
             raise UsageError(
-                f"{folder} is not what {edited} was made from: its digest is {checkpoint.digest[:12]}, not "
-                f"{change.base[:12]}",
+                f"{folder} is not the base of {edited}: its digest is {checkpoint.digest[:12]}, not {change.base[:12]}",
                 "give the base it was made from, or leave -m out",
             )
     return "subtraction", {}, None
 
 
 def subtracted(edited: Checkpoint, deltas: Mapping[str, Delta], knobs: ModelKnobs) -> dict[str, Tensor]:
-    """The edited tensors less their changes, rounded: near the originals, and seldom them."""
+    """Subtract the changes from the edited tensors and round: near the originals, but rarely equal to them."""
     architecture = find_architecture(meta_model(edited.folder, knobs))
     return {
         name: architecture.turned(rounded(architecture.turned(edited.tensor(name)), Delta(-delta.dense()))).contiguous()
@@ -166,8 +131,15 @@ def subtracted(edited: Checkpoint, deltas: Mapping[str, Delta], knobs: ModelKnob
 
 
 def _multiplied(delta: Delta) -> Delta:
-    """The same change with its product made, once for all that is asked of it."""
+    """The same change with its product computed, so that it is computed once."""
     return replace(delta, left=delta.dense(), right=None)
+
+
+def _family(config: dict[str, Any]) -> str:
+    """The model_type that `inspect` shows: that of the language model inside a multimodal config."""
+    text = config.get("text_config")
+    inner = text.get("model_type") if isinstance(text, dict) else None
+    return str(inner or config.get("model_type"))
 
 
 def _size(shape: Sequence[int]) -> str:
