@@ -89,9 +89,9 @@ class TargetKnobs(_Knobs):
     """Weight of KL(edited || original) at the subject's last token of the bare subject."""
     stop: float = Field(default=0.05, ge=0)
     """An edit whose loss is under this is found."""
-    redo: int = Field(default=0, ge=0)
-    """Rounds in which edits that did not take have their targets found again on the edited weights, and everything is
-    solved anew from the base; a round after which no more edits take is not kept."""
+    retry: int = Field(default=0, ge=0)
+    """Retry rounds: the targets of failed edits are found again on the edited weights, and everything is solved again
+    from the base. A round after which no more edits succeed is dropped."""
     joint: bool = True
     """Edits of one subject share one change, found for all of them at once; off, and under the published semantics,
     each finds its own, and the solve averages those that share a key."""

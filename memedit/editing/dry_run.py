@@ -63,7 +63,7 @@ def plan_dry_run(job: EditRun) -> DryRun:
     widths = [lm.architecture.mlp_widths[layer] for layer in job.plan.layers]
     return DryRun(
         edits=len(job.requests),
-        skipped=len(job.plan.skipped) + len(job.history.twins),
+        skipped=len(job.plan.skipped) + len(job.history.duplicates),
         warnings=len(job.plan.warnings),
         layers=job.plan.layers,
         parameters=tuple(job.names.values()),
