@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import memedit
+import memedit.pipeline
 import pytest
 from memedit.editing.plan import with_contexts
 from memedit.edits.edit import EditRequest
