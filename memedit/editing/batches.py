@@ -34,7 +34,7 @@ class Sizes:
 
     @classmethod
     def of(cls, lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], layer: int) -> Sizes:
-        """Estimate from the longest rows: a block keeps about 16 D + 8 F numbers a token; logits are kept four times."""
+        """Estimate from the longest rows: a block keeps about 16 D + 8 F numbers a token; logits four times."""
         architecture, item = lm.architecture, lm.dtype.itemsize
         above = architecture.n_layers - 1 - layer
         pairs = list(zip(edits, prompts, strict=True))

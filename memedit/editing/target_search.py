@@ -67,9 +67,7 @@ class Search:
         rows = [row for n in few for row in rows_of(self.edits[n], self.prompts[n])]
         full = "the search of three edits, which proves its engine, does not fit into memory"
         with memory_named(full, "use --device cpu, or a larger GPU"):
-            return SearchEngine(
-                *choose_search_engine(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared)
-            )
+            return SearchEngine(*choose_search_engine(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared))
 
     def plan(self, which: Sequence[int]) -> list[Batch]:
         """Plan the batches of the edits `which`."""
