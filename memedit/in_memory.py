@@ -38,12 +38,11 @@ from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.read import write_lines
 from memedit.errors import MemeditError, UnsupportedModelError, UsageError
 from memedit.forward.packing import packed
-from memedit.forward.suffix import Suffix
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from memedit.model.probe import prove
 from memedit.model.weights import applied, put_
-from memedit.numerics.delta import Delta, rounded
+from memedit.numerics.delta import Delta
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, decomposed, factor_metric
 from memedit.progress import NoProgress, Progress
@@ -250,7 +249,7 @@ def _make_update(
         _lm=lm,
         _checkpoint=checkpoint,
         _base={layer: lm.weight(layer).clone() for layer in plan.layers},
-        _edited={n: rounded(stored[n], delta).to(lm.device, lm.dtype) for n, delta in update.deltas.items()},
+        _edited={n: weight.to(lm.device, lm.dtype) for n, weight in update.weights.items()},
     )
 
 
@@ -267,13 +266,13 @@ def _solved_update(
     prompts = [with_contexts(edit, contexts, lm.tokenizer, chat=recipe.chat) for edit in plan.edits]
     search = Search(lm, plan.edits, prompts, plan.layers[-1], recipe, len(plan.layers))
     with progress.phase("targets", len(prompts), "edits") as advance, TemporaryDirectory() as folder:
-        engine, _ = search.engine()
-        targets = search.run(Store(Path(folder)), {}, engine, advance)
+        engine = search.choose_engine()
+        targets = search.run(Store(Path(folder)), {}, engine.kind, advance)
     order = sorted(range(len(prompts)), key=lambda n: plan.edits[n].request.digest)
     with progress.phase("solve", len(plan.layers), "layers") as advance:
         return solve(
             lm, [prompts[n] for n in order], targets.wanted[order], sums.factor, stored, recipe.method,
-            rounding=Rounding(recipe.output.rounding, sums.moment), whole=engine is not Suffix, advance=advance,
+            rounding=Rounding(recipe.output.rounding, sums.moment), whole=engine.whole, advance=advance,
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from memedit.changes.commands import run_add, run_diff, run_export, run_revert
 from memedit.config.layers import layers_text
 from memedit.config.recipe import Recipe
 from memedit.editing.dry_run import DryRun, plan_dry_run
-from memedit.editing.layer_trials import search_layers
+from memedit.editing.layer_search import search_layers
 from memedit.editing.ledger import Mode
 from memedit.editing.moment_cache import run_stats
 from memedit.editing.plan import check_edits
@@ -102,7 +102,7 @@ def run_dry_run(inputs: RunInputs, progress: Progress | None = None) -> DryRun:
 
 def _start(inputs: RunInputs) -> RunStart:
     return start_run(
-        inputs.requests, inputs.recipe, inputs.findings, sources=inputs.sources, way=inputs.mode, base=inputs.base
+        inputs.requests, inputs.recipe, inputs.findings, sources=inputs.sources, mode=inputs.mode, base=inputs.base
     )
 
 
@@ -114,7 +114,8 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
         moments = job.moments()
         before = job.scored(run, "before")
         targets, engine = job.targets(run, contexts)
-        made = retry_failed(job, run, contexts, moments, targets, job.update(contexts, moments, targets))
+        update = job.update(contexts, moments, targets, engine)
+        made = retry_failed(job, run, contexts, moments, targets, engine, update)
         with applied(job.lm, job.weights(made.update)):
             after = job.scored(None, "after")
         report = job.report(arguments, engine, before, after, made.targets, made.update, made.rounds)

@@ -107,7 +107,7 @@ class Both:
 
     def targets(self) -> Targets:
         """memedit's targets, by a plan as `apply` makes it."""
-        engine, _ = self.search.engine()
+        engine = self.search.choose_engine().kind
         batches = self.search.plan(range(len(self.plan.edits)))
         found = Targets.join([self.search.find(batch, engine) for batch in batches])
         back = torch.tensor([n for batch in batches for n in batch.edits]).argsort()

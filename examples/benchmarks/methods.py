@@ -73,7 +73,7 @@ def by_way(model: Path, batches: Sequence[Sequence[EditRequest]], out: Path) -> 
     found: dict[str, Scores] = {"memit, one list": figures(once)}
     for method, way in WAYS:
         ends = out / method / way
-        reports = in_batches(ends, model, batches, {"method.name": method, **CPU}, way=way, facts=facts)
+        reports = in_batches(ends, model, batches, {"method.name": method, **CPU}, mode=way, facts=facts)
         scores = figures(reports[-1]) | {"first list held": held(reports[0], reports[-1])}
         if way == "re-solve":
             verdicts, now = took(once), took(reports[-1])

@@ -1,4 +1,4 @@
-"""Which layers are edited: by number, or by relative depth. Layers count from 0, both ends of a range included."""
+"""Choose the edited layers by number or by relative depth. Layers count from 0; both ends of a range are included."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from memedit.errors import RecipeError
 
 
 def layer_range(text: str, n_layers: int) -> list[int]:
-    """`3-8`, `5` or `3,5` -> layer indices, ascending; counted from 0, both ends included.
+    """Parse `3-8`, `5` or `3,5` to layer numbers, ascending; counted from 0, both ends included.
 
-    Raises RecipeError when it is none of these, empty, or beyond the model.
+    Raises RecipeError if the text has another form, is empty, or names a layer that the model does not have.
     """
     if text == "auto":
         raise RecipeError("method.layers = auto traces edits, and here are none", "name the layers, or say depth")
@@ -35,9 +35,9 @@ def layers_text(layers: Sequence[int]) -> str:
 
 
 def default_layers(n_layers: int) -> list[int]:
-    """The early site by relative depth: MEMIT's 3-8 of GPT-J's 28 and 13-17 of GPT-2 XL's 48 lie around it.
+    """The default layers by relative depth, near MEMIT's 3-8 of GPT-J's 28 and 13-17 of GPT-2 XL's 48.
 
-    A fifth of the depth, three layers at least so that the change is spread, ending a third of the way up.
+    A fifth of the depth, but at least three layers so that the change is spread; the last is a third of the way up.
     """
     count = min(n_layers, max(3, round(n_layers / 5)))
     last = max(count - 1, round(n_layers / 3) - 1)
@@ -47,7 +47,7 @@ def default_layers(n_layers: int) -> list[int]:
 def layers_of(chosen: str, n_layers: int, *, single: bool = False) -> list[int]:
     """The layers of a recipe: a range, or by relative depth (`single`: the middle one of those).
 
-    Raises RecipeError, also for auto: that asks for edits.
+    Raises RecipeError, also for auto, which needs edits to trace.
     """
     if chosen != "depth":
         return layer_range(chosen, n_layers)
@@ -56,6 +56,9 @@ def layers_of(chosen: str, n_layers: int, *, single: bool = False) -> list[int]:
 
 
 def middle(layers: list[int]) -> int:
-    """The layer that stands for a range. Published single layers lie in MEMIT's ranges (GPT-J's 5 in 3-8, GPT-2 XL's 17
-    at the end of 13-17); on the shipped GPT-2 the middle spares more neighbors than the last."""
+    """The middle layer of a range, for methods of one layer.
+
+    Published single layers lie in MEMIT's ranges (GPT-J's 5 in 3-8, GPT-2 XL's 17 at the end of 13-17); on the shipped
+    GPT-2 the middle layer changes fewer neighbors than the last.
+    """
     return layers[len(layers) // 2]

@@ -1,4 +1,4 @@
-"""The methods: values of one law, none of them code of its own (numerics/solvers.py).
+"""The methods, as records: all are cases of one formula (numerics/solvers.py), none has code of its own.
 
 | method | change of one layer, as published | here |
 |---|---|---|
@@ -23,18 +23,18 @@ Metric = Literal["moment", "null space"]
 
 @dataclass(frozen=True)
 class Method:
-    """What a method chooses."""
+    """The choices that define a method."""
 
     title: str
     paper: str
     metric: Metric
     """moment: C, all directions open; null space: the identity, where C holds next to nothing."""
     ridge: float
-    """Unless the recipe says another, in units of the MLP's width."""
+    """The default ridge, in units of the MLP's width."""
     single: bool = False
-    """Edits one layer unless told which; else a range."""
+    """By default it edits one layer, not a range."""
     in_turn: bool = False
-    """Edit after edit, in the order of their digests, each fitted to what those before it left; else all at once."""
+    """Solve the edits one after another, in the order of their digests, each with the earlier ones in place."""
 
 
 METHODS: dict[str, Method] = {

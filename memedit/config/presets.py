@@ -1,4 +1,4 @@
-"""Published settings, by model: what the reference implementations ship, in this recipe's units.
+"""Published settings, by model: those of the reference implementations, in this recipe's units.
 
 lambda is divided by the MLP's width. Sources: kmeng01/memit hparams/MEMIT (gpt2-xl, gpt-j-6b),
 zjunlp/EasyEdit hparams/MEMIT (llama-2-7b, mistral-7b), jianghoucheng/AlphaEdit hparams/MEMIT (llama-3-8b). The ridge is
@@ -39,7 +39,7 @@ ONE_LAYER = {"gpt2-xl": "17", "gpt-j-6b": "5", "llama-2-7b": "5", "llama-3-8b": 
 
 
 def preset(name: str, method: str = "memit") -> dict[str, Any]:
-    """The knobs of a preset by their dotted names. Raises RecipeError for a name that is none."""
+    """The settings of a preset by their dotted names. Raises RecipeError for an unknown name."""
     if name not in PRESETS:
         raise RecipeError(f"there is no preset {name!r}", f"there are {', '.join(PRESETS)}")
     knobs, found = dict(PRESETS[name]), METHODS.get(method)

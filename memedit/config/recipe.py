@@ -1,5 +1,6 @@
-"""Every knob, documented where it stands. A recipe is frozen and digestible: two runs with equal recipes and inputs
-write the same bytes.
+"""Every setting, with its default and its description.
+
+A recipe is frozen and has a digest: two runs with equal recipes and inputs write the same bytes.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class ModelKnobs(_Knobs):
 
 
 class MethodKnobs(_Knobs):
-    """The solve: which layers, how strongly old knowledge holds."""
+    """The solve: which layers, and how strongly old knowledge is kept."""
 
     name: Name = "memit"
     """memit (Meng et al. 2023, eq. 14): fits all edits, weighed against what the model knew. emmet (Gupta et al. 2024):
-    meets all edits exactly, at one layer, and disturbs the rest as little as that allows. rome (Meng et al. 2022,
+    fits all edits exactly, at one layer, with the least disturbance of the rest. rome (Meng et al. 2022,
     eq. 2): the same edit after edit; the consistent form, one averaged key throughout. alphaedit (Fang et al. 2025):
     weighed as in memit, but changes only directions in which old keys hold next to nothing."""
     layers: str = "depth"
@@ -88,10 +89,10 @@ class TargetKnobs(_Knobs):
     kl: float = Field(default=0.0625, ge=0)
     """Weight of KL(edited || original) at the subject's last token of the bare subject."""
     stop: float = Field(default=0.05, ge=0)
-    """An edit whose loss is under this is found."""
-    redo: int = Field(default=0, ge=0)
-    """Rounds in which edits that did not take have their targets found again on the edited weights, and everything is
-    solved anew from the base; a round after which no more edits take is not kept."""
+    """The search of an edit ends when its loss is below this."""
+    retry: int = Field(default=0, ge=0)
+    """Retry rounds: the targets of failed edits are found again on the edited weights, and everything is solved again
+    from the base. A round after which no more edits succeed is dropped."""
     joint: bool = True
     """Edits of one subject share one change, found for all of them at once; off, and under the published semantics,
     each finds its own, and the solve averages those that share a key."""
@@ -105,11 +106,11 @@ class ContextKnobs(_Knobs):
     tokens: int = Field(default=10, ge=1)
     """Length of a context in tokens, its opening included."""
     top_k: int = Field(default=5, ge=1)
-    """Each token is drawn from the so many likeliest."""
+    """Top-k: sample each token from the k most likely."""
 
 
 class MomentKnobs(_Knobs):
-    """The second moments that stand for what the model knew."""
+    """The second moments, which represent what the model knew."""
 
     corpus: str | None = None
     """A .txt or .jsonl file (.gz too) or hf:repo[:config]; None: the model's own memedit/corpus.jsonl.gz."""
@@ -165,10 +166,10 @@ class OutputKnobs(_Knobs):
     """Keep the edited tensors as they were in memedit/originals.safetensors, so that the edit can be taken back to the
     bit without the base; as large as those tensors are."""
     rounding: Literal["auto", "nearest", "key-aware"] = "auto"
-    """How an edited weight is rounded to the checkpoint's dtype: to nearest, or so that the edited keys keep what they
-    were given; auto: the second where the first would lose over 1 % of it. It counts in the digest."""
+    """How an edited weight is rounded to the checkpoint's dtype: to nearest, or key-aware, so that the edited keys keep
+    their change; auto: key-aware if nearest would lose over 1 % of the change. It counts in the digest."""
     max_shard_size: str | None = Field(default=None, pattern=SIZE)
-    """Write the weights anew into files of this size at most, such as 5GB; None: the files stay as they are."""
+    """Split the weights into files of this size at most, such as 5GB; None: the files stay as they are."""
 
     @property
     def max_shard(self) -> int | None:
@@ -177,20 +178,20 @@ class OutputKnobs(_Knobs):
 
 
 class EvalKnobs(_Knobs):
-    """What a model is asked, beyond the forced answers to the list's own probes."""
+    """Questions to a model, beyond the forced answers to the list's own probes."""
 
     derive: bool = True
     """Derive probes from the list where it has none."""
     tokens: int = Field(default=24, ge=1)
     """Length of a free answer in tokens at most; what counts is its first sentence."""
     prefixes: tuple[int, ...] = (0, 50, 200)
-    """Free answers are asked for behind so many tokens of unrelated text."""
+    """Free answers are asked for after this many tokens of unrelated text."""
     unrelated: str | None = None
-    """A text file (.txt or .jsonl, .gz too) that begins with it; None: a passage in English about nothing."""
+    """A text file (.txt or .jsonl, .gz too) that begins with the unrelated text; None: a passage in English."""
     fluency_tokens: int = Field(default=100, ge=1)
     """Length of a text written on from an opening, the opening included."""
     fluency_top_k: int = Field(default=5, ge=1)
-    """Each of its tokens is drawn from the so many likeliest."""
+    """Top-k: sample each of its tokens from the k most likely."""
     drift_tokens: int = Field(default=20_000, ge=2)
     """How many tokens of the text are read."""
     seed: int = Field(default=0, ge=0)
@@ -198,7 +199,7 @@ class EvalKnobs(_Knobs):
 
 
 class Recipe(_Knobs):
-    """Everything that decides what a run does, but for the edits themselves."""
+    """Everything that decides what a run does, except the edits."""
 
     model: ModelKnobs = ModelKnobs()
     method: MethodKnobs = MethodKnobs.model_validate({})
@@ -213,18 +214,18 @@ class Recipe(_Knobs):
     chunk: int = Field(default=256, ge=1)
     """Edits whose targets are found together, at most: the unit of resume."""
     memory: str | None = Field(default=None, pattern=SIZE)
-    """What the target search may take, such as 20GB; None: most of what is free. It decides no result but rounding."""
+    """Memory for the target search, such as 20GB; None: most of what is free. It changes results by rounding only."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything that is sampled: contexts, and the noise of tracing."""
 
     @property
     def joint(self) -> bool:
-        """Whether edits of one subject share a change: the published code knows no such thing."""
+        """Whether edits of one subject share a change; the published code has no such option."""
         return self.target.joint and self.method.semantics == "memedit"
 
     @property
     def digest(self) -> str:
-        """sha256 of the values; of output its rounding alone counts, memory and what is asked afterward do not."""
+        """sha256 of the values, without output (but with its rounding), memory and eval."""
         record = self.model_dump(mode="json", exclude={"output", "memory", "eval"})
         record["rounding"] = self.output.rounding
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where each knob's value came from: flags > environment > recipe file > preset > default."""
+"""Join settings from several sources, and keep the source of each: flags > environment > file > preset > default."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pydantic import BaseModel, ValidationError
 from memedit.config.recipe import Recipe
 from memedit.errors import RecipeError
 
+RENAMED = {"target.redo": "target.retry"}
+"""Settings of version 0.1 and their names now; both are read from every source."""
+
 Source = Literal["flag", "environment", "file", "preset", "default"]
 
 
 def known_keys(kind: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a recipe: `method.ridge`, `seed`, ..."""
+    """List every dotted key of a recipe: `method.ridge`, `seed`, ..."""
     for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from known_keys(field.annotation, f"{prefix}{name}.")
@@ -24,19 +27,20 @@ def known_keys(kind: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str
 
 
 def resolve(layers: list[tuple[Source, Mapping[str, Any]]]) -> tuple[Recipe, dict[str, Source]]:
-    """Join flat `{dotted key: value}` maps, weakest first, into a recipe; says where each value came from.
+    """Join flat `{dotted key: value}` maps, weakest first, into a recipe; returns it and the source of each value.
 
-    Raises RecipeError: an unknown key (with the nearest known one), or a value its knob cannot have.
+    Raises RecipeError for an unknown key (with the nearest known one), or for a value that a setting cannot have.
     """
     known = list(known_keys())
     values: dict[str, Any] = {}
     sources: dict[str, Source] = dict.fromkeys(known, "default")
     for source, layer in layers:
-        for key, value in layer.items():
+        for name, value in layer.items():
+            key = RENAMED.get(name, name)
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {near[0]}?" if near else "memedit apply --show-config lists every knob"
-                raise RecipeError(f"the recipe has no knob {key!r} (from {source})", hint)
+                hint = f"did you mean {near[0]}?" if near else "memedit apply --show-config lists every setting"
+                raise RecipeError(f"the recipe has no setting {key!r} (from {source})", hint)
             values[key], sources[key] = value, source
     tree: dict[str, Any] = {}
     for key, value in values.items():
@@ -50,12 +54,12 @@ def resolve(layers: list[tuple[Source, Mapping[str, Any]]]) -> tuple[Recipe, dic
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        said = f"{key} = {first['input']!r} (from {sources.get(key, 'file')}): {first['msg'].lower()}"
-        raise RecipeError(said, "memedit apply --show-config lists every knob and its default") from error
+        message = f"{key} = {first['input']!r} (from {sources.get(key, 'file')}): {first['msg'].lower()}"
+        raise RecipeError(message, "memedit apply --show-config lists every setting and its default") from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested recipe file as `{dotted key: value}`."""
+    """Flatten a nested recipe to `{dotted key: value}`."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The layers that tracing the edits suggests, put into a recipe and a plan (`apply --layers auto`)."""
+"""Choose the layers by tracing the edits (`apply --layers auto`)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from memedit.tracing.run import trace_all
 def choose_traced_layers(
     lm: LanguageModel, digest: str, recipe: Recipe, plan: Plan, progress: Progress
 ) -> tuple[Recipe, Plan, str]:
-    """A recipe and a plan whose layers are those that tracing the plan's edits suggests, and why; it is told, too.
+    """Trace the plan's edits; returns a recipe and a plan with the layers found, and the reason, which is also shown.
 
-    What the model says now is traced, at the last subject token alone. Raises GateError where no site is found.
+    The traced answer is what the model says now, at the last subject token only. Raises GateError if tracing finds no
+    layers.
     """
     requests = [edit.request for edit in plan.edits]
     step = -(-len(requests) // recipe.trace.facts)
     tracing, _ = trace_all(lm, digest, requests[::step], recipe, progress, everywhere=False)
     found, why = tracing.average.layers, tracing.average.reason
     if found is None:
-        raise GateError(why, "name the layers (--layers 3-8), or say --layers depth")
+        raise GateError(why, "name the layers (--layers 3-8), or use --layers depth")
     layers = layers_of(found, lm.architecture.n_layers)
     if recipe.method.kind.single:
         layers = [middle(layers)]

@@ -1,4 +1,4 @@
-"""Which edits are searched together: from the sorted list, the model's shapes and a limit of memory, never a timing."""
+"""Plan which edits are searched together, from the list, the model's shapes and a memory limit, never from timings."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt
 
 MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""Suffix tokens that a launch runs at most: on a CPU more leave its caches (1,024: 5.3 ms per edit and step on one
-core, 4,096: 6.8), on a GPU some thousands fill it."""
+"""Suffix tokens in a launch at most. On a CPU more do not fit its caches (1,024: 5.3 ms per edit and step on one core,
+4,096: 6.8); a GPU is busy with some thousands."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Edits by their places in the list, and how many tokens their launches may run."""
+    """Edits by their numbers in the list, and how many tokens a launch of theirs may run."""
 
     edits: tuple[int, ...]
     tokens: int
@@ -25,16 +25,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a search of some edits takes, in bytes, at most."""
+    """The memory that a search takes, in bytes, at most."""
 
     per_edit: int
-    """Kept for each edit: keys, values and states of its rows, and what followed its bare subject."""
+    """Kept for each edit: keys, values and states of its rows, and the logits after its bare subject."""
     per_token: int
-    """A step, for each token that a launch runs: what the gradient needs of every block, and its share of logits."""
+    """In a step, for each token of a launch: the activations that the gradient needs, and its share of the logits."""
 
     @classmethod
     def of(cls, lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], layer: int) -> Sizes:
-        """The longest rows decide. A block keeps some 16 D + 8 F numbers a token; logits are held four times over."""
+        """Estimate from the longest rows: a block keeps about 16 D + 8 F numbers a token; logits four times."""
         architecture, item = lm.architecture, lm.dtype.itemsize
         above = architecture.n_layers - 1 - layer
         pairs = list(zip(edits, prompts, strict=True))
@@ -49,12 +49,12 @@ class Sizes:
 
 
 def suffix_of(edit: Edit) -> int:
-    """Tokens that a step runs in each of an edit's rows: from the subject's last to the last but one of the object."""
+    """Tokens that a step runs in each row of an edit: from the subject's last token to the object's last but one."""
     return len(edit.prompt.ids) - edit.prompt.subject_at + len(edit.target) - 1
 
 
 def changes_of(edits: Sequence[Edit], *, joint: bool) -> list[int]:
-    """For each edit, the number of the change that it shares with those of the same subject; its own unless joint."""
+    """For each edit, the number of its change; if `joint`, edits of the same subject share one."""
     first: dict[tuple[int, ...] | int, int] = {}
     return [first.setdefault(edit.subject if joint else n, n) for n, edit in enumerate(edits)]
 
@@ -69,11 +69,10 @@ def plan_batches(
     *,
     joint: bool = False,
 ) -> list[Batch]:
-    """Batches of the edits `which`, alike ones together: `most` at most, and what half of `memory` can keep.
+    """Plan batches of the edits `which`, similar lengths together: `most` edits at most, in half of `memory` bytes.
 
-    The number is a power of two times smaller than `most`, so that a little more or less memory changes nothing;
-    the other half of the memory bounds the tokens of a launch. Edits that share a change are never parted for lack of
-    memory, only where there are more than `most` of them.
+    The size is `most` halved some times, so a little more or less memory changes nothing. The other half of the memory
+    limits the tokens of a launch. Edits that share a change stay together, unless there are more than `most` of them.
     """
     size = most
     while size > 1 and size * sizes.per_edit > memory // 2:
@@ -92,7 +91,7 @@ def plan_batches(
 
 
 def _units(which: Sequence[int], changes: Sequence[int], most: int) -> list[list[int]]:
-    """The edits `which`, those of one change together, `most` at most."""
+    """Group the edits `which` by change, `most` at most in a group."""
     shared: dict[int, list[int]] = {}
     for n in which:
         shared.setdefault(changes[n], []).append(n)
@@ -100,9 +99,9 @@ def _units(which: Sequence[int], changes: Sequence[int], most: int) -> list[list
 
 
 def halved(batches: Sequence[Batch], changes: Sequence[int]) -> list[Batch]:
-    """The rest of a plan whose first batch ran out of memory; edits of one of the `changes` stay together.
+    """Halve the batches that are left after the first of them ran out of memory; edits of one change stay together.
 
-    Raises ResourceError where nothing is left to halve.
+    Raises ResourceError if the first batch cannot be halved.
     """
     if len({changes[n] for n in batches[0].edits}) == 1 and batches[0].tokens == 1:
         what = "a single edit" if len(batches[0].edits) == 1 else "the edits of one subject"

@@ -1,4 +1,4 @@
-"""The prefixes under which an edit must hold: written by the model itself, seeded."""
+"""Sample the contexts, the prefixes under which an edit must hold, from the model itself, with a seed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from memedit.model.tokens import encode_text
 
 
 def sample_contexts(lm: LanguageModel, knobs: ContextKnobs, seed: int) -> tuple[str, ...]:
-    """The empty context (the bare prompt) first, then one from each opening, closed by a full stop.
+    """Sample the contexts: the empty one (the bare prompt) first, then one from each opening, with a full stop.
 
-    Follows kmeng01/memit, get_context_templates: top-k sampling to a fixed length, opening included. What the
-    model writes is data: a brace in it stays a brace.
+    Follows kmeng01/memit, get_context_templates: top-k sampling to a fixed length, opening included. Sampled text is
+    never used as a template: a brace in it stays a brace.
     """
     openings = [encode_text(lm.tokenizer, opening) for opening in knobs.openings]
     written = sample(lm, openings, length=knobs.tokens, top_k=knobs.top_k, seed=seed)

@@ -1,4 +1,4 @@
-"""What a run would do and cost, before it is done."""
+"""Estimate what a run would do and cost, without doing it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memedit.results.units import bytes_text
 
 
 class DryRun(BaseModel):
-    """What a run would do and cost: plain values. Memory and time are estimates."""
+    """The plan and cost of a run, as plain values. Memory and time are estimates."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,17 +31,17 @@ class DryRun(BaseModel):
     moments_missing: tuple[int, ...]
     bytes_output: int
     bytes_cache: int
-    """What the missing moments will take in the cache."""
+    """Space that the missing second moments will take in the cache."""
     bytes_memory: int
-    """Model, moments and target search at their largest, about."""
+    """Estimate for model, second moments and target search together."""
     seconds: float
-    """What moments and targets take, about."""
+    """Estimate for second moments and targets."""
     ledger: LedgerReport | None = None
     resumes: bool
-    """A run of the same edits, model and recipe was begun, and will be gone on with."""
+    """A run of the same edits, model and recipe was interrupted, and will continue."""
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines of text for the terminal."""
         layers = ", ".join(str(layer) for layer in self.layers)
         missing = ", ".join(str(layer) for layer in self.moments_missing) or "none"
         return [
@@ -58,13 +58,13 @@ class DryRun(BaseModel):
 
 
 def plan_dry_run(job: EditRun) -> DryRun:
-    """A job's preview: nothing of it is run but the forwards that are timed."""
+    """Make the preview of a run; only the forwards that are timed are run."""
     lm, moments = job.lm, job.moment_plan
     weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
     widths = [lm.architecture.mlp_widths[layer] for layer in job.plan.layers]
     return DryRun(
         edits=len(job.requests),
-        skipped=len(job.plan.skipped) + len(job.history.twins),
+        skipped=len(job.plan.skipped) + len(job.history.duplicates),
         warnings=len(job.plan.warnings),
         layers=job.plan.layers,
         parameters=tuple(job.names.values()),
@@ -82,7 +82,7 @@ def plan_dry_run(job: EditRun) -> DryRun:
 
 
 def _search_bytes(job: EditRun) -> int:
-    """What the largest batch of the search takes, as its plan counts it, with contexts of their full length."""
+    """Bytes of the largest batch of the search, with contexts of their full length."""
     lm, edits, recipe = job.lm, job.plan.edits, job.recipe
     beyond = (0,) * recipe.contexts.tokens
     longest = [replace(edit.prompt, ids=edit.prompt.ids + beyond) for edit in edits]

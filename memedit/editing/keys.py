@@ -1,4 +1,4 @@
-"""Edits -> keys at one layer: the input of the down-projection at the subject's last token, over contexts."""
+"""Find keys: the input of a layer's down-projection at the subject's last token, averaged over contexts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memedit.model.tokens import Prompt
 
 
 def context_weights(method: MethodKnobs, n_contexts: int) -> Tensor:
-    """What each context weighs in a key, (X,) float64: alike, or (reference) half for the bare prompt.
+    """The weight of each context in a key, (X,) float64: equal, or (reference) one half for the bare prompt.
 
     The published code takes the mean of two groups' means, the bare prompt being one group (kmeng01/memit,
     compute_ks.py).
@@ -27,12 +27,12 @@ def context_weights(method: MethodKnobs, n_contexts: int) -> Tensor:
 
 
 def heads_of(prompts: Sequence[Sequence[Prompt]]) -> list[list[tuple[int, ...]]]:
-    """All that keys depend on: the ids up to the subject's last token, X rows for each of E edits."""
+    """The inputs of all keys: token ids up to the subject's last, X rows for each of E edits."""
     return [[prompt.head for prompt in of_one] for of_one in prompts]
 
 
 def averaged(states: Tensor, weights: Tensor) -> Tensor:
-    """states (e, X, F), weights (X,) float64 -> keys (e, F) float64, where the states are, or on the CPU."""
+    """Average states (e, X, F) with weights (X,) float64 to keys (e, F) float64, on the states' device or the CPU."""
     wide = in_double(states)
     return torch.einsum("exf,x->ef", wide, weights.to(wide.device))
 
@@ -40,7 +40,7 @@ def averaged(states: Tensor, weights: Tensor) -> Tensor:
 def find_keys(
     lm: LanguageModel, prompts: Sequence[Sequence[Prompt]], layer: int, weights: Tensor, *, whole: bool = False
 ) -> Tensor:
-    """prompts, one list of X for each of E edits, and weights (X,) -> keys (E, F) float64."""
+    """Find the keys (E, F) float64 of E edits, from X prompts each and the contexts' weights (X,)."""
     keys = torch.empty(len(prompts), lm.architecture.mlp_widths[layer], dtype=torch.float64)
     sweep = (WholeSweep if whole else Sweep)(lm, heads_of(prompts))
     for edits, states in sweep.keys(layer, last=True):

@@ -1,7 +1,8 @@
-"""The ledger of an edited model: its edits in order, and how the target of each was found. Records and set logic.
+"""The ledger of an edited model: its edits in order, and how each target was found. Records and set logic.
 
-Which edits are in force follows from the list alone: of edits that contradict each other, or say the same, the latest.
-An edit that is forgotten leaves the list as if it had never been made, so what it had replaced holds again.
+The list alone decides which edits are active: of edits that contradict each other, or say the same, the latest one.
+Forgetting an edit removes it from the list as if it had never been made, so an edit that it had replaced is active
+again.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from memedit.config.recipe import Recipe
-from memedit.config.resolve import flatten
+from memedit.config.resolve import flatten, known_keys
 from memedit.edits.edit import EditRequest, Finding
 
 FoundBy = Literal["searched", "joint", "redone"]
 Mode = Literal["re-solve", "on top"]
 DECIDING = ("method.", "target.", "contexts.", "moments.", "chat", "seed", "model.dtype", "output.rounding")
-"""Knobs that decide what a run does; the ledger's are those of every run after it."""
-FREE = "target.redo"
-"""How often targets are found again is for each run to say: the ledger keeps them, and marks them."""
+"""Settings that decide what a run does. Every later run takes them from the ledger."""
+FREE = "target.retry"
+"""Each run has its own number of retry rounds: the ledger keeps their targets, and marks them."""
 
 
 class _Value(BaseModel):
@@ -31,25 +32,25 @@ class _Value(BaseModel):
 
 
 class LedgerEntry(_Value):
-    """One edit: a line of ledger.jsonl. Its target is the row of that number in ledger.safetensors."""
+    """One edit: line n of ledger.jsonl. Row n of ledger.safetensors is its target."""
 
     edit: EditRequest
     digest: str
-    """Of what the edit does, as the request has it."""
+    """Digest of the request, of all that decides what the edit does."""
     found: FoundBy
-    """searched: its target serves it alone; joint: all edits of its subject; redone: found again after a solve."""
+    """searched: the target serves this edit alone; joint: all edits of its subject; redone: found again in a retry."""
     on: str
     """Digest of the model that the target was found on."""
     group: str
-    """Digest of the edits that the target serves; a target holds as long as these are those in force."""
+    """Digest of the edits that the target serves; it can be reused while exactly these are active."""
     loss: float
     steps: int
     took: bool | None = None
     """Whether the model said the object right after the edit was made."""
     holds: bool | None = None
-    """Whether it said it when this ledger was written."""
+    """Whether it said the object when this ledger was written."""
     superseded_by: int | None = None
-    """Line of the edit that took its place, counted from 1."""
+    """Line of the edit that replaced it, counted from 1."""
 
 
 class BaseIdentity(_Value):
@@ -61,28 +62,30 @@ class BaseIdentity(_Value):
 
 
 class Provenance(_Value):
-    """What all edits of a ledger have in common, and a solve depends on."""
+    """What all edits of a ledger share, and a solve depends on."""
 
     base: BaseIdentity
     contexts: tuple[str, ...]
     knobs: dict[str, Any]
-    """Of the recipe, by dotted name: those that decide what a run does."""
+    """The deciding settings of the recipe, by dotted name."""
     layers: tuple[int, ...]
     moments: str
-    """Digest of what the moments were measured on."""
+    """Digest of the text that the second moments were measured on."""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """About the edits, the edits in order, and their targets: (E, D) float32, one row for each entry."""
+    """The provenance of the edits, the edits in order, and their targets: (E, D) float32, one row for each entry."""
 
     about: Provenance
     entries: tuple[LedgerEntry, ...]
     targets: Tensor
+    file: str = ""
+    """The file that the targets were read from, for messages; empty for a ledger made by this run."""
 
     @property
     def active(self) -> list[int]:
-        """Numbers of the entries that no other has replaced."""
+        """Numbers of the entries that no other entry replaced."""
         return [n for n, entry in enumerate(self.entries) if entry.superseded_by is None]
 
     def without(self, ids: Collection[str]) -> Ledger:
@@ -93,22 +96,22 @@ class Ledger:
 
 @dataclass(frozen=True)
 class History:
-    """What earlier runs left, and how this one goes on from it; nothing, where the model was not edited before."""
+    """The ledger of earlier runs, and how this run continues from it; empty if the model was not edited before."""
 
     ledger: Ledger | None = None
-    way: Mode | None = None
+    mode: Mode | None = None
     earlier: tuple[int, ...] = ()
-    """Entries of the ledger that are in force and stay so, by number."""
+    """Entries of the ledger that are active and stay active, by number."""
     conflicts: tuple[Finding, ...] = ()
-    twins: tuple[EditRequest, ...] = ()
-    """New edits that say what one in force says."""
+    duplicates: tuple[EditRequest, ...] = ()
+    """New edits that say the same as an active one."""
     command: str = "apply"
 
 
 def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
-    """Of a list in order, the edits no longer in force, each with the one that took its place; both by number.
+    """Find the edits of a list that a later edit replaced: {number: number of the later edit}.
 
-    An edit gives way to the next one that answers one of its questions with another object, or that is its twin.
+    An edit is replaced by the next one that answers one of its questions with another object, or that is a duplicate.
     """
     gone: dict[int, int] = {}
     asked: dict[tuple[str, ...], list[int]] = {}
@@ -123,7 +126,7 @@ def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
 
 
 def mark_superseded(entries: Sequence[LedgerEntry]) -> tuple[LedgerEntry, ...]:
-    """Entries in order, each told which took its place."""
+    """Set `superseded_by` of each entry of a list in order."""
     gone = find_superseded([entry.edit for entry in entries])
     lines = [gone[n] + 1 if n in gone else None for n in range(len(entries))]
     return tuple(
@@ -134,22 +137,22 @@ def mark_superseded(entries: Sequence[LedgerEntry]) -> tuple[LedgerEntry, ...]:
 
 @dataclass(frozen=True)
 class MergedEdits:
-    """New edits beside those in force."""
+    """New edits, compared with the active ones."""
 
     requests: tuple[EditRequest, ...]
-    """The new ones: no twin of one in force, no id of one that stays in force."""
+    """The new edits: none is a duplicate of an active edit or has the id of one that stays active."""
     replaced: tuple[tuple[EditRequest, EditRequest], ...] = ()
-    """Pairs: a new edit and one in force that gives way to it."""
-    twins: tuple[tuple[EditRequest, EditRequest], ...] = ()
-    """Pairs: a new edit and one in force that says the same."""
+    """Pairs: a new edit, and the active edit that it replaces."""
+    duplicates: tuple[tuple[EditRequest, EditRequest], ...] = ()
+    """Pairs: a new edit, and the active edit that says the same."""
     renamed: tuple[tuple[EditRequest, EditRequest], ...] = ()
-    """Pairs: a new edit under its own id, and under the one that tells it apart."""
+    """Pairs: a new edit with its own id, and with an id that is free."""
 
 
 def merge_edits(old: Sequence[EditRequest], new: Sequence[EditRequest]) -> MergedEdits:
-    """New edits join those in force: the later wins. Neither list contradicts itself."""
+    """Add new edits to the active ones: the later edit wins. Neither list may contradict itself."""
     by_digest = {request.digest: request for request in old}
-    twins = tuple((request, by_digest[request.digest]) for request in new if request.digest in by_digest)
+    duplicates = tuple((request, by_digest[request.digest]) for request in new if request.digest in by_digest)
     fresh = [request for request in new if request.digest not in by_digest]
     both = [*old, *fresh]
     gone = {m: n for m, n in find_superseded(both).items() if m < len(old)}
@@ -160,7 +163,7 @@ def merge_edits(old: Sequence[EditRequest], new: Sequence[EditRequest]) -> Merge
     return MergedEdits(
         tuple(own),
         tuple((own[n - len(old)], old[m]) for m, n in sorted(gone.items())),
-        twins,
+        duplicates,
         tuple((was, now) for was, now in zip(fresh, own, strict=True) if was is not now),
     )
 
@@ -168,9 +171,9 @@ def merge_edits(old: Sequence[EditRequest], new: Sequence[EditRequest]) -> Merge
 def extend_ledger(
     ledger: Ledger | None, about: Provenance, entries: Sequence[LedgerEntry], targets: Tensor, earlier: Sequence[int]
 ) -> Ledger:
-    """A ledger with its `earlier` entries as they are now, and new ones behind all others.
+    """Update the `earlier` entries of a ledger, and append the new ones.
 
-    entries, targets (E, D): those in force, the earlier ones first.
+    entries, and their targets (E, D) float32: all active edits, the earlier ones first.
     """
     old = list(ledger.entries) if ledger else []
     rows = ledger.targets.clone() if ledger else targets[:0]
@@ -182,9 +185,14 @@ def extend_ledger(
 
 
 def deciding_settings(recipe: Recipe) -> dict[str, Any]:
-    """The knobs of a recipe that decide what a run does, by dotted name."""
+    """The settings of a recipe that decide what a run does, by dotted name."""
     flat = flatten(recipe.model_dump(mode="json"))
-    return {name: value for name, value in flat.items() if name.startswith(DECIDING) and name != FREE}
+    return {name: flat[name] for name in deciding_names()}
+
+
+def deciding_names() -> list[str]:
+    """The dotted names of all deciding settings: the only ones that a ledger has."""
+    return [name for name in known_keys() if name.startswith(DECIDING) and name != FREE]
 
 
 def _free(name: str, taken: set[str]) -> str:

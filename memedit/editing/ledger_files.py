@@ -1,6 +1,7 @@
-"""The ledger in an edited model's folder: one line for each edit, in order, and one row of its target for each line.
+"""Read and write the ledger in an edited model's folder: one line for each edit, and one row with its target.
 
-Keys are not kept: they are one sweep of the model away, and above the first edited layer they depend on every edit.
+Keys are recomputed, not stored: one sweep of the model gives them, and above the first edited layer they depend on
+every edit. A ledger comes with a model and is data: only deciding settings are read from it, by exact name.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from memedit.editing.ledger import Ledger, LedgerEntry, Provenance
-from memedit.errors import StorageError
+from memedit.config.resolve import resolve
+from memedit.editing.ledger import Ledger, LedgerEntry, Provenance, deciding_names
+from memedit.edits.edit import shown
+from memedit.errors import RecipeError, StorageError
 from memedit.storage.artifacts import digest_of, telling
 from memedit.storage.tensorfile import saved
 
@@ -24,7 +27,7 @@ LINES, TARGETS = "memedit/ledger.jsonl", "memedit/ledger.safetensors"
 
 
 def ledger_files(ledger: Ledger) -> dict[str, bytes]:
-    """The two files by their places in the folder; the same bytes from every process."""
+    """Encode a ledger: {path in the folder: bytes}, the same bytes in every process."""
     lines = "".join(json.dumps(_record(entry), ensure_ascii=False) + "\n" for entry in ledger.entries)
     about = json.dumps(ledger.about.model_dump(mode="json"), sort_keys=True)
     metadata = {"format": FORMAT, "version": VERSION, "about": about}
@@ -33,12 +36,15 @@ def ledger_files(ledger: Ledger) -> dict[str, bytes]:
 
 
 def digest_of_ledger(ledger: Ledger) -> str:
-    """Of all that it says."""
+    """Digest of the whole ledger."""
     return digest_of({name: hashlib.sha256(data).hexdigest() for name, data in ledger_files(ledger).items()})
 
 
 def read_ledger(folder: Path) -> Ledger | None:
-    """The ledger of a folder; None where it has none. Raises StorageError where it is damaged."""
+    """Read the ledger of a folder; None if it has none.
+
+    Raises StorageError if a file is damaged, if it sets anything but a deciding setting, or if a target is not finite.
+    """
     lines, tensors = folder / LINES, folder / TARGETS
     if not lines.is_file() and not tensors.is_file():
         return None
@@ -48,17 +54,39 @@ def read_ledger(folder: Path) -> Ledger | None:
         with telling(f"read {tensors}"), safe_open(tensors, "pt") as kept:
             metadata, targets = kept.metadata() or {}, kept.get_tensor("targets")
         if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-            raise _damaged(folder, f"{tensors.name} is no ledger of version {VERSION}")
+            raise _damaged(folder, f"{tensors.name} is not a ledger of version {VERSION}")
         about = Provenance.model_validate_json(metadata["about"])
         entries = tuple(LedgerEntry.model_validate_json(line) for line in text.split("\n") if line.strip())
     except (SafetensorError, ValidationError, UnicodeDecodeError, KeyError) as error:
         raise _damaged(folder, "one of its two files cannot be read") from error
+    if targets.ndim == 2 and not targets.shape[1]:
+        raise _damaged(folder, f"the rows of {tensors.name} have no numbers")
     if targets.ndim != 2 or targets.dtype != torch.float32 or len(targets) != len(entries) or not entries:
         raise _damaged(folder, f"it has {len(entries):,} edits and {len(targets):,} targets")
     for number, entry in enumerate(entries, start=1):
         if entry.digest != entry.edit.digest:
             raise _damaged(folder, f"line {number} of {lines.name} was changed: its target is of another edit")
-    return Ledger(about, entries, targets)
+    _check_provenance(folder, about)
+    finite = targets.isfinite().all(dim=1)
+    if not finite.all():
+        row = int(finite.logical_not().nonzero()[0])
+        raise _damaged(folder, f"row {row + 1} of {tensors.name} (edit {shown(entries[row].edit.id)}) is not finite")
+    return Ledger(about, entries, targets, str(tensors))
+
+
+def _check_provenance(folder: Path, about: Provenance) -> None:
+    """Raises StorageError for settings, layers or contexts that no run writes into a ledger."""
+    name = Path(TARGETS).name
+    if others := [one for one in about.knobs if one not in deciding_names()]:
+        raise _damaged(folder, f"{name} has the setting {shown(others[0])}, which a ledger may not set")
+    try:
+        resolve([("file", about.knobs)])
+    except RecipeError as error:
+        raise _damaged(folder, f"{name} has a value that cannot be: {error.message}") from error
+    if not about.layers or list(about.layers) != sorted(set(about.layers)) or about.layers[0] < 0:
+        raise _damaged(folder, f"{name} has the layers {list(about.layers)}")
+    if not about.contexts or about.contexts[0]:
+        raise _damaged(folder, f"{name} has contexts of which the first is not the empty one")
 
 
 def _record(entry: LedgerEntry) -> dict[str, Any]:
@@ -67,5 +95,5 @@ def _record(entry: LedgerEntry) -> dict[str, Any]:
 
 
 def _damaged(folder: Path, reason: str) -> StorageError:
-    hint = f"copy both files of it again, or remove {LINES} and {TARGETS}: then the model is edited as any other"
+    hint = f"copy both files again, or remove {LINES} and {TARGETS}: then the model has no earlier edits"
     return StorageError(f"the ledger of {folder} is damaged: {reason}", hint)

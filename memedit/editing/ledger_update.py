@@ -1,4 +1,4 @@
-"""A run's targets and verdicts against the ledger's: what need not be found again, and what is entered at the end."""
+"""Reuse ledger targets in a run, and update the ledger after it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from memedit.editing.ledger import (
 from memedit.editing.plan import Edit
 from memedit.editing.targets import Targets
 from memedit.edits.edit import EditRequest
-from memedit.errors import UsageError
+from memedit.errors import StorageError, UsageError
 from memedit.evaluation.figures import share_figure
 from memedit.evaluation.forced import EditScores
-from memedit.results.report import EditResult, Figure, LedgerReport, RedoRound
+from memedit.results.report import EditResult, Figure, LedgerReport, RetryRound
 from memedit.storage.artifacts import digest_of
 
 MomentInputs = Mapping[int, Mapping[str, Any]]
 READ = ("tokens", "row", "corpus", "imported")
-"""Of what a moment depends on, what says which text was read, and how far."""
+"""Of the inputs of a second moment, those that identify the text and how much of it was read."""
 
 
 def groups_of(edits: Sequence[Edit], *, joint: bool) -> list[str]:
-    """For each edit, a digest of the edits that its target has to serve: those of its subject, or it alone."""
+    """For each edit, a digest of the edits that share its target: those of its subject, or the edit alone."""
     changes = changes_of(edits, joint=joint)
     members: dict[int, list[str]] = {}
     for change, edit in zip(changes, edits, strict=True):
@@ -46,10 +46,10 @@ def groups_of(edits: Sequence[Edit], *, joint: bool) -> list[str]:
 
 
 def reusable_rows(history: History, edits: Sequence[Edit], groups: Sequence[str], on: str) -> dict[int, int]:
-    """The edits whose target the ledger has, each with its row there.
+    """Find the edits whose target the ledger has: {number of the edit: row in the ledger}.
 
-    A target holds as long as the edits that it serves are those in force; for a re-solve it must have been found on
-    the base, whose digest is `on`.
+    A target can be reused while exactly the edits that it serves are active. For a re-solve it must also have been
+    found on the base, whose digest is `on`.
     """
     if history.ledger is None:
         return {}
@@ -58,15 +58,25 @@ def reusable_rows(history: History, edits: Sequence[Edit], groups: Sequence[str]
     for n, (edit, group) in enumerate(zip(edits, groups, strict=True)):
         row = rows.get(edit.request.digest)
         entry = None if row is None else history.ledger.entries[row]
-        if row is not None and entry and entry.group == group and (history.way == "on top" or entry.on == on):
+        if row is not None and entry and entry.group == group and (history.mode == "on top" or entry.on == on):
             found[n] = row
     return found
+
+
+def check_width(ledger: Ledger | None, width: int) -> None:
+    """Raises StorageError if the ledger's targets are not states of this model, which has `width` numbers in each."""
+    if ledger is not None and ledger.targets.shape[1] != width:
+        raise StorageError(
+            f"the rows of {ledger.file or 'the ledger'} have {ledger.targets.shape[1]:,} numbers, "
+            f"and the states of the model have {width:,}",
+            "copy both files of the ledger again from the model that it was written with",
+        )
 
 
 def merge_targets(
     history: History, kept: Mapping[int, int], found: Targets | None, n_edits: int, width: int
 ) -> Targets:
-    """The targets of all edits: those `kept` from the ledger, which does not tell their start, the others as found."""
+    """Join the targets `kept` from the ledger, whose start is not known (NaN), and those `found` in this run."""
     whole = Targets(
         torch.empty(n_edits, width),
         torch.full((n_edits, width), torch.nan),
@@ -93,24 +103,28 @@ def updated_ledger(
     targets: Targets,
     after: Sequence[EditScores],
     on: str,
-    rounds: Sequence[RedoRound] = (),
+    rounds: Sequence[RetryRound] = (),
 ) -> Ledger:
-    """The ledger after a run on the model with digest `on`, which found the targets that are not `kept`, and those of
-    the rounds of redo that helped. (These were found with all changes in place, and are for a solve from that model.)
+    """Make the ledger of the edited model, after a run on the model with digest `on`.
+
+    The run found the targets that are not `kept`, and those of the retry rounds that helped. The latter were found with
+    all changes in place, and are for a solve from that model.
     """
     entries, shared = list[LedgerEntry](), Counter(groups)
-    redone = {name for one in rounds if one.helped for name in one.ids}
+    retried = {name for one in rounds if one.helped for name in one.ids}
     for n, (edit, group) in enumerate(zip(edits, groups, strict=True)):
         holds = after[n].accuracy == 1
-        again = edit.request.id in redone
-        way: FoundBy = "redone" if again else "joint" if shared[group] > 1 else "searched"
-        made: dict[str, Any] = {"found": way, "on": on, "group": group}
-        made |= {"loss": float(targets.loss[n]), "steps": int(targets.steps[n])}
+        again = edit.request.id in retried
+        found_by: FoundBy = "redone" if again else "joint" if shared[group] > 1 else "searched"
+        search: dict[str, Any] = {"found": found_by, "on": on, "group": group}
+        search |= {"loss": float(targets.loss[n]), "steps": int(targets.steps[n])}
         if history.ledger is not None and n < len(history.earlier):
             old = history.ledger.entries[history.earlier[n]]
-            entries.append(old.model_copy(update={"holds": holds, **({} if n in kept and not again else made)}))
+            entries.append(old.model_copy(update={"holds": holds, **({} if n in kept and not again else search)}))
         else:
-            entries.append(LedgerEntry(edit=edit.request, digest=edit.request.digest, took=holds, holds=holds, **made))
+            entries.append(
+                LedgerEntry(edit=edit.request, digest=edit.request.digest, took=holds, holds=holds, **search)
+            )
     return extend_ledger(history.ledger, about, entries, targets.wanted, history.earlier)
 
 
@@ -120,11 +134,11 @@ def edit_results(
     after: Sequence[EditScores],
     targets: Targets,
     skipped: Sequence[EditRequest],
-    rounds: Sequence[RedoRound] = (),
+    rounds: Sequence[RetryRound] = (),
 ) -> tuple[EditResult, ...]:
-    """What became of each edit, and of those that were not tried."""
-    redone = {name: number for number, one in enumerate(rounds, start=1) if one.helped for name in one.ids}
-    found = [
+    """The result of each edit, and of the duplicates that were skipped."""
+    retried = {name: number for number, one in enumerate(rounds, start=1) if one.helped for name in one.ids}
+    results = [
         EditResult(
             id=request.id,
             status="ok" if now.accuracy == 1 else "failed",
@@ -134,28 +148,28 @@ def edit_results(
             after=now.record(),
             loss=float(loss),
             steps=int(steps),
-            redone=redone.get(request.id),
+            redone=retried.get(request.id),
         )
         for request, was, now, loss, steps in zip(requests, before, after, targets.loss, targets.steps, strict=True)
     ]
-    twins = (
+    duplicates = (
         EditResult(id=request.id, status="skipped", reason="an exact duplicate", edit=request.public())
         for request in skipped
     )
-    return (*found, *twins)
+    return (*results, *duplicates)
 
 
 def ledger_report(history: History, groups: Sequence[str], kept: Mapping[int, int]) -> LedgerReport | None:
-    """How a run stood to the ledger; None where there was none."""
-    if history.ledger is None or history.way is None:
+    """Count what a run reused of the ledger and added to it; None if there was no ledger."""
+    if history.ledger is None or history.mode is None:
         return None
     rest, shared = [group for n, group in enumerate(groups) if n not in kept], Counter(groups)
     return LedgerReport(
-        way=history.way,
+        way=history.mode,
         earlier=len(history.earlier),
         new=len(groups) - len(history.earlier),
         replaced=len(history.ledger.active) - len(history.earlier),
-        twins=len(history.twins),
+        twins=len(history.duplicates),
         kept=len(kept),
         searched=len(rest),
         joint=sum(shared[group] > 1 for group in rest),
@@ -166,26 +180,25 @@ def ledger_report(history: History, groups: Sequence[str], kept: Mapping[int, in
 def retained(
     history: History, before: Sequence[EditScores], after: Sequence[EditScores]
 ) -> tuple[dict[str, Figure | None], Figure | None]:
-    """Of the earlier edits, the share that holds now: of those that held right before, and of those that ever took.
+    """The share of earlier edits that hold now: of those that held before this run, and of those that ever succeeded.
 
-    A re-solve does not open the model as it was right before: what was written down with it is what it said.
+    A re-solve opens the base and not the edited model, so what held before is read from the ledger.
     """
     if history.ledger is None:
         return {}, None
     entries = [history.ledger.entries[row] for row in history.earlier]
-    were = [one.accuracy == 1 for one in before] if history.way == "on top" else [bool(one.holds) for one in entries]
+    were = [one.accuracy == 1 for one in before] if history.mode == "on top" else [bool(one.holds) for one in entries]
     now = [float(one.accuracy == 1) for one in after]
-    held = [now[n] for n in range(len(entries)) if were[n]]
+    still = [now[n] for n in range(len(entries)) if were[n]]
     took = [now[n] for n, entry in enumerate(entries) if entry.took]
-    return {"earlier": share_figure(held)}, share_figure(took)
+    return {"earlier": share_figure(still)}, share_figure(took)
 
 
 def provenance_of(
     history: History, recipe: Recipe, digest: str, layers: tuple[int, ...], contexts: Sequence[str], on: MomentInputs
 ) -> Provenance:
-    """What the edits of a run have in common: on top, all that the ledger says of them; else with the base as it was
-    opened, which has this digest."""
-    if history.ledger is not None and history.way == "on top":
+    """The provenance of a run's edits: the ledger's own if on top, else with the base with this `digest`."""
+    if history.ledger is not None and history.mode == "on top":
         return history.ledger.about
     model, folder = recipe.model, Path(recipe.model.path).expanduser()
     base = BaseIdentity(
@@ -198,15 +211,15 @@ def provenance_of(
 
 
 def check_moments(history: History, on: MomentInputs) -> None:
-    """Raises UsageError where a re-solve would weigh edits by another text than the ledger's edits were weighed by."""
-    if history.ledger is not None and history.way == "re-solve" and history.ledger.about.moments != _texts(on):
+    """Check that a re-solve uses the second moments of the same text as the ledger's edits; else raise UsageError."""
+    if history.ledger is not None and history.mode == "re-solve" and history.ledger.about.moments != _texts(on):
         corpus = history.ledger.about.knobs.get("moments.corpus") or "the model's own"
         raise UsageError(
-            f"the moments at hand are not those that the ledger's edits were solved with (text: {corpus})",
-            "say --corpus with that text, or memedit stats --import where they were imported",
+            f"the second moments are not those that the ledger's edits were solved with (text: {corpus})",
+            "give that text: --corpus FILE; or import them again: memedit stats --import FILE",
         )
 
 
 def _texts(on: MomentInputs) -> str:
-    """A digest of what moments were measured on, layer by layer."""
+    """A digest of the text that the second moments were measured on, layer by layer."""
     return digest_of({str(layer): {name: one[name] for name in READ if name in one} for layer, one in on.items()})

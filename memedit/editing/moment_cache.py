@@ -1,4 +1,4 @@
-"""Second moments from the cache, or measured now and kept: what `apply` and `stats` share."""
+"""Second moments: read them from the cache, or measure them and keep them there. Used by `apply` and `stats`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
 from memedit.storage.moment_import import read_npz
 
-MOMENT_CODE = 1  # raise it when the way of measuring changes: what older code kept is then measured again
+MOMENT_CODE = 1  # raise it when the measurement changes: moments of older code are then measured again
 FACTOR_CODE = 1  # the same for the way of factoring
 _FACTORS: dict[Metric, str] = {"moment": "factor", "null space": "spectrum"}
 TOKENS_PER_DIMENSION = 10  # arXiv 2506.04226: 2 suffice on GPT-J, 10 are the safe setting
@@ -36,30 +36,30 @@ TOKENS_PER_DIMENSION = 10  # arXiv 2506.04226: 2 suffice on GPT-J, 10 are the sa
 
 @dataclass(frozen=True)
 class MomentPlan:
-    """Where the moments of a run come from."""
+    """The second moments of a run: those in the cache, and how to measure the others."""
 
     corpus: str | None
-    """None: there is no corpus, only what the cache may hold."""
+    """None: there is no corpus, only the cache."""
     tokens: int
     row: int
     on: dict[int, dict[str, Any]]
-    """For each layer, what its moment depends on."""
+    """For each layer, the inputs of its moment."""
     cached: tuple[int, ...]
-    """Layers whose moment the cache holds."""
+    """Layers whose moment is in the cache."""
 
     @property
     def missing(self) -> list[int]:
-        """Layers to be measured."""
+        """Layers to measure."""
         return [layer for layer in self.on if layer not in self.cached]
 
 
 def moment_store() -> Store:
-    """The moments of all models."""
+    """The cache of the second moments of all models."""
     return Store(cache_dir() / "moments")
 
 
 def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe: Recipe) -> MomentPlan:
-    """Which moments are there and which must be measured, on what. Raises UsageError where no corpus is known."""
+    """Plan which moments are read and which are measured, on which text. Raises UsageError if there is no text."""
     knobs = recipe.moments
     own = folder / "memedit" / "corpus.jsonl.gz"
     corpus = knobs.corpus or (str(own) if own.is_file() else None)
@@ -72,7 +72,7 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
     on = {layer: {"weights": weights[layer], **same} for layer in layers}
     store = moment_store()
     if knobs.corpus is None:
-        # A moment at hand serves where no text was asked for by name, an imported one before all others.
+        # Without a named text any cached moment of these weights serves, an imported one first.
         on |= {
             n: at_hand
             for n in layers
@@ -92,13 +92,13 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
 
 
 def moments_for(lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance) -> Moments:
-    """The moments of a plan, all of them in memory."""
+    """All moments of a plan, in memory."""
     measure_missing(lm, plan, progress, advance)
     return {layer: moment_of(plan, layer) for layer in plan.on}
 
 
 def measure_missing(lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance) -> None:
-    """Measure the moments that the cache lacks, in one pass, which a killed run goes on with; then it holds them."""
+    """Measure the moments that the cache lacks, in one pass, and keep them. A killed run continues where it was."""
     store = moment_store()
     with store.locked(progress.note):
         # Read whole: the header alone does not show damage, and a damaged moment is set aside by reading it.
@@ -127,7 +127,7 @@ def measure_missing(lm: LanguageModel, plan: MomentPlan, progress: Progress, adv
 
 
 def moment_of(plan: MomentPlan, layer: int) -> Moment:
-    """A layer's moment, which the cache holds."""
+    """Read a layer's moment from the cache. Raises StorageError if it is missing or damaged."""
     found = moment_store().find(f"moment-{layer}", plan.on[layer])
     if found is None:
         hint = "run the same command again: it measures the moment again"
@@ -136,10 +136,10 @@ def moment_of(plan: MomentPlan, layer: int) -> Moment:
 
 
 def factor_of(plan: MomentPlan, layer: int, knobs: MethodKnobs) -> Factor:
-    """A method's factor of a layer's moment. What is made of the moment is kept beside it: other edits, another ridge
-    or another share for the null space need not make it again.
+    """Make a method's factor of a layer's moment. The decomposition is kept in the cache: other edits, another ridge or
+    another share for the null space reuse it.
 
-    Raises UsageError where the moment has no factor.
+    Raises UsageError if the moment has no factor.
     """
     store, method = moment_store(), knobs.kind
     name, on = f"{_FACTORS[method.metric]}-{layer}", {**plan.on[layer], "factor": FACTOR_CODE}
@@ -159,7 +159,7 @@ def factor_of(plan: MomentPlan, layer: int, knobs: MethodKnobs) -> Factor:
 def run_stats(
     recipe: Recipe, *, import_file: str | None = None, dry_run: bool = False, progress: Progress | None = None
 ) -> list[MomentRow]:
-    """Measure (or take from a file) the moments of the recipe's layers; one row a layer."""
+    """Measure the second moments of the recipe's layers, or import one from a file; returns one row for each layer."""
     progress = progress or NoProgress()
     folder = locate(recipe.model)
     check_weights(Checkpoint.open(folder), recipe.model)
@@ -186,7 +186,7 @@ def _row(lm: LanguageModel, layer: int, on: Mapping[str, Any], state: Any) -> Mo
 
 
 def _import(lm: LanguageModel, layers: Sequence[int], file: Path) -> MomentRow:
-    """Put a moment that ROME, MEMIT or EasyEdit measured into the cache, as that of one layer of this model."""
+    """Import a moment that ROME, MEMIT or EasyEdit measured, for one layer of this model."""
     if len(layers) != 1:
         raise UsageError(f"one file holds the moment of one layer; {len(layers)} are named", "say which: --layers 5")
     layer, width = layers[0], lm.architecture.mlp_widths[layers[0]]

@@ -1,4 +1,4 @@
-"""Documents -> second moments of the down-projections' inputs: one pass for all layers, packed rows."""
+"""Measure second moments of the down-projections' inputs over packed rows of text, in one pass for all layers."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def measure(
     keep: Callable[[Moments], None] | None = None,
     advance: Advance | None = None,
 ) -> Moments:
-    """The moments of `layers` over the first `tokens` tokens of `rows`, which all begin as the first row does.
+    """Measure the moments of `layers` over the first `tokens` tokens of `rows`, which all begin as the first row does.
 
-    One forward serves all layers and ends at the highest. With `begun` (what `keep` was handed by an earlier call
-    with the same arguments) the rows it covers are passed over. The last row is cut where the count is reached.
+    One forward serves all layers and stops at the highest. `begun` is what `keep` got in an earlier call with the same
+    arguments: the rows that it covers are skipped. The last row is cut when the count is reached.
     """
     widths = lm.architecture.mlp_widths
     running = {layer: Running(begun[layer] if begun else Moment.empty(widths[layer])) for layer in layers}
@@ -60,9 +60,9 @@ def measure(
 
 
 def _launches(rows: Iterable[tuple[int, ...]], tokens: int, skip: int) -> Generator[Tensor]:
-    """Rows of equal length together, up to `tokens` in all, without the first `skip`.
+    """Group rows of equal length into launches, up to `tokens` in all, without the first `skip` tokens.
 
-    What is skipped was summed in whole launches, so the launches after it are those of an undisturbed run.
+    The skipped tokens were summed in whole launches, so the launches after them equal those of an uninterrupted run.
     """
     batch: list[tuple[int, ...]] = []
     seen = 0
@@ -81,10 +81,10 @@ def _launches(rows: Iterable[tuple[int, ...]], tokens: int, skip: int) -> Genera
 
 
 def ahead(items: Iterable[T], most: int = AHEAD) -> Generator[T]:
-    """The same items in the same order, made by a thread of their own, up to `most` before they are asked for.
+    """Iterate over the same items in the same order; a thread makes up to `most` of them in advance.
 
-    Reading and tokenizing text (in which Python's lock is free) go on while the model runs. An error arrives where its
-    item would have; a reader that stops early ends the thread.
+    Text is read and tokenized (which frees Python's lock) while the model runs. An error is raised in place of its
+    item; if the reader stops early, the thread ends.
     """
     queue: Queue[tuple[str, Any]] = Queue(most)
     left = Event()

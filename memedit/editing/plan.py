@@ -1,4 +1,4 @@
-"""Requests meet a tokenizer: every edit as ids, or every complaint at once, before any heavy work."""
+"""Tokenize the edits and report every problem at once, before any heavy work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from memedit.model.tokens import Prompt, SubjectLost, encode_prompt, locate_subj
 
 @dataclass(frozen=True)
 class Edit:
-    """A request that met a tokenizer."""
+    """A tokenized request."""
 
     request: EditRequest
     prompt: Prompt
@@ -26,12 +26,12 @@ class Edit:
     target: tuple[int, ...]
     """The object's ids after the prompt."""
     subject: tuple[int, ...]
-    """The bare subject, up to its last token: where the essence is measured."""
+    """The bare subject, up to its last token: where the KL loss is measured."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done: no tensors, and nothing left to complain about."""
+    """The edits and layers of a run, checked; it has no tensors."""
 
     edits: tuple[Edit, ...]
     layers: tuple[int, ...]
@@ -48,19 +48,20 @@ def make_plan(
     recipe: Recipe,
     findings: Sequence[Finding] = (),
 ) -> Plan:
-    """The plan, after the reader's findings and all others. Raises EditListError with every finding, or RecipeError.
+    """Make the plan. `findings` are the reader's.
 
-    Raises UnsupportedModelError where the recipe names a layer that cannot be edited.
+    Raises EditListError with every finding if one is an error, RecipeError for layers that the model does not have or
+    too many edits for an exact fit, UnsupportedModelError for a layer that cannot be edited.
     """
     edits, found = check_edits(requests, tokenizer, recipe, architecture.positions)
     everything = [*findings, *found]
     raise_errors("the edit list", everything, empty=not edits)
-    # auto asks for a sound list first: who makes the plan traces it, and puts what it finds in place of these.
+    # auto traces the edits, so it needs a correct list first; the caller then replaces these layers.
     chosen = "depth" if recipe.method.layers == "auto" else recipe.method.layers
     layers = layers_of(chosen, architecture.n_layers, single=recipe.method.kind.single)
     if recipe.method.layers != "auto":
         architecture.require(layers)
-    _room(edits, recipe, min(architecture.mlp_widths[layer] for layer in layers))
+    _check_exact_fit(edits, recipe, min(architecture.mlp_widths[layer] for layer in layers))
     kept = {edit.request.id for edit in edits}
     skipped = tuple(request for request in requests if request.id not in kept)
     return Plan(tuple(edits), tuple(layers), tuple(everything), skipped)
@@ -69,7 +70,10 @@ def make_plan(
 def check_edits(
     requests: Sequence[EditRequest], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, positions: int | None
 ) -> tuple[list[Edit], list[Finding]]:
-    """Every edit that can be made (exact duplicates once), and everything that is wrong or odd."""
+    """Tokenize every edit that can be made (exact duplicates once); returns them and all errors and warnings.
+
+    `positions`: the longest row of the model in tokens, None if it has no limit.
+    """
     findings = lint(requests)
     flawed = {finding.edit for finding in findings if finding.severity == "error"}
     edits: list[Edit] = []
@@ -84,27 +88,43 @@ def check_edits(
     # A context adds its own tokens, and the full stop and space that join it to the prompt.
     room = None if positions is None else positions - recipe.contexts.tokens - 2
     for edit in edits:
-        findings += _of_one(edit, room)
+        findings += _check_edit(edit, room)
     findings += _shared_keys(edits)
     return edits, findings
 
 
-def _room(edits: Sequence[Edit], recipe: Recipe, inner: int) -> None:
-    """Raises RecipeError where more edits are to be met exactly than a layer has dimensions."""
+def _check_exact_fit(edits: Sequence[Edit], recipe: Recipe, inner: int) -> None:
+    """Raises RecipeError if more edits must be fitted exactly than a layer has dimensions."""
     method, keys = recipe.method, len({edit.prompt.head for edit in edits})
     if method.ridge == 0 and not method.kind.in_turn and keys > inner:
-        said = f"method.ridge = 0 meets every edit exactly: {keys:,} keys are too many for {inner:,} dimensions"
-        raise RecipeError(said, "say --set method.ridge=1, or --method memit")
+        message = f"method.ridge = 0 fits every edit exactly: {keys:,} keys are too many for {inner:,} dimensions"
+        raise RecipeError(message, "use --set method.ridge=1, or --method memit")
 
 
 def with_contexts(
     edit: Edit, contexts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool
 ) -> list[Prompt]:
-    """The edit's prompt after each context (the first is the bare prompt)."""
+    """Tokenize the edit's prompt after each context (the first is the bare prompt)."""
     return [
         encode_prompt(tokenizer, edit.request, context=context, chat=chat) if context else edit.prompt
         for context in contexts
     ]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The contexts of a run, the empty one first, and every edit's prompts under them."""
+
+    texts: tuple[str, ...]
+    prompts: tuple[tuple[Prompt, ...], ...]
+    """X prompts for each of E edits."""
+
+
+def encode_contexts(
+    edits: Sequence[Edit], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool
+) -> Contexts:
+    """Tokenize every edit's prompt under every context, once for the whole run."""
+    return Contexts(tuple(texts), tuple(tuple(with_contexts(edit, texts, tokenizer, chat=chat)) for edit in edits))
 
 
 def _edit(request: EditRequest, tokenizer: PreTrainedTokenizerBase, chat: bool) -> Edit:
@@ -115,25 +135,27 @@ def _edit(request: EditRequest, tokenizer: PreTrainedTokenizerBase, chat: bool) 
     return Edit(request, prompt, target, locate_subject(tokenizer, "", request.subject, "").head)
 
 
-def _of_one(edit: Edit, room: int | None) -> list[Finding]:
+def _check_edit(edit: Edit, room: int | None) -> list[Finding]:
     findings: list[Finding] = []
     length = len(edit.prompt.ids) + len(edit.target)
     if room is not None and length > room:
-        said = f"prompt and object are {length:,} tokens long; with a context before them {room:,} fit into this model"
-        findings.append(edit.request.finding("E121", said))
+        message = (
+            f"prompt and object are {length:,} tokens long; with a context before them {room:,} fit into this model"
+        )
+        findings.append(edit.request.finding("E121", message))
     if edit.prompt.merged:
-        said = f"the last token of the subject {shown(edit.request.subject)} runs on into the text behind it"
-        findings.append(edit.request.finding("W220", said))
+        message = f"the last token of the subject {shown(edit.request.subject)} runs on into the text behind it"
+        findings.append(edit.request.finding("W220", message))
     return findings
 
 
 def _shared_keys(edits: Sequence[Edit]) -> list[Finding]:
-    """Edits that agree up to the subject's last token have one key, and one value there has to serve them all."""
+    """Report edits with the same tokens up to the subject's last: they have one key, so they share one value."""
     first: dict[tuple[int, ...], Edit] = {}
     findings: list[Finding] = []
     for edit in edits:
         other = first.setdefault(edit.prompt.head, edit)
         if other.target != edit.target:
-            said = f"the same key as the edit at {other.request.origin}, with another object: they share one value"
-            findings.append(edit.request.finding("W221", said))
+            message = f"the same key as the edit at {other.request.origin}, with another object: they share one value"
+            findings.append(edit.request.finding("W221", message))
     return findings

@@ -1,4 +1,4 @@
-"""Which of a launch's logits are an object's tokens, and which follow the bare subject."""
+"""Find the logits of a launch that predict the object's tokens, and those after the bare subject."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Reads:
-    """R rows of a launch; of E edits each has X contexts' rows and then the bare subject's, M tokens at most are read.
+    """Index tables for the R rows of a launch. Each of E edits has X rows (one a context), then the bare subject's row.
 
-    Edits count as they are held now, by their places.
+    At most M object tokens are read in a row. Edits are numbered by their places in the current batch.
     """
 
     edit: Tensor
-    """(R,) whose row it is."""
+    """(R,) the edit of each row."""
     row: Tensor
-    """(R,) which row of (E, X + 1)."""
+    """(R,) its index in (E, X + 1)."""
     said: Tensor
-    """Where an object's token is read, among the launch's reads."""
+    """Index of the logits that predict an object's token."""
     token: Tensor
-    """The token asked for there."""
+    """That token."""
     cell: Tensor
-    """Which cell of (E, X, M) it is."""
+    """Its index in (E, X, M)."""
     bare: Tensor
-    """Where the token after a bare subject is read."""
+    """Index of the logits after a bare subject."""
     whose: Tensor
-    """Whose it is."""
+    """The edit of that subject."""
 
     @classmethod
     def of(
@@ -41,7 +41,7 @@ class Reads:
         longest: int,
         device: torch.device,
     ) -> Reads:
-        """rows: numbers that count X + 1 rows for each edit; places: of the edits held, where each is."""
+        """Make the tables. rows: numbers of rows, X + 1 for each edit; places: {edit: its place in the batch}."""
         rows_of: list[tuple[int, int]] = []
         said: list[tuple[int, int, int]] = []
         bare: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""Before anything heavy: does it fit, and about how long does it take."""
+"""Check that a run fits into memory and disk, and estimate its time, before any heavy work."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from memedit.storage.machine import free_disk, free_memory
 from memedit.storage.tensorfile import DTYPES
 
 TIMED = (16, 256)
-"""Tokens of the forward that is timed: a first, and a second where the first was short."""
+"""Tokens of the timed forward; the second is run if the first takes less than SHORT seconds."""
 SHORT = 0.25  # seconds
-GRADIENT = 3.0  # a step of the search costs so many forwards
+GRADIENT = 3.0  # forwards that a step of the search costs
 
 
 def weight_bytes(base: Checkpoint, knobs: ModelKnobs) -> int:
-    """Bytes of a checkpoint's floating-point tensors as the forward holds them, from its headers alone."""
+    """Bytes of a checkpoint's floating-point tensors in the forward's dtype, from its headers."""
     dtype = forward_dtype(knobs)
     sizes = [
         (math.prod(entry.shape), (dtype or DTYPES[entry.dtype]).itemsize)
@@ -38,9 +38,9 @@ def weight_bytes(base: Checkpoint, knobs: ModelKnobs) -> int:
 
 
 def moment_bytes(widths: Sequence[int]) -> int:
-    """Main memory that the moments of layers of these widths take at the largest, beside the model.
+    """Bytes of main memory that the moments of layers of these widths take at most, beside the model.
 
-    Measured: for each layer the sum that grows and the moment made of it, and what one is mirrored through. Solved: a
+    While measuring: for each layer its running sum and its moment, and a buffer to mirror one. While solving: one
     layer's moment, its mean, its factor and a product.
     """
     squares = [8 * width**2 for width in widths]
@@ -49,14 +49,14 @@ def moment_bytes(widths: Sequence[int]) -> int:
 
 
 def cache_bytes(widths: Sequence[int]) -> int:
-    """Disk that their moments and factors take."""
+    """Bytes of disk that the moments and factors of layers of these widths take."""
     return sum(16 * width**2 for width in widths)
 
 
 def check_weights(base: Checkpoint, knobs: ModelKnobs) -> None:
-    """Raises ResourceError where a model's weights cannot fit; before they are read."""
+    """Raises ResourceError if a model's weights do not fit into memory; they are not read."""
     if knobs.device_map:
-        return  # accelerate knows all the devices, and what it cannot place is refused when the model is open
+        return  # accelerate places the weights; a model that does not fit is refused when it is opened
     device, needed = pick_device(knobs.device), weight_bytes(base, knobs)
     on_gpu = free_on(device)
     free = free_memory() if on_gpu is None else on_gpu
@@ -77,9 +77,9 @@ def check_room(
     layers: Sequence[int],
     missing: Sequence[int],
 ) -> str:
-    """Raises ResourceError where memory or disk will not do for these layers; else says what will be taken.
+    """Raises ResourceError if memory or disk is too small for these layers; returns what they take, as text.
 
-    missing: layers whose moments are to be measured.
+    missing: layers whose moments must be measured.
     """
     widths = [architecture.mlp_widths[layer] for layer in layers]
     memory = max(moment_bytes([architecture.mlp_widths[layer] for layer in missing]), moment_bytes([max(widths)]))
@@ -105,7 +105,7 @@ def check_room(
 
 
 def duration_text(seconds: float) -> str:
-    """A time as people say it."""
+    """Format a time for people."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -113,7 +113,7 @@ def duration_text(seconds: float) -> str:
 
 @torch.no_grad()
 def token_seconds(lm: LanguageModel) -> float:
-    """Seconds that a token of a forward takes, timed."""
+    """Measure the seconds that a token of a forward takes."""
     found = 0.0
     for count in (1, *TIMED):
         length = min(count, lm.architecture.positions or count)
@@ -121,7 +121,7 @@ def token_seconds(lm: LanguageModel) -> float:
         start = time.monotonic()
         lm.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits.cpu()
         found = (time.monotonic() - start) / length
-        # The very first forward also sets up what all later ones use, which can take seconds.
+        # The first forward also initializes libraries, which can take seconds.
         if count > 1 and found * length > SHORT:
             break
     return found
@@ -130,10 +130,10 @@ def token_seconds(lm: LanguageModel) -> float:
 def estimate_seconds(
     lm: LanguageModel, layers: Sequence[int], corpus_tokens: int, search_tokens: int, steps: int
 ) -> float:
-    """About how long the moments of `layers` over corpus_tokens and a search over search_tokens for `steps` take.
+    """Estimate the seconds for the moments of `layers` over corpus_tokens, and a search over search_tokens for `steps`.
 
-    The search runs the blocks above the last edited layer, forward and back; half of the steps serve most edits. A
-    moment's products are counted in units of a forward's.
+    The search runs the blocks above the last edited layer, forward and backward; most edits need half of the steps. The
+    products of a moment are counted in units of those of a forward.
     """
     architecture, per_token = lm.architecture, token_seconds(lm)
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())

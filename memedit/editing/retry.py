@@ -1,7 +1,7 @@
-"""Edits that did not take: their targets are found again on the edited model, and all is solved anew from the base.
+"""Retry: find the targets of failed edits again on the edited model, and solve everything again from the base.
 
-A target is found with one edit in mind on a model that holds no other. Found again with all changes in place, it allows
-for what they, and the solve, left of it.
+A target is first found for one edit, on a model without the others. Found again with all changes in place, it accounts
+for what the other edits and the solve changed.
 """
 
 from __future__ import annotations
@@ -15,86 +15,89 @@ import torch
 
 from memedit.editing.batches import changes_of
 from memedit.editing.moment_cache import MomentPlan
-from memedit.editing.plan import Edit, with_contexts
+from memedit.editing.plan import Contexts, Edit
 from memedit.editing.run import EditRun
 from memedit.editing.solve import Update
-from memedit.editing.target_search import Search
+from memedit.editing.target_search import Search, SearchEngine
 from memedit.editing.targets import Targets
 from memedit.evaluation.forced import says_object
-from memedit.forward.perturbed import WholeForward
-from memedit.forward.suffix import Suffix
 from memedit.model.weights import applied
-from memedit.results.report import RedoRound
+from memedit.results.report import RetryRound
 from memedit.storage.artifacts import Store, digest_of
 
 
 @dataclass(frozen=True)
 class RetryResult:
-    """What the rounds left: targets, the update that is theirs, and a record of each round."""
+    """The targets after the rounds, the update made from them, and a record of each round."""
 
     targets: Targets
     update: Update
-    rounds: tuple[RedoRound, ...] = ()
+    rounds: tuple[RetryRound, ...] = ()
 
 
 def retry_failed(
-    job: EditRun, run: Store, contexts: Sequence[str], moments: MomentPlan, targets: Targets, update: Update
+    job: EditRun,
+    run: Store,
+    contexts: Contexts,
+    moments: MomentPlan,
+    targets: Targets,
+    engine: SearchEngine,
+    update: Update,
 ) -> RetryResult:
-    """Rounds of `target.redo`, until every edit takes or a round does not help.
+    """Run up to `target.retry` rounds; stop when every edit succeeds, or when a round does not help.
 
-    A round helps where more edits take than before. Of one that does not, nothing is kept, and the next would equal it.
+    A round helps if more edits succeed than before. Otherwise its result is dropped, and another round would equal it.
     """
-    rounds, again = list[RedoRound](), set[int]()
-    took = _took(job, update) if job.recipe.target.redo else []
-    while len(rounds) < job.recipe.target.redo and not all(took):
-        which = failed_edits(job.plan.edits, took, joint=job.recipe.joint)
-        sought = _sought(job, run, contexts, moments, targets, update, which)
-        again |= set(which)
-        made = job.update(contexts, moments, sought, again)
-        now = _took(job, made)
-        ids = tuple(job.requests[n].id for n in which)
-        rounds.append(RedoRound(ids=ids, took_before=sum(took), took_after=sum(now), helped=sum(now) > sum(took)))
+    rounds, retried = list[RetryRound](), set[int]()
+    success = _success(job, update) if job.recipe.target.retry else []
+    while len(rounds) < job.recipe.target.retry and not all(success):
+        which = failed_edits(job.plan.edits, success, joint=job.recipe.joint)
+        new_targets = _search_again(job, run, contexts, moments, targets, engine, update, which)
+        retried |= set(which)
+        new_update = job.update(contexts, moments, new_targets, engine, retried)
+        now = _success(job, new_update)
+        ids, before, after = tuple(job.requests[n].id for n in which), sum(success), sum(now)
+        rounds.append(RetryRound(ids=ids, took_before=before, took_after=after, helped=after > before))
         if not rounds[-1].helped:
             break
-        targets, update, took = sought, made, now
+        targets, update, success = new_targets, new_update, now
     for one in rounds:
-        said = f"{len(one.ids):,} targets found again: {one.took_before:,} edits took, then {one.took_after:,}"
-        job.progress.note(said if one.helped else f"{said}; the round was not kept")
+        note = f"{len(one.ids):,} targets found again: {one.took_before:,} edits succeeded, now {one.took_after:,}"
+        job.progress.note(note if one.helped else f"{note}; this round was dropped")
     return RetryResult(targets, update, tuple(rounds))
 
 
-def failed_edits(edits: Sequence[Edit], took: Sequence[bool], *, joint: bool) -> list[int]:
-    """Which edits did not take, and which share a change with one of them: it has to serve those still."""
+def failed_edits(edits: Sequence[Edit], success: Sequence[bool], *, joint: bool) -> list[int]:
+    """The numbers of the edits that failed, and of those that share a change with one: it must still serve them."""
     changes = changes_of(edits, joint=joint)
-    failed = {change for change, is_said in zip(changes, took, strict=True) if not is_said}
+    failed = {change for change, succeeded in zip(changes, success, strict=True) if not succeeded}
     return [n for n, change in enumerate(changes) if change in failed]
 
 
-def _took(job: EditRun, update: Update) -> list[bool]:
+def _success(job: EditRun, update: Update) -> list[bool]:
     """For each edit, whether the edited model says the object."""
     with applied(job.lm, job.weights(update)):
         return says_object(job.lm, job.requests, chat=job.recipe.chat)
 
 
-def _sought(
+def _search_again(
     job: EditRun,
     run: Store,
-    contexts: Sequence[str],
+    contexts: Contexts,
     moments: MomentPlan,
     targets: Targets,
+    engine: SearchEngine,
     update: Update,
     which: Sequence[int],
 ) -> Targets:
-    """The targets, those of the edits `which` found on the edited weights; recalled where the run folder has them."""
-    edits = [job.plan.edits[n] for n in which]
-    prompts = [with_contexts(edit, contexts, job.lm.tokenizer, chat=job.recipe.chat) for edit in edits]
+    """All targets, those of the edits `which` found again on the edited weights, or read from the run folder."""
+    edits, prompts = [job.plan.edits[n] for n in which], [contexts.prompts[n] for n in which]
     search = Search(job.lm, edits, prompts, job.plan.layers[-1], job.recipe, len(job.plan.layers))
-    engine = Suffix if job.splices else WholeForward
-    # The edited weights follow from the targets and the moments, the recipe and the edits being the run's own.
-    on: dict[str, Any] = {"contexts": list(contexts), "layer": search.layer, "engine": engine.__name__}
-    on |= {"which": list(which), "moments": digest_of({str(layer): made_of for layer, made_of in moments.on.items()})}
+    # Targets and moments determine the edited weights: the recipe and the edits are those of the run folder.
+    on: dict[str, Any] = {"contexts": list(contexts.texts), "layer": search.layer, "engine": engine.kind.__name__}
+    on |= {"which": list(which), "moments": digest_of({str(layer): inputs for layer, inputs in moments.on.items()})}
     on |= {"wanted": hashlib.sha256(targets.wanted.contiguous().numpy().tobytes()).hexdigest()}
     with job.timed("redo", len(edits), "edits") as advance, applied(job.lm, job.weights(update)):
-        found = search.run(run, on, engine, advance)
+        found = search.run(run, on, engine.kind, advance)
     rows = torch.tensor(which)
     return Targets(**{name: kept.index_copy(0, rows, getattr(found, name)) for name, kept in vars(targets).items()})

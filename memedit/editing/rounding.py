@@ -1,4 +1,4 @@
-"""How a layer's change enters its stored weight, and what is lost on the way."""
+"""Round a layer's change into its stored weight, and measure what rounding loses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from memedit.numerics.moments import Moment
 from memedit.numerics.rounding import EditedKeys, disturbance, key_aware
 
 LOSS = 0.01
-"""Share of the effect that rounding to nearest may lose before auto takes pains."""
+"""auto rounds key-aware if rounding to nearest loses more than this share of the effect."""
 NARROW = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Which way, and where the moments of the layers are when it needs them."""
+    """The kind of rounding, and how to get a layer's second moment if it needs one."""
 
     way: Literal["auto", "nearest", "key-aware"] = "nearest"
     moment_of: Callable[[int], Moment] | None = None
@@ -28,23 +28,23 @@ class Rounding:
 
 @dataclass(frozen=True)
 class RoundedWeight:
-    """A change as it entered its weight."""
+    """A change after rounding, and the weight with it."""
 
     delta: Delta
-    """With its steps, where it did not take the nearest numbers."""
+    """It has steps if the weight was not rounded to nearest."""
     weight: Tensor
     """(D, F), in the stored dtype."""
     way: Literal["nearest", "key-aware"]
     loss: float
     """|(stored - W - delta) K^T| / |delta K^T| over the edited keys."""
     nearest_loss: float
-    """The same of the nearest numbers."""
+    """The same for rounding to nearest."""
     disturbance: float
-    """|stored - W - delta| in the metric of the moments, over that of the nearest numbers."""
+    """|stored - W - delta| in the metric of the second moments, over that of rounding to nearest."""
 
 
 def round_delta(layer: int, weight: Tensor, delta: Delta, keys: EditedKeys, rounding: Rounding) -> RoundedWeight:
-    """Round W + delta: weight (D, F) in its stored dtype; the keys say where the work is done."""
+    """Round W + delta: weight (D, F) in its stored dtype. The work is done on the device of the keys."""
     near = rounded(weight, delta)
     change = delta.dense()
     exact = weight.double() + change

@@ -1,4 +1,4 @@
-"""The steps of one run, each recalled from the run folder or made and kept there."""
+"""The steps of one edit run. Each slow step is kept in the run folder, and read from there if it was done before."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from memedit.editing.ledger import Ledger
 from memedit.editing.ledger_files import digest_of_ledger, ledger_files
 from memedit.editing.ledger_update import (
     check_moments,
+    check_width,
     edit_results,
     groups_of,
     ledger_report,
@@ -29,22 +30,21 @@ from memedit.editing.ledger_update import (
     updated_ledger,
 )
 from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
-from memedit.editing.plan import Plan, make_plan, with_contexts
+from memedit.editing.plan import Contexts, Plan, encode_contexts, make_plan
 from memedit.editing.resources import check_room, check_weights, duration_text, estimate_seconds
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update, solve
 from memedit.editing.start import RunStart
-from memedit.editing.target_search import Search
+from memedit.editing.target_search import Search, SearchEngine
 from memedit.editing.targets import Targets
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
-from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel, load, locate
-from memedit.numerics.delta import Delta, rounded
+from memedit.numerics.delta import Delta
 from memedit.progress import Progress
-from memedit.results.report import RedoRound, Report
+from memedit.results.report import Report, RetryRound
 from memedit.results.versions import versions
 from memedit.show import card
 from memedit.storage.artifacts import Store, cache_dir, digest_of
@@ -54,18 +54,18 @@ from memedit.storage.deltas import delta_bytes, originals_bytes
 from memedit.storage.writer import check_output, write_checkpoint
 
 RunScores = tuple[list[EditScores], list[bool]]
-"""Every edit's judgment, and whether each fact is known."""
+"""The scores of every edit, and for each fact whether the model says it."""
 
 
 class EditRun:
-    """One run: what it was asked, the open model, and the steps of `apply` in their order."""
+    """One edit run: its inputs, the open model, and the steps of `apply` in their order."""
 
     def __init__(self, start: RunStart, facts: Sequence[EditRequest], progress: Progress) -> None:
         self.recipe, self.history, self.facts, self.progress = start.recipe, start.history, list(facts), progress
         recipe = start.recipe
         self.timings: dict[str, float] = {}
-        self.splices = True
-        self.folder = locate(recipe.model)
+        # A base that the ledger names was found on this machine; its name is not looked up again.
+        self.folder = start.base.folder if start.base else locate(recipe.model)
         self.out = Path(recipe.output.dir).expanduser() if recipe.output.dir else None
         if self.out is not None:
             check_output(self.folder, self.out, overwrite=recipe.output.overwrite, force=recipe.output.force)
@@ -76,6 +76,7 @@ class EditRun:
             self.base_card = read_base_card(self.folder, recipe.model.path)
             self.lm: LanguageModel = load(self.folder, recipe.model)
             self.plan: Plan = make_plan(start.requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
+        check_width(self.history.ledger, self.lm.architecture.width)
         self.requests = [edit.request for edit in self.plan.edits]
         self.notes: tuple[str, ...] = (self.base_card.warning,) if self.base_card.warning else ()
         for note in self.notes:
@@ -88,7 +89,7 @@ class EditRun:
             self.notes, self.timings["trace"] = (*self.notes, why), time.monotonic() - begun
         self.groups = groups_of(self.plan.edits, joint=self.recipe.joint)
         self.kept = reusable_rows(self.history, self.plan.edits, self.groups, self.base.digest)
-        """Edits whose target the ledger has, each with its row there."""
+        """Edits whose target the ledger has: {number of the edit: row in the ledger}."""
         for finding in self.history.conflicts:
             self.progress.note(finding.line)
         architecture = self.lm.architecture
@@ -98,7 +99,7 @@ class EditRun:
 
     @contextmanager
     def timed(self, name: str, total: int | None, unit: str = "") -> Any:
-        """A phase: told, and its seconds kept for the report."""
+        """Show a phase to the user, and keep its seconds for the report."""
         start = time.monotonic()
         with self.progress.phase(name, total, unit) as advance:
             yield advance
@@ -106,9 +107,9 @@ class EditRun:
 
     @contextmanager
     def run_folder(self) -> Any:
-        """The run's own store, under a lock; it stays where the run does not come to its end."""
+        """Lock the run's folder. It stays if the run does not finish, so that the next one continues from it."""
         if self.out is None:
-            raise UsageError("no output folder was given", "say where to: -o OUT")
+            raise UsageError("no output folder was given", "name one: -o OUT")
         store = self.store()
         with store.locked(self.progress.note):
             # Another process may have written the output while this one waited.
@@ -117,7 +118,7 @@ class EditRun:
             yield store
 
     def store(self) -> Store:
-        """Where an unfinished run lives: by the digest of its edits, model and recipe."""
+        """The folder of this run, named by the digest of its edits, model and recipe."""
         record = [request.public() for request in (*self.requests, *self.facts)]
         inputs = {"edits": digest_of(record), "model": self.base.digest, "recipe": self.recipe.digest}
         if self.history.ledger is not None:
@@ -126,24 +127,33 @@ class EditRun:
 
     @cached_property
     def moment_plan(self) -> MomentPlan:
-        """Which moments are there, and which must be measured."""
+        """The second moments that the cache has, and those to be measured."""
         return plan_moments(self.lm, self.folder, self.plan.layers, self.recipe)
 
     def preflight(self) -> None:
-        """Say what the run takes, before it takes it. Raises ResourceError where that is not there."""
+        """Report the time, memory and disk that the run takes. Raises ResourceError if memory or disk is too small."""
         plan, architecture = self.moment_plan, self.lm.architecture
-        said = check_room(self.base, self.out, self.recipe.output.link, architecture, self.plan.layers, plan.missing)
-        self.progress.note(f"takes about {duration_text(self.takes())}, {said}")
+        resources = check_room(
+            self.base, self.out, self.recipe.output.link, architecture, self.plan.layers, plan.missing
+        )
+        self.progress.note(f"takes about {duration_text(self.takes())}, {resources}")
 
     def takes(self) -> float:
-        """Seconds that moments and targets take, about."""
+        """Estimate the seconds that moments and targets take."""
         rows, plan = len(self.recipe.contexts.openings) + 2, self.moment_plan
         suffixes = rows * sum(suffix_of(edit) for n, edit in enumerate(self.plan.edits) if n not in self.kept)
         read = plan.tokens if plan.missing else 0
         return estimate_seconds(self.lm, self.plan.layers, read, suffixes, self.recipe.target.steps)
 
-    def contexts(self, run: Store) -> list[str]:
-        """The prefixes, the empty one first; where there is a ledger, its own."""
+    def contexts(self, run: Store) -> Contexts:
+        """The contexts (the ledger's own if there is one), and every edit's prompts under them."""
+        return self.encode(self._context_texts(run))
+
+    def encode(self, texts: Sequence[str]) -> Contexts:
+        """Tokenize every edit's prompt under these contexts; the first must be the empty one."""
+        return encode_contexts(self.plan.edits, texts, self.lm.tokenizer, chat=self.recipe.chat)
+
+    def _context_texts(self, run: Store) -> list[str]:
         if self.history.ledger is not None:
             return list(self.history.ledger.about.contexts)
         knobs, seed = self.recipe.contexts, self.recipe.seed
@@ -152,7 +162,7 @@ class EditRun:
             return run.recall_json("contexts", on, lambda: list(sample_contexts(self.lm, knobs, seed)))
 
     def moments(self) -> MomentPlan:
-        """The second moments of the layers: in the cache when this returns, read from there as they are needed."""
+        """Measure the second moments that the cache lacks. A layer's moment is read from there when it is needed."""
         plan = self.moment_plan
         check_moments(self.history, plan.on)
         with self.timed("moments", plan.tokens if plan.missing else None, "tokens") as advance:
@@ -160,7 +170,7 @@ class EditRun:
         return plan
 
     def scored(self, run: Store | None, name: str) -> RunScores:
-        """Every edit's judgment and every fact's by the model as it is now; recalled where a store is given."""
+        """Score every edit and fact on the model as it is now; read from `run`, if given, if it was done before."""
         chat = self.recipe.chat
 
         def measure() -> dict[str, Any]:
@@ -168,87 +178,91 @@ class EditRun:
             return {"edits": [asdict(one) for one in edit_scores], "facts": says_object(self.lm, self.facts, chat=chat)}
 
         with self.timed(name, None, "answers") as advance:
-            found = run.recall_json(name, {"model": self.base.digest}, measure) if run else measure()
-        return [EditScores(**one) for one in found["edits"]], found["facts"]
+            scores = run.recall_json(name, {"model": self.base.digest}, measure) if run else measure()
+        return [EditScores(**one) for one in scores["edits"]], scores["facts"]
 
-    def targets(self, run: Store, contexts: Sequence[str]) -> tuple[Targets, str]:
-        """Targets batch by batch (each is kept), and which engine found them; the ledger's are not searched again."""
-        prompts = [with_contexts(edit, contexts, self.lm.tokenizer, chat=self.recipe.chat) for edit in self.plan.edits]
-        search = Search(self.lm, self.plan.edits, prompts, self.plan.layers[-1], self.recipe, len(self.plan.layers))
-        rest = [n for n in range(len(prompts)) if n not in self.kept]
+    def targets(self, run: Store, contexts: Contexts) -> tuple[Targets, SearchEngine]:
+        """Search the targets that the ledger does not have, batch by batch; each batch is kept in the run folder."""
+        plan = self.plan
+        search = Search(self.lm, plan.edits, contexts.prompts, plan.layers[-1], self.recipe, len(plan.layers))
+        rest = [n for n in range(len(plan.edits)) if n not in self.kept]
         with self.timed("targets", len(rest), "edits") as advance:
-            engine, ledger_report = search.engine()
-            on = {"contexts": list(contexts), "layer": search.layer, "engine": engine.__name__}
-            self.splices = engine is Suffix
-            found = search.run(run, on, engine, advance, rest) if rest else None
-        return merge_targets(self.history, self.kept, found, len(prompts), self.lm.architecture.width), ledger_report
+            engine = search.choose_engine()
+            on = {"contexts": list(contexts.texts), "layer": search.layer, "engine": engine.kind.__name__}
+            found = search.run(run, on, engine.kind, advance, rest) if rest else None
+        return merge_targets(self.history, self.kept, found, len(plan.edits), self.lm.architecture.width), engine
 
     def update(
-        self, contexts: Sequence[str], moments: MomentPlan, targets: Targets, redone: Collection[int] = ()
+        self,
+        contexts: Contexts,
+        moments: MomentPlan,
+        targets: Targets,
+        engine: SearchEngine,
+        retried: Collection[int] = (),
     ) -> Update:
-        """The change of every layer. Rows go by the digests of their edits: the order of the list changes no bit."""
+        """Solve the change of every layer.
+
+        Rows are ordered by the digests of their edits, so the order of the list changes no bit. On top, an edit whose
+        target the ledger has keeps its state, unless it was `retried` in this run.
+        """
         method, edits = self.recipe.method, self.plan.edits
         order = sorted(range(len(edits)), key=lambda n: edits[n].request.digest)
-        prompts = [with_contexts(edits[n], contexts, self.lm.tokenizer, chat=self.recipe.chat) for n in order]
-        held = torch.tensor([self.history.way == "on top" and n in self.kept and n not in redone for n in order])
+        prompts = [contexts.prompts[n] for n in order]
+        held = torch.tensor([self.history.mode == "on top" and n in self.kept and n not in retried for n in order])
         with self.timed("solve", len(self.plan.layers), "layers") as advance:
             factor = lambda layer: factor_of(moments, layer, method)  # noqa: E731
             return solve(
                 self.lm, prompts, targets.wanted[order], factor, self.stored, method, held=held,
-                rounding=self.rounding(moments), whole=not self.splices, advance=advance,
+                rounding=self.rounding(moments), whole=engine.whole, advance=advance,
             )  # fmt: skip
 
     def rounding(self, moments: MomentPlan) -> Rounding:
-        """How the changes enter the stored weights."""
+        """How changes are rounded into the stored weights."""
         return Rounding(self.recipe.output.rounding, lambda layer: moment_of(moments, layer))
 
     def updated_ledger(
         self,
-        contexts: Sequence[str],
+        contexts: Contexts,
         moments: MomentPlan,
         targets: Targets,
         after: RunScores,
-        rounds: Sequence[RedoRound],
+        rounds: Sequence[RetryRound],
     ) -> Ledger:
-        """The ledger of the edited model."""
+        """Make the ledger of the edited model."""
         on, history, plan = self.base.digest, self.history, self.plan
-        duration_text = provenance_of(history, self.recipe, on, plan.layers, contexts, moments.on)
-        return updated_ledger(history, duration_text, plan.edits, self.groups, self.kept, targets, after[0], on, rounds)
+        about = provenance_of(history, self.recipe, on, plan.layers, contexts.texts, moments.on)
+        return updated_ledger(history, about, plan.edits, self.groups, self.kept, targets, after[0], on, rounds)
 
     def weights(self, update: Update) -> dict[int, torch.Tensor]:
-        """The edited weights as the model holds them: rounded to the checkpoint's dtype first."""
-        lm = self.lm
-        return {n: rounded(self.stored[n], delta).to(lm.device, lm.dtype) for n, delta in update.deltas.items()}
+        """The edited weights (D, F), on the model's device and in its dtype."""
+        return {n: weight.to(self.lm.device, self.lm.dtype) for n, weight in update.weights.items()}
 
     def report(
-        self, arguments: Sequence[str], engine: str, before: RunScores, after: RunScores,
+        self, arguments: Sequence[str], engine: SearchEngine, before: RunScores, after: RunScores,
         targets: Targets, update: Update,
-        rounds: Sequence[RedoRound] = (),
+        rounds: Sequence[RetryRound] = (),
     ) -> Report:  # fmt: skip
-        """Everything that is known of the run."""
-        skipped = (*self.plan.skipped, *self.history.twins)
-        earlier, took = retained(self.history, before[0], after[0])
+        """Make the report of the run."""
+        skipped = (*self.plan.skipped, *self.history.duplicates)
+        earlier, retention = retained(self.history, before[0], after[0])
         return Report(
             command=self.history.command, versions=versions(), arguments=list(arguments), model=self.recipe.model.path,
             output=self.recipe.output.dir, recipe=self.recipe.model_dump(mode="json"), device=str(self.lm.device),
-            engine=engine, edits=len(self.requests), layers=update.layers, redo=tuple(rounds),
+            engine=engine.reason, edits=len(self.requests), layers=update.layers, redo=tuple(rounds),
             before=summarize(before[0]),
             after=summarize(after[0], before[0]), difference=score_changes(before[0], after[0]),
-            kept={**facts_kept(self.facts, before[1], after[1], self.requests), **earlier}, retention=took,
+            kept={**facts_kept(self.facts, before[1], after[1], self.requests), **earlier}, retention=retention,
             ledger=ledger_report(self.history, self.groups, self.kept), timings=self.timings, notes=self.notes,
             digests={"model": self.base.digest, "edits": digest_of([r.public() for r in self.requests])},
             per_edit=edit_results(self.requests, before[0], after[0], targets, skipped, rounds),
         )  # fmt: skip
 
     def write(self, report: Report, update: Update, ledger: Ledger) -> None:
-        """The output folder, verified."""
+        """Write the output folder, and verify it."""
         assert self.out is not None
         deltas: dict[str, Delta] = {self.names[layer]: delta for layer, delta in update.deltas.items()}
         architecture = self.lm.architecture
-        weights = {
-            self.names[n]: architecture.turned(rounded(self.stored[n], delta)).contiguous()
-            for n, delta in update.deltas.items()
-        }
+        weights = {self.names[n]: architecture.turned(one).contiguous() for n, one in update.weights.items()}
         extra = {
             "README.md": card.edited_model_card(report, self.base_card).encode(),
             "memedit/run.json": report.model_dump_json(indent=2, exclude={"per_edit"}).encode(),

@@ -1,16 +1,16 @@
-"""Layer by layer: keys, what is still missing, the change; it enters the model before the next layer."""
+"""Solve the edited layers one by one: keys, residual, change. Each change enters the model before the next layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from memedit.config.recipe import MethodKnobs
 from memedit.editing.keys import averaged, context_weights, heads_of
-from memedit.editing.rounding import NARROW, Rounding, round_delta
+from memedit.editing.rounding import NARROW, RoundedWeight, Rounding, round_delta
 from memedit.forward.keys import Sweep, WholeSweep
 from memedit.forward.passes import Site
 from memedit.forward.residual import added, norm_gain
@@ -29,9 +29,11 @@ from memedit.results.report import LayerReport
 
 @dataclass(frozen=True)
 class Update:
-    """What an edit list changes: one delta and one report per layer."""
+    """The change of an edit list: for each layer one delta, the weight with the delta in it, and one report."""
 
     deltas: dict[int, Delta]
+    weights: dict[int, Tensor]
+    """The edited weights (D, F), rounded to the checkpoint's dtype: what is scored, and what is written."""
     layers: tuple[LayerReport, ...]
 
 
@@ -48,22 +50,23 @@ def solve(
     whole: bool = False,
     advance: Advance | None = None,
 ) -> Update:
-    """The change of the layers in `stored` (their weights (D, F) in the checkpoint's dtype), lowest first.
+    """Solve the change of the layers in `stored` (their weights (D, F) in the checkpoint's dtype), lowest first.
 
-    MEMIT, algorithm 1 (Meng et al. 2023), whatever method the factors are of: prompts of E edits under X contexts, the
-    bare one first; wanted (E, D) float32. Each layer takes an equal share of the residual that is left in the stream;
-    its weight is rounded to the checkpoint's dtype before the next residual is measured, so that what is measured is
-    what will be written. Where a family scales what its MLPs add to the stream, the share is divided by that gain;
-    where it puts a norm there, the share goes back through it. All layers' keys come from one sweep up the model, or
-    (`whole`) from whole forwards. The model is as it was when this returns.
+    MEMIT, algorithm 1 (Meng et al. 2023), for the factors of any method: prompts of E edits under X contexts, the bare
+    one first; wanted (E, D) float32. Each layer takes an equal share of the residual that is left in the stream. Its
+    weight is rounded to the checkpoint's dtype before the next residual is measured, so that the residual is that of
+    the weight that will be written. All layers' keys come from one sweep up the model, or (`whole`) from whole
+    forwards. The model is unchanged when this returns.
 
-    Edits that are `held` (E,) are to stay as they are, whatever is wanted of them: rows with no residual are to the
-    others what K^T K / ridge of them in the metric would be, and what a lower layer moves of them is put back above.
+    Edits that are `held` (E,) bool keep their state, whatever is wanted of them: they are rows with no residual. To the
+    other rows they are what K^T K / ridge of them in the metric would be, and the layers above undo what a lower layer
+    moved of them.
     """
     layers = sorted(stored)
     weights = context_weights(method, len(prompts[0]))
     sweep = (WholeSweep if whole else Sweep)(lm, heads_of(prompts))
     deltas: dict[int, Delta] = {}
+    edited: dict[int, Tensor] = {}
     reports: list[LayerReport] = []
     top = Site(layers[-1], "block.out")
     with applied(lm) as kept:
@@ -73,69 +76,100 @@ def solve(
         moving = slice(None) if held is None or bool(held.all()) else ~held
         missing = wanted.double() - ends.double()
         for done, layer in enumerate(layers):
-            residual = _at_the_projection(lm, sweep, layer, missing / (len(layers) - done))
-            states = sweep.keys(layer, last=False)
-            few = stored[layer].dtype in NARROW and len(prompts) * len(weights) <= lm.architecture.mlp_widths[layer]
-            rows: list[Tensor] | None = [] if few else None
-            keys = _averaged(states, weights, rows)
+            residual = _residual_at_projection(lm, sweep, layer, missing / (len(layers) - done))
             factor = factor_of(layer)
-            found = _solved(factor, keys, residual, lm, lm.architecture.mlp_widths[layer])
-            seen = found.keys if rows is None else EditedKeys(len(prompts), torch.cat(rows).to(found.keys.device))
-            entered = round_delta(layer, stored[layer], found.delta, seen, rounding or Rounding())
-            deltas[layer] = delta = entered.delta
-            weight = entered.weight
+            solved = _solve_layer(lm, sweep, layer, weights, residual, factor, stored[layer])
+            entered = round_delta(layer, stored[layer], solved.delta, solved.keys, rounding or Rounding())
+            deltas[layer], edited[layer] = entered.delta, entered.weight
             before = lm.weight(layer).clone()
-            put_(lm, layer, weight.to(lm.device, lm.dtype), kept)
+            put_(lm, layer, entered.weight.to(lm.device, lm.dtype), kept)
             sweep.enter(lm.weight(layer).float() - before.float())
             was, missing = missing, wanted.double() - sweep.ends(top).double()
-            reports.append(
-                LayerReport(
-                    layer=layer,
-                    parameter=lm.architecture.parameter(layer),
-                    residual_before=float(was[moving].norm(dim=-1).mean()),
-                    residual_after=float(missing[moving].norm(dim=-1).mean()),
-                    leverage=found.leverage / lm.architecture.mlp_widths[layer],
-                    fitted=found.fitted,
-                    delta_norm=delta.norm / float(stored[layer].double().norm()),
-                    rounding=entered.way,
-                    rounding_loss=entered.loss,
-                    nearest_loss=entered.nearest_loss,
-                    disturbance=entered.disturbance,
-                    rank=delta.rank,
-                    gain=lm.architecture.gains[layer],
-                    dead=factor.dead,
-                    shift=factor.shift,
-                )
-            )
+            reports.append(_report(lm, layer, solved, entered, factor, stored[layer], was[moving], missing[moving]))
             if advance:
                 advance(1)
-    return Update(deltas, tuple(reports))
+    return Update(deltas, edited, tuple(reports))
 
 
-def _at_the_projection(lm: LanguageModel, sweep: Sweep | WholeSweep, layer: int, residual: Tensor) -> Tensor:
-    """What the down-projection has to give more, (E, D) float64, for the block to give `residual` more."""
+def _report(
+    lm: LanguageModel,
+    layer: int,
+    solved: _Solved,
+    entered: RoundedWeight,
+    factor: Factor,
+    stored: Tensor,
+    before: Tensor,
+    after: Tensor,
+) -> LayerReport:
+    """The report of one layer; before, after: the residuals (E, D) at the last edited layer around its change."""
+    return LayerReport(
+        layer=layer,
+        parameter=lm.architecture.parameter(layer),
+        residual_before=float(before.norm(dim=-1).mean()),
+        residual_after=float(after.norm(dim=-1).mean()),
+        leverage=solved.leverage / lm.architecture.mlp_widths[layer],
+        fitted=solved.fitted,
+        delta_norm=entered.delta.norm / float(stored.double().norm()),
+        rounding=entered.way,
+        rounding_loss=entered.loss,
+        nearest_loss=entered.nearest_loss,
+        disturbance=entered.disturbance,
+        rank=entered.delta.rank,
+        gain=lm.architecture.gains[layer],
+        dead=factor.dead,
+        shift=factor.shift,
+    )
+
+
+def _residual_at_projection(lm: LanguageModel, sweep: Sweep | WholeSweep, layer: int, residual: Tensor) -> Tensor:
+    """The change of the down-projection's output, (E, D) float64, that adds `residual` to the block's output.
+
+    If a family scales what its MLPs add to the stream, the residual is divided by that gain; if it has a norm there,
+    the residual goes back through the norm.
+    """
     if not lm.architecture.norms[layer]:
         return residual / lm.architecture.gains[layer]
-    made = sweep.ends(Site(layer, "mlp.out"))
-    return before_norm(made.double(), added(lm, layer, made).double(), residual, norm_gain(lm, layer).double())
+    output = sweep.ends(Site(layer, "mlp.out"))
+    return before_norm(output.double(), added(lm, layer, output).double(), residual, norm_gain(lm, layer).double())
 
 
 @dataclass(frozen=True)
 class _Solved:
     delta: Delta
     fitted: float
-    keys: EditedKeys  # averaged over contexts
+    keys: EditedKeys  # each context's own if the weight is of a narrow dtype and they are few, else averaged
     leverage: float  # median of k M^-1 k
 
 
-def _solved(
+def _solve_layer(
+    lm: LanguageModel,
+    sweep: Sweep | WholeSweep,
+    layer: int,
+    weights: Tensor,
+    residual: Tensor,
+    factor: Factor,
+    stored: Tensor,
+) -> _Solved:
+    """The change of one layer: weights (X,) of the contexts, residual (E, D) float64, stored (D, F)."""
+    n_edits, inner = len(residual), lm.architecture.mlp_widths[layer]
+    few = stored.dtype in NARROW and n_edits * len(weights) <= inner
+    rows: list[Tensor] | None = [] if few else None
+    keys = _averaged(sweep.keys(layer, last=False), weights, rows)
+    solved = _solve_system(factor, keys, residual, lm, inner)
+    if rows is None:
+        return solved
+    return replace(solved, keys=EditedKeys(n_edits, torch.cat(rows).to(solved.keys.device)))
+
+
+def _solve_system(
     factor: Factor, parts: Iterator[tuple[list[int], Tensor]], residual: Tensor, lm: LanguageModel, inner: int
 ) -> _Solved:
-    """One layer's change; `parts` are edits and their keys, some at a time, residual (E, D) float64.
+    """Solve one layer; `parts` are edits and their averaged keys, some at a time, residual (E, D) float64.
 
-    Whichever of two systems costs less: edits by edits, or inner by inner from sums that grow with no edit.
+    Of two systems the cheaper one is solved: edits by edits, or inner by inner from sums whose size does not depend on
+    the number of edits.
     """
-    home = lm.device if lm.device.type == "cuda" else torch.device("cpu")  # where float64 is at hand, and fast
+    home = lm.device if lm.device.type == "cuda" else torch.device("cpu")  # float64 is fast there
     factor = factor.to(home)
     residual = residual.to(home)
     n_edits, width = residual.shape
@@ -160,7 +194,7 @@ def _solved(
 def _averaged(
     states: Iterator[tuple[list[int], Tensor]], weights: Tensor, rows: list[Tensor] | None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Edits and their keys, some at a time; with `rows` each context's own keys are kept there, (e X, F) float64."""
+    """Edits and their averaged keys, some at a time; each context's own keys (e X, F) float64 are added to `rows`."""
     for edits, part in states:
         if rows is not None:
             rows.append(in_double(part).flatten(0, 1))
@@ -173,6 +207,6 @@ def _on_cpu(delta: Delta) -> Delta:
 
 def _fitted(residual: Tensor, a: Tensor, keys: Tensor) -> float:
     """Share of the residual's length that the change reproduces on the edited keys: 1 - |R - (A K^T)^T R| / |R|."""
-    made = (a @ keys.T).T @ residual
+    reproduced = (a @ keys.T).T @ residual
     scale = float(torch.linalg.norm(residual))
-    return 1 - float(torch.linalg.norm(residual - made)) / scale if scale else 1.0
+    return 1 - float(torch.linalg.norm(residual - reproduced)) / scale if scale else 1.0

@@ -1,4 +1,4 @@
-"""The targets of a whole edit list, batch by batch of a plan that is written down before the first launch."""
+"""Search the targets of an edit list, batch by batch. The plan of batches is written before the first launch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from memedit.storage.artifacts import Store
 from memedit.storage.machine import free_memory
 
 PROBED = 3
-"""Edits on which the engine is proved."""
+"""Edits on which the engine is proved, at most."""
 ENOUGH_ON_CPU = 2 << 30
-"""More memory brings a CPU nothing: its launches are cut to its caches."""
+"""Bytes; a CPU gains nothing from more, because its launches are cut to fit its caches."""
 
 
 def memory_for(lm: LanguageModel, recipe: Recipe) -> int:
-    """Bytes that the search may take: as asked, or four fifths of what a GPU has free, half of what the machine has."""
+    """Bytes that the search may use: as the recipe says, or 4/5 of a GPU's free memory, or half of main memory."""
     if recipe.memory:
         return bytes_of(recipe.memory)
     free = free_on(lm.device)
@@ -36,8 +36,21 @@ def memory_for(lm: LanguageModel, recipe: Recipe) -> int:
 
 
 @dataclass(frozen=True)
+class SearchEngine:
+    """How a model is run in the search, and why."""
+
+    kind: type[Suffix] | type[WholeForward]
+    reason: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether this model can only be run by whole forwards."""
+        return self.kind is not Suffix
+
+
+@dataclass(frozen=True)
 class Search:
-    """A list of edits under their contexts, ready to be searched at the output of block `layer`."""
+    """A list of edits under their contexts, to be searched at the output of block `layer`."""
 
     lm: LanguageModel
     edits: Sequence[Edit]
@@ -45,26 +58,26 @@ class Search:
     layer: int
     recipe: Recipe
     shared: int = 1
-    """How many layers are to bring the targets about."""
+    """How many layers share the change that reaches the targets."""
 
-    def engine(self) -> tuple[type[Suffix] | type[WholeForward], str]:
-        """Which engine serves this model, proved on the shortest, a middle and the longest edit; and why, in words."""
+    def choose_engine(self) -> SearchEngine:
+        """Choose the engine for this model; it is proved on the shortest, a middle and the longest edit."""
         order = sorted(range(len(self.edits)), key=lambda n: suffix_of(self.edits[n]))
         few = dict.fromkeys(order[(len(order) - 1) * part // (PROBED - 1)] for part in range(PROBED))
         rows = [row for n in few for row in rows_of(self.edits[n], self.prompts[n])]
         full = "the search of three edits, which proves its engine, does not fit into memory"
         with memory_named(full, "use --device cpu, or a larger GPU"):
-            return choose_search_engine(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared)
+            return SearchEngine(*choose_search_engine(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared))
 
     def plan(self, which: Sequence[int]) -> list[Batch]:
-        """Batches of some of the edits."""
+        """Plan the batches of the edits `which`."""
         sizes = Sizes.of(self.lm, self.edits, self.prompts, self.layer)
         memory, recipe = memory_for(self.lm, self.recipe), self.recipe
         device = self.lm.device.type
         return plan_batches(self.edits, which, sizes, memory, recipe.chunk, device, joint=recipe.joint)
 
     def find(self, batch: Batch, engine: type[Suffix] | type[WholeForward], advance: Advance | None = None) -> Targets:
-        """The targets of one batch."""
+        """Find the targets of one batch."""
         mine = [self.edits[n] for n in batch.edits], [self.prompts[n] for n in batch.edits]
         return find_targets(
             self.lm,
@@ -85,10 +98,11 @@ class Search:
         advance: Advance | None = None,
         which: Sequence[int] | None = None,
     ) -> Targets:
-        """The targets of the edits `which` (all, in the list's order); what the store has is not searched again.
+        """Find the targets of the edits `which` (None: all), in the list's order. Targets in the store are reused.
 
-        Where the memory is full, the rest of the plan is halved and written down before it is gone on with; what was
-        found stays. A plan made for another `--memory` is made anew for what was not found.
+        If memory runs out, the batches that are left are halved, and the new plan is written before the search
+        continues; targets that were found stay. If the plan in the store was made for another `--memory`, the edits
+        without targets get a new one.
         """
         plan = _Kept(store, on, self.recipe.memory)
         batches = plan.read(self.plan, which := range(len(self.edits)) if which is None else which)
@@ -104,7 +118,7 @@ class Search:
                 if not ran_out(error):
                     raise
                 full = True
-            # Not in the handler: there the error still holds what filled the memory.
+            # Not in the handler: there the error still refers to the tensors that filled the memory.
             if full:
                 give_back(self.lm.device)
                 changes = changes_of(self.edits, joint=self.recipe.joint)
@@ -122,18 +136,18 @@ class Search:
 
 @dataclass(frozen=True)
 class _Kept:
-    """The plan in the run folder."""
+    """The plan of batches in the run folder."""
 
     store: Store
     on: dict[str, Any]
     memory: str | None
 
     def key(self, batch: Batch) -> dict[str, Any]:
-        """What the targets of a batch depend on."""
+        """The inputs of the targets of one batch."""
         return {**self.on, "edits": list(batch.edits), "tokens": batch.tokens}
 
     def read(self, make: Callable[[Sequence[int]], list[Batch]], everything: Sequence[int]) -> list[Batch]:
-        """The plan as it was written, or one made and written now."""
+        """Read the plan from the store, or make one and write it."""
         written = self.store.find_json("plan", self.on)
         if written is None:
             batches = make(everything)
@@ -149,6 +163,6 @@ class _Kept:
         return batches
 
     def write(self, batches: Sequence[Batch]) -> None:
-        """Write the plan down."""
+        """Write the plan to the store."""
         record = [{"edits": list(batch.edits), "tokens": batch.tokens} for batch in batches]
         self.store.keep_json("plan", self.on, {"memory": self.memory, "batches": record})

@@ -1,10 +1,10 @@
-"""Edits -> targets: the state at the subject's last token that makes the model say the new object.
+"""Find targets: the state at the subject's last token that makes the model say the new object.
 
 Meng et al. 2023, eq. 13 (MEMIT), as published in kmeng01/memit, compute_z.py: Adam over one vector per edit, added
-to the output of the last edited layer. Here a batch of edits goes through together, and every edit stops on its own:
-the ones that are found are taken out of the batch. Edits of one subject share one change that is to serve them all,
-and stop together: the weights answer a subject's key with one value, so values found for each alone would be averaged
-into one that says none of the objects (Dong et al. 2025, MEMIT-Merge).
+to the output of the last edited layer. Here a batch of edits is searched together, and every edit stops on its own:
+edits that are found leave the batch. Edits of one subject share one change that must serve them all, and stop
+together: the weights answer a subject's key with one value, so values found separately would be averaged into one
+that says none of the objects (Dong et al. 2025, MEMIT-Merge).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from memedit.progress import Advance
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's Adam defaults, which the published code uses
 LOOK_EVERY = {"cuda": 4}
-"""Steps between two looks at who is found: a look makes the host wait for the GPU."""
+"""Steps between two checks of which edits are found: a check makes the host wait for the GPU."""
 WORTH_PACKING = 7 / 8
-"""Launches are packed anew where so few of their edits, at most, are still searched: a copy costs a part of a step."""
+"""Launches are packed again if at most this share of their edits is still searched: a copy costs part of a step."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """wanted (E, D): the state asked for, as it leaves the block; start (E, D): what the change was added to; loss
-    (E,): when the search ended; steps (E,): how many Adam took. All float32 but steps, int64."""
+    """wanted (E, D): the target state at the block's output; start (E, D): the state that the change was added to; loss
+    (E,): at the end of the search; steps (E,): of Adam. All float32, but steps int64."""
 
     wanted: Tensor
     start: Tensor
@@ -46,13 +46,13 @@ class Targets:
 
     @classmethod
     def join(cls, parts: Sequence[Targets]) -> Targets:
-        """Chunks, one after another."""
+        """Concatenate the targets of several batches."""
         fields = ("wanted", "start", "loss", "steps")
         return cls(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
 
 
 def rows_of(edit: Edit, prompts: Sequence[Prompt]) -> list[ChangedRow]:
-    """The rows of one edit: each context's prompt with the object but its last token, then the bare subject."""
+    """The rows of one edit: each context's prompt with the object without its last token, then the bare subject."""
     said = edit.target[:-1]
     rows = [ChangedRow(prompt.ids + said, prompt.subject_at, len(edit.target)) for prompt in prompts]
     return [*rows, ChangedRow(edit.subject, len(edit.subject) - 1, 1)]
@@ -70,11 +70,13 @@ def find_targets(
     tokens: int = TOKENS_PER_LAUNCH,
     advance: Advance | None = None,
 ) -> Targets:
-    """The targets of E edits (prompts: X per edit, the bare one first) at the output of block `layer`, to be brought
-    about by `shared` layers."""
+    """Find the targets of E edits at the output of block `layer`, to be reached by changes of `shared` layers.
+
+    prompts: X for each edit, the bare one first; tokens: in a launch at most.
+    """
     search = _Search(lm, edits, prompts, layer, recipe, engine, shared, tokens)
     published = recipe.method.semantics == "reference"
-    # The published loop leaves at its last forward without a step: n forwards, n - 1 steps.
+    # The published loop ends with a forward without a step: n forwards, n - 1 steps.
     steps = recipe.target.steps - 1 if published else recipe.target.steps
     look_every = LOOK_EVERY.get(lm.device.type, 1)
     for step in range(steps + 1):
@@ -94,7 +96,7 @@ def find_targets(
 
 
 class _Search:
-    """A batch's search: what Adam holds of every edit still in it, and what was found of the others."""
+    """The search of one batch: Adam's state of every edit still in it, and the targets of the others."""
 
     def __init__(
         self,
@@ -119,7 +121,7 @@ class _Search:
         self.edits = list(range(len(edits)))
         self.launches = changed.launches
         serving = torch.tensor(changes_of(edits, joint=recipe.joint))
-        # A product with it sums over the edits of a change in a fixed order, which adding by index on a GPU has not.
+        # A product with it sums over the edits of a change in a fixed order; adding by index on a GPU does not.
         self.together = (serving[:, None] == serving).float()
         length = self.together @ start.norm(dim=-1) / self.together.sum(1)
         # Adam moves every coordinate by about its step, so a step in units of the state's own rms fits every scale.
@@ -136,7 +138,7 @@ class _Search:
         self._read()
 
     def _read(self) -> None:
-        """Tables of who reads what, for the launches as they are packed now."""
+        """Make the index tables of the launches as they are packed now."""
         counts = torch.tensor([len(self.targets[edit]) for edit in self.edits])
         mask = torch.arange(self.longest)[None, None] < counts[:, None, None]
         self.mask = mask.expand(-1, self.n_contexts, -1).to(self.device)
@@ -145,7 +147,7 @@ class _Search:
             Reads.of(launch.rows, places, self.targets, self.n_contexts, self.longest, self.device)
             for launch in self.launches
         ]
-        # The likelihood is linear in log-probabilities: what each weighs in it is its gradient, taken once.
+        # The likelihood is linear in the log-probabilities, so their weights are its gradient, taken once.
         table = torch.zeros(self.mask.shape, device=self.device, requires_grad=True)
         (self.share,) = torch.autograd.grad(self._likelihood(table).sum(), table)
 
@@ -154,10 +156,10 @@ class _Search:
         return likelihood_loss(log_probs, self.mask, weights)
 
     def measure(self, step: int, *, with_gradient: bool) -> Tensor:
-        """The losses of a step, noted for every edit not yet found; the gradients of their changes (E, D)."""
+        """Measure the losses of a step, and keep them for every edit not yet found; returns gradients (E, D)."""
         n_edits, width = self.change.shape
         log_probs = torch.zeros(self.mask.shape, device=self.device)
-        essence = torch.zeros(n_edits, device=self.device)
+        kl_drift = torch.zeros(n_edits, device=self.device)
         by_row = torch.zeros(n_edits * self.per_edit, width, device=self.device)
         for launch, reads in zip(self.launches, self.reads, strict=True):
             change = self.change[reads.edit].requires_grad_(with_gradient)
@@ -168,12 +170,12 @@ class _Search:
                     self.original[reads.whose] = bare.detach()
                 drift = kl_loss(bare, self.original[reads.whose])
                 if with_gradient:
-                    # Rows do not meet, so the sum's gradient is every row's own; the launch's graph ends here.
+                    # Rows are independent: the gradient of the sum is that of each row. The launch's graph ends here.
                     total = (picked * self.share.view(-1)[reads.cell]).sum() + self.knobs.kl * drift.sum()
                     (by_row[reads.row],) = torch.autograd.grad(total, change)
             log_probs.view(-1)[reads.cell] = picked.detach()
-            essence[reads.whose] = drift.detach()
-        loss = self._likelihood(log_probs) + self.knobs.kl * essence
+            kl_drift[reads.whose] = drift.detach()
+        loss = self._likelihood(log_probs) + self.knobs.kl * kl_drift
         gradient = by_row.view(n_edits, self.per_edit, width).sum(1)
         if self.knobs.weight_decay:
             change = self.change.clone().requires_grad_()
@@ -197,7 +199,7 @@ class _Search:
         self.change = torch.where(self.open[:, None], moved, self.change)
 
     def pack(self) -> int:
-        """Take what is found out of the launches where that is worth it; how many edits left."""
+        """Remove found edits from the launches if it saves time; returns how many were removed."""
         left = [place for place, is_open in enumerate(self.open.tolist()) if is_open]
         gone = len(self.edits) - len(left)
         if left and len(left) > WORTH_PACKING * len(self.edits):
@@ -228,7 +230,7 @@ class _Search:
         return gone
 
     def note(self) -> None:
-        """Write down the edits held, as they are now."""
+        """Keep the current state of the edits in the batch."""
         self.found.wanted[self.edits] = (self.leaves + self.way.moved(self.start, self.change)).cpu()
         self.found.loss[self.edits] = self.loss.cpu()
         self.found.steps[self.edits] = self.steps.long().cpu()

@@ -127,11 +127,11 @@ class EditResult(_Value):
     """The target's loss when its search ended."""
     steps: int | None = None
     redone: int | None = None
-    """The last round of `--redo` in which its target was found again, on the edited weights, and kept."""
+    """The last round of `--retry` in which its target was found again, on the edited weights, and kept."""
 
 
-class RedoRound(_Value):
-    """One round of `--redo`: the edits that were tried again, and how many of all edits succeeded."""
+class RetryRound(_Value):
+    """One round of `--retry`: the edits whose targets were found again, and how many of all edits succeeded."""
 
     ids: tuple[str, ...]
     took_before: int
@@ -213,7 +213,7 @@ class Report(_Value):
     """How the targets were found: by suffixes, or by whole forwards and why."""
     edits: int = 0
     layers: tuple[LayerReport, ...] = ()
-    redo: tuple[RedoRound, ...] = ()
+    redo: tuple[RetryRound, ...] = ()
     before: Scores | None = None
     after: Scores | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)

@@ -98,7 +98,7 @@ def test_show_config_can_be_read_back(tmp_path: Path) -> None:
         (["apply", "no-such.jsonl", "-m", "MODEL", "-o", "OUT"], 2, "cannot read"),
         (["apply", "EDITS", "-m", "MODEL", "-o", "MODEL"], 2, "overlap"),
         (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--layers", "7-9"], 2, "does not fit"),
-        (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--set", "method.rigde=1"], 2, "no knob"),
+        (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--set", "method.rigde=1"], 2, "no setting"),
         (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--set", "method.ridge=-1"], 2, "greater than"),
         (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--corpus", "nowhere.txt"], 2, "no corpus file"),
         (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--device", "cuda:7"], 5, "no cuda:7 device"),

@@ -21,9 +21,11 @@ from memedit.editing.plan import with_contexts
 from memedit.editing.run import EditRun
 from memedit.editing.solve import solve
 from memedit.editing.start import RunStart
+from memedit.editing.target_search import SearchEngine
 from memedit.editing.targets import Targets
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import write_lines
+from memedit.forward.suffix import Suffix
 from memedit.progress import NoProgress
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes
@@ -174,7 +176,7 @@ def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_folder: Path, 
         )
         assert len(job.kept) == 500
         targets = Targets(ledger.targets, ledger.targets, torch.zeros(500), torch.zeros(500))
-        update = job.update(contexts, moments, targets)
+        update = job.update(job.encode(contexts), moments, targets, SearchEngine(Suffix, ""))
         found.append(delta_bytes({str(n): delta for n, delta in update.deltas.items()}, job.base.digest, {}))
     assert found[0] == found[1] == found[2]
     # The converse: in the order of a list, what its change is made of stands in that order.

@@ -49,7 +49,7 @@ def test_a_second_list_is_solved_with_the_first_and_told(edited: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert line in done.stdout
     assert "kept, earlier" in done.stdout and "retention" in done.stdout
-    assert '<stdin>:1: W230 edit "jobissa-brerandor-language": the object "Polish" takes the place of "Catalan", as ' \
+    assert '<stdin>:1: W230 edit "jobissa-brerandor-language": the object "Polish" replaces "Catalan", as ' \
         'edited at <stdin>:1' in done.stderr  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "more/memedit/ledger.jsonl").read_text().splitlines()]
     assert [one.get("superseded_by") for one in lines] == [3, None, None, None]
@@ -73,8 +73,8 @@ def test_forgotten_ids_come_from_a_pipe_and_with_none_left_the_base_is_written(e
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["apply", "-", "-m", "out", "-o", "x", "--set", "method.ridge=2"], "with other knobs: method.ridge = 2"),
-        (["apply", "-", "-m", "out", "-o", "x", "--layers", "1"], "with other knobs: method.layers"),
+        (["apply", "-", "-m", "out", "-o", "x", "--set", "method.ridge=2"], "with other settings: method.ridge = 2"),
+        (["apply", "-", "-m", "out", "-o", "x", "--layers", "1"], "with other settings: method.layers"),
         (["apply", "-", "-m", "out", "-o", "x", "--base", "out"], "is not the base of"),
         (["apply", "-", "-m", "out", "-o", "x", "--on-top", "--base", "base"], "opens no base"),
         (["apply", "-", "-m", "out", "-o", "out", "--on-top"], "overlap"),

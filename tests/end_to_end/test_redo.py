@@ -20,7 +20,7 @@ def run(model: Path, folder: Path, **settings: Any) -> tuple[Report, bytes]:
 
 def test_a_round_finds_again_the_targets_of_edits_that_did_not_take_alone(made_gpt2: Path, tmp_path: Path) -> None:
     plain, _ = run(made_gpt2, tmp_path / "plain")
-    again, _ = run(made_gpt2, tmp_path / "again", **{"target.redo": 1})
+    again, _ = run(made_gpt2, tmp_path / "again", **{"target.retry": 1})
     failed = {one.id for one in plain.per_edit if one.status == "failed"}
     assert plain.redo == () and 0 < len(failed) < len(EDITS)
     (only,) = again.redo
@@ -35,7 +35,7 @@ def test_a_round_finds_again_the_targets_of_edits_that_did_not_take_alone(made_g
 def test_a_round_that_does_not_help_changes_nothing_and_is_the_last(made_gpt2: Path, tmp_path: Path) -> None:
     tight = {"target.ball": 1e-3}
     _, plain = run(made_gpt2, tmp_path / "plain", **tight)
-    again, delta = run(made_gpt2, tmp_path / "again", **tight, **{"target.redo": 3})
+    again, delta = run(made_gpt2, tmp_path / "again", **tight, **{"target.retry": 3})
     (only,) = again.redo
     assert not only.helped and only.took_before == only.took_after
     assert delta == plain

@@ -74,8 +74,8 @@ def test_every_process_writes_the_same_bytes() -> None:
         (LINES, None, "cannot read"),
         (TARGETS, None, "cannot read"),
         (TARGETS, lambda data: data[:-1], "cannot be read"),
-        (TARGETS, lambda data: save({"targets": torch.ones(2, 2)}, {"format": "pt"}), "no ledger of version 1"),
-        (TARGETS, lambda data: data.replace(b'"version":"1"', b'"version":"2"'), "no ledger of version 1"),
+        (TARGETS, lambda data: save({"targets": torch.ones(2, 2)}, {"format": "pt"}), "not a ledger of version 1"),
+        (TARGETS, lambda data: data.replace(b'"version":"1"', b'"version":"2"'), "not a ledger of version 1"),
     ],
 )  # fmt: skip
 def test_a_damaged_ledger_is_refused(tmp_path: Path, name: str, change: object, says: str) -> None:

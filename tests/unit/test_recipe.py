@@ -7,7 +7,7 @@ from memedit.config.layers import default_layers, layer_range, layers_of
 from memedit.config.methods import METHODS, Name
 from memedit.config.presets import PRESETS, preset
 from memedit.config.recipe import Recipe
-from memedit.config.resolve import flatten, resolve
+from memedit.config.resolve import RENAMED, Source, flatten, known_keys, resolve
 from memedit.errors import RecipeError
 
 
@@ -22,6 +22,17 @@ def test_an_unknown_knob_is_refused_with_the_nearest() -> None:
         resolve([("flag", {"method.rigde": 1.0})])
     assert "method.rigde" in caught.value.message
     assert "method.ridge" in caught.value.hint
+
+
+@pytest.mark.parametrize("source", ["file", "environment", "flag"])
+def test_a_setting_of_version_0_1_is_read_under_its_name_now(source: Source) -> None:
+    assert set(RENAMED.values()) <= set(known_keys()) and not set(RENAMED) & set(known_keys())
+    for name in ("target.redo", "target.retry"):
+        recipe, sources = resolve([(source, {name: 2})])
+        assert (recipe.target.retry, sources["target.retry"]) == (2, source)
+    assert resolve([("file", {"target.redo": 2}), ("flag", {"target.retry": 1})])[0].target.retry == 1
+    with pytest.raises(RecipeError, match=r"target\.retry = -1"):
+        resolve([(source, {"target.redo": -1})])
 
 
 def test_a_value_that_cannot_be_names_its_key_and_source() -> None:

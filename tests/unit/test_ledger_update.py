@@ -20,7 +20,7 @@ from memedit.edits.edit import EditRequest
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores
 from memedit.model.tokens import Prompt
-from memedit.results.report import RedoRound
+from memedit.results.report import RetryRound
 
 ABOUT = Provenance(base=BaseIdentity(path="b", digest="base"), contexts=("",), knobs={}, layers=(0,), moments="m")
 
@@ -39,7 +39,7 @@ def targets(count: int, value: float = 1.0) -> Targets:
     return Targets(rows, rows, torch.arange(count) / 10, torch.arange(count))
 
 
-def ledger_of(edits: list[Edit], *accuracies: float, on: str = "base", rounds: tuple[RedoRound, ...] = ()) -> Ledger:
+def ledger_of(edits: list[Edit], *accuracies: float, on: str = "base", rounds: tuple[RetryRound, ...] = ()) -> Ledger:
     return updated_ledger(
         History(), ABOUT, edits, groups_of(edits, joint=True), {}, targets(len(edits)), said(*accuracies), on, rounds
     )
@@ -48,19 +48,19 @@ def ledger_of(edits: list[Edit], *accuracies: float, on: str = "base", rounds: t
 EDITS = [edit(0, 7), edit(1, 8), edit(2, 7)]
 
 
-def past_of(ledger: Ledger, way: Mode) -> History:
-    return History(ledger, way, tuple(ledger.active))
+def past_of(ledger: Ledger, mode: Mode) -> History:
+    return History(ledger, mode, tuple(ledger.active))
 
 
 def test_a_target_holds_as_long_as_the_edits_that_it_serves() -> None:
-    way: Mode = "re-solve"
-    history = past_of(ledger_of(EDITS, 1, 1, 1), way)
+    mode: Mode = "re-solve"
+    history = past_of(ledger_of(EDITS, 1, 1, 1), mode)
     assert [one.found for one in history.ledger.entries] == ["joint", "searched", "joint"]  # type: ignore[union-attr]
     assert reusable_rows(history, EDITS, groups_of(EDITS, joint=True), "base") == {0: 0, 1: 1, 2: 2}
     more = [*EDITS, edit(3, 8)]
     assert reusable_rows(history, more, groups_of(more, joint=True), "base") == {0: 0, 2: 2}
     fewer = EDITS[:2]
-    assert reusable_rows(History(history.ledger, way, (0, 1)), fewer, groups_of(fewer, joint=True), "base") == {1: 1}
+    assert reusable_rows(History(history.ledger, mode, (0, 1)), fewer, groups_of(fewer, joint=True), "base") == {1: 1}
     assert reusable_rows(History(), EDITS, groups_of(EDITS, joint=True), "base") == {}
 
 
@@ -94,8 +94,8 @@ def test_what_is_entered_is_what_was_found_and_what_came_of_it() -> None:
 
 
 def test_targets_of_rounds_that_helped_are_marked_and_kept() -> None:
-    helped = RedoRound(ids=("e1",), took_before=1, took_after=2, helped=True)
-    useless = RedoRound(ids=("e0", "e2"), took_before=2, took_after=2, helped=False)
+    helped = RetryRound(ids=("e1",), took_before=1, took_after=2, helped=True)
+    useless = RetryRound(ids=("e0", "e2"), took_before=2, took_after=2, helped=False)
     ledger = ledger_of(EDITS, 1, 1, 0, rounds=(helped, useless))
     assert [one.found for one in ledger.entries] == ["joint", "redone", "joint"]
     groups = groups_of(EDITS, joint=True)
@@ -106,11 +106,11 @@ def test_targets_of_rounds_that_helped_are_marked_and_kept() -> None:
     assert [one.found for one in again.entries] == ["joint", "redone", "joint"]
 
 
-@pytest.mark.parametrize(("way", "earlier"), [("re-solve", 0.5), ("on top", 1.0)])
-def test_retention_counts_what_took_and_what_held_right_before(way: Mode, earlier: float) -> None:
+@pytest.mark.parametrize(("mode", "earlier"), [("re-solve", 0.5), ("on top", 1.0)])
+def test_retention_counts_what_took_and_what_held_right_before(mode: Mode, earlier: float) -> None:
     ledger = ledger_of(EDITS, 1, 1, 0)
     # As written down e0 and e1 held; as the model opened for on top says it, e0 alone.
-    kept, took = retained(past_of(ledger, way), said(1, 0, 0), said(1, 0, 1))
+    kept, took = retained(past_of(ledger, mode), said(1, 0, 0), said(1, 0, 1))
     assert kept["earlier"] is not None and kept["earlier"].mean == earlier
     assert took is not None and (took.mean, took.n) == (0.5, 2)
     assert retained(History(), said(1), said(1)) == ({}, None)
@@ -118,7 +118,7 @@ def test_retention_counts_what_took_and_what_held_right_before(way: Mode, earlie
 
 def test_moments_of_another_text_are_refused_where_all_is_solved_anew() -> None:
     history = past_of(ledger_of(EDITS, 1, 1, 1), "re-solve")
-    with pytest.raises(UsageError, match="moments at hand"):
+    with pytest.raises(UsageError, match="second moments"):
         check_moments(history, {0: {"tokens": 1}})
     check_moments(past_of(ledger_of(EDITS, 1, 1, 1), "on top"), {0: {"tokens": 1}})
     check_moments(History(), {0: {"tokens": 1}})

@@ -1,6 +1,6 @@
-"""Layers chosen by trying them: ranges up the model, each edited with a sample of the edits and judged.
+"""Layer search: edit a sample of the edits in each range of layers, and score each candidate.
 
-Where a fact is recalled and where it is best edited need not agree (Hase et al. 2023); this asks the second.
+The layers that recall a fact need not be the best to edit (Hase et al. 2023); this measures the second.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from memedit.config.layers import default_layers, layers_text
 from memedit.config.recipe import Recipe
 from memedit.editing.contexts import sample_contexts
 from memedit.editing.moment_cache import factor_of
-from memedit.editing.plan import with_contexts
 from memedit.editing.run import EditRun
 from memedit.editing.solve import solve
 from memedit.editing.start import RunStart
@@ -27,21 +26,21 @@ from memedit.progress import Progress
 from memedit.results.report import Scores
 
 SAMPLE = 20
-"""Edits that each range is tried with at most, spread over the list."""
+"""Edits in the sample at most, spread over the list."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A range of layers and how the sample fared with it."""
+    """A range of layers, and the scores of the sample edited there."""
 
     layers: tuple[int, int]
     scores: Scores
 
     @property
     def value(self) -> float:
-        """The harmonic mean of efficacy, paraphrase and neighborhood, of those that can be measured.
+        """The harmonic mean of efficacy, paraphrase and neighborhood, as far as they can be measured.
 
-        A list without old objects has no efficacy: then the share of edits whose object is said stands for it.
+        A list without old objects has no efficacy; the share of edits whose object the model says is used instead.
         """
         scores = self.scores
         parts = [scores.efficacy or scores.accuracy, scores.paraphrase or scores.paraphrase_accuracy]
@@ -50,13 +49,15 @@ class Candidate:
 
     @property
     def line(self) -> str:
-        """For people."""
+        """Format one line of text for the terminal."""
         return f"layers {layers_text(range(self.layers[0], self.layers[1] + 1)):>7}  score {self.value:.4f}"
 
 
 def candidate_ranges(n_layers: int, *, single: bool = False) -> list[tuple[int, int]]:
-    """Ranges as wide as the default's (`single`: of one layer), from the first layer up, each half its width above the
-    one before."""
+    """Ranges (first, last) as wide as the default range (`single`: of one layer), from the first layer up.
+
+    Each starts half its width above the one before.
+    """
     width = 1 if single else len(default_layers(n_layers))
     starts = list(range(0, n_layers - width + 1, max(1, width // 2)))
     if starts[-1] != n_layers - width:
@@ -67,28 +68,22 @@ def candidate_ranges(n_layers: int, *, single: bool = False) -> list[tuple[int, 
 def search_layers(
     requests: Sequence[EditRequest], recipe: Recipe, progress: Progress, findings: Sequence[Finding] = ()
 ) -> list[Candidate]:
-    """Every range tried, the best first; of equal ones the lower. Nothing is written, the model is as it was.
+    """Try every range; returns the candidates, the best first, the lower one if equal. Nothing is written.
 
-    Raises what `apply` would raise before its heavy work.
+    Raises what `apply` raises before its heavy work.
     """
     n_layers = count_layers(locate(recipe.model), recipe.model)
-    # The job opens every layer, so that one pass measures all moments.
+    # The job covers every layer, so that one pass measures all second moments.
     method = recipe.method.model_copy(update={"layers": f"0-{n_layers - 1}"})
     some = requests[:: max(1, -(-len(requests) // SAMPLE))]
     every = recipe.model_copy(update={"method": method})
     job = EditRun(RunStart(tuple(some), every, tuple(findings)), (), progress)
-    lm, edits, ranges, moments = (
-        job.lm,
-        job.plan.edits,
-        candidate_ranges(n_layers, single=method.kind.single),
-        job.moments(),
-    )
-    contexts = sample_contexts(lm, recipe.contexts, recipe.seed)
-    prompts = [with_contexts(edit, contexts, lm.tokenizer, chat=recipe.chat) for edit in edits]
-    tried: list[Candidate] = []
+    lm, moments, ranges = job.lm, job.moments(), candidate_ranges(n_layers, single=method.kind.single)
+    prompts = job.encode(sample_contexts(lm, recipe.contexts, recipe.seed)).prompts
+    candidates: list[Candidate] = []
     with progress.phase("ranges", len(ranges), "ranges") as advance:
         for first, last in ranges:
-            targets: Targets = find_targets(lm, edits, prompts, last, recipe, shared=last + 1 - first)
+            targets: Targets = find_targets(lm, job.plan.edits, prompts, last, recipe, shared=last + 1 - first)
             stored = {layer: job.stored[layer] for layer in range(first, last + 1)}
             update = solve(
                 lm,
@@ -100,6 +95,7 @@ def search_layers(
                 rounding=job.rounding(moments),
             )
             with applied(lm, job.weights(update)):
-                tried.append(Candidate((first, last), summarize(score_edits(lm, job.requests, chat=recipe.chat))))
+                scores = summarize(score_edits(lm, job.requests, chat=recipe.chat))
+            candidates.append(Candidate((first, last), scores))
             advance(1)
-    return sorted(tried, key=lambda one: (-one.value, one.layers))
+    return sorted(candidates, key=lambda one: (-one.value, one.layers))

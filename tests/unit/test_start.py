@@ -1,4 +1,4 @@
-"""From an edited model to the start of its next run: the two ways, the base, and knobs that must agree."""
+"""From an edited model to the start of its next run: the two modes, the base, and settings that must agree."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def edited(base: Path, tmp_path: Path) -> Path:
-    """A copy of it with a ledger: e1 gave way to e2, which speaks of the same fact; e3 is in force."""
+    """A copy of it with a ledger: e2 replaced e1, which is about the same fact; e3 is active."""
     folder = tmp_path / "edited"
     shutil.copytree(base, folder)
     (folder / "memedit").mkdir()
@@ -66,29 +66,29 @@ def test_a_model_without_a_ledger_starts_from_itself(base: Path) -> None:
     found = start(base, edit(1))
     assert [one.id for one in found.requests] == ["e1"]
     assert found.recipe.model.path == str(base)
-    assert found.history.way is None
-    for more in ({"way": "on top"}, {"way": "re-solve"}, {"base": str(base)}):
+    assert found.history.mode is None
+    for more in ({"mode": "on top"}, {"mode": "re-solve"}, {"base": str(base)}):
         with pytest.raises(UsageError, match="has no ledger"):
             start(base, edit(1), **more)
 
 
 def test_where_the_base_is_at_hand_all_in_force_start_from_it(base: Path, edited: Path) -> None:
     found = start(edited, edit(4))
-    assert (found.history.way, found.recipe.model.path) == ("re-solve", str(base))
+    assert (found.history.mode, found.recipe.model.path) == ("re-solve", str(base))
     assert [one.id for one in found.requests] == ["e2", "e3", "e4"]
     assert (found.recipe.method.ridge, found.recipe.method.layers) == (3, "1-3")
 
 
 def test_on_top_starts_from_the_edited_weights(edited: Path) -> None:
-    found = start(edited, edit(4), way="on top")
-    assert (found.history.way, found.recipe.model.path) == ("on top", str(edited))
+    found = start(edited, edit(4), mode="on top")
+    assert (found.history.mode, found.recipe.model.path) == ("on top", str(edited))
     assert [one.id for one in found.requests] == ["e2", "e3", "e4"]
     with pytest.raises(UsageError, match="opens no base"):
-        start(edited, edit(4), way="on top", base=str(edited))
+        start(edited, edit(4), mode="on top", base=str(edited))
 
 
 @pytest.mark.parametrize(
-    ("part", "other", "says"), [("path", "gone", "is not at hand"), ("digest", "1", "has changed")]
+    ("part", "other", "says"), [("path", "gone", "is not on this machine"), ("digest", "1", "has changed")]
 )
 def test_a_lost_base_is_an_error_that_names_both_ways(edited: Path, part: str, other: str, says: str) -> None:
     ledger = read_ledger(edited)
@@ -99,9 +99,9 @@ def test_a_lost_base_is_an_error_that_names_both_ways(edited: Path, part: str, o
     with pytest.raises(UsageError, match=says) as caught:
         start(edited, edit(4))
     assert "--base" in caught.value.hint and "--on-top" in caught.value.hint
-    assert start(edited, edit(4), way="on top").history.way == "on top"
+    assert start(edited, edit(4), mode="on top").history.mode == "on top"
     with pytest.raises(UsageError, match=says):
-        start(edited, edit(4), way="re-solve")
+        start(edited, edit(4), mode="re-solve")
 
 
 def test_the_base_is_known_by_its_digest(base: Path, edited: Path, tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_what_gives_way_and_what_is_there_already_is_told_with_both_places(edite
     found = start(edited, again, edit(3))
     assert [one.id for one in found.requests] == ["e3", "e9"]
     assert [(one.code, one.origin) for one in found.findings] == [("W230", "new:1"), ("W201", "new:3")]
-    assert 'takes the place of "Bonn", as edited at new:1 (edit "e2")' in found.findings[0].message
-    assert [one.id for one in found.history.twins] == ["e3"]
+    assert 'replaces "Bonn", as edited at new:1 (edit "e2")' in found.findings[0].message
+    assert [one.id for one in found.history.duplicates] == ["e3"]
     assert found.history.conflicts == found.findings[:1]
 
 
@@ -138,16 +138,16 @@ def test_a_list_that_contradicts_itself_is_left_to_be_refused(edited: Path) -> N
         ({"moments.corpus": "elsewhere.txt"}, True), ({"moments.tokens": 5}, False),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("way", ["re-solve", "on top"])
+@pytest.mark.parametrize("mode", ["re-solve", "on top"])
 def test_knobs_that_decide_must_be_those_of_the_ledger(
-    edited: Path, knobs: dict[str, Any], fine: bool, way: str
+    edited: Path, knobs: dict[str, Any], fine: bool, mode: str
 ) -> None:
     if fine:
-        assert start(edited, edit(4), knobs=knobs, way=way).recipe.method.ridge == 3
+        assert start(edited, edit(4), knobs=knobs, mode=mode).recipe.method.ridge == 3
         return
     (name,) = knobs
-    with pytest.raises(RecipeError, match=f"made with other knobs: {name}"):
-        start(edited, edit(4), knobs=knobs, way=way)
+    with pytest.raises(RecipeError, match=f"made with other settings: {name}"):
+        start(edited, edit(4), knobs=knobs, mode=mode)
 
 
 def test_forgetting_leaves_the_others_and_brings_back_what_had_given_way(edited: Path) -> None:
@@ -155,7 +155,7 @@ def test_forgetting_leaves_the_others_and_brings_back_what_had_given_way(edited:
     assert [one.id for one in start_forget(["e3"], recipe).requests] == ["e2"]
     back = start_forget(["e2"], recipe)
     assert [one.id for one in back.requests] == ["e1", "e3"]
-    assert "holds again" in back.history.conflicts[0].message
+    assert "active again" in back.history.conflicts[0].message
     assert start_forget(["e1", "e2", "e3"], recipe).requests == ()
     with pytest.raises(UsageError, match='has no edit "e33"') as caught:
         start_forget(["e33"], recipe)
