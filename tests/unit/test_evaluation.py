@@ -47,6 +47,7 @@ def moved() -> LanguageModel:
     return found
 
 
+@pytest.mark.slow
 def test_counterfacts_figures_are_the_published_ones(moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_counterfact, tmp_path)
     plain = Plain(moved.model, moved.tokenizer)
@@ -58,12 +59,14 @@ def test_counterfacts_figures_are_the_published_ones(moved: LanguageModel, tmp_p
     assert found.score == pytest.approx(3 / sum(1 / value for value in three), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_zsres_figures_are_the_published_ones(moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_zsre, tmp_path)
     plain = Plain(moved.model, moved.tokenizer)
     holds(summarize(score_edits(moved, requests)), oracle.means([oracle.zsre(plain, record) for record in records]))
 
 
+@pytest.mark.slow
 def test_easyedits_figures_are_the_published_ones(lm: LanguageModel, moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_easyedit, tmp_path)
     now, was = Plain(moved.model, moved.tokenizer), Plain(lm.model, lm.tokenizer)
@@ -72,6 +75,7 @@ def test_easyedits_figures_are_the_published_ones(lm: LanguageModel, moved: Lang
     assert 0 < expected["locality"] < 1
 
 
+@pytest.mark.slow
 def test_our_own_lists_figures_are_the_restated_ones(moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_ours, tmp_path)
     plain = Plain(moved.model, moved.tokenizer)
@@ -82,6 +86,7 @@ def test_our_own_lists_figures_are_the_restated_ones(moved: LanguageModel, tmp_p
     assert found.reversal.n == RECORDS // 2  # of the records that ask it
 
 
+@pytest.mark.slow
 def test_mquakes_questions_are_asked_once_a_case(moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_mquake, tmp_path)
     assert len(requests) == 2 * RECORDS
@@ -92,6 +97,7 @@ def test_mquakes_questions_are_asked_once_a_case(moved: LanguageModel, tmp_path:
     assert found.portability.n == RECORDS
 
 
+@pytest.mark.slow
 def test_a_base_against_itself_agrees_everywhere(lm: LanguageModel) -> None:
     requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
     edit_scores = score_edits(lm, requests[:20])
@@ -110,6 +116,7 @@ def test_judgments_survive_json(lm: LanguageModel) -> None:
     assert summarize(again, edit_scores) == summarize(edit_scores, edit_scores)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_launch_moves_no_figure(
     moved: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +136,7 @@ def assert_close(one: Scores, other: Scores) -> None:
             assert first.mean == pytest.approx(second.mean, abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_shared_beginning_changes_no_answer(lm: LanguageModel) -> None:
     requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
     from memedit.forward import scoring

@@ -127,6 +127,15 @@ def plain() -> Plain:
     return Plain(GPT2LMHeadModel(config).eval().requires_grad_(False), byte_tokenizer())
 
 
+@pytest.fixture(scope="module")
+def spelling(plain: Plain) -> Plain:
+    """The same model, more likely to say a few common letters, so that it has some tokens of five records right."""
+    model = GPT2LMHeadModel(plain.model.config).eval().requires_grad_(False)
+    model.load_state_dict(plain.model.state_dict())
+    model.transformer.wte.weight[plain.tokenizer("aeionrt ")["input_ids"]] *= 4
+    return Plain(model, plain.tokenizer)
+
+
 def flat_counterfact(plain: Plain, record: Record) -> Row:
     new, old = record["target_new"], record["ground_truth"]
     row: Row = {}
@@ -166,9 +175,9 @@ def agree(file: Path, restated: Callable[[Plain, Record], Row], plain: Plain) ->
     ],
 )
 def test_figures_of_made_records_are_the_restated_ones(
-    name: str, restated: Callable[[Plain, Record], Row], plain: Plain
+    name: str, restated: Callable[[Plain, Record], Row], spelling: Plain
 ) -> None:
-    agree(MADE / f"{name}.json", restated, plain)
+    agree(MADE / f"{name}.json", restated, spelling)
 
 
 @pytest.mark.data
