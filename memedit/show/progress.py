@@ -24,10 +24,12 @@ class TerminalProgress:
         self.bars = console.is_terminal and not quiet and not os.environ.get("MEMEDIT_NO_PROGRESS")
 
     def note(self, text: str) -> None:
+        """Print one line on stderr."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:
+        """Show a bar or lines while a phase runs, and its rate after it."""
         start, done = time.monotonic(), 0
         with ExitStack() as stack:
             show = self._shower(stack, name, total, unit)

@@ -32,9 +32,9 @@ def texts(value: Any) -> set[str]:
 
 
 def lost(record: Record, edits: list[EditRequest]) -> set[str]:
-    """The texts of a record that none of its edits has."""
-    kept = texts([edit.public() for edit in edits]) | {edit.text for edit in edits}
-    return texts(record) - kept - {""}
+    """The texts of a record that none of its edits has, not even without the white space around them."""
+    kept = texts([edit.public() for edit in edits]) | {edit.text for edit in edits} | {""}
+    return {text for text in texts(record) - kept if text.strip() not in kept}
 
 
 def without_ids(record: Record) -> Record:

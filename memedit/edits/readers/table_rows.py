@@ -14,6 +14,7 @@ LISTS = ("paraphrases", "neighborhood", "aliases", "meta")
 
 
 def read_table(document: Document, text: str, delimiter: str = ",") -> None:
+    """Add the rows of a table to the document; the first row names the columns."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     line = 1

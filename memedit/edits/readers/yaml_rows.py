@@ -72,6 +72,7 @@ def _compose(text: str) -> yaml.Node | None:
 
 
 def read_yaml(document: Document, text: str) -> None:
+    """Add the records of a list of edits, of {edits: [...]}, or of one edit."""
     node = _compose(text)
     walk = YamlWalk(text)
     entries: list[yaml.Node] = []
