@@ -17,7 +17,7 @@ MOMENTS = [
     Moment("moments", "advances"),
     Moment("moments", "ends"),
     Moment("before", "ends"),
-    Moment("targets", "os.rename", 2),  # one chunk is kept, the next is about to be
+    Moment("targets", "os.rename", 3),  # the plan and one chunk are kept, the next is about to be
     Moment("targets", "ends"),
     Moment("solve", "ends"),
     Moment("redo", "ends"),
@@ -87,7 +87,7 @@ def test_targets_in_the_run_folder_are_not_searched_again(undisturbed: tuple[Pat
         assert {file: file.stat().st_mtime_ns for file in (cache / "runs").rglob("targets-*")} == kept
         # The converse: without them a file is renamed into its place for each chunk.
         shutil.rmtree(cache / "runs")
-        assert apply(folder, Moment("targets", "os.rename", 2)).returncode == -signal.SIGKILL
-        assert len(list((cache / "runs").rglob("targets-*"))) == 1
+        assert apply(folder, Moment("targets", "os.rename", 3)).returncode == -signal.SIGKILL
+        assert len(list((cache / "runs").rglob("targets-*.safetensors"))) == 1
     finally:
         shutil.rmtree(cache, ignore_errors=True)
