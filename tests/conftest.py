@@ -1,8 +1,11 @@
-"""What every test gets: fixed seeds, two threads, no network, a cache of its own; and small models."""
+"""What every test gets: a fixed seed, no network, a cache of its own; small models; and the tiers."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,49 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+HELPERS_THAT_START = ("tests.helpers.program", "tests.helpers.killed")
+started = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--budget SECONDS`, for the fast tier."""
+    parser.addoption("--budget", type=float, help="say at the end how much of so many seconds the run took")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the time beside its budget. A slow machine is no failure, so the exit code stays."""
+    if (budget := config.getoption("--budget")) is not None:
+        spent = time.monotonic() - started
+        late = ", over its budget" if spent > budget else ""
+        terminalreporter.write_line(f"fast tier: {spent:.0f} s of {budget:.0f} s{late}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests/end_to_end: all are slow, and those whose module starts processes are `process` too."""
+    for item in items:
+        if ROOT / "tests" / "end_to_end" not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.slow)
+        names = vars(item.getparent(pytest.Module).obj)  # type: ignore[union-attr]
+        helpers = {getattr(value, "__module__", None) for value in names.values()}
+        if "subprocess" in names or helpers & set(HELPERS_THAT_START):
+            item.add_marker(pytest.mark.process)
+
+
+@pytest.fixture(autouse=True)
+def no_other_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to start Python in a test that is not marked `process`: the fast tier starts none."""
+    if request.node.get_closest_marker("process") is not None:
+        return
+    real = subprocess.Popen.__init__
+
+    def refuse(self: Any, args: Any, *more: Any, **options: Any) -> None:
+        if isinstance(args, list | tuple) and args and str(args[0]) == sys.executable:
+            raise AssertionError("a test that starts a Python process is marked `process`")
+        real(self, args, *more, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
 @pytest.fixture(autouse=True)

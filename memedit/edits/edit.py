@@ -156,6 +156,7 @@ class Finding(BaseModel):
 
     @property
     def severity(self) -> Literal["error", "warning"]:
+        """Whether the finding refuses the list (error) or not (warning)."""
         return "error" if self.code.startswith("E") else "warning"
 
     @property

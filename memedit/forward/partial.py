@@ -44,6 +44,7 @@ class Kept(Cache):
         self.seen: KeysValues = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """Return earlier keys and values joined with these, both (rows, heads, tokens, head width)."""
         if self.length:
             # In a model spread over devices, each block's are on its device.
             keys, values = (one.to(key_states.device) for one in self.kept[layer_idx])
@@ -53,21 +54,26 @@ class Kept(Cache):
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of earlier tokens."""
         return self.length
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
+        """Return the number of keys a mask covers, and its offset, 0."""
         count = query_length if isinstance(query_length, int) else query_length.shape[0]
         return self.length + count, 0
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        """Return -1: there is no limit."""
         return -1
 
     @property
     def is_compileable(self) -> bool:
+        """False: the length is not fixed."""
         return False
 
     @property
     def is_sliding(self) -> list[bool]:
+        """False for each layer: all earlier tokens are kept."""
         return [False] * max(len(self.kept), 1)
 
     def __len__(self) -> int:

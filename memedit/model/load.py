@@ -29,10 +29,12 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
+        """The device of the model's first parameter."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype that forwards run in."""
         return self.model.dtype
 
     def weight(self, layer: int) -> Tensor:

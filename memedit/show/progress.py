@@ -30,6 +30,7 @@ class TerminalProgress:
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:
+        """Show a bar or lines while a phase runs, and its rate after it."""
         start, done = time.monotonic(), 0
         with ExitStack() as stack:
             show = self._shower(stack, name, total, unit)

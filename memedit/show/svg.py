@@ -70,10 +70,12 @@ def text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "
 
 
 def rect(x: float, y: float, width: float, height: float, fill: str, more: str = "") -> str:
+    """Draw a rectangle; `more` are further attributes."""
     return f'<rect x="{x:.6g}" y="{y:.6g}" width="{width:.6g}" height="{height:.6g}" fill="{fill}"{more}/>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, ink: str = "#444", more: str = "") -> str:
+    """Draw a straight line; `more` are further attributes."""
     return f'<line x1="{x1:.6g}" y1="{y1:.6g}" x2="{x2:.6g}" y2="{y2:.6g}" stroke="{ink}"{more}/>'
 
 

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.conftest import ROOT
+from tests.helpers.program import EDITS, FEW, memedit
 from tests.malformed.cases import CASES, Case
-
-EDITS = ROOT / "requests" / "world.jsonl"
-FEW = ["--set", "target.steps=10", "--set", "moments.tokens=4000"]
-
-
-def memedit(*arguments: object, cache: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The program in a process of its own."""
-    environment = {**os.environ, "MEMEDIT_CACHE": str(cache)}
-    return subprocess.run(
-        [sys.executable, "-m", "memedit", *map(str, arguments)],
-        env=environment, cwd=ROOT, capture_output=True, text=True, check=False, input=stdin,
-    )  # fmt: skip
 
 
 def test_apply_in_a_pipe_prints_the_output_folder_and_nothing_else(made_gpt2: Path, tmp_path: Path) -> None:

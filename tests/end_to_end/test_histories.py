@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,9 @@ from memedit.forward.suffix import Suffix
 from memedit.progress import NoProgress
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes
-from tests.conftest import ROOT
-from tests.end_to_end.test_resume import KILLED_AFTER, start
+from tests.helpers.killed import Moment, call
+from tests.helpers.program import EDITS
 
-EDITS = ROOT / "requests" / "world.jsonl"
 # A search of one edit at a time gives its target the same bytes whoever else is in the list.
 SETTINGS = {"target.steps": 4, "chunk": 1, "moments.tokens": 2000, "contexts.openings": ["The"]}
 NAMES = ["Ada", "Bo Lund", "Cyril of Ware", "Dot", "Eva Marsh", "Finn"]
@@ -118,22 +118,25 @@ def test_edits_of_one_subject_are_searched_together_whenever_they_came(tiny_fold
     assert report.ledger is not None and (report.ledger.kept, report.ledger.joint) == (1, 2)
 
 
-@pytest.mark.parametrize("way", ["--re-solve", "--on-top"])
-def test_a_killed_run_on_an_edited_model_goes_on_and_writes_the_same_bytes(
+@pytest.mark.parametrize("way", ["re-solve", "on top"])
+def test_a_killed_run_on_an_edited_model_continues_and_writes_the_same_bytes(
     made_gpt2: Path, tmp_path: Path, way: str
 ) -> None:
     requests = memedit.load_edits(EDITS)
     memedit.apply(requests[:2], made_gpt2, tmp_path / "a", settings={"target.steps": 4, "moments.tokens": 4000})
     more = tmp_path / "more.jsonl"
     more.write_text(write_lines(requests[2:4]))
-    command = ["apply", str(more), "-m", str(tmp_path / "a"), "-o", str(tmp_path / "b"), "-q", way]
+
+    def apply(at: Moment | None = None) -> subprocess.CompletedProcess[str]:
+        return call(tmp_path / "cache", "apply", more, tmp_path / "a", tmp_path / "b", at=at, way=way)
+
     found: list[dict[str, bytes]] = []
-    for phases in ((), ("targets", "update", "entered")):
+    for phases in ((), ("targets", "solve", "after")):
         for phase in phases:
-            killed = start(tmp_path / "cache", "-c", KILLED_AFTER, "memedit.editing.run", "EditRun", phase, *command)
+            killed = apply(Moment(phase, "ends"))
             assert killed.returncode == -signal.SIGKILL, killed.stderr
             assert not (tmp_path / "b").exists()
-        done = start(tmp_path / "cache", "-m", "memedit", *command)
+        done = apply()
         assert done.returncode == 0, done.stderr
         files = {str(file.relative_to(tmp_path / "b")): file for file in (tmp_path / "b").rglob("*") if file.is_file()}
         run = {**json.loads(files.pop("memedit/run.json").read_text()), "timings": None}

@@ -1,64 +1,42 @@
-"""Killed at any moment, the output is absent or whole, and the same command goes on and writes the same bytes."""
+"""A run killed at any moment leaves its output absent or whole; the same call continues and writes the same bytes."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tests.conftest import ROOT
+from tests.helpers.killed import Moment, call
+from tests.helpers.program import EDITS
 
-# Kills the process, and nothing else does: SIGKILL runs no handler and flushes nothing.
-KILLED_AFTER = """
-import os, signal, sys
-module, owner, name = sys.argv[1:4]
-holder = __import__(module, fromlist=["_"])
-if owner:
-    holder = getattr(holder, owner)
-real = getattr(holder, name)
-def then_killed(*args, **options):
-    real(*args, **options)
-    os.kill(os.getpid(), signal.SIGKILL)
-setattr(holder, name, then_killed)
-sys.argv = ["memedit", *sys.argv[4:]]
-from memedit.cli.app import main
-main()
-"""
-PHASES = [
-    ("memedit.editing.run", "EditRun", "contexts"),
-    ("memedit.editing.run", "EditRun", "moments"),
-    ("memedit.editing.run", "EditRun", "scored"),
-    ("memedit.editing.target_search", "", "find_targets"),
-    ("memedit.editing.run", "EditRun", "targets"),
-    ("memedit.editing.run", "EditRun", "update"),
-    ("memedit.editing.retry", "", "_sought"),
-    ("memedit.editing.run", "EditRun", "report"),
-    ("memedit.storage.writer", "", "_patch"),
-    ("memedit.storage.writer", "", "_sync"),
+MOMENTS = [
+    Moment("contexts", "ends"),
+    Moment("moments", "advances"),
+    Moment("moments", "ends"),
+    Moment("before", "ends"),
+    Moment("targets", "os.rename", 3),  # the plan and one chunk are kept, the next is about to be
+    Moment("targets", "ends"),
+    Moment("solve", "ends"),
+    Moment("redo", "ends"),
+    Moment("after", "ends"),
+    Moment("write", "open", 12),
+    Moment("write", "os.rename"),  # all is written, nothing is in its place
 ]
+SETTINGS = {"target.steps": 4, "target.redo": 2, "chunk": 2, "moments.tokens": 4000}
 
 
-def arguments(out: Path) -> list[str]:
-    edits = str(ROOT / "requests" / "world.jsonl")
-    model = str(ROOT / "examples" / "models" / "made-gpt2")
-    knobs = ["--set", "target.steps=4", "--set", "chunk=2", "--set", "moments.tokens=4000"]
-    return ["apply", edits, "-m", model, "-o", str(out), "--limit", "4", "--redo", "2", "-q", *knobs]
-
-
-def start(cache: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MEMEDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def apply(folder: Path, at: Moment | None = None) -> subprocess.CompletedProcess[str]:
+    model = EDITS.parents[1] / "examples" / "models" / "made-gpt2"
+    return call(
+        folder / "cache", "apply", folder / "edits.jsonl", model, folder / "out", at=at, settings=SETTINGS
+    )  # fmt: skip
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file's bytes; the seconds a run took are the one thing in it that two runs do not share."""
+    """Every file's bytes, without the seconds that the run took."""
     found = {str(file.relative_to(out)): file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()}
     run = json.loads(found["memedit/run.json"])
     run.pop("timings")
@@ -68,44 +46,48 @@ def contents(out: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     folder = tmp_path_factory.mktemp("resume")
-    out = folder / "out"
-    done = start(folder / "cache", "-m", "memedit", *arguments(out))
+    (folder / "edits.jsonl").write_text("".join(EDITS.read_text().splitlines(keepends=True)[:4]))
+    done = apply(folder)
     assert done.returncode == 0, done.stderr
     assert not any((folder / "cache" / "runs").glob("*/"))
-    found = contents(out)
-    shutil.rmtree(out)
+    found = contents(folder / "out")
+    shutil.rmtree(folder / "out")
     shutil.rmtree(folder / "cache")
     return folder, found
 
 
-@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase[2])
-def test_a_killed_run_goes_on_and_writes_the_same_bytes(
-    undisturbed: tuple[Path, dict[str, bytes]], phase: tuple[str, str, str]
+@pytest.mark.parametrize("moment", MOMENTS, ids=str)
+def test_a_killed_run_continues_and_writes_the_same_bytes(
+    undisturbed: tuple[Path, dict[str, bytes]], moment: Moment
 ) -> None:
-    folder, wanted = undisturbed
+    folder, expected = undisturbed
     out, cache = folder / "out", folder / "cache"
     try:
-        killed = start(cache, "-c", KILLED_AFTER, *phase, *arguments(out))
+        killed = apply(folder, moment)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert not out.exists()
-        again = start(cache, "-m", "memedit", *arguments(out))
+        again = apply(folder)
         assert again.returncode == 0, again.stderr
-        assert contents(out) == wanted
-        assert sorted(file.name for file in folder.iterdir()) == ["cache", "out"]
+        assert contents(out) == expected
+        assert sorted(file.name for file in folder.iterdir()) == ["cache", "edits.jsonl", "out"]
     finally:
         shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def test_what_was_found_is_not_searched_again(undisturbed: tuple[Path, dict[str, bytes]]) -> None:
+def test_targets_in_the_run_folder_are_not_searched_again(undisturbed: tuple[Path, dict[str, bytes]]) -> None:
     folder, _ = undisturbed
-    out, cache = folder / "out", folder / "cache"
+    cache = folder / "cache"
     try:
-        start(cache, "-c", KILLED_AFTER, "memedit.editing.run", "EditRun", "targets", *arguments(out))
+        apply(folder, Moment("targets", "ends"))
         kept = {file: file.stat().st_mtime_ns for file in (cache / "runs").rglob("targets-*")}
         assert len(kept) == 2
-        # A second run that is killed right after its targets must have found both chunks and made none.
-        start(cache, "-c", KILLED_AFTER, "memedit.editing.run", "EditRun", "targets", *arguments(out))
+        # A second run that is killed at the same moment reads both chunks and writes neither.
+        apply(folder, Moment("targets", "ends"))
         assert {file: file.stat().st_mtime_ns for file in (cache / "runs").rglob("targets-*")} == kept
+        # The converse: without them a file is renamed into its place for each chunk.
+        shutil.rmtree(cache / "runs")
+        assert apply(folder, Moment("targets", "os.rename", 3)).returncode == -signal.SIGKILL
+        assert len(list((cache / "runs").rglob("targets-*.safetensors"))) == 1
     finally:
         shutil.rmtree(cache, ignore_errors=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,14 +20,14 @@ from memedit.storage.checkpoint import Checkpoint
 from memedit.tracing.run import trace_all
 from safetensors.torch import load_file
 from tests.conftest import ROOT
-from tests.end_to_end.test_commands import EDITS, FEW
-from tests.end_to_end.test_commands import memedit as command
-from tests.end_to_end.test_resume import KILLED_AFTER
+from tests.helpers.killed import Moment, call
+from tests.helpers.program import EDITS, FEW
+from tests.helpers.program import memedit as command
+from tests.helpers.records import public_file
 
 FACTS = ROOT / "examples" / "world" / "facts.jsonl"
 PLAIN = ROOT / "examples" / "models" / "made-plain"
 PLAIN_FACTS = PLAIN / "memedit" / "facts.jsonl.gz"  # its world is smaller: 60 people
-KNOWN = ROOT.parent / "shared" / "data" / "known_1000.json"
 QUICK = ["--samples", "2"]
 PROMPT = ["--prompt", "Jorissa Korbumber plays the", "--subject", "Jorissa Korbumber"]
 
@@ -82,9 +80,9 @@ def test_facts_that_the_model_does_not_know_are_skipped_and_counted(made_gpt2: P
     assert "1 of 2 facts" in done.stderr
 
 
-@pytest.mark.skipif(not KNOWN.is_file(), reason="the public records are not beside the checkout")
+@pytest.mark.data
 def test_the_published_records_are_read_whole() -> None:
-    requests, findings = read(str(KNOWN))
+    requests, findings = read(str(public_file("known_1000.json")))
     assert (len(requests), findings) == (1209, [])
     assert all(request.object == request.object_old and request.text.strip() for request in requests)
     assert requests[0].prompt == "{} is located in the continent of"  # the prompt, not the shorter template
@@ -135,25 +133,21 @@ def test_bad_input_ends_in_a_line_a_hint_and_a_code(
     assert "Traceback" not in said.err
 
 
-def test_a_killed_run_goes_on_by_fact_and_writes_the_same_bytes(tmp_path: Path) -> None:
-    model = str(ROOT / "examples" / "models" / "made-gpt2")
+def test_a_killed_trace_continues_by_fact_and_writes_the_same_bytes(made_gpt2: Path, tmp_path: Path) -> None:
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("".join(FACTS.read_text().splitlines(keepends=True)[:3]))
     written: dict[str, dict[str, bytes]] = {}
-    for name in ("undisturbed", "killed"):
-        folder = tmp_path / name
-        arguments = ["trace", str(FACTS), "-m", model, "-o", str(folder / "out"), "--limit", "3", "-q", *QUICK]
-        environment = {**os.environ, "MEMEDIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-
-        def start(*words: str, environment: dict[str, str] = environment) -> int:
-            return subprocess.run([sys.executable, *words], env=environment, cwd=ROOT, check=False).returncode
-
-        if name == "killed":
-            killing = ["-c", KILLED_AFTER, "memedit.storage.artifacts", "Store", "keep", *arguments]
-            for facts in (1, 2):
-                assert start(*killing) == -signal.SIGKILL
-                assert len(list((folder / "cache" / "traces").rglob("fact-*"))) == facts
-            assert not (folder / "out").exists()
-        assert start("-m", "memedit", *arguments) == 0
-        written[name] = {file.name: file.read_bytes() for file in sorted((folder / "out").iterdir())}
+    for name, kills in (("undisturbed", 0), ("killed", 2)):
+        out, cache = tmp_path / name / "out", tmp_path / name / "cache"
+        for number in range(kills):
+            at = Moment("trace", "advances", number + 1)
+            killed = call(cache, "trace", facts, made_gpt2, out, at=at, settings={"trace.samples": 2})
+            assert killed.returncode == -signal.SIGKILL, killed.stderr
+            assert len(list((cache / "traces").rglob("fact-*"))) == number + 1
+        assert not out.exists()
+        done = call(cache, "trace", facts, made_gpt2, out, settings={"trace.samples": 2})
+        assert done.returncode == 0, done.stderr
+        written[name] = {file.name: file.read_bytes() for file in sorted(out.iterdir())}
     assert written["killed"] == written["undisturbed"]
 
 

@@ -171,6 +171,7 @@ def test_a_system_error_is_told_in_words(number: int, kind: type[Exception], cod
     assert "Errno" not in str(caught.value)
 
 
+@pytest.mark.process
 def test_a_second_process_says_who_holds_the_folder_and_waits(tmp_path: Path) -> None:
     folder, notes = tmp_path / "run", list[str]()
     with subprocess.Popen([sys.executable, "-c", HOLDS, str(folder), "1"], stdout=subprocess.PIPE, text=True) as first:
@@ -180,6 +181,7 @@ def test_a_second_process_says_who_holds_the_folder_and_waits(tmp_path: Path) ->
     assert len(notes) == 1 and f"process {first.pid} on " in notes[0]
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     folder, notes = tmp_path / "run", list[str]()
     with subprocess.Popen([sys.executable, "-c", HOLDS, str(folder), "60"], stdout=subprocess.PIPE, text=True) as first:

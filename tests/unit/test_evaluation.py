@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,16 @@ from memedit.forward.scoring import score_answers
 from memedit.model.load import LanguageModel, load
 from memedit.results.report import Scores
 from tests.conftest import ROOT
-
-DATA = ROOT.parent / "shared" / "data"
-SAME = 1e-6
-RECORDS = 200
+from tests.helpers.records import (
+    RECORDS,
+    as_counterfact,
+    as_easyedit,
+    as_mquake,
+    as_ours,
+    as_zsre,
+    holds,
+    written,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,102 +47,7 @@ def moved() -> LanguageModel:
     return found
 
 
-def world() -> list[dict[str, Any]]:
-    lines = (ROOT / "requests" / "world.jsonl").read_text().splitlines()
-    full = (record for record in map(json.loads, lines) if len(record.get("neighborhood", [])) >= 2)
-    return list(islice(full, RECORDS))
-
-
-def as_counterfact(n: int, ours: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "case_id": n,
-        "requested_rewrite": {
-            "prompt": ours["prompt"],
-            "relation_id": ours["relation"],
-            "subject": ours["subject"],
-            "target_new": {"str": ours["object"], "id": "Q1"},
-            "target_true": {"str": ours["object_old"], "id": "Q2"},
-        },
-        "paraphrase_prompts": ours["paraphrases"][:1],
-        "neighborhood_prompts": [one["prompt"] for one in ours["neighborhood"][: 1 + n % 2]],
-        "attribute_prompts": [],
-        "generation_prompts": ours["paraphrases"][:1],
-    }
-
-
-def as_zsre(n: int, ours: dict[str, Any]) -> dict[str, Any]:
-    near = ours["neighborhood"][0]
-    return {
-        "subject": ours["subject"],
-        "src": ours["prompt"].replace("{}", ours["subject"]),
-        "rephrase": ours["paraphrases"][0],
-        "answers": [ours["object_old"]],
-        "alt": ours["object"] if n % 2 else None,
-        "loc": near["prompt"],
-        "loc_ans": near["answer"],
-        "cond": "",
-    }
-
-
-def as_easyedit(n: int, ours: dict[str, Any]) -> dict[str, Any]:
-    asked = [{"prompt": text, "ground_truth": [[ours["object"]], ["cook"]]} for text in ours["paraphrases"][:2]]
-    near = [{"prompt": one["prompt"], "ground_truth": [[one["answer"]]]} for one in ours["neighborhood"][:2]]
-    return {
-        "subject": ours["subject"],
-        "prompt": ours["prompt"].replace("{}", ours["subject"]),
-        "target_new": ours["object"],
-        "ground_truth": ours["object_old"],
-        "rephrase": ours["paraphrases"][0],
-        "portability": {"Reasoning": asked[:1], "Subject_Aliasing": asked[1:], "Logical_Generalization": []}
-        if n % 3
-        else {"Reasoning": asked},
-        "locality": {"Relation_Specificity": near[:1], "Forgetfulness": near[1:]},
-    }
-
-
-def as_mquake(n: int, ours: dict[str, Any]) -> dict[str, Any]:
-    rewrite = as_counterfact(n, ours)["requested_rewrite"]
-    second = {**rewrite, "subject": "Nobody", "question": "Who is it?"}
-    return {
-        "case_id": n,
-        "requested_rewrite": [{**rewrite, "question": ours["paraphrases"][0]}, second],
-        "questions": ours["paraphrases"][:2],
-        "new_answer": ours["object"],
-        "new_answer_alias": [ours["object_old"]],
-    }
-
-
-def as_ours(n: int, ours: dict[str, Any]) -> dict[str, Any]:
-    """Each neighbor with its own answer or none (then it is the old object), another spelling, the other end."""
-    near = [one if n % 3 else one["prompt"] for one in ours["neighborhood"][:2]]
-    back = [{"prompt": f"{ours['object']} is said of", "answer": ours["subject"]}] if n % 2 else []
-    return {**ours, "paraphrases": ours["paraphrases"][:1], "neighborhood": near, "reversal": back,
-            "aliases": [ours["object_old"]] if n % 5 == 0 else []}  # fmt: skip
-
-
-Made = Callable[[int, dict[str, Any]], dict[str, Any]]
-
-
-def written(made: Made, tmp_path: Path) -> tuple[list[dict[str, Any]], list[EditRequest]]:
-    """200 records of a format, and what the reader makes of them."""
-    records = [made(n, ours) for n, ours in enumerate(world())]
-    file = tmp_path / "records.json"
-    file.write_text(json.dumps(records))
-    requests, findings = read(str(file))
-    assert len(records) == RECORDS
-    assert not [one.line for one in findings if one.severity == "error"]
-    return records, requests
-
-
-def holds(found: Scores, plain: oracle.Row) -> None:
-    """Every figure of the restatement is there, and equal."""
-    assert plain
-    for name, value in plain.items():
-        figure = found.groups[name] if "/" in name else getattr(found, name)
-        assert figure.mean == pytest.approx(value, abs=SAME), name
-        assert figure.low <= figure.mean <= figure.high
-
-
+@pytest.mark.slow
 def test_counterfacts_figures_are_the_published_ones(moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_counterfact, tmp_path)
     plain = Plain(moved.model, moved.tokenizer)
@@ -150,12 +59,14 @@ def test_counterfacts_figures_are_the_published_ones(moved: LanguageModel, tmp_p
     assert found.score == pytest.approx(3 / sum(1 / value for value in three), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_zsres_figures_are_the_published_ones(moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_zsre, tmp_path)
     plain = Plain(moved.model, moved.tokenizer)
     holds(summarize(score_edits(moved, requests)), oracle.means([oracle.zsre(plain, record) for record in records]))
 
 
+@pytest.mark.slow
 def test_easyedits_figures_are_the_published_ones(lm: LanguageModel, moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_easyedit, tmp_path)
     now, was = Plain(moved.model, moved.tokenizer), Plain(lm.model, lm.tokenizer)
@@ -164,6 +75,7 @@ def test_easyedits_figures_are_the_published_ones(lm: LanguageModel, moved: Lang
     assert 0 < expected["locality"] < 1
 
 
+@pytest.mark.slow
 def test_our_own_lists_figures_are_the_restated_ones(moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_ours, tmp_path)
     plain = Plain(moved.model, moved.tokenizer)
@@ -174,6 +86,7 @@ def test_our_own_lists_figures_are_the_restated_ones(moved: LanguageModel, tmp_p
     assert found.reversal.n == RECORDS // 2  # of the records that ask it
 
 
+@pytest.mark.slow
 def test_mquakes_questions_are_asked_once_a_case(moved: LanguageModel, tmp_path: Path) -> None:
     records, requests = written(as_mquake, tmp_path)
     assert len(requests) == 2 * RECORDS
@@ -184,6 +97,7 @@ def test_mquakes_questions_are_asked_once_a_case(moved: LanguageModel, tmp_path:
     assert found.portability.n == RECORDS
 
 
+@pytest.mark.slow
 def test_a_base_against_itself_agrees_everywhere(lm: LanguageModel) -> None:
     requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
     edit_scores = score_edits(lm, requests[:20])
@@ -202,6 +116,7 @@ def test_judgments_survive_json(lm: LanguageModel) -> None:
     assert summarize(again, edit_scores) == summarize(edit_scores, edit_scores)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_launch_moves_no_figure(
     moved: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +136,7 @@ def assert_close(one: Scores, other: Scores) -> None:
             assert first.mean == pytest.approx(second.mean, abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_shared_beginning_changes_no_answer(lm: LanguageModel) -> None:
     requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
     from memedit.forward import scoring

@@ -162,6 +162,7 @@ def test_an_empty_name_is_named_nowhere() -> None:
     assert names_in_text("anything", " ") == []
 
 
+@pytest.mark.slow
 def test_free_answers_equal_writing_one_at_a_time(made: LanguageModel) -> None:
     few = edits(6)
     knobs = EvalKnobs(tokens=8, prefixes=(0, 12, 115, 500), fluency_tokens=30)
@@ -188,6 +189,7 @@ def test_free_answers_equal_writing_one_at_a_time(made: LanguageModel) -> None:
 UNRELATED_HERE = "The tower was small and heavy. Nobody knows where the boat is. " * 9
 
 
+@pytest.mark.slow
 def test_an_object_longer_than_eval_tokens_has_room(made: LanguageModel) -> None:
     first = edits(1)[0]
     long = str(made.tokenizer.decode(generate(made, [encode_text(made.tokenizer, first.text)], 40)[0]))
@@ -199,6 +201,7 @@ def test_an_object_longer_than_eval_tokens_has_room(made: LanguageModel) -> None
     assert found[0].said.startswith(short[0].said)
 
 
+@pytest.mark.slow
 def test_portability_and_reversal_are_asked_freely_too(made: LanguageModel) -> None:
     first = edits(1)[0].model_copy(
         update={
@@ -289,6 +292,7 @@ def broken(lm: LanguageModel, requests: Sequence[EditRequest]) -> dict[int, torc
     return {layer: (lm.weight(layer).double() + delta).to(lm.dtype)}
 
 
+@pytest.mark.slow
 def test_a_broken_update_that_forced_scores_praise_is_exposed_by_free_answers(made: LanguageModel) -> None:
     requests = edits(12)
     knobs = EvalKnobs(tokens=8, prefixes=(0,), fluency_tokens=20)

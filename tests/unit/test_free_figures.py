@@ -20,8 +20,10 @@ from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from memedit.results.report import Figure
 from tests.conftest import byte_tokenizer
-from tests.unit.test_evaluation import RECORDS, SAME, as_counterfact, as_easyedit, as_mquake, as_zsre, world
+from tests.helpers.records import RECORDS, SAME, as_counterfact, as_easyedit, as_mquake, as_zsre, world
 from transformers import GPT2Config, GPT2LMHeadModel
+
+pytestmark = pytest.mark.slow
 
 TOKENS = 5
 BEHIND = {0: "", 50: UNRELATED[:50].strip().rstrip(".,") + ". ", 200: UNRELATED[:200].strip().rstrip(".,") + ". "}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.process
 def test_help_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys\n"

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from memedit.editing.ledger import BaseIdentity, Ledger, LedgerEntry, Provenance
+from memedit.editing.ledger import Ledger
 from memedit.editing.ledger_files import LINES, TARGETS, digest_of_ledger, ledger_files, read_ledger
-from memedit.edits.edit import EditRequest, Neighbor
 from memedit.errors import StorageError
 from safetensors.torch import save
-
-ABOUT = Provenance(
-    base=BaseIdentity(path="models/base", digest="0" * 64), contexts=("", "I was. "),
-    knobs={"seed": 0, "method.ridge": 1.0},
-    layers=(1, 2), moments="m",
-)  # fmt: skip
-# Line separators of Unicode stand in texts as they are, and end no line.
-REQUEST = EditRequest(
-    id="a", subject="Ada\u2028L", prompt="{} lives in", object="Rome", neighborhood=(Neighbor(prompt="Bo lives in"),),
-    meta={"from": [1, None]}, origin="list.jsonl:3",
-)  # fmt: skip
-ENTRIES = tuple(
-    LedgerEntry(
-        edit=one, digest=one.digest, found="joint", on="0", group="g", loss=0.1, steps=7, took=True, holds=False,
-        superseded_by=line,
-    )
-    for one, line in ((REQUEST, 2), (REQUEST.model_copy(update={"object": "Oslo"}), None))
-)  # fmt: skip
-LEDGER = Ledger(ABOUT, ENTRIES, torch.tensor([[1.0, 2.0], [3.0, 1e-30]]))
-PRINTS = "from tests.unit.test_ledger import LEDGER, digest_of_ledger; print(digest_of_ledger(LEDGER))"
+from tests.helpers.samples import ABOUT, ENTRIES, LEDGER, digests_elsewhere
 
 
 def written(folder: Path) -> Path:
@@ -56,9 +34,9 @@ def test_a_folder_without_one_has_none(tmp_path: Path) -> None:
     assert read_ledger(tmp_path) is None
 
 
+@pytest.mark.process
 def test_every_process_writes_the_same_bytes() -> None:
-    done = subprocess.run([sys.executable, "-c", PRINTS], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == digest_of_ledger(LEDGER)
+    assert digests_elsewhere(hash_seed=1)[1] == digest_of_ledger(LEDGER)
     moved = Ledger(ABOUT, ENTRIES, LEDGER.targets + 1)
     assert digest_of_ledger(moved) != digest_of_ledger(LEDGER)
 

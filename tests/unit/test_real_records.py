@@ -1,30 +1,26 @@
-"""Public records of three formats: every one is read with every text in it, and its figures are the restated ones."""
+"""Published records and made ones: each is read with every text in it, and its figures are the restated ones."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from examples.reference import evaluation as oracle
 from examples.reference.evaluation import Plain, Record, Row
+from memedit.edits.edit import EditRequest
 from memedit.edits.read import read
 from memedit.evaluation.forced import score_edits, summarize
 from memedit.evaluation.probes import list_probes
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from tests.conftest import byte_tokenizer
-from tests.unit.test_evaluation import DATA, RECORDS, holds
+from tests.helpers.records import MADE, RECORDS, holds, public_file
 from transformers import GPT2Config, GPT2LMHeadModel
-
-
-def raw(name: str) -> list[Record]:
-    if not (DATA / name).is_file():
-        pytest.skip(f"{name} is not on this machine: public data is not shipped")
-    return json.loads((DATA / name).read_text())
 
 
 def texts(value: Any) -> set[str]:
@@ -35,6 +31,69 @@ def texts(value: Any) -> set[str]:
     return {text for entry in entries for text in texts(entry)}
 
 
+def lost(record: Record, edits: list[EditRequest]) -> set[str]:
+    """The texts of a record that none of its edits has, not even without the white space around them."""
+    kept = texts([edit.public() for edit in edits]) | {edit.text for edit in edits} | {""}
+    return {text for text in texts(record) - kept if text.strip() not in kept}
+
+
+def without_ids(record: Record) -> Record:
+    """CounterFact's record without the Wikidata numbers of its objects, which nothing uses."""
+    rewrite = record["requested_rewrite"]
+    words = {name: rewrite[name]["str"] for name in ("target_new", "target_true")}
+    return {**record, "requested_rewrite": {**rewrite, **words}}
+
+
+def without_old_answers(record: Record) -> Record:
+    """MQuAKE's record without what was true before, and with one wording of each hop."""
+    hops = [{**hop, "question": ""} for hop in record["new_single_hops"]]
+    left = {name: record[name] for name in record if name not in ("answer", "answer_alias", "single_hops")}
+    rewrites = [without_ids({"requested_rewrite": one}) for one in record["requested_rewrite"]]
+    return {**left, "new_single_hops": hops, "requested_rewrite": rewrites}
+
+
+def as_it_is(record: Record) -> Record:
+    return record
+
+
+@pytest.mark.parametrize(
+    ("name", "used", "spot"),
+    [
+        ("counterfact", without_ids, ("Anwen Holt", "Marrow Quay", "Tilbeck", 2, 2, 0)),
+        ("counterfact_flat", as_it_is, ("Anwen Holt", "Marrow Quay", "Tilbeck", 1, 1, 0)),
+        ("zsre", as_it_is, ("Anwen Holt", "Marrow Quay", "Tilbeck", 1, 1, 0)),
+        ("knowedit", as_it_is, ("Anwen Holt", "Marrow Quay", "Tilbeck", 0, 2, 2)),
+        ("easyedit", as_it_is, ("Anwen Holt", "Marrow Quay", "Tilbeck", 1, 2, 1)),
+        ("qaedit", as_it_is, ("Anwen Holt", "Marrow Quay", None, 1, 2, 0)),
+        ("mquake", without_old_answers, ("Anwen Holt", "Marrow Quay", "Tilbeck", 1, 0, 4)),
+        ("known_1000", lambda one: {**one, "template": ""}, ("Anwen Holt", "Tilbeck", "Tilbeck", 0, 0, 0)),
+    ],
+)
+def test_made_records_of_every_format_are_read_without_loss(
+    name: str, used: Callable[[Record], Record], spot: tuple[Any, ...]
+) -> None:
+    file = MADE / f"{name}.json"
+    records = json.loads(file.read_text())
+    requests, findings = read(str(file))
+    each = len(requests) // len(records)
+    assert (len(records), each, findings) == (5, 2 if name == "mquake" else 1, [])
+    first = requests[0]
+    counts = len(first.paraphrases), len(first.neighborhood), len(first.portability)
+    assert (first.subject, first.object, first.object_old, *counts) == spot
+    for number, record in enumerate(records):
+        edits = requests[each * number : each * (number + 1)]
+        assert not lost(used(record), edits), record
+        # The converse: a text that the edits lack is noticed.
+        assert lost({**used(record), "more": "a text"}, edits) == {"a text"}
+
+
+def test_every_made_file_is_read_by_a_test() -> None:
+    assert {file.stem for file in MADE.iterdir()} == {
+        "counterfact", "counterfact_flat", "zsre", "knowedit", "easyedit", "qaedit", "mquake", "known_1000",
+    }  # fmt: skip
+
+
+@pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "count", "spot"),
     [
@@ -43,9 +102,10 @@ def texts(value: Any) -> set[str]:
         ("qaedit_1k.json", 1000, ("most 70 point games in nba history", "Wilt Chamberlain *", None, 1, 5)),
     ],
 )
-def test_records_are_read_without_loss(name: str, count: int, spot: tuple[Any, ...]) -> None:
-    records = raw(name)
-    requests, findings = read(str(DATA / name))
+def test_public_records_are_read_without_loss(name: str, count: int, spot: tuple[Any, ...]) -> None:
+    file = public_file(name)
+    records = json.loads(file.read_text())
+    requests, findings = read(str(file))
     assert not [one.line for one in findings if one.severity == "error"]
     assert len(records) == len(requests) == count
     first = requests[0]
@@ -53,14 +113,7 @@ def test_records_are_read_without_loss(name: str, count: int, spot: tuple[Any, .
     assert (first.subject, first.object, first.object_old, len(first.paraphrases), near) == spot
     assert sum(probe.kind == "efficacy" for probe in list_probes(requests)) == count
     for record, request in zip(records, requests, strict=True):
-        # white space around an object is removed, with a warning
-        kept = texts(request.public()) | {request.text, ""}
-        lost = {text for text in texts(record) - kept if text.strip() not in kept}
-        assert not lost, request.origin
-
-
-def test_a_text_that_is_lost_would_be_noticed() -> None:
-    assert texts({"a": ["x", {"b": "y"}], "n": 3}) == {"x", "y"}
+        assert not lost(record, [request]), request.origin
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +125,15 @@ def plain() -> Plain:
         attn_pdrop=0, embd_pdrop=0, resid_pdrop=0, initializer_range=0.3,
     )  # fmt: skip
     return Plain(GPT2LMHeadModel(config).eval().requires_grad_(False), byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def spelling(plain: Plain) -> Plain:
+    """The same model, more likely to say a few common letters, so that it has some tokens of five records right."""
+    model = GPT2LMHeadModel(plain.model.config).eval().requires_grad_(False)
+    model.load_state_dict(plain.model.state_dict())
+    model.transformer.wte.weight[plain.tokenizer("aeionrt ")["input_ids"]] *= 4
+    return Plain(model, plain.tokenizer)
 
 
 def flat_counterfact(plain: Plain, record: Record) -> Row:
@@ -99,6 +161,34 @@ def without_space(record: Record) -> Record:
     return {key: value.strip() if key in objects and isinstance(value, str) else value for key, value in record.items()}
 
 
+
+def agree(file: Path, restated: Callable[[Plain, Record], Row], plain: Plain) -> None:
+    """The figures of a file's first records are the means of their restatement."""
+    records = [without_space(record) for record in json.loads(file.read_text())[:RECORDS]]
+    lm = LanguageModel(plain.model, plain.tokenizer, find_architecture(plain.model))
+    requests = read(str(file))[0][:RECORDS]
+    expected = oracle.means([restated(plain, record) for record in records])
+    holds(summarize(score_edits(lm, requests, plus="neighborhood_plus" in expected)), expected)
+    assert max(map(abs, expected.values())) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "restated"),
+    [
+        ("counterfact", oracle.counterfact),
+        ("counterfact_flat", flat_counterfact),
+        ("zsre", oracle.zsre),
+        ("qaedit", qaedit),
+    ],
+)
+def test_figures_of_made_records_are_the_restated_ones(
+    name: str, restated: Callable[[Plain, Record], Row], spelling: Plain
+) -> None:
+    agree(MADE / f"{name}.json", restated, spelling)
+
+
+@pytest.mark.data
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "restated"),
     [
@@ -107,12 +197,7 @@ def without_space(record: Record) -> Record:
         ("qaedit_1k.json", qaedit),
     ],
 )
-def test_figures_of_real_records_are_the_restated_ones(
+def test_figures_of_public_records_are_the_restated_ones(
     name: str, restated: Callable[[Plain, Record], Row], plain: Plain
 ) -> None:
-    records = [without_space(record) for record in raw(name)[:RECORDS]]
-    lm = LanguageModel(plain.model, plain.tokenizer, find_architecture(plain.model))
-    requests = read(str(DATA / name))[0][:RECORDS]
-    expected = oracle.means([restated(plain, record) for record in records])
-    holds(summarize(score_edits(lm, requests)), expected)
-    assert max(map(abs, expected.values())) > 1e-4
+    agree(public_file(name), restated, plain)

@@ -64,6 +64,7 @@ def test_edits_stop_where_they_would_alone(lm: LanguageModel) -> None:
     assert gap(together, alone) < SAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("look_every", "worth"), [(1, 0.0), (3, 1.0), (100, 1.0)])
 def test_when_it_is_noticed_that_an_edit_is_found_changes_nothing(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, look_every: int, worth: float
@@ -85,6 +86,7 @@ def test_whole_forwards_find_the_same(lm: LanguageModel) -> None:
     assert gap(suffixes, whole) < SAME
 
 
+@pytest.mark.slow
 def test_a_small_launch_finds_the_same_as_a_large_one(lm: LanguageModel) -> None:
     assert gap(found(lm, tokens=5), found(lm)) < SAME
 
