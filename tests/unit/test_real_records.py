@@ -161,7 +161,6 @@ def without_space(record: Record) -> Record:
     return {key: value.strip() if key in objects and isinstance(value, str) else value for key, value in record.items()}
 
 
-
 def agree(file: Path, restated: Callable[[Plain, Record], Row], plain: Plain) -> None:
     """The figures of a file's first records are the means of their restatement."""
     records = [without_space(record) for record in json.loads(file.read_text())[:RECORDS]]
