@@ -411,9 +411,11 @@ def edited(
 
     >>> from transformers import AutoModelForCausalLM, AutoTokenizer
     >>> folder = "examples/models/made-gpt2"
-    >>> model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    >>> model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    >>> tokenizer, edits = AutoTokenizer.from_pretrained(folder), load_edits("requests/world.jsonl")[:2]
+    >>> settings = {"target.steps": 2, "moments.tokens": 1000}
     >>> before = model.transformer.h[0].mlp.c_proj.weight.clone()
-    >>> with edited(model, tokenizer, load_edits("requests/world.jsonl")[:2], settings={"target.steps": 5}) as update:
+    >>> with edited(model, tokenizer, edits, settings=settings) as update:
     ...     sorted(update.deltas), bool((model.transformer.h[0].mlp.c_proj.weight == before).all())
     ([0, 1, 2], False)
     >>> bool((model.transformer.h[0].mlp.c_proj.weight == before).all())
