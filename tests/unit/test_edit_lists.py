@@ -134,7 +134,9 @@ def test_public_data_is_read(name: str, count: int) -> None:
     assert len(errors) <= 0.02 * count, [finding.line for finding in errors[:5]]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "requests").glob("*.*")), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted(file for file in (ROOT / "requests").iterdir() if file.suffix != ".md"), ids=lambda file: file.name
+)
 def test_every_list_that_ships_is_sound(file: Path) -> None:
     requests, findings = read(str(file))
     assert requests
