@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from io import StringIO
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,11 +104,12 @@ def _no_foreign_bars() -> Generator[None]:
     from transformers.utils import logging
 
     drawn, fetched = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    datasets = cast("Any", sys.modules.get("datasets"))
-    mapped = datasets is not None and bool(datasets.is_progress_bar_enabled())
+    datasets: Any = sys.modules.get("datasets")
+    if datasets is not None and not datasets.is_progress_bar_enabled():
+        datasets = None
     logging.disable_progress_bar()
     disable_progress_bars()
-    if mapped:
+    if datasets is not None:
         datasets.disable_progress_bars()
     try:
         yield
@@ -119,7 +120,7 @@ def _no_foreign_bars() -> Generator[None]:
             enable_progress_bars()
         else:
             disable_progress_bars()
-        if mapped:
+        if datasets is not None:
             datasets.enable_progress_bars()
 
 
