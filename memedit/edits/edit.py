@@ -18,11 +18,11 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # what a terminal could take for 
 
 def shown(value: object, width: int = 60) -> str:
     """A value for a message: in quotes, on one line, cut when long, in characters that any output can encode."""
-    text = printable(json.dumps(value, ensure_ascii=False, default=str))
+    text = escape_controls(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= width else text[: width - 4] + ' ..."'
 
 
-def printable(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Text in which control characters and halves of surrogate pairs are written as escapes."""
     escaped = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
     return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -163,4 +163,4 @@ class Finding(BaseModel):
     def line(self) -> str:
         """`file:line: CODE message`, on one line, whatever the message contains."""
         text = self.message.replace("\r", "\\r").replace("\n", "\\n")
-        return printable(f"{self.origin}: {self.code} {text}")
+        return escape_controls(f"{self.origin}: {self.code} {text}")

@@ -188,6 +188,7 @@ def test_a_pipe_gets_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (DOCS / "exit-codes.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.process
 def test_an_unknown_topic_names_the_nearest_and_exits_with_2() -> None:
     with pytest.raises(UsageError) as caught:
         topic_text("evalution")
@@ -245,6 +246,7 @@ def literal_of(key: str) -> Any:
     return annotation if get_origin(annotation) is Literal else None
 
 
+@pytest.mark.process
 def test_the_settings_are_shown_without_loading_torch() -> None:
     code = (
         "import sys\nfrom memedit.cli.help import help_command\nhelp_command('settings')\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from memedit.edits.edit import Finding, printable
+from memedit.edits.edit import Finding, escape_controls
 
 WRAPPER = ("version", "relations", "edits")
 """The keys of a list that is written as a mapping."""
@@ -34,7 +34,9 @@ class Document:
 
     def complain(self, line: int, code: str, message: str, edit: str | None = None) -> None:
         """Add a finding at a line of this file."""
-        self.findings.append(Finding(origin=f"{printable(self.name)}:{line}", code=code, message=message, edit=edit))
+        self.findings.append(
+            Finding(origin=f"{escape_controls(self.name)}:{line}", code=code, message=message, edit=edit)
+        )
 
 
 class RefusedError(ValueError):

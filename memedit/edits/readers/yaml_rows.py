@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 import yaml.reader
 
-from memedit.edits.edit import printable, shown
+from memedit.edits.edit import escape_controls, shown
 from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError, check_length
 
 
@@ -75,7 +75,7 @@ def _compose(text: str) -> yaml.Node | None:
         raise
     except Exception as error:  # PyYAML lets others through: OverflowError for the escape "\UFFFFFFFF", ValueError, ...
         line = loader.line + 1 if loader is not None else 1
-        raise RefusedError("E003", f"not valid YAML: {printable(str(error))}", line) from error
+        raise RefusedError("E003", f"not valid YAML: {escape_controls(str(error))}", line) from error
 
 
 def read_yaml(document: Document, text: str) -> None:
