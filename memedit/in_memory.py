@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memedit.config.layers import layers_text
 from memedit.config.recipe import MethodKnobs, Recipe
 from memedit.config.resolve import Source
 from memedit.editing.auto_layers import choose_traced_layers
@@ -57,7 +58,7 @@ LayerMoments = Mapping[int, Moment] | Sequence[MomentRow]
 """Second moments by layer, or the rows that `memedit.stats` returns."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InMemoryUpdate:
     """The change that a list of edits makes to a loaded model. Layers count from 0."""
 
@@ -72,14 +73,18 @@ class InMemoryUpdate:
     moments: dict[int, Moment]
     """The second moments that were measured from an iterable of texts, to be given to the next call; else empty."""
     method: str
-    _lm: LanguageModel = field(repr=False)
-    _checkpoint: Checkpoint | None = field(repr=False)
-    _base: dict[int, Tensor] = field(repr=False)
+    _lm: LanguageModel
+    _checkpoint: Checkpoint | None
+    _base: dict[int, Tensor]
     """The weights before the edit, (D, F), as the model holds them."""
-    _edited: dict[int, Tensor] = field(repr=False)
+    _edited: dict[int, Tensor]
     """The weights after it, (D, F), in the same dtype and on the same device."""
-    _put_back: list[dict[int, Tensor]] = field(repr=False, default_factory=list[dict[int, Tensor]])
+    _put_back: list[dict[int, Tensor]] = field(default_factory=list[dict[int, Tensor]])
     """What the end of each open `in_place` block puts back."""
+
+    def __repr__(self) -> str:
+        layers = layers_text(sorted(self.deltas))
+        return f"InMemoryUpdate({len(self.edits)} edits by {self.method}, layers {layers})"
 
     @contextmanager
     def in_place(self) -> Generator[None]:
@@ -167,8 +172,8 @@ def _check_settings(sources: Mapping[str, Source]) -> None:
             raise UsageError(f"{name} says how a model is opened, and this one is open", "leave the setting out")
         if name.startswith("output."):
             raise UsageError(f"{name} is about an output folder, and there is none", "leave the setting out")
-        if name == "target.redo":
-            raise UsageError("target.redo is not available for a model in memory", "use memedit.apply on its folder")
+        if name == "target.retry":
+            raise UsageError("target.retry is not available for a model in memory", "use memedit.apply on its folder")
 
 
 def _open(model: Any, tokenizer: Any) -> LanguageModel:

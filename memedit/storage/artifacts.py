@@ -121,8 +121,9 @@ class Store:
         """Return the tensors kept under `name` for the inputs `on`; where there are none, make and keep them."""
         found = self.find(name, on)
         if found is None:
-            found = make()
-            self.keep(name, on, found)
+            # Read back: tensors from the file may lie in memory in another order, and a product then ends in other bits.
+            self.keep(name, on, made := make())
+            found = self.find(name, on) or made
         return found
 
     def recall_json(self, name: str, on: Mapping[str, Any], make: Callable[[], Any]) -> Any:
@@ -166,7 +167,8 @@ class Store:
                 metadata = kept.metadata() or {}
                 if json.loads(metadata.get("on", "null")) != _plain(on):
                     return None
-                found = {key: kept.get_tensor(key) for key in kept.keys()}  # noqa: SIM118 - no mapping
+                # Cloned: a view of the file has the file's alignment, on which the last bit of a product depends.
+                found = {key: kept.get_tensor(key).clone() for key in kept.keys()}  # noqa: SIM118 - no mapping
             whole = metadata.get("sha256") in (None, _checksum(found, metadata["on"]))
         except (SafetensorError, ValueError, RecursionError):
             found, whole = None, False

@@ -157,7 +157,7 @@ def test_an_adapter_of_another_model_is_refused_in_words(
 ) -> None:  # fmt: skip
     llama = made_gpt2.parent / "made-llama"
     assert command(monkeypatch, "eval", lists[0], "-m", llama, "--adapter", adapter) == 2
-    assert "which this model has not" in capsys.readouterr().err
+    assert "which this model does not have" in capsys.readouterr().err
     assert command(monkeypatch, "eval", lists[0], "-m", llama, "-m", made_gpt2, "--adapter", adapter) == 2
     assert "--adapter works with one model" in capsys.readouterr().err
     assert command(monkeypatch, "eval", lists[0], "-m", adapter) == 2

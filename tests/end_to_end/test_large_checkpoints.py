@@ -17,7 +17,7 @@ WRITES = """
 import resource, sys
 from pathlib import Path
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.writer import write
+from memedit.storage.writer import write_checkpoint
 
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -25,7 +25,7 @@ def most():
 source, out, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 before = most()
 base = Checkpoint.open(source)
-write(base, out, {"t.7": base.tensor("t.7") + 1}, {}, max_shard=limit or None)
+write_checkpoint(base, out, {"t.7": base.tensor("t.7") + 1}, {}, max_shard=limit or None)
 print(most() - before)
 """
 

@@ -264,6 +264,7 @@ def test_an_artifact_of_version_0_1_is_read_as_it_is(tmp_path: Path) -> None:
     assert store.find_json("before", {}) == [1.5]
 
 
+@pytest.mark.process
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     store = Store(tmp_path / "moments")
     store.folder.mkdir()

@@ -183,7 +183,7 @@ def test_what_cannot_be_edited_in_memory_is_refused(tiny: tuple[Any, Any], made_
     refused(EditListError, "1 error", model, tokenizer, [{**EDIT, "prompt": "no slot"}])
     refused(UsageError, "output.dir is about an output folder", settings={"output.dir": "x"})
     refused(UsageError, "model.device says how a model is opened", settings={"model.device": "cpu"})
-    refused(UsageError, "target.redo", settings={"target.redo": 2})
+    refused(UsageError, "target.retry", settings={"target.redo": 2})
     refused(UsageError, "moments and corpus were both given", moments={})
     refused(UsageError, "moments has no layer", corpus=None, moments={})
     refused(UsageError, "corpus must be a path or texts, not int", corpus=3)
