@@ -121,9 +121,8 @@ class Store:
         """Return the tensors kept under `name` for the inputs `on`; where there are none, make and keep them."""
         found = self.find(name, on)
         if found is None:
-            # Read back: tensors from the file may lie in memory in another order, and a product then ends in other bits.
-            self.keep(name, on, made := make())
-            found = self.find(name, on) or made
+            found = make()
+            self.keep(name, on, found)
         return found
 
     def recall_json(self, name: str, on: Mapping[str, Any], make: Callable[[], Any]) -> Any:
