@@ -114,7 +114,7 @@ def _texts(lm: LanguageModel, prompts: Sequence[AnswerIds], rooms: Sequence[int]
 
 
 def prefix(lm: LanguageModel, text: str, tokens: int) -> str | None:
-    """The first `tokens` tokens of a text, as text that a prompt can follow; None where it has not so many."""
+    """The first `tokens` tokens of a text, as text that a prompt can follow; None where the text is shorter."""
     if not tokens:
         return ""
     cut = encode_bare(lm.tokenizer, text)[:tokens]

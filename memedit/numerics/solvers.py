@@ -76,6 +76,9 @@ def decomposed(moment: Moment, metric: Metric) -> dict[str, Tensor]:
     much text is read. Then the smallest of SHIFTS that gives a sound factor is added to the diagonal: `shift` is that
     number, `dead` counts the units. Metric "null space": the spectrum of C, `values` (F,) ascending and `vectors`
     (F, F). Raises ValueError where there is no sound factor.
+
+    Matrices are contiguous, as they are when read from a file: LAPACK returns columns first, and on some processors a
+    product of the same numbers in another layout ends in other bits (seen on an AMD EPYC, 2026-11-28).
     """
     mean = moment.mean
     scale = mean.diagonal().mean()
@@ -83,13 +86,13 @@ def decomposed(moment: Moment, metric: Metric) -> dict[str, Tensor]:
         raise ValueError("the second moment is not finite, or zero")
     if metric == "null space":
         values, vectors = torch.linalg.eigh(mean)
-        return {"values": values, "vectors": vectors}
+        return {"values": values, "vectors": vectors.contiguous()}
     dead = (mean.diagonal() <= 0).sum()
     eye = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
     for shift in SHIFTS:
         lower, info = torch.linalg.cholesky_ex(mean + shift * scale * eye)
         if info.item() == 0 and lower.diagonal().square().min() >= SMALLEST_PIVOT * scale:
-            return {"lower": lower, "shift": torch.tensor(shift, dtype=torch.float64), "dead": dead.cpu()}
+            return {"lower": lower.contiguous(), "shift": torch.tensor(shift, dtype=torch.float64), "dead": dead.cpu()}
     raise ValueError(
         f"the second moment is not positive definite: {moment.count:,} tokens for {len(mean):,} dimensions"
     )

@@ -1,4 +1,4 @@
-"""What came of a change that was exported, summed or taken back, and how two models differ: plain values."""
+"""Results of export, add, revert and diff: plain values that turn into JSON."""
 
 from __future__ import annotations
 

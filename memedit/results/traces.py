@@ -1,4 +1,4 @@
-"""What came of tracing: plain values that turn into JSON. Layers count from 0, ranges include both ends."""
+"""Results of causal tracing: plain values that turn into JSON. Layers count from 0, ranges include both ends."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class TracedFact:
 
 @dataclass(frozen=True)
 class TracingResult:
-    """What came of tracing a list."""
+    """The traces of a list of facts, and their average."""
 
     facts: tuple[TracedFact, ...]
     unknown: tuple[FactTrace, ...]

@@ -166,8 +166,7 @@ class Store:
                 metadata = kept.metadata() or {}
                 if json.loads(metadata.get("on", "null")) != _plain(on):
                     return None
-                # Cloned: a view of the file has the file's alignment, on which the last bit of a product depends.
-                found = {key: kept.get_tensor(key).clone() for key in kept.keys()}  # noqa: SIM118 - no mapping
+                found = {key: kept.get_tensor(key) for key in kept.keys()}  # noqa: SIM118 - no mapping
             whole = metadata.get("sha256") in (None, _checksum(found, metadata["on"]))
         except (SafetensorError, ValueError, RecursionError):
             found, whole = None, False

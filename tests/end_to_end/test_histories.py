@@ -31,13 +31,7 @@ from memedit.progress import NoProgress
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes
 from tests.helpers.killed import Moment, call
-from tests.helpers.processor import products_are_reproducible
 from tests.helpers.program import EDITS
-
-same_bits = pytest.mark.skipif(
-    not products_are_reproducible(),
-    reason="on this processor equal products differ in the last bit with the place of their operands in memory",
-)
 
 # A search of one edit at a time gives its target the same bytes whoever else is in the list.
 SETTINGS = {"target.steps": 4, "chunk": 1, "moments.tokens": 2000, "contexts.openings": ["The"]}
@@ -124,7 +118,6 @@ def test_edits_of_one_subject_are_searched_together_whenever_they_came(tiny_fold
     assert report.ledger is not None and (report.ledger.kept, report.ledger.joint) == (1, 2)
 
 
-@same_bits
 @pytest.mark.parametrize("way", ["re-solve", "on top"])
 def test_a_killed_run_on_an_edited_model_continues_and_writes_the_same_bytes(
     made_gpt2: Path, tmp_path: Path, way: str
@@ -149,7 +142,6 @@ def test_a_killed_run_on_an_edited_model_continues_and_writes_the_same_bytes(
         run = {**json.loads(files.pop("memedit/run.json").read_text()), "timings": None}
         found.append({**{name: file.read_bytes() for name, file in files.items()}, "run": json.dumps(run).encode()})
         shutil.rmtree(tmp_path / "b")
-    assert found[0].pop("run") == found[1].pop("run")
     assert found[0] == found[1]
 
 
@@ -171,7 +163,6 @@ def kept_ledger(job: EditRun, contexts: list[str], order: list[int], wanted: tor
     return ledger
 
 
-@same_bits
 def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_folder: Path, tmp_path: Path) -> None:
     requests = memedit.load_edits(EDITS)[:500]
     recipe = resolve([("flag", {"model.path": str(made_folder), "moments.tokens": 4000})])[0]

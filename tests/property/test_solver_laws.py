@@ -7,7 +7,7 @@ import torch
 from examples.reference.editing import gap
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memedit.config.methods import METHODS, Method
+from memedit.config.methods import METHODS, Method, Metric
 from memedit.numerics.moments import Moment
 from memedit.numerics.normal import Sums, by_sums
 from memedit.numerics.solvers import (
@@ -344,3 +344,11 @@ def test_a_moment_of_nothing_is_refused() -> None:
     bad[0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         factor_metric(decomposed(Moment(bad, 5), "null space"), ALPHAEDIT, 1.0, SHARE)
+
+
+@pytest.mark.parametrize("metric", ["moment", "null space"])
+def test_a_decomposition_lies_in_memory_as_it_does_when_read_from_a_file(metric: Metric) -> None:
+    keys = torch.randn(60, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = decomposed(Moment(keys.T @ keys, 60), metric)
+    assert sum(part.ndim == 2 for part in parts.values()) == 1
+    assert all(part.is_contiguous() for part in parts.values())
