@@ -272,7 +272,7 @@ def evaluate(
     True
     """
     requests, findings = _read("edits", edits)
-    _sound(requests, findings, "the edit list", but="E106")
+    _sound(requests, findings, "the edit list", allowed=("E105", "E106"))
     recipe, _ = _resolved(model, settings)
     one = _path("adapter", adapter)
     inputs = RunInputs(recipe, requests, facts=_facts(facts), base=_path("base", base))
@@ -495,10 +495,12 @@ def _facts(facts: object) -> list[EditRequest]:
     return requests
 
 
-def _sound(requests: list[EditRequest], findings: list[Finding], name: str, but: str = "") -> list[EditRequest]:
-    """The requests, if they have no error. Raises EditListError with every error, those of code `but` left out."""
+def _sound(
+    requests: list[EditRequest], findings: list[Finding], name: str, allowed: tuple[str, ...] = ()
+) -> list[EditRequest]:
+    """The requests, if they have no error. Raises EditListError with every error but those of `allowed` codes."""
     errors = [one for one in (*findings, *lint(requests)) if one.severity == "error"]
-    raise_errors(name, errors, allowed=(but,), hint="fix the errors in .findings")
+    raise_errors(name, errors, allowed=allowed, hint="fix the errors in .findings")
     return requests
 
 

@@ -243,7 +243,7 @@ def test_a_change_of_another_base_is_refused_unless_asked_for(tiny_folder: Path,
 @pytest.mark.parametrize(
     ("deltas", "says"),
     [
-        ({"lm_head.weight": Delta(torch.ones(258, 32))}, "no down-projection"),
+        ({"lm_head.weight": Delta(torch.ones(258, 32))}, "is not a down-projection"),
         ({"NAME": Delta(torch.ones(32, 7))}, "32 x 7"),
     ],
 )

@@ -89,7 +89,7 @@ def test_show_config_can_be_read_back(tmp_path: Path) -> None:
         (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--corpus", "nowhere.txt"], 2, "no corpus file"),
         (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--device", "cuda:7"], 5, "no cuda:7 device"),
         (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--json", "-q"], 2, "choose one"),
-        (["eval", "EDITS", "-m", "MODEL", "--fail-under", "beauty=1"], 2, "knows no score"),
+        (["eval", "EDITS", "-m", "MODEL", "--fail-under", "beauty=1"], 2, "there is no metric"),
         (["apply", "EDITS", "--no-such-flag"], 2, "No such option"),
     ],
 )  # fmt: skip

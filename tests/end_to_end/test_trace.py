@@ -91,10 +91,10 @@ def test_the_published_records_are_read_whole() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["FACTS", *PROMPT], 2, "one --prompt"),
-        ([], 2, "one --prompt"),
-        (["--prompt", "a b"], 2, "without the subject"),
-        (["--prompt", "The mother tongue is", "--subject", "Danielle"], 2, "does not stand in the prompt"),
+        (["FACTS", *PROMPT], 2, "a list of facts and --prompt were both given"),
+        ([], 2, "no facts were given"),
+        (["--prompt", "a b"], 2, "without its subject"),
+        (["--prompt", "The mother tongue is", "--subject", "Danielle"], 2, "is not in the prompt"),
         (["--prompt", "The tongue of Danielle Dar", "--subject", "Danielle Darrieux"], 2, "ends in the middle"),
         ([*PROMPT, "--answer", " "], 2, "--answer is empty"),
         ([*PROMPT, "--answer", "zither made of zinc"], 3, "knows none"),

@@ -299,3 +299,14 @@ def test_a_file_that_appeared_is_kept_where_it_may_not_be_replaced(tmp_path: Pat
         stream.write(b"ours")
     assert file.read_bytes() == b"ours"
     assert [entry.name for entry in tmp_path.iterdir() if entry.name != "cache"] == [file.name]
+
+
+def test_kept_tensors_are_aligned_whatever_the_length_of_the_header(tmp_path: Path) -> None:
+    store, starts = Store(tmp_path / "moments"), set[int]()
+    for length in range(0, 64, 8):
+        on = {"text": "x" * length}
+        store.keep("moment", on, {"a": torch.ones(3, 3, dtype=torch.float64)})
+        starts.add((8 + int.from_bytes(store.file("moment", on).read_bytes()[:8], "little")) % 64)
+        found = store.find("moment", on)
+        assert found is not None and found["a"].data_ptr() % 64 == 0
+    assert len(starts) > 1  # the converse: in the files they begin at other places
