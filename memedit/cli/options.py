@@ -82,8 +82,8 @@ CorpusOption = Annotated[
     str | None,
     typer.Option(
         "--corpus",
-        metavar="FILE|hf:REPO",
-        help="Text to measure second moments on: .txt, .jsonl, .gz or hf:repo[:config].",
+        metavar="FILE|hf:REPO|self",
+        help="Text to measure second moments on: .txt, .jsonl, .gz, hf:repo[:config], or self: the model writes it.",
     ),
 ]
 FactsOption = Annotated[

@@ -113,7 +113,8 @@ class MomentKnobs(_Knobs):
     """The second moments, which represent what the model knew."""
 
     corpus: str | None = None
-    """A .txt or .jsonl file (.gz too) or hf:repo[:config]; None: the model's own memedit/corpus.jsonl.gz."""
+    """A .txt or .jsonl file (.gz too), hf:repo[:config], or self: text that the model writes. None: the model's own
+    memedit/corpus.jsonl.gz, and where there is none, self."""
     tokens: int | None = Field(default=None, ge=1)
     """How many tokens to read; None: ten times the MLP's width."""
     row: int = Field(default=512, ge=8)

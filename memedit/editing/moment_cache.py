@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from memedit.config.layers import layers_of
 from memedit.config.methods import Metric
 from memedit.config.recipe import MethodKnobs, Recipe
 from memedit.editing.moments import Moments, measure
+from memedit.editing.own_text import SELF, OwnText
 from memedit.editing.resources import check_room, check_weights
 from memedit.errors import StorageError, UsageError
 from memedit.forward.packing import packed
@@ -39,13 +40,15 @@ class MomentPlan:
     """The second moments of a run: those in the cache, and how to measure the others."""
 
     corpus: str | None
-    """None: there is no corpus, only the cache."""
+    """None: no text is needed, the cache has every moment."""
     tokens: int
     row: int
     on: dict[int, dict[str, Any]]
     """For each layer, the inputs of its moment."""
     cached: tuple[int, ...]
     """Layers whose moment is in the cache."""
+    own_text: OwnText | None = None
+    """The text that the model writes itself, where `corpus` is "self"."""
 
     @property
     def missing(self) -> list[int]:
@@ -59,7 +62,11 @@ def moment_store() -> Store:
 
 
 def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe: Recipe) -> MomentPlan:
-    """Plan which moments are read and which are measured, on which text. Raises UsageError if there is no text."""
+    """Plan which moments are read and which are measured, on which text: the recipe's corpus, or the model's own
+    memedit/corpus.jsonl.gz, or where there is neither, and the cache lacks a moment, text that the model writes.
+
+    Raises UsageError if the corpus is no file.
+    """
     knobs = recipe.moments
     own = folder / "memedit" / "corpus.jsonl.gz"
     corpus = knobs.corpus or (str(own) if own.is_file() else None)
@@ -67,28 +74,27 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
     # A model limited to short rows was trained on rows that long; never longer than asked.
     row = min(knobs.row, lm.architecture.positions or knobs.row)
     weights = feeding(lm, layers)
-    same: dict[str, Any] = {"tokenizer": of_tokenizer(lm.tokenizer), "tokens": tokens, "row": row, "code": MOMENT_CODE}
-    same["corpus"] = corpus_digest(corpus) if corpus else None
-    on = {layer: {"weights": weights[layer], **same} for layer in layers}
     store = moment_store()
+    at_hand: dict[int, dict[str, Any]] = {}
     if knobs.corpus is None:
         # Without a named text any cached moment of these weights serves, an imported one first.
-        on |= {
-            n: at_hand
-            for n in layers
-            if (at_hand := store.like(f"moment-{n}", {"weights": weights[n], "code": MOMENT_CODE}, "imported"))
-        }
-    if corpus is None:
-        found = {layer: store.like(f"moment-{layer}", {"weights": weights[layer]}) for layer in layers}
-        on = {layer: inputs or on[layer] for layer, inputs in found.items()}
+        for n in layers:
+            found = store.like(f"moment-{n}", {"weights": weights[n], "code": MOMENT_CODE}, "imported")
+            if found is None and corpus is None:
+                found = store.like(f"moment-{n}", {"weights": weights[n]})
+            if found is not None:
+                at_hand[n] = found
+        if corpus is None and len(at_hand) < len(layers):
+            corpus = SELF
+    same: dict[str, Any] = {"tokenizer": of_tokenizer(lm.tokenizer), "tokens": tokens, "row": row, "code": MOMENT_CODE}
+    own_text = OwnText.of(lm, tokens, row, recipe.seed) if corpus == SELF else None
+    if own_text:
+        same |= {"corpus": SELF, "writer": own_text.on["writer"], "row": own_text.row, "seed": recipe.seed}
+    else:
+        same["corpus"] = corpus_digest(corpus) if corpus else None
+    on = {layer: at_hand.get(layer) or {"weights": weights[layer], **same} for layer in layers}
     cached = tuple(layer for layer in layers if store.holds(f"moment-{layer}", on[layer]))
-    if corpus is None and len(cached) < len(layers):
-        raise UsageError(
-            f"there is no text to measure the moments of {folder.name} on: none was given, the model has no "
-            "memedit/corpus.jsonl.gz, and the cache holds no moment of it",
-            "say --corpus FILE (.txt, .jsonl, .gz) or --corpus hf:wikitext:wikitext-103-raw-v1",
-        )
-    return MomentPlan(corpus, tokens, row, on, cached)
+    return MomentPlan(corpus, tokens, row, on, cached, own_text)
 
 
 def moments_for(lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance) -> Moments:
@@ -109,7 +115,7 @@ def measure_missing(lm: LanguageModel, plan: MomentPlan, progress: Progress, adv
                     f"the second moment of layer {missing[0]} was damaged, and this run has no text to measure it on",
                     "give a corpus with --corpus FILE, or import the moment again: memedit stats --import FILE",
                 )
-            rows = packed(documents(plan.corpus), lm.tokenizer, plan.row)
+            rows = _rows(lm, plan, store, progress)
             on = {"layers": missing, **plan.on[missing[-1]]}
 
             def keep(moments: Moments) -> None:
@@ -124,6 +130,16 @@ def measure_missing(lm: LanguageModel, plan: MomentPlan, progress: Progress, adv
             for layer, moment in measured.items():
                 store.keep(f"moment-{layer}", plan.on[layer], dict(_parts(moment)))
             store.drop("partial", on)
+
+
+def _rows(lm: LanguageModel, plan: MomentPlan, store: Store, progress: Progress) -> Iterator[tuple[int, ...]]:
+    """The rows of token ids on which a plan measures."""
+    if plan.own_text:
+        progress.note("second moments are measured on text that the model writes itself; --corpus names another")
+        # Written before the measurement, whose hooks would see the writing too.
+        return iter(plan.own_text.rows(lm, store, progress))
+    assert plan.corpus is not None
+    return packed(documents(plan.corpus), lm.tokenizer, plan.row)
 
 
 def moment_of(plan: MomentPlan, layer: int) -> Moment:

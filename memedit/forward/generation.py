@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from memedit.errors import UsageError
 from memedit.forward.passes import draw_token, run
 from memedit.forward.scoring import AnswerIds, copy_cache_rows, lead_cache, leads, proved, run_on, together
 from memedit.model.load import LanguageModel
+from memedit.model.tokens import encode_bare, text_opening
 
 
 @torch.no_grad()
@@ -48,6 +50,43 @@ def generate(
             if seen:
                 seen(len(chosen))
     return [found[prompt] for prompt in prompts]
+
+
+@torch.no_grad()
+def write_texts(
+    lm: LanguageModel, count: int, length: int, *, seed: int, seen: Callable[[int], None] | None = None
+) -> list[AnswerIds]:
+    """Let the model write `count` texts of `length` tokens from the way a text begins, sampled at temperature 1.
+
+    Where a text ends before `length`, another begins in the same row, as in packed rows. `seen` is called with the
+    number of tokens of each step. Raises UsageError if the tokenizer has no token with which a text begins.
+    """
+    opening, stops = text_opening(lm.tokenizer), ends(lm)
+    if not opening:
+        raise UsageError("the tokenizer has no token with which a text begins", "give a corpus: --corpus FILE")
+    shares = proved(lm, [((*opening, *encode_bare(lm.tokenizer, "The")), [encode_bare(lm.tokenizer, " first of the")])])
+    cache = copy_cache_rows(None, [0] * count) if shares else None
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.tensor([opening] * count)
+    forced: list[list[int]] = [[] for _ in range(count)]
+    new = rows
+    while rows.shape[1] < length:
+        if cache is None:
+            logits = run(lm, rows, logits_to_keep=1).logits[:, -1].float()
+        else:
+            logits = run_on(lm, new, cache, keep=1)[:, 0]
+        picks: list[int] = torch.multinomial(logits.cpu().softmax(-1), 1, generator=draw)[:, 0].tolist()
+        for row, rest in enumerate(forced):
+            if rest:
+                picks[row] = rest.pop(0)
+            elif picks[row] in stops:
+                # Where EOS itself is the opening, it also begins the next text.
+                rest += [] if opening == (picks[row],) else opening
+        new = torch.tensor(picks)[:, None]
+        rows = torch.cat([rows, new], 1)
+        if seen:
+            seen(count)
+    return [tuple(row) for row in rows[:, :length].tolist()]
 
 
 def ends(lm: LanguageModel) -> set[int]:

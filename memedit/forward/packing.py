@@ -6,21 +6,21 @@ from collections.abc import Generator, Iterable
 
 from transformers import PreTrainedTokenizerBase
 
+from memedit.model.tokens import text_opening
+
 TOGETHER = 256  # documents tokenized at a time
 
 
 def packed(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Generator[tuple[int, ...]]:
     """Pack documents, one after another, into rows of `length` tokens; the last row may be shorter.
 
-    Each document begins with the tokens that the tokenizer puts before a text (BOS). Where there are none it begins
-    with EOS, which separates documents as in training.
+    Each document begins as a text does (`text_opening`).
     """
-    opening = list(tokenizer("")["input_ids"])  # type: ignore[arg-type]
-    separator = opening or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+    opening = text_opening(tokenizer)
     held: list[int] = []
     for text in _together(documents):
         for ids in tokenizer(text, add_special_tokens=False)["input_ids"]:  # type: ignore[union-attr]
-            held += [*separator, *ids]  # type: ignore[list-item]
+            held += [*opening, *ids]  # type: ignore[list-item]
         while len(held) >= length:
             yield tuple(held[:length])
             held = held[length:]

@@ -24,10 +24,7 @@ def feeding(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
             inside.setdefault(int(name[len(blocks) + 1 :].split(".")[0]), []).append(name)
         elif not name.startswith("lm_head"):
             outside.append(name)
-    config = lm.model.config.to_diff_dict()
-    for run_dependent in ("transformers_version", "_name_or_path", "dtype"):
-        config.pop(run_dependent, None)
-    running = hashlib.sha256(repr((str(lm.dtype), sorted(config.items(), key=str))).encode())
+    running = _begin(lm)
     for name in outside:
         _add(running, name, state[name])
     found: dict[int, str] = {}
@@ -42,6 +39,22 @@ def feeding(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
             if name.startswith(last.removesuffix("weight")):
                 _add(running, name, state[name])
     return found
+
+
+def of_model(lm: LanguageModel) -> str:
+    """The sha256 of everything that the model's output depends on: dtype, config and all weights, in memory."""
+    running, state = _begin(lm), lm.model.state_dict()
+    for name in sorted(state):
+        _add(running, name, state[name])
+    return running.hexdigest()
+
+
+def _begin(lm: LanguageModel) -> hashlib._Hash:  # type: ignore[name-defined]
+    """A digest of the dtype and config, to which weights are added."""
+    config = lm.model.config.to_diff_dict()
+    for run_dependent in ("transformers_version", "_name_or_path", "dtype"):
+        config.pop(run_dependent, None)
+    return hashlib.sha256(repr((str(lm.dtype), sorted(config.items(), key=str))).encode())
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

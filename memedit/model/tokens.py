@@ -83,6 +83,16 @@ def encode_bare(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...
     return tuple(_tokens(tokenizer, text, special=False)[0])
 
 
+def text_opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids with which a text begins: those that the tokenizer puts before it (BOS), or else EOS.
+
+    A model whose tokenizer puts nothing before a text was trained on texts that EOS separates, so a text began after
+    one. Empty where the tokenizer has neither.
+    """
+    end: int | None = tokenizer.eos_token_id  # type: ignore[assignment]
+    return tuple(tokenizer("")["input_ids"]) or (() if end is None else (end,))  # type: ignore[arg-type]
+
+
 def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of some ids."""
     return str(tokenizer.decode(list(ids)))

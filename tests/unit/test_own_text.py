@@ -1,0 +1,122 @@
+"""Text that the model writes itself: begun as a text begins, the same again, kept, and read by the moments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memedit.config.recipe import ModelKnobs
+from memedit.config.resolve import resolve
+from memedit.editing import own_text
+from memedit.editing.contexts import sample_contexts
+from memedit.editing.moment_cache import moment_store, moments_for, plan_moments
+from memedit.errors import UsageError
+from memedit.forward import generation
+from memedit.forward.generation import ends, write_texts
+from memedit.model.load import LanguageModel, load
+from memedit.model.tokens import text_opening
+from memedit.progress import NoProgress
+from tests.conftest import byte_tokenizer
+
+
+class Notes(NoProgress):
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def lm(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
+    (tiny_folder / "memedit" / "corpus.jsonl.gz").unlink(missing_ok=True)
+    monkeypatch.setattr(own_text, "TOGETHER", 4)
+    monkeypatch.setattr(own_text, "LONGEST", 32)
+    return load(tiny_folder, ModelKnobs(device="cpu"))
+
+
+def recipe_for(folder: Path, **knobs: Any) -> Any:
+    return resolve([("flag", {"model.path": str(folder), "moments.tokens": 300, **knobs})])[0]
+
+
+@pytest.mark.parametrize(("bos", "opening"), [(True, (0,)), (False, (1,))])
+def test_a_text_begins_with_bos_or_else_eos(bos: bool, opening: tuple[int, ...]) -> None:
+    assert text_opening(byte_tokenizer(bos=bos)) == opening
+
+
+def test_rows_begin_as_a_text_does_and_are_what_whole_forwards_would_sample(lm: LanguageModel) -> None:
+    rows = write_texts(lm, 3, 24, seed=5)
+    opening = text_opening(lm.tokenizer)
+    assert all(len(row) == 24 and row[: len(opening)] == opening for row in rows)
+    draw, wanted = torch.Generator().manual_seed(5), torch.tensor([opening] * 3)
+    while wanted.shape[1] < 24:
+        with torch.no_grad():
+            logits = lm.model(wanted).logits[:, -1].float()
+        wanted = torch.cat([wanted, torch.multinomial(logits.softmax(-1), 1, generator=draw)], 1)
+    first_end = min((n for row in wanted.tolist() for n, t in enumerate(row[1:], 1) if t in ends(lm)), default=24)
+    assert first_end > 4  # the comparison covers some tokens
+    assert [row[:first_end] for row in rows] == [tuple(row[:first_end]) for row in wanted.tolist()]
+
+
+def test_after_the_end_of_a_text_another_begins(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "ends", lambda _lm: set(range(2, lm.architecture.vocabulary)))
+    opening = text_opening(lm.tokenizer)
+    row = write_texts(lm, 1, 20, seed=0)[0]
+    for at, token in enumerate(row[:-1]):
+        if at >= len(opening) and token not in (*opening, 0, 1):
+            assert row[at + 1] == opening[0]
+
+
+def test_without_a_corpus_the_model_writes_one_and_says_so(lm: LanguageModel, tiny_folder: Path) -> None:
+    plan = plan_moments(lm, tiny_folder, [1], recipe_for(tiny_folder))
+    assert plan.corpus == "self"
+    progress = Notes()
+    moment = moments_for(lm, plan, progress, lambda _n: None)[1]
+    assert moment.count == 300
+    assert [note for note in progress.notes if "writes itself" in note]
+    named = plan_moments(lm, tiny_folder, [1], recipe_for(tiny_folder, **{"moments.corpus": "self"}))
+    assert named.missing == []  # the name says the same
+
+
+def test_the_text_is_kept_part_by_part_and_depends_on_the_seed(
+    lm: LanguageModel, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_moments(lm, tiny_folder, [1], recipe_for(tiny_folder))
+    assert plan.own_text
+    rows = plan.own_text.rows(lm, moment_store(), NoProgress())
+    other = plan_moments(lm, tiny_folder, [1], recipe_for(tiny_folder, seed=1)).own_text
+    assert other
+    assert other.rows(lm, moment_store(), NoProgress()) != rows
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a text that is kept is not written again")
+
+    monkeypatch.setattr(own_text, "write_texts", never)
+    assert plan.own_text.rows(lm, moment_store(), NoProgress()) == rows
+
+
+def test_a_tokenizer_without_a_first_token_is_refused(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "text_opening", lambda _tokenizer: ())
+    with pytest.raises(UsageError, match="no token with which a text begins"):
+        write_texts(lm, 1, 8, seed=0)
+
+
+def test_contexts_are_written_from_the_way_a_text_begins(lm: LanguageModel) -> None:
+    recipe = resolve([("flag", {"model.path": "x"})])[0]
+    opening = text_opening(lm.tokenizer)
+    seen: list[tuple[int, ...]] = []
+    handle = lm.model.get_input_embeddings().register_forward_hook(
+        lambda _m, args, _o: seen.append(tuple(args[0][0].tolist()))
+    )
+    try:
+        texts = sample_contexts(lm, recipe.contexts, 0)
+    finally:
+        handle.remove()
+    assert seen
+    assert all(ids[: len(opening)] == opening for ids in seen)
+    assert texts[0] == ""
+    assert len(texts) == 1 + len(recipe.contexts.openings)
