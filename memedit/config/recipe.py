@@ -76,8 +76,10 @@ class MethodKnobs(_Knobs):
 class TargetKnobs(_Knobs):
     """The search for the state that makes the model say the new object."""
 
+    optimizer: Literal["adam", "lbfgs"] = "adam"
+    """adam, or lbfgs: far fewer steps. The published semantics, and an absolute step, are adam's."""
     steps: int = Field(default=40, ge=1)
-    """Steps of Adam at most; an edit stops on its own when its loss is under `stop`."""
+    """Steps of the search at most; an edit stops on its own when its loss is under `stop`."""
     step: float = Field(default=0.05, gt=0)
     """Adam's step, in units of the root mean square of the edit's own state: one default for every scale."""
     step_absolute: float | None = Field(default=None, gt=0)

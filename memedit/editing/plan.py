@@ -27,6 +27,8 @@ class Edit:
     """The object's ids after the prompt."""
     subject: tuple[int, ...]
     """The bare subject, up to its last token: where the KL loss is measured."""
+    wordings: tuple[Prompt, ...] = ()
+    """The prompts of the request's other wordings, without a context."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,25 @@ def _check_exact_fit(edits: Sequence[Edit], recipe: Recipe, inner: int) -> None:
 def with_contexts(
     edit: Edit, contexts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool
 ) -> list[Prompt]:
-    """Tokenize the edit's prompt after each context (the first is the bare prompt)."""
+    """Tokenize the edit's prompt after each context (the first is the bare prompt).
+
+    An edit that has wordings takes them in turn: context n is followed by template n of the prompt and its wordings,
+    counted around. So wordings cost nothing, and keys and targets are those of all of them.
+    """
     return [
-        encode_prompt(tokenizer, edit.request, context=context, chat=chat) if context else edit.prompt
-        for context in contexts
+        encode_prompt(tokenizer, _worded(edit.request, number), context=context, chat=chat) if number else edit.prompt
+        for number, context in enumerate(contexts)
     ]
+
+
+def _templates(request: EditRequest) -> tuple[str, ...]:
+    return (request.prompt, *(wording for wording in request.wordings if wording.strip()))
+
+
+def _worded(request: EditRequest, number: int) -> EditRequest:
+    """The request with the prompt of context `number`."""
+    templates = _templates(request)
+    return request.model_copy(update={"prompt": templates[number % len(templates)]})
 
 
 @dataclass(frozen=True)
@@ -129,15 +145,17 @@ def encode_contexts(
 
 def _edit(request: EditRequest, tokenizer: PreTrainedTokenizerBase, chat: bool) -> Edit:
     prompt = encode_prompt(tokenizer, request, chat=chat)
+    templates = range(1, len(_templates(request)))
+    wordings = tuple(encode_prompt(tokenizer, _worded(request, number), chat=chat) for number in templates)
     target = object_ids(tokenizer, request.text, prompt.ids, request.object, chat=chat)
     if not target:
         raise SubjectLost(f"the object {shown(request.object)} has no tokens in this tokenizer")
-    return Edit(request, prompt, target, locate_subject(tokenizer, "", request.subject, "").head)
+    return Edit(request, prompt, target, locate_subject(tokenizer, "", request.subject, "").head, wordings)
 
 
 def _check_edit(edit: Edit, room: int | None) -> list[Finding]:
     findings: list[Finding] = []
-    length = len(edit.prompt.ids) + len(edit.target)
+    length = max(len(prompt.ids) for prompt in (edit.prompt, *edit.wordings)) + len(edit.target)
     if room is not None and length > room:
         message = (
             f"prompt and object are {length:,} tokens long; with a context before them {room:,} fit into this model"

@@ -1,10 +1,10 @@
 """Find targets: the state at the subject's last token that makes the model say the new object.
 
-Meng et al. 2023, eq. 13 (MEMIT), as published in kmeng01/memit, compute_z.py: Adam over one vector per edit, added
-to the output of the last edited layer. Here a batch of edits is searched together, and every edit stops on its own:
-edits that are found leave the batch. Edits of one subject share one change that must serve them all, and stop
-together: the weights answer a subject's key with one value, so values found separately would be averaged into one
-that says none of the objects (Dong et al. 2025, MEMIT-Merge).
+Meng et al. 2023, eq. 13 (MEMIT), as published in kmeng01/memit, compute_z.py: descent over one vector per edit, added
+to the output of the last edited layer, by Adam or by L-BFGS (numerics/descent.py). Here a batch of edits is searched
+together, and every edit stops on its own: edits that are found leave the batch. Edits of one subject share one change
+that must serve them all, and stop together: the weights answer a subject's key with one value, so values found
+separately would be averaged into one that says none of the objects (Dong et al. 2025, MEMIT-Merge).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from memedit.forward.perturbed import Changed, ChangedRow, WholeForward
 from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt
+from memedit.numerics.descent import LBFGS, Adam, Descent
 from memedit.numerics.objective import decay_loss, into_ball, kl_loss, likelihood_loss
 from memedit.progress import Advance
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's Adam defaults, which the published code uses
 LOOK_EVERY = {"cuda": 4}
 """Steps between two checks of which edits are found: a check makes the host wait for the GPU."""
 WORTH_PACKING = 7 / 8
@@ -37,7 +37,7 @@ WORTH_PACKING = 7 / 8
 @dataclass(frozen=True)
 class Targets:
     """wanted (E, D): the target state at the block's output; start (E, D): the state that the change was added to; loss
-    (E,): at the end of the search; steps (E,): of Adam. All float32, but steps int64."""
+    (E,): at the end of the search; steps (E,): evaluations after the first. All float32, but steps int64."""
 
     wanted: Tensor
     start: Tensor
@@ -82,21 +82,32 @@ def find_targets(
     for step in range(steps + 1):
         gradient = search.measure(step, with_gradient=step < steps)
         if step < steps:
-            search.step(gradient, step + 1)
+            search.step(gradient)
         if step % look_every == 0:
             gone = search.pack()
             if advance:
                 advance(gone)
             if not search.edits:
                 return search.found
+    search.open = torch.zeros_like(search.open)
     search.note()
     if advance:
         advance(len(search.edits))
     return search.found
 
 
+def _method(recipe: Recipe, length: Tensor, shape: torch.Size) -> Descent:
+    """The method of descent, for states of `length` (E,). The published semantics are Adam's."""
+    knobs = recipe.target
+    if knobs.optimizer == "lbfgs" and recipe.method.semantics == "memedit" and not knobs.step_absolute:
+        return LBFGS(shape, length)
+    # Adam moves every coordinate by about its step, so a step in units of the state's own rms fits every scale.
+    rate = knobs.step * length / shape[-1] ** 0.5
+    return Adam(shape, torch.full_like(rate, knobs.step_absolute) if knobs.step_absolute else rate)
+
+
 class _Search:
-    """The search of one batch: Adam's state of every edit still in it, and the targets of the others."""
+    """The search of one batch: the state of every edit still in it, and the targets of the others."""
 
     def __init__(
         self,
@@ -124,15 +135,13 @@ class _Search:
         # A product with it sums over the edits of a change in a fixed order; adding by index on a GPU does not.
         self.together = (serving[:, None] == serving).float()
         length = self.together @ start.norm(dim=-1) / self.together.sum(1)
-        # Adam moves every coordinate by about its step, so a step in units of the state's own rms fits every scale.
-        rate = self.knobs.step * length / start.shape[-1] ** 0.5
-        if self.knobs.step_absolute:
-            rate = torch.full_like(rate, self.knobs.step_absolute)
-        self.start, self.leaves, self.radius, self.rate, self.together = (
-            one.to(self.device) for one in (start, leaves, self.knobs.ball * length, rate, self.together)
+        self.start, self.leaves, self.radius, self.together = (
+            one.to(self.device) for one in (start, leaves, self.knobs.ball * length, self.together)
         )
-        self.change, self.mean, self.square = (torch.zeros_like(self.start) for _ in range(3))
+        self.method = _method(recipe, length.to(self.device), self.start.shape)
+        self.change, self.best = torch.zeros_like(self.start), torch.zeros_like(self.start)
         self.loss, self.steps = (torch.zeros(len(edits), device=self.device) for _ in range(2))
+        self.least, self.best_loss = (torch.full((len(edits),), torch.inf, device=self.device) for _ in range(2))
         self.open = torch.ones(len(edits), dtype=torch.bool, device=self.device)
         self.original = torch.zeros(len(edits), lm.architecture.vocabulary, device=self.device)
         self._read()
@@ -184,19 +193,30 @@ class _Search:
             loss, gradient = loss + decay.detach(), gradient + pull
         self.loss = torch.where(self.open, loss, self.loss)
         self.steps = torch.where(self.open, float(step), self.steps)
+        # Where one change serves several edits, the sum of their losses is what descends.
+        total = self.together @ loss
+        better = self.open & (total < self.least)
+        self.least = torch.where(better, total, self.least)
+        self.best_loss = torch.where(better, loss, self.best_loss)
+        self.best = torch.where(better[:, None], self.change, self.best)
         worst = loss.where(self.together > 0, -torch.inf).amax(1)
         self.open = self.open & (worst >= self.knobs.stop)
         return self.together @ gradient
 
-    def step(self, gradient: Tensor, count: int) -> None:
-        """One step of Adam (Kingma and Ba 2015, alg. 1) for every edit not yet found, then back into the ball."""
-        first, second = BETAS
-        self.mean = first * self.mean + (1 - first) * gradient
-        self.square = second * self.square + (1 - second) * gradient.square()
-        direction = self.mean / (1 - first**count)
-        scale = (self.square / (1 - second**count)).sqrt() + EPSILON
-        moved = into_ball(self.change - self.rate[:, None] * direction / scale, self.radius)
+    def step(self, gradient: Tensor) -> None:
+        """One step for every edit not yet found, then back into the ball; an edit that stands still is closed."""
+        proposed = self.method.step(self.change, self.together @ self.loss, gradient)
+        if (standing := self.method.standing) is not None:
+            self.open = self.open & ~standing
+        moved = into_ball(proposed, self.radius)
         self.change = torch.where(self.open[:, None], moved, self.change)
+
+    def settle(self) -> None:
+        """Go back to the best point of each closed edit, where the method also tries worse points."""
+        if self.method.standing is not None:
+            tried = ~self.open & (self.loss > self.best_loss)
+            self.change = torch.where(tried[:, None], self.best, self.change)
+            self.loss = torch.where(tried, self.best_loss, self.loss)
 
     def pack(self) -> int:
         """Remove found edits from the launches if it saves time; returns how many were removed."""
@@ -214,10 +234,10 @@ class _Search:
             "start",
             "leaves",
             "radius",
-            "rate",
             "change",
-            "mean",
-            "square",
+            "best",
+            "least",
+            "best_loss",
             "loss",
             "steps",
             "open",
@@ -225,12 +245,14 @@ class _Search:
         ):
             setattr(self, name, getattr(self, name)[index])
         self.together = self.together[index][:, index]
+        self.method.keep(index)
         if left:
             self._read()
         return gone
 
     def note(self) -> None:
         """Keep the current state of the edits in the batch."""
+        self.settle()
         self.found.wanted[self.edits] = (self.leaves + self.way.moved(self.start, self.change)).cpu()
         self.found.loss[self.edits] = self.loss.cpu()
         self.found.steps[self.edits] = self.steps.long().cpu()

@@ -75,8 +75,10 @@ class EditRequest(BaseModel):
     """The text that the model should give after the prompt."""
     object_old: str | None = None
     """The text that it gives now."""
+    wordings: tuple[str, ...] = ()
+    """Other templates for the same fact, each with one `{}`; the edit is made to hold under them too."""
     paraphrases: tuple[str, ...] = ()
-    """Other prompts for the same fact, with the subject filled in (a `{}` is replaced by the subject)."""
+    """Other prompts for the same fact, used only to score. A `{}` is replaced by the subject."""
     neighborhood: tuple[Neighbor, ...] = ()
     """Prompts whose answers must not change."""
     aliases: tuple[str, ...] = ()
@@ -133,8 +135,9 @@ class EditRequest(BaseModel):
 
     @property
     def digest(self) -> str:
-        """sha256 of subject, prompt and object."""
-        return hashlib.sha256(json.dumps([self.subject, self.prompt, self.object]).encode()).hexdigest()
+        """sha256 of subject, prompt, object, and the wordings where there are any."""
+        wordings = [list(self.wordings)] if self.wordings else []
+        return hashlib.sha256(json.dumps([self.subject, self.prompt, self.object, *wordings]).encode()).hexdigest()
 
 
 def _filled(record: dict[str, Any]) -> dict[str, Any]:

@@ -38,11 +38,12 @@ CODES: dict[str, str] = {
     "E122": "the tokenizer cannot place the subject",
     # W2xx: unusual, but edited as asked
     "W201": "the edit is an exact duplicate of an earlier one",
-    "W202": "a paraphrase, neighbor or alias is empty",
+    "W202": "a wording, paraphrase, neighbor or alias is empty",
     "W203": "the prompt contains the subject more than once",
     "W204": "the object and the old object are the same",
     "W205": "there is white space around the subject, or a space at the end of the prompt",
     "W206": "there is white space around the object or the old object",
+    "W207": "a paraphrase is also a prompt or wording of the edit, so its score does not show generalization",
     "W220": "the tokenizer merges the subject with the text after it",
     "W221": "two edits have the same key and different objects",
     "W230": "the edit takes the place of an earlier edit of this model: the same fact with another object",
@@ -101,7 +102,7 @@ def check_edit(request: EditRequest) -> list[Finding]:
     """Check one edit by itself."""
     return [
         request.finding(code, message)
-        for check in (_prompt, _subject_and_object, _lists)
+        for check in (_prompt, _subject_and_object, _wordings, _lists)
         for code, message in check(request)
     ]
 
@@ -146,8 +147,20 @@ def _subject_and_object(request: EditRequest) -> _Found:
             yield "W206", f"the {name} {shown(text)} has white space around it; leave it out"
 
 
+def _wordings(request: EditRequest) -> _Found:
+    for wording in request.wordings:
+        if wording.strip() and (slots := wording.count(SLOT)) != 1:
+            code, found = ("E102", f"{slots} {{}}; keep one") if slots else ("E101", "no {} where the subject goes")
+            yield code, f"the wording {shown(wording)} has {found}"
+    made = {request.text, *(wording.replace(SLOT, request.subject) for wording in request.wordings)}
+    for text in request.paraphrases:
+        if text in made:
+            yield "W207", f"the paraphrase {shown(text)} is also a prompt of this edit; ask by another"
+
+
 def _lists(request: EditRequest) -> _Found:
     texts = {
+        "wordings": request.wordings,
         "paraphrases": request.paraphrases,
         "neighborhood": tuple(neighbor.prompt for neighbor in request.neighborhood),
         "aliases": request.aliases,

@@ -120,8 +120,9 @@ def _relation(request: EditRequest) -> str:
 
 
 def _other_prompts(request: EditRequest, kin: _Kin) -> list[str]:
-    """The first few other prompts that the list has for the relation."""
-    others = (prompt for prompt in islice(kin.prompts, PARAPHRASES + 1) if prompt != request.prompt)
+    """The first few other prompts that the list has for the relation, without those that the edit is made by."""
+    own = {request.prompt, *request.wordings}
+    others = (prompt for prompt in islice(kin.prompts, PARAPHRASES + len(own)) if prompt not in own)
     return [prompt.replace(SLOT, request.subject, 1) for prompt in islice(others, PARAPHRASES)]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 from pathlib import Path
 
 import pytest
 from memedit.edits.edit import EditRequest, Finding, Neighbor
-from memedit.edits.lint import lint, raise_errors
+from memedit.edits.lint import check_edit, lint, raise_errors
 from memedit.edits.read import read, write_lines
 from memedit.errors import EditListError
 from tests.conftest import ROOT
@@ -20,29 +21,30 @@ WANTED = {
     "prompt": "The capital of {} is",
     "object": "Lyon",
     "object_old": "Paris",
+    "wordings": ("{}'s capital is",),
     "paraphrases": ("France is ruled from",),
 }
-RECORD = {**WANTED, "paraphrases": ["{} is ruled from"]}
-CSV = 'subject,prompt,object,object_old,paraphrases\nFrance,The capital of {} is,Lyon,Paris,"[""{} is ruled from""]"\n'
+RECORD = {**WANTED, "wordings": ["{}'s capital is"], "paraphrases": ["{} is ruled from"]}
+CELLS = ("France", "The capital of {} is", "Lyon", "Paris", '"[""{}\'s capital is""]"', '"[""{} is ruled from""]"')
+NAMES = ("subject", "prompt", "object", "object_old", "wordings", "paraphrases")
 FORMATS: dict[str, str] = {
     "a.jsonl": json.dumps(RECORD) + "\n",
     "a.json": json.dumps([RECORD], indent=2),
     "b.json": json.dumps({"version": 1, "edits": [RECORD]}),
     "a.yaml": "edits:\n- subject: France\n  prompt: The capital of {} is\n  object: Lyon\n  object_old: Paris\n"
-    "  paraphrases: ['{} is ruled from']\n",
-    "short.yaml": "relations:\n  capital: {prompt: The capital of {} is, paraphrases: ['{} is ruled from']}\n".replace(
-        "The capital of {} is", "'The capital of {} is'"
-    )
-    + "edits:\n- {subject: France, relation: capital, object: Lyon, object_old: Paris}\n",
-    "a.csv": CSV,
-    "a.tsv": "subject\tprompt\tobject\tobject_old\tparaphrases\nFrance\tThe capital of {} is\tLyon\tParis\t"
-    '"[""{} is ruled from""]"\n',
+    "  wordings: [\"{}'s capital is\"]\n  paraphrases: ['{} is ruled from']\n",
+    "short.yaml": "relations:\n  capital:\n    prompt: 'The capital of {} is'\n    wordings: \"{}'s capital is\"\n"
+    "    paraphrases: ['{} is ruled from']\n"
+    "edits:\n- {subject: France, relation: capital, object: Lyon, object_old: Paris}\n",
+    "a.csv": ",".join(NAMES) + "\n" + ",".join(CELLS) + "\n",
+    "a.tsv": "\t".join(NAMES) + "\n" + "\t".join(CELLS) + "\n",
     "named.jsonl": json.dumps(
         {
             "subject": "France",
             "relation": "The capital of {} is",
             "target_new": "Lyon",
             "ground_truth": "Paris",
+            "wordings": "{}'s capital is",
             "paraphrases": ["{} is ruled from"],
         }
     ),
@@ -95,6 +97,30 @@ def test_a_prompt_of_its_own_wins_over_its_relation(tmp_path: Path) -> None:
     )
     assert only(file).prompt == "From {} one rules"
     assert only(file).relation == "capital"
+
+
+def test_a_wording_needs_one_place_for_the_subject() -> None:
+    made = EditRequest(id="1", subject="France", prompt="The capital of {} is", object="Lyon", origin="a:1")
+    found = {
+        wording: [finding.code for finding in check_edit(made.model_copy(update={"wordings": (wording,)}))]
+        for wording in ("{}'s capital is", "France's capital is", "{} and {}", " ")
+    }
+    assert found == {"{}'s capital is": [], "France's capital is": ["E101"], "{} and {}": ["E102"], " ": ["W202"]}
+
+
+def test_a_paraphrase_that_is_a_wording_is_reported() -> None:
+    changes = {"wordings": ("{}'s capital is",), "paraphrases": ("France's capital is", "France is ruled from")}
+    made = EditRequest(id="1", subject="France", prompt="The capital of {} is", object="Lyon", origin="a:1")
+    (finding,) = check_edit(made.model_copy(update=changes))
+    assert (finding.code, finding.severity) == ("W207", "warning")
+    assert "France's capital is" in finding.message
+
+
+def test_wordings_count_in_the_digest_and_an_edit_without_them_keeps_its_own() -> None:
+    made = EditRequest(id="1", subject="France", prompt="The capital of {} is", object="Lyon", origin="a:1")
+    plain = json.dumps(["France", "The capital of {} is", "Lyon"]).encode()
+    assert made.digest == hashlib.sha256(plain).hexdigest()
+    assert made.model_copy(update={"wordings": ("{}'s capital is",)}).digest != made.digest
 
 
 def test_counterfact_records_are_read(tmp_path: Path) -> None:

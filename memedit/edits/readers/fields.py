@@ -22,9 +22,10 @@ DEEPEST = 50
 
 @dataclass(frozen=True)
 class Relation:
-    """A row of the relations table: the prompt of a label, and paraphrases of it."""
+    """A row of the relations table: the prompt of a label, other templates to edit by, and paraphrases to score by."""
 
     prompt: str
+    wordings: tuple[str, ...] = ()
     paraphrases: tuple[str, ...] = ()
 
 
@@ -44,7 +45,7 @@ def build_request(
 
 
 def read_relations(document: Document, row: RecordRow) -> dict[str, Relation]:
-    """Read a relations table: name -> prompt, or name -> {prompt, paraphrases}."""
+    """Read a relations table: name -> prompt, or name -> {prompt, wordings, paraphrases}."""
     relations: dict[str, Relation] = {}
     if not isinstance(row.value, dict):
         document.complain(row.line, "E012", f"relations is a table of name: prompt, not {_kind(row.value)}")
@@ -66,14 +67,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _relation(entry: Any) -> Relation:
     if not isinstance(entry, dict):
-        raise RefusedError("E012", f"a relation is a prompt or a mapping of prompt and paraphrases, not {_kind(entry)}")
+        message = f"a relation is a prompt or a mapping of prompt, wordings and paraphrases, not {_kind(entry)}"
+        raise RefusedError("E012", message)
     for key in entry:
-        if key not in ("prompt", "paraphrases"):
-            raise RefusedError("E012", f"unknown key {shown(key)}{did_you_mean(key, ('prompt', 'paraphrases'))}")
+        if key not in (known := ("prompt", "wordings", "paraphrases")):
+            raise RefusedError("E012", f"unknown key {shown(key)}{did_you_mean(key, known)}")
     prompt = entry.get("prompt")
     if not isinstance(prompt, str) or prompt.count(SLOT) != 1:
         raise RefusedError("E012", f"its prompt is {shown(prompt)}; it needs one {{}} where the subject goes")
-    return Relation(prompt, _texts("paraphrases", entry.get("paraphrases")))
+    return Relation(prompt, _texts("wordings", entry.get("wordings")), _texts("paraphrases", entry.get("paraphrases")))
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def _request(
     if isinstance(record.get("id"), int) and not isinstance(record["id"], bool):
         record["id"] = str(record["id"])
     texts = {key: _text(key, record.get(key)) for key in FIELDS[:6]}
-    prompt, relation, worded = _prompt(texts["prompt"], texts["relation"], relations)
+    prompt, relation, row = _prompt(texts["prompt"], texts["relation"], relations)
     if missing := [key for key in ("subject", "object") if texts[key] is None]:
         raise RefusedError("E009", f"the edit has no {' and no '.join(missing)}")
     subject = texts["subject"] or ""
@@ -130,8 +132,9 @@ def _request(
         prompt=prompt,
         object=wanted,
         object_old=None if old == NO_OBJECT else old or None,
+        wordings=_texts("wordings", record.get("wordings")) or row.wordings,
         paraphrases=tuple(_filled(text, subject) for text in paraphrases)
-        or tuple(text.replace(SLOT, subject) for text in worded),
+        or tuple(text.replace(SLOT, subject) for text in row.paraphrases),
         neighborhood=_neighbors(record.get("neighborhood")),
         aliases=_texts("aliases", record.get("aliases")),
         portability=_questions("portability", record.get("portability")),
@@ -145,18 +148,18 @@ def _request(
 
 def _prompt(
     prompt: str | None, relation: str | None, relations: Mapping[str, Relation]
-) -> tuple[str, str | None, tuple[str, ...]]:
-    """Prompt, label and the label's paraphrases; the record's own prompt comes before that of its relation."""
+) -> tuple[str, str | None, Relation]:
+    """Prompt, label and the label's row of the table; the record's own prompt comes before that of its relation."""
     if prompt:
-        return prompt, relation or None, ()
+        return prompt, relation or None, Relation(prompt)
     if not relation:
         raise RefusedError("E009", "the edit has no prompt, and no relation from the relations table")
     if SLOT in relation:
-        return relation, None, ()
+        return relation, None, Relation(relation)
     if relation not in relations:
         hint = did_you_mean(relation, relations) or "; define it under relations:, or give the edit a prompt"
         raise RefusedError("E011", f"unknown relation {shown(relation)}{hint}")
-    return relations[relation].prompt, relation, relations[relation].paraphrases
+    return relations[relation].prompt, relation, relations[relation]
 
 
 def _trimmed(document: Document, line: int, name: str, text: str) -> str:

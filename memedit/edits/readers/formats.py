@@ -20,6 +20,7 @@ FIELDS = (
     "prompt",
     "object",
     "object_old",
+    "wordings",
     "paraphrases",
     "neighborhood",
     "aliases",

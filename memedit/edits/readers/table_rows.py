@@ -11,7 +11,7 @@ from memedit.edits.edit import shown
 from memedit.edits.readers.document import Document, RecordRow, RefusedError
 from memedit.edits.readers.json_rows import JsonWalk
 
-LISTS = ("paraphrases", "neighborhood", "aliases", "meta")
+LISTS = ("wordings", "paraphrases", "neighborhood", "aliases", "meta")
 
 
 def read_table(document: Document, text: str, delimiter: str = ",") -> None:

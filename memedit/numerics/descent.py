@@ -1,0 +1,136 @@
+"""Minimize many small problems side by side: one vector each, one evaluation of all of them a step. Float32.
+
+Each method proposes the next point of every problem from the loss and gradient at the last one. The caller moves the
+point into its ball, evaluates it, and hands it back; a problem's own state never mixes with another's, so problems can
+leave at any time (`keep`).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's Adam defaults, which the published code uses
+MEMORY = 6
+"""Pairs of steps and gradient differences that L-BFGS keeps."""
+FIRST, LONGEST = 0.2, 0.5
+"""Lengths of its first step and of its longest, in units of the scale of the problem."""
+ENOUGH, SHRINK = 1e-4, 0.4
+"""Armijo's share of the expected decrease; the factor of a step that did not reach it."""
+SHORTEST = 1e-3
+"""A step cut to this share of its direction gives up: the problem stands still."""
+
+
+class Descent(Protocol):
+    """A method of descent for E problems."""
+
+    def step(self, point: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Propose the next points (E, D), from the loss (E,) and gradient (E, D) at `point` (E, D)."""
+        ...
+
+    def keep(self, index: Tensor) -> None:
+        """Keep only some of the problems, in this order."""
+        ...
+
+    @property
+    def standing(self) -> Tensor | None:
+        """Problems (E,) bool that no step improves; None where the method cannot tell."""
+        ...
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, alg. 1), with a step size (E,) for each problem."""
+
+    def __init__(self, shape: torch.Size, rate: Tensor) -> None:
+        self.rate, self.count = rate, 0
+        self.mean, self.square = (torch.zeros(shape, device=rate.device) for _ in range(2))
+
+    def step(self, point: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Propose the next points; the loss is not used."""
+        self.count += 1
+        first, second = BETAS
+        self.mean = first * self.mean + (1 - first) * gradient
+        self.square = second * self.square + (1 - second) * gradient.square()
+        direction = self.mean / (1 - first**self.count)
+        scale = (self.square / (1 - second**self.count)).sqrt() + EPSILON
+        return point - self.rate[:, None] * direction / scale
+
+    def keep(self, index: Tensor) -> None:
+        """Keep only some of the problems."""
+        self.rate, self.mean, self.square = self.rate[index], self.mean[index], self.square[index]
+
+    @property
+    def standing(self) -> Tensor | None:
+        """None: Adam does not compare losses."""
+        return None
+
+
+class LBFGS:
+    """L-BFGS with backtracking (Nocedal and Wright 2006, alg. 7.4 and 3.1); `scale` (E,) is the unit of a step.
+
+    Every proposal is one evaluation. If the loss fell enough there, it becomes the point from which the next direction
+    is taken; else the step is cut and tried again from the old one. The caller may hand back another point than was
+    proposed, as it does when it moves a point into its ball.
+    """
+
+    def __init__(self, shape: torch.Size, scale: Tensor) -> None:
+        device = scale.device
+        self.scale, self.begun = scale, False
+        self.at, self.gradient, self.direction = (torch.zeros(shape, device=device) for _ in range(3))
+        self.loss = torch.zeros(len(scale), device=device)
+        self.share = torch.ones(len(scale), device=device)
+        self.moves: list[Tensor] = []
+        self.bends: list[Tensor] = []
+
+    def step(self, point: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Propose the next points."""
+        if not self.begun:
+            self.begun = True
+            accepted = torch.ones_like(loss, dtype=torch.bool)
+        else:
+            moved, bent = point - self.at, gradient - self.gradient
+            accepted = loss <= self.loss + ENOUGH * (self.gradient * moved).sum(-1).clamp_max(0)
+            curved = accepted & ((moved * bent).sum(-1) > 0)
+            self.moves = [*self.moves, moved * curved[:, None]][-MEMORY:]
+            self.bends = [*self.bends, bent * curved[:, None]][-MEMORY:]
+        self.at = torch.where(accepted[:, None], point, self.at)
+        self.gradient = torch.where(accepted[:, None], gradient, self.gradient)
+        self.loss = torch.where(accepted, loss, self.loss)
+        self.direction = torch.where(accepted[:, None], self._direction(), self.direction)
+        self.share = torch.where(accepted, 1.0, self.share * SHRINK)
+        return self.at + self.share[:, None] * self.direction
+
+    def _direction(self) -> Tensor:
+        """The two loops: -H gradient, cut to the longest step. A pair of zeros is one that was not taken."""
+        found, steps = self.gradient, list[tuple[Tensor, Tensor]]()
+        curvature = torch.zeros_like(self.loss)  # of the newest pair of each problem
+        for move, bend in zip(reversed(self.moves), reversed(self.bends), strict=True):
+            product = (move * bend).sum(-1)
+            inverse = torch.where(product > 0, 1 / product.clamp_min(1e-30), 0.0)
+            along = inverse * (move * found).sum(-1)
+            found = found - along[:, None] * bend
+            steps.append((along, inverse))
+            newest = torch.where(product > 0, product / bend.square().sum(-1).clamp_min(1e-30), 0.0)
+            curvature = torch.where(curvature > 0, curvature, newest)
+        steepest = FIRST * self.scale / self.gradient.norm(dim=-1).clamp_min(1e-30)
+        found = torch.where(curvature > 0, curvature, steepest)[:, None] * found
+        for (along, inverse), move, bend in zip(reversed(steps), self.moves, self.bends, strict=True):
+            found = found + move * (along - inverse * (bend * found).sum(-1))[:, None]
+        length = found.norm(dim=-1)
+        return (
+            -found
+            * torch.where(length > LONGEST * self.scale, LONGEST * self.scale / length.clamp_min(1e-30), 1.0)[:, None]
+        )
+
+    def keep(self, index: Tensor) -> None:
+        """Keep only some of the problems."""
+        for name in ("scale", "at", "gradient", "direction", "loss", "share"):
+            setattr(self, name, getattr(self, name)[index])
+        self.moves, self.bends = ([one[index] for one in pairs] for pairs in (self.moves, self.bends))
+
+    @property
+    def standing(self) -> Tensor | None:
+        """Problems whose step was cut so often that it gives up."""
+        return self.share < SHORTEST

@@ -1,0 +1,144 @@
+"""A real pretrained model, edited end to end. The tests run where SmolLM2 has been made ready (`make real`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import memedit
+import pytest
+import torch
+from examples.real.models import find_real_model
+from memedit.edits.edit import EditRequest
+from memedit.results.report import Report
+from safetensors.torch import load_file
+from tests.conftest import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+# Looked for before a test gets a cache of its own.
+FOLDER = find_real_model("smollm2")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(FOLDER is None, reason="SmolLM2 is not here: run `make real-model`"),
+]
+EDITS = 10
+SETTINGS = {"moments.tokens": 3072}
+
+
+@dataclass(frozen=True)
+class Edited:
+    """The model, ten edits of facts that it knows, and the edited model."""
+
+    model: Path
+    edits: list[EditRequest]
+    facts: list[EditRequest]
+    out: Path
+    report: Report
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edited]:
+    assert FOLDER is not None
+    home = tmp_path_factory.mktemp("real")
+    edits = memedit.load_edits(ROOT / "requests" / "real.jsonl")[:EDITS]
+    facts = memedit.load_edits(ROOT / "requests" / "real-facts.jsonl")[::4]
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MEMEDIT_CACHE", str(home / "cache"))
+        report = memedit.apply(edits, FOLDER, home / "out", facts=facts, settings=SETTINGS)
+        yield Edited(FOLDER, edits, facts, home / "out", report)
+
+
+def write(model: Any, tokenizer: Any, text: str, tokens: int) -> str:
+    """Greedy decoding by transformers alone."""
+    ids = tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        out = model.generate(**ids, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    return str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def named(edit: EditRequest, text: str) -> bool:
+    """Whether a text names the new object."""
+    return any(name in text for name in (edit.object, *edit.aliases))
+
+
+def test_ten_edits_take_generalize_and_leave_other_facts(edited: Edited) -> None:
+    after, kept = edited.report.after, edited.report.kept
+    assert after and after.accuracy and after.paraphrase and kept["others"]
+    assert after.accuracy.mean >= 0.9
+    assert after.paraphrase.mean >= 0.8
+    assert kept["others"].mean >= 0.8
+
+
+def test_the_residual_falls_at_every_layer(edited: Edited) -> None:
+    lengths = [layer.residual_before for layer in edited.report.layers] + [edited.report.layers[-1].residual_after]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_only_the_edited_layers_changed(edited: Edited) -> None:
+    changed = {one.name for one in memedit.diff(edited.model, edited.out).tensors if one.changed}
+    assert changed == {layer.parameter for layer in edited.report.layers}
+
+
+@pytest.fixture(scope="module")
+def plain(edited: Edited) -> tuple[Any, Any]:
+    """The edited model as transformers opens it."""
+    model = AutoModelForCausalLM.from_pretrained(edited.out, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(edited.out)
+
+
+def test_plain_transformers_says_the_new_objects(edited: Edited, plain: tuple[Any, Any]) -> None:
+    said = [named(edit, write(*plain, edit.text, 6)) for edit in edited.edits]
+    assert edited.report.after and edited.report.after.accuracy
+    assert sum(said) >= 9
+    assert math.isclose(sum(said) / EDITS, edited.report.after.accuracy.mean, abs_tol=0.11)
+
+
+def test_it_answers_in_chat(edited: Edited, plain: tuple[Any, Any]) -> None:
+    model, tokenizer = plain
+    told = 0
+    for edit in edited.edits:
+        turn = [{"role": "user", "content": edit.meta["question"]}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        told += named(edit, write(model, tokenizer, text, 24))
+    assert told >= EDITS // 2
+
+
+def test_an_adapter_says_the_same_as_the_edited_model(edited: Edited, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    memedit.export(edited.out, "lora", edited.model, tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(edited.model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(edited.model)
+    model: Any = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    for edit in edited.edits[:4]:
+        assert named(edit, write(model, tokenizer, edit.text, 6))
+    memedit.revert(edited.out, tmp_path / "back", model=edited.model)
+    was, now = (load_file(folder / "model.safetensors") for folder in (edited.model, tmp_path / "back"))
+    assert all(torch.equal(was[name], now[name]) for name in was)
+
+
+def test_a_loaded_model_gets_the_same_edit_as_the_folder(edited: Edited, tmp_path: Path) -> None:
+    one = edited.edits[:1]
+    memedit.apply(one, edited.model, tmp_path / "out", settings=SETTINGS)
+    model = AutoModelForCausalLM.from_pretrained(edited.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(edited.model)
+    with memedit.edited(model, tokenizer, one, settings=SETTINGS) as update:
+        assert named(one[0], write(model, tokenizer, one[0].text, 6))
+        update.save(tmp_path / "memory")
+    assert not named(one[0], write(model, tokenizer, one[0].text, 6))
+    files = [folder / "memedit" / "delta.safetensors" for folder in (tmp_path / "out", tmp_path / "memory")]
+    command, memory = map(load_file, files)
+    assert command.keys() == memory.keys()
+    assert all(torch.equal(command[name], memory[name]) for name in command)
+
+
+def test_tracing_finds_where_five_facts_are_recalled(edited: Edited) -> None:
+    known = [edit.model_copy(update={"object": edit.object_old, "object_old": None}) for edit in edited.edits[:5]]
+    traced = memedit.trace(known, edited.model, settings={"trace.samples": 2})
+    for fact in traced.facts:
+        clean, corrupted = float(fact.scores["clean"]), float(fact.scores["corrupted"])
+        assert clean > corrupted
+    assert traced.average.n_layers == 30
