@@ -14,7 +14,7 @@ setup: .venv/ready
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-demo: setup  ## edit 100 facts of the GPT-2-shaped model that ships, and say what came of it
+demo: setup  ## edit 100 facts of the GPT-2-shaped model that ships, and print the scores before and after
 	$(BIN)/memedit apply requests/world.jsonl --limit 100 -m examples/models/made-gpt2 -o demo-out --overwrite --facts examples/world/facts.jsonl
 
 check: lint type  ## format, lint, types

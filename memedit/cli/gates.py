@@ -13,7 +13,7 @@ from memedit.results.report import Figure, Report
 def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str, float] | None = None) -> None:
     """Check a report against limits by metric. Raises GateError that names every metric beyond its limit."""
     missed: list[str] = []
-    for model in report.judged:
+    for model in report.scored:
         of = f"{model.model}: " if report.models else ""
         for bars_of, word in ((fail_under, "under"), (fail_over or {}, "over")):
             for name, bar in bars_of.items():

@@ -49,8 +49,8 @@ class ModelAnswers:
         pairs = zip(self.edit_scores, self.writing, strict=True)
         free = [{f"generated.{name}": value for name, value in one.measures.items()} for one in self.writing]
         return [
-            {**judged.record(), **judged.groups, **said, **mine.open}
-            for (judged, mine), said in zip(pairs, free, strict=True)
+            {**scored.record(), **scored.groups, **said, **mine.open}
+            for (scored, mine), said in zip(pairs, free, strict=True)
         ]
 
 

@@ -41,16 +41,16 @@ class Probe:
 
 def list_probes(requests: Sequence[EditRequest], *, derive: bool = False, plus: bool = False) -> list[Probe]:
     """Every probe of every edit, an edit's together; `plus` adds neighbors with the edited fact before them."""
-    kin_of = _related(requests) if derive else {}
+    related = _related(requests) if derive else {}
     found: list[Probe] = []
     for n, request in enumerate(requests):
         right, old = (request.object, *request.aliases), request.object_old
         found.append(Probe(n, "efficacy", request.text, right, old))
-        kin = kin_of.get(_relation(request))
+        same = related.get(_relation(request))
         own = request.paraphrases
-        paraphrases = own or (_other_prompts(request, kin) if kin else ())
+        paraphrases = own or (_other_prompts(request, same) if same else ())
         found += [Probe(n, "paraphrase", text, right, old, derived=not own) for text in paraphrases]
-        neighbors = list(_neighbors(n, request)) or (_other_subjects(n, request, kin) if kin else [])
+        neighbors = list(_neighbors(n, request)) or (_other_subjects(n, request, same) if same else [])
         found += neighbors
         if plus:
             found += [_plus(request, neighbor) for neighbor in neighbors]
@@ -88,7 +88,7 @@ def said(request: EditRequest) -> str:
     return f"{request.text.rstrip()} {request.object.strip()}."
 
 
-class _Kin:
+class _Related:
     """The edits of one relation: their prompts, and each edit's place among them."""
 
     def __init__(self) -> None:
@@ -108,10 +108,10 @@ class _Kin:
         return (self.edits[(at + step) % count] for step in range(1, min(count, LOOKED_AT + 1)))
 
 
-def _related(requests: Sequence[EditRequest]) -> Mapping[str, _Kin]:
-    related: dict[str, _Kin] = {}
+def _related(requests: Sequence[EditRequest]) -> Mapping[str, _Related]:
+    related: dict[str, _Related] = {}
     for n, request in enumerate(requests):
-        related.setdefault(_relation(request), _Kin()).add(n, request)
+        related.setdefault(_relation(request), _Related()).add(n, request)
     return related
 
 
@@ -119,17 +119,17 @@ def _relation(request: EditRequest) -> str:
     return request.relation or request.prompt
 
 
-def _other_prompts(request: EditRequest, kin: _Kin) -> list[str]:
+def _other_prompts(request: EditRequest, same: _Related) -> list[str]:
     """The first few other prompts that the list has for the relation, without those that the edit is made by."""
     own = {request.prompt, *request.wordings}
-    others = (prompt for prompt in islice(kin.prompts, PARAPHRASES + len(own)) if prompt not in own)
+    others = (prompt for prompt in islice(same.prompts, PARAPHRASES + len(own)) if prompt not in own)
     return [prompt.replace(SLOT, request.subject, 1) for prompt in islice(others, PARAPHRASES)]
 
 
-def _other_subjects(n: int, request: EditRequest, kin: _Kin) -> list[Probe]:
+def _other_subjects(n: int, request: EditRequest, same: _Related) -> list[Probe]:
     """The next edits of the relation that this edit's object would be wrong of."""
     found: dict[str, Probe] = {}
-    for other in kin.after(n):
+    for other in same.after(n):
         if other.subject != request.subject and request.object not in (other.object, other.object_old):
             text = request.prompt.replace(SLOT, other.subject, 1)
             probe = Probe(

@@ -249,7 +249,7 @@ class Report(_Value):
         return report_html(self)
 
     @property
-    def judged(self) -> tuple[ModelReport, ...]:
+    def scored(self) -> tuple[ModelReport, ...]:
         """The part of every model; a report on one model has one part."""
         lead = ModelReport(
             model=self.model, scores=self.after or Scores(), difference=self.difference, drift=self.drift,

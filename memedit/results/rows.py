@@ -63,7 +63,7 @@ def score_lines(report: Report, *, brief: bool = False) -> Iterator[Line]:
     """Every metric that was measured, in the order of the table; `brief`: only those that `apply` prints."""
     return (
         line
-        for line in lines_of_model(report.judged[0], report.before, report.derived)
+        for line in lines_of_model(report.scored[0], report.before, report.derived)
         if line.metric.brief or not brief
     )
 

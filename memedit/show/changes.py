@@ -49,8 +49,8 @@ def comparison_table(found: Comparison) -> Table:
         table.add_column(title, justify="right")
     for one in found.tensors:
         if one.norm is None:
-            told = [*(_two(*pair) for pair in (one.shapes, one.dtypes) if pair[0] != pair[1]), "not compared"]
-            table.add_row(one.name, one.file, " ".join(told), "", "", "", "")
+            words = [*(_two(*pair) for pair in (one.shapes, one.dtypes) if pair[0] != pair[1]), "not compared"]
+            table.add_row(one.name, one.file, " ".join(words), "", "", "", "")
             continue
         relative = "-" if one.relative is None else f"{one.relative:.2%}"
         rank = "-" if one.rank is None else f"{one.rank:,}"
