@@ -32,8 +32,9 @@ from memedit.editing.moment_cache import (
 )
 from memedit.editing.moments import measure
 from memedit.editing.plan import Plan, make_plan, with_contexts
+from memedit.editing.polish import solve_edits
 from memedit.editing.rounding import Rounding
-from memedit.editing.solve import Update, solve
+from memedit.editing.solve import Update
 from memedit.editing.target_search import Search
 from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.read import write_lines
@@ -274,11 +275,11 @@ def _solved_update(
         engine = search.choose_engine()
         targets = search.run(Store(Path(folder)), {}, engine.kind, advance)
     order = sorted(range(len(prompts)), key=lambda n: plan.edits[n].request.digest)
-    with progress.phase("solve", len(plan.layers), "layers") as advance:
-        return solve(
-            lm, [prompts[n] for n in order], targets.wanted[order], sums.factor, stored, recipe.method,
-            rounding=Rounding(recipe.output.rounding, sums.moment), whole=engine.whole, advance=advance,
-        )  # fmt: skip
+    return solve_edits(
+        lm, [plan.edits[n] for n in order], [prompts[n] for n in order], targets.wanted[order],
+        torch.zeros(len(order), dtype=torch.bool), sums.factor, stored, recipe,
+        rounding=Rounding(recipe.output.rounding, sums.moment), whole=engine.whole, phase=progress.phase,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ def apply_command(
         int | None,
         typer.Option("--retry", min=0, metavar="N", help="Retry edits that failed, in up to N rounds.  [default: 0]"),
     ] = None,
+    polish: Annotated[
+        int | None,
+        typer.Option(
+            "--polish", min=0, metavar="N", help="Polish the change in N steps: keep what the model knew.  [default: 0]"
+        ),
+    ] = None,
     redo: Annotated[int | None, typer.Option("--redo", min=0, metavar="N", hidden=True)] = None,
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
@@ -103,7 +109,7 @@ def apply_command(
     bars = gates.gate_bars(fail_under)
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
-        "moments.corpus": corpus, "target.retry": redo if retry is None else retry,
+        "moments.corpus": corpus, "target.retry": redo if retry is None else retry, "polish.steps": polish,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
         "output.force": force, "output.keep_originals": keep_originals,
         "output.rounding": rounding, "output.max_shard_size": max_shard_size,
@@ -119,8 +125,9 @@ def apply_command(
         given = {
             "EDITS": edits, "--layers": layers, "--corpus": corpus, "--facts": facts, "--relations": relations,
             "--input-format": input_format, "--limit": limit, "--memory": memory, "--dry-run": dry_run,
-            "--method": method, "--retry": retry, "--redo": redo, "--fail-under": fail_under, "--per-edit": per_edit,
-            "--rounding": rounding, "--re-solve": re_solve, "--on-top": re_solve is False, "--base": base,
+            "--method": method, "--retry": retry, "--redo": redo, "--polish": polish, "--fail-under": fail_under,
+            "--per-edit": per_edit, "--rounding": rounding, "--re-solve": re_solve, "--on-top": re_solve is False,
+            "--base": base,
         }  # fmt: skip
         _add(deltas, recipe, given, any_base=any_base, json=json, quiet=quiet)
         return

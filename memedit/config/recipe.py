@@ -100,6 +100,23 @@ class TargetKnobs(_Knobs):
     each finds its own, and the solve averages those that share a key."""
 
 
+class PolishKnobs(_Knobs):
+    """Steps of descent after the closed form, on what the edited model says and on what it must still say."""
+
+    steps: int = Field(default=0, ge=0)
+    """Steps of Adam; 0: the closed form alone."""
+    step: float = Field(default=0.1, gt=0)
+    """Adam's step, in units of the root mean square of what a layer's change adds."""
+    preserve: float = Field(default=1.0, ge=0)
+    """Weight of KL(base || edited) after prompts that must stay, against the loss of the edits."""
+    siblings: int = Field(default=3, ge=0)
+    """Prompts that must stay, at most for each edit: the list's other relations, asked of the edited subjects."""
+    others: int = Field(default=3, ge=0)
+    """The same: the list's relations, asked of other subjects, whom the model names."""
+    ratio: float = Field(default=1.5, gt=0)
+    """Prompts that must stay in a step, for each edit."""
+
+
 class ContextKnobs(_Knobs):
     """The prefixes under which an edit must hold, sampled from the model itself."""
 
@@ -207,6 +224,7 @@ class Recipe(_Knobs):
     model: ModelKnobs = ModelKnobs()
     method: MethodKnobs = MethodKnobs.model_validate({})
     target: TargetKnobs = TargetKnobs()
+    polish: PolishKnobs = PolishKnobs()
     contexts: ContextKnobs = ContextKnobs()
     moments: MomentKnobs = MomentKnobs()
     trace: TraceKnobs = TraceKnobs()

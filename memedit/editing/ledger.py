@@ -21,7 +21,7 @@ from memedit.edits.edit import EditRequest, Finding
 
 FoundBy = Literal["searched", "joint", "redone"]
 Mode = Literal["re-solve", "on top"]
-DECIDING = ("method.", "target.", "contexts.", "moments.", "chat", "seed", "model.dtype", "output.rounding")
+DECIDING = ("method.", "target.", "polish.", "contexts.", "moments.", "chat", "seed", "model.dtype", "output.rounding")
 """Settings that decide what a run does. Every later run takes them from the ledger."""
 FREE = "target.retry"
 """Each run has its own number of retry rounds: the ledger keeps their targets, and marks them."""

@@ -31,9 +31,10 @@ from memedit.editing.ledger_update import (
 )
 from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
 from memedit.editing.plan import Contexts, Plan, encode_contexts, make_plan
+from memedit.editing.polish import solve_edits
 from memedit.editing.resources import check_room, check_weights, duration_text, estimate_seconds
 from memedit.editing.rounding import Rounding
-from memedit.editing.solve import Update, solve
+from memedit.editing.solve import Update
 from memedit.editing.start import RunStart
 from memedit.editing.target_search import Search, SearchEngine
 from memedit.editing.targets import Targets
@@ -209,12 +210,11 @@ class EditRun:
         order = sorted(range(len(edits)), key=lambda n: edits[n].request.digest)
         prompts = [contexts.prompts[n] for n in order]
         held = torch.tensor([self.history.mode == "on top" and n in self.kept and n not in retried for n in order])
-        with self.timed("solve", len(self.plan.layers), "layers") as advance:
-            factor = lambda layer: factor_of(moments, layer, method)  # noqa: E731
-            return solve(
-                self.lm, prompts, targets.wanted[order], factor, self.stored, method, held=held,
-                rounding=self.rounding(moments), whole=engine.whole, advance=advance,
-            )  # fmt: skip
+        return solve_edits(
+            self.lm, [edits[n] for n in order], prompts, targets.wanted[order], held,
+            lambda layer: factor_of(moments, layer, method), self.stored, self.recipe,
+            rounding=self.rounding(moments), whole=engine.whole, phase=self.timed,
+        )  # fmt: skip
 
     def rounding(self, moments: MomentPlan) -> Rounding:
         """How changes are rounded into the stored weights."""
@@ -248,7 +248,8 @@ class EditRun:
         return Report(
             command=self.history.command, versions=versions(), arguments=list(arguments), model=self.recipe.model.path,
             output=self.recipe.output.dir, recipe=self.recipe.model_dump(mode="json"), device=str(self.lm.device),
-            engine=engine.reason, edits=len(self.requests), layers=update.layers, redo=tuple(rounds),
+            engine=engine.reason, edits=len(self.requests), layers=update.layers, polish=update.polish,
+            redo=tuple(rounds),
             before=summarize(before[0]),
             after=summarize(after[0], before[0]), difference=score_changes(before[0], after[0]),
             kept={**facts_kept(self.facts, before[1], after[1], self.requests), **earlier}, retention=retention,

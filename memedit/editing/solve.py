@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from memedit.numerics.norms import before_norm
 from memedit.numerics.rounding import EditedKeys
 from memedit.numerics.solvers import Factor, gains, leverage
 from memedit.progress import Advance
-from memedit.results.report import LayerReport
+from memedit.results.report import LayerReport, PolishReport
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Update:
     weights: dict[int, Tensor]
     """The edited weights (D, F), rounded to the checkpoint's dtype: what is scored, and what is written."""
     layers: tuple[LayerReport, ...]
+    keys: dict[int, EditedKeys] = field(default_factory=dict[int, EditedKeys])
+    """The keys of each layer, by which its change is rounded; kept on request."""
+    polish: PolishReport | None = None
 
 
 def solve(
@@ -48,6 +51,7 @@ def solve(
     rounding: Rounding | None = None,
     held: Tensor | None = None,
     whole: bool = False,
+    keep_keys: bool = False,
     advance: Advance | None = None,
 ) -> Update:
     """Solve the change of the layers in `stored` (their weights (D, F) in the checkpoint's dtype), lowest first.
@@ -67,6 +71,7 @@ def solve(
     sweep = (WholeSweep if whole else Sweep)(lm, heads_of(prompts))
     deltas: dict[int, Delta] = {}
     edited: dict[int, Tensor] = {}
+    keys: dict[int, EditedKeys] = {}
     reports: list[LayerReport] = []
     top = Site(layers[-1], "block.out")
     with applied(lm) as kept:
@@ -81,6 +86,8 @@ def solve(
             solved = _solve_layer(lm, sweep, layer, weights, residual, factor, stored[layer])
             entered = round_delta(layer, stored[layer], solved.delta, solved.keys, rounding or Rounding())
             deltas[layer], edited[layer] = entered.delta, entered.weight
+            if keep_keys:
+                keys[layer] = solved.keys
             before = lm.weight(layer).clone()
             put_(lm, layer, entered.weight.to(lm.device, lm.dtype), kept)
             sweep.enter(lm.weight(layer).float() - before.float())
@@ -88,7 +95,7 @@ def solve(
             reports.append(_report(lm, layer, solved, entered, factor, stored[layer], was[moving], missing[moving]))
             if advance:
                 advance(1)
-    return Update(deltas, edited, tuple(reports))
+    return Update(deltas, edited, tuple(reports), keys)
 
 
 def _report(

@@ -170,6 +170,30 @@ class LayerReport(_Value):
     """tau F / trace(C): what was added to the moment's diagonal, over its mean, to make it positive definite."""
 
 
+class PolishReport(_Value):
+    """Steps of descent after the closed form."""
+
+    steps: int
+    preserved: int
+    """Prompts that had to stay."""
+    engine: str
+    loss_before: float
+    """Mean of -log p(object) over the edits, in the first step's draw of wordings and contexts."""
+    loss_after: float
+    """The same in the last step's draw."""
+    divergence_before: float
+    """Mean KL(base || edited) after the drawn prompts that had to stay, in nats, in the first step."""
+    divergence_after: float
+    """The same in the last step."""
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        edits = f"loss of the edits {self.loss_before:.2f} to {self.loss_after:.2f}"
+        stay = f"KL of {self.preserved:,} prompts that must stay {self.divergence_before:.3f}"
+        return f"polish, {self.steps} steps: {edits}, {stay} to {self.divergence_after:.3f}"
+
+
 class LedgerReport(_Value):
     """How a run treated the edits of earlier runs."""
 
@@ -213,6 +237,7 @@ class Report(_Value):
     """How the targets were found: by suffixes, or by whole forwards and why."""
     edits: int = 0
     layers: tuple[LayerReport, ...] = ()
+    polish: PolishReport | None = None
     redo: tuple[RetryRound, ...] = ()
     before: Scores | None = None
     after: Scores | None = None

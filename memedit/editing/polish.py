@@ -1,0 +1,262 @@
+"""Polish: after the closed form, a few steps of descent on what the edited model says, in the closed form's directions.
+
+The change of a layer is left @ right. The closed form chooses both; here `right`, the directions in which keys are
+answered, stays, and `left`, what is added in each of them, takes steps of Adam on
+
+    mean over edits of -log p(object)  +  preserve * mean over preserved prompts of KL(base || edited)
+
+with all edits in place at once, through all layers above. The closed form sees none of this: it moves every state
+toward its target and weighs that against an average over text. Prompts that must stay (preserve.py) are rows without
+residual in the closed form, so that their keys are among the directions.
+
+For an edit's own rows the changes act at the subject's last token only: else the steps find ways to say the object
+that hang on one wording.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from memedit.config.recipe import PolishKnobs, Recipe
+from memedit.editing.batches import MOST_TOKENS
+from memedit.editing.plan import Edit
+from memedit.editing.preserve import preserved_prompts
+from memedit.editing.rounding import Rounding, round_delta
+from memedit.editing.solve import Update, solve
+from memedit.forward.adapted import AdaptedRows, Factors, ReadRow, choose_adapted_rows
+from memedit.model.load import LanguageModel
+from memedit.model.tokens import Prompt
+from memedit.numerics.delta import Delta
+from memedit.numerics.solvers import Factor
+from memedit.progress import Advance
+from memedit.results.report import PolishReport
+
+BETAS = (0.9, 0.95)
+ENOUGH = 0.05
+"""Loss of an edit below which it pulls no further: the same bar as the target search's."""
+TRIED = 3
+"""Rows on which the engine is proved."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """All rows: for each edit the numbers of its rows, and the numbers of the preserved prompts."""
+
+    rows: list[ReadRow]
+    targets: list[tuple[int, ...]]
+    """For each row the ids that it must say; empty for a preserved prompt."""
+    of_edit: list[range]
+    preserved: range
+
+    @classmethod
+    def of(cls, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], preserved: Sequence[Prompt]) -> _Rows:
+        rows: list[ReadRow] = []
+        targets: list[tuple[int, ...]] = []
+        of_edit: list[range] = []
+        for edit, of_one in zip(edits, prompts, strict=True):
+            at = len(rows)
+            rows += [_row(prompt, edit.target) for prompt in of_one]
+            targets += [edit.target] * len(of_one)
+            of_edit.append(range(at, len(rows)))
+        at = len(rows)
+        rows += [_row(prompt, ()) for prompt in preserved]
+        return cls(rows, [*targets, *([()] * len(preserved))], of_edit, range(at, len(rows)))
+
+
+def _row(prompt: Prompt, target: tuple[int, ...]) -> ReadRow:
+    return ReadRow(prompt.ids + target[:-1], prompt.subject_from, prompt.subject_at, max(1, len(target)))
+
+
+def polish(
+    lm: LanguageModel,
+    update: Update,
+    edits: Sequence[Edit],
+    prompts: Sequence[Sequence[Prompt]],
+    preserved: Sequence[Prompt],
+    stored: Mapping[int, Tensor],
+    knobs: PolishKnobs,
+    *,
+    rounding: Rounding,
+    seed: int,
+    advance: Advance | None = None,
+) -> Update:
+    """Polish an update of E edits under X prompts each; `stored` are the weights (D, F) before it.
+
+    The model must be unedited, and is unchanged when this returns. The order of draws depends on the seed alone.
+    """
+    made = _Rows.of(edits, prompts, preserved)
+    left, right = _factors(lm, update)
+    changes: Factors = {layer: (left[layer], right[layer]) for layer in left}
+    few = sorted({0, made.preserved.start // 2, len(made.rows) - 1})[:TRIED]
+    rows, reason = choose_adapted_rows(
+        lm, made.rows, changes, tokens=MOST_TOKENS.get(lm.device.type, 1024) // 2, few=few
+    )
+    before = _before(rows, made)
+    steps = _Steps(rows, made, before, changes, knobs, random.Random(seed))
+    first = last = (0.0, 0.0, 0.0)
+    for number in range(knobs.steps):
+        last = steps.step()
+        first = last if number == 0 else first
+        if advance:
+            advance(1)
+    report = PolishReport(
+        steps=knobs.steps, preserved=len(made.preserved), engine=reason, loss_before=first[0], loss_after=last[0],
+        divergence_before=first[1], divergence_after=last[1],
+    )  # fmt: skip
+    return _rounded(update, steps.changes(), stored, rounding, report)
+
+
+def _factors(lm: LanguageModel, update: Update) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """left (D, R) and right (R, F) of every layer; a dense change is split by its singular vectors."""
+    left: dict[int, Tensor] = {}
+    right: dict[int, Tensor] = {}
+    for layer, delta in update.deltas.items():
+        if delta.right is None:
+            columns, values, rows = torch.linalg.svd(delta.left.double(), full_matrices=False)
+            root = values.sqrt()
+            left[layer], right[layer] = (columns * root).float(), (root[:, None] * rows).float()
+        else:
+            left[layer], right[layer] = delta.left.float(), delta.right.float()
+        left[layer], right[layer] = left[layer].to(lm.device), right[layer].to(lm.device)
+    return left, right
+
+
+@torch.no_grad()
+def _before(rows: AdaptedRows, made: _Rows) -> dict[int, Tensor]:
+    """The base's log-probabilities (V,) after every preserved prompt, float16 on the CPU."""
+    found: dict[int, Tensor] = {}
+    for launch in rows.launches(list(made.preserved)):
+        for n, line in zip(launch, rows.log_probs(launch, {}), strict=True):
+            found[n] = line.half().cpu()
+    return found
+
+
+class _Steps:
+    """The state of the descent."""
+
+    def __init__(
+        self, rows: AdaptedRows, made: _Rows, before: dict[int, Tensor], changes: Factors, knobs: PolishKnobs,
+        draw: random.Random,
+    ) -> None:  # fmt: skip
+        self.rows, self.made, self.before, self.knobs, self.draw = rows, made, before, knobs, draw
+        self.left = {layer: left.clone().requires_grad_() for layer, (left, _) in changes.items()}
+        self.right = {layer: right for layer, (_, right) in changes.items()}
+        scale = {layer: float(left.square().mean().sqrt()) for layer, (left, _) in changes.items()}
+        groups = [{"params": [self.left[layer]], "lr": knobs.step * scale[layer]} for layer in self.left]
+        self.optimizer = torch.optim.Adam(groups, betas=BETAS)
+
+    def changes(self) -> Factors:
+        """The changes as they are now, for a forward."""
+        return {layer: (self.left[layer], self.right[layer]) for layer in self.left}
+
+    def step(self) -> tuple[float, float, float]:
+        """One step on one row of each edit and some preserved prompts: the mean loss, the mean KL, and their sum."""
+        self.optimizer.zero_grad()
+        loss = self._edits([self.draw.choice(list(rows)) for rows in self.made.of_edit])
+        few = min(len(self.made.preserved), max(1, round(self.knobs.ratio * len(self.made.of_edit))))
+        drift = self._preserved(self.draw.sample(list(self.made.preserved), few)) if self.made.preserved else 0.0
+        self.optimizer.step()
+        return loss, drift, loss + self.knobs.preserve * drift
+
+    def _edits(self, chosen: Sequence[int]) -> float:
+        """The gradient of the edits' mean loss; returns that loss, without the bar."""
+        mean = 0.0
+        for launch in self.rows.launches(chosen):
+            log_probs = self.rows.log_probs(launch, self.changes(), at_subject=True)
+            device = log_probs.device
+            wanted = torch.tensor([token for n in launch for token in self.made.targets[n]], device=device)
+            counts = torch.tensor([len(self.made.targets[n]) for n in launch], device=device)
+            said = log_probs[torch.arange(len(wanted), device=device), wanted]
+            of = torch.repeat_interleave(torch.arange(len(launch), device=device), counts)
+            # A product with it sums over an edit's tokens in a fixed order; adding by index on a GPU does not.
+            share = (of[None] == torch.arange(len(launch), device=device)[:, None]).float() / counts[:, None]
+            losses = -(share @ said)
+            (losses.clamp_min(ENOUGH).sum() / len(chosen)).backward()
+            mean += float(losses.detach().sum()) / len(chosen)
+        return mean
+
+    def _preserved(self, chosen: Sequence[int]) -> float:
+        """The gradient of the weighed mean KL(base || edited); returns the mean."""
+        mean = 0.0
+        for launch in self.rows.launches(chosen):
+            now = self.rows.log_probs(launch, self.changes())
+            then = torch.stack([self.before[n] for n in launch]).to(now.device).float()
+            drift = (then.exp() * (then - now)).sum() / len(chosen)
+            (self.knobs.preserve * drift).backward()
+            mean += float(drift.detach())
+        return mean
+
+
+def _rounded(
+    update: Update, changes: Factors, stored: Mapping[int, Tensor], rounding: Rounding, report: PolishReport
+) -> Update:
+    """The update with the polished changes, rounded into the stored weights."""
+    deltas: dict[int, Delta] = {}
+    weights: dict[int, Tensor] = {}
+    layers = list(update.layers)
+    for n, layer in enumerate(sorted(changes)):
+        left, right = (factor.detach().cpu().contiguous() for factor in changes[layer])
+        entered = round_delta(layer, stored[layer], Delta(left, right), update.keys[layer], rounding)
+        deltas[layer], weights[layer] = entered.delta, entered.weight
+        layers[n] = layers[n].model_copy(
+            update={
+                "delta_norm": entered.delta.norm / float(stored[layer].double().norm()), "rounding": entered.way,
+                "rounding_loss": entered.loss, "nearest_loss": entered.nearest_loss,
+                "disturbance": entered.disturbance, "rank": entered.delta.rank,
+            }
+        )  # fmt: skip
+    return replace(update, deltas=deltas, weights=weights, layers=tuple(layers), polish=report)
+
+
+Phase = Callable[[str, int | None, str], AbstractContextManager[Advance]]
+"""Opens a phase of progress: its name, its total, its unit."""
+
+
+def solve_edits(
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    prompts: Sequence[Sequence[Prompt]],
+    wanted: Tensor,
+    held: Tensor,
+    factor_of: Callable[[int], Factor],
+    stored: Mapping[int, Tensor],
+    recipe: Recipe,
+    *,
+    rounding: Rounding,
+    whole: bool,
+    phase: Phase,
+) -> Update:
+    """Solve E edits under X prompts each, then polish the change of those that are not held, as the recipe says.
+
+    wanted (E, D) float32, held (E,) bool; `stored` are the weights (D, F). The prompts that must stay are held rows of
+    the closed form. The model is unchanged when this returns.
+    """
+    knobs = recipe.polish
+    moving = [n for n, is_held in enumerate(held.tolist()) if not is_held]
+    polished = knobs.steps > 0 and bool(moving)
+    chosen, preserved = [edits[n] for n in moving], list[Prompt]()
+    if polished:
+        with phase("preserve", None, ""):
+            preserved = preserved_prompts(lm, chosen, knobs, chat=recipe.chat, seed=recipe.seed)
+    rows = [*prompts, *([prompt] * len(prompts[0]) for prompt in preserved)]
+    more = torch.ones(len(preserved), dtype=torch.bool)
+    with phase("solve", len(stored), "layers") as advance:
+        update = solve(
+            lm, rows, torch.cat([wanted, wanted.new_zeros(len(preserved), wanted.shape[1])]), factor_of, stored,
+            recipe.method, held=torch.cat([held, more]), rounding=rounding, whole=whole, keep_keys=polished,
+            advance=advance,
+        )  # fmt: skip
+    if not polished:
+        return update
+    kept = [of_one[0] for n, of_one in enumerate(prompts) if held[n]]
+    with phase("polish", knobs.steps, "steps") as advance:
+        return polish(
+            lm, update, chosen, [prompts[n] for n in moving], [*preserved, *kept], stored, knobs,
+            rounding=rounding, seed=recipe.seed, advance=advance,
+        )  # fmt: skip

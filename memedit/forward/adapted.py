@@ -1,0 +1,141 @@
+"""Log-probabilities of rows while low-rank changes act on some down-projections, with gradients of the changes.
+
+Rows that begin with the same tokens share them: the shared prefix runs once, with the changes but without a gradient,
+and its keys and values serve all of them. The rest of each row runs right-aligned, with a gradient. Nothing is
+approximated but that gradient: what a change does through a shared prefix is in the value, not in the derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memedit.forward.partial import Aligned, Kept, cut, run_part, select_rows
+from memedit.forward.passes import launches
+from memedit.forward.proof import prove_engine
+from memedit.forward.suffix import SUFFIX_AGREEMENT
+from memedit.model.forward_hooks import hooked
+from memedit.model.load import LanguageModel
+
+Factors = Mapping[int, tuple[Tensor, Tensor]]
+"""For each layer a change left @ right: left (D, R), right (R, F), float32, on the model's device."""
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """A row of ids whose last `reads` logits are read."""
+
+    ids: tuple[int, ...]
+    shared: int
+    """Tokens at its beginning that may be shared with other rows."""
+    at: int
+    """The subject's last token."""
+    reads: int = 1
+
+
+class AdaptedRows:
+    """Rows under changes of the weights; `whole` runs each row whole, without sharing and padding."""
+
+    def __init__(self, lm: LanguageModel, rows: Sequence[ReadRow], *, tokens: int, whole: bool = False) -> None:
+        self.lm, self.rows, self.tokens, self.whole = lm, list(rows), tokens, whole
+
+    def launches(self, which: Sequence[int]) -> list[list[int]]:
+        """Group rows, by number, into launches."""
+        if self.whole:
+            batches = launches([len(self.rows[n].ids) for n in which], self.tokens)
+        else:
+            batches = cut([len(self.rows[n].ids) - self.rows[n].shared for n in which], self.tokens, self.tokens // 8)
+        return [[which[n] for n in batch] for batch in batches]
+
+    def log_probs(self, launch: Sequence[int], changes: Factors, *, at_subject: bool = False) -> Tensor:
+        """The log-probabilities at every read of a launch, (reads of its rows, V) float32, row by row.
+
+        With `at_subject` the changes act on no other token of a row's own part than the subject's last.
+        """
+        rows = [self.rows[n] for n in launch]
+        logits = self._whole(rows, changes, at_subject) if self.whole else self._shared(rows, changes, at_subject)
+        return logits.float().log_softmax(-1)
+
+    def _whole(self, rows: Sequence[ReadRow], changes: Factors, at_subject: bool) -> Tensor:
+        ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
+        most = max(row.reads for row in rows)
+        mask = _only(ids, [row.at for row in rows]) if at_subject else None
+        with hooked(self._hooks(changes, mask)):
+            logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits
+        return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])
+
+    def _shared(self, rows: Sequence[ReadRow], changes: Factors, at_subject: bool) -> Tensor:
+        device = self.lm.device
+        prefixes = list(dict.fromkeys(row.ids[: row.shared] for row in rows if row.shared))
+        width = max(map(len, prefixes), default=0)
+        kept = Kept({}, 0, range(self.lm.architecture.n_layers))
+        if width:
+            aligned = Aligned.of(prefixes, width, [len(one) for one in prefixes], width).to(device)
+            with torch.no_grad(), hooked(self._hooks(changes, None)):
+                run_part(self.lm, aligned, kept)
+        place = {prefix: n for n, prefix in enumerate(prefixes)}
+        lines = torch.tensor([place.get(row.ids[: row.shared], 0) for row in rows], device=device)
+        own = [row.ids[row.shared :] for row in rows]
+        size, most = max(map(len, own)), max(row.reads for row in rows)
+        ids, mask = (
+            torch.zeros(len(rows), size, dtype=torch.long),
+            torch.zeros(len(rows), width + size, dtype=torch.long),
+        )
+        positions = torch.zeros(len(rows), size, dtype=torch.long)
+        for n, (row, part) in enumerate(zip(rows, own, strict=True)):
+            ids[n, size - len(part) :] = torch.tensor(part)
+            mask[n, width - row.shared : width], mask[n, width + size - len(part) :] = 1, 1
+            positions[n, size - len(part) :] = torch.arange(row.shared, len(row.ids))
+        cells = [n * most + column for n, row in enumerate(rows) for column in range(most - row.reads, most)]
+        only = _only(ids, [size - len(row.ids) + row.at for row in rows]).to(device) if at_subject else None
+        with hooked(self._hooks(changes, only)):
+            found = run_part(
+                self.lm, Aligned(ids, mask, positions).to(device), Kept(select_rows(kept.seen, lines), width),
+                reads=(most, torch.tensor(cells, device=device)),
+            )  # fmt: skip
+        assert found is not None
+        return found
+
+    def _hooks(self, changes: Factors, mask: Tensor | None) -> list[tuple[nn.Module, Callable[..., Any]]]:
+        """Hooks that add the changes to what the down-projections give, at the tokens of `mask` (rows, T, 1)."""
+
+        def adding(left: Tensor, right: Tensor) -> Callable[..., Any]:
+            def add(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
+                more = (args[0].float() @ right.T) @ left.T
+                more = more if mask is None else more.reshape(*mask.shape[:2], -1) * mask
+                return output + more.reshape(output.shape).to(output.dtype)
+
+            return add
+
+        modules = self.lm.architecture.down_projections
+        return [(self.lm.model.get_submodule(modules[n]), adding(*pair)) for n, pair in changes.items()]
+
+
+def _only(ids: Tensor, at: Sequence[int]) -> Tensor:
+    """A mask (rows, T, 1) float32 that is 1 at one column of each row."""
+    mask = torch.zeros(*ids.shape, 1, device=ids.device)
+    mask[torch.arange(len(at)), torch.tensor(at)] = 1
+    return mask
+
+
+def choose_adapted_rows(
+    lm: LanguageModel, rows: Sequence[ReadRow], changes: Factors, *, tokens: int, few: Sequence[int]
+) -> tuple[AdaptedRows, str]:
+    """Prove shared prefixes on the rows `few` against whole forwards; return the rows to use, and why, in words."""
+    fast, plain = AdaptedRows(lm, rows, tokens=tokens), AdaptedRows(lm, rows, tokens=tokens, whole=True)
+
+    def measured(engine: AdaptedRows) -> list[Tensor]:
+        found: dict[int, Tensor] = {}
+        for launch in engine.launches(few):
+            parts = engine.log_probs(launch, changes).split([rows[n].reads for n in launch])
+            found |= dict(zip(launch, parts, strict=True))
+        return [found[n] for n in few]
+
+    with torch.no_grad():
+        limit = SUFFIX_AGREEMENT[lm.dtype]
+        proof = prove_engine(lambda: measured(fast), lambda: measured(plain), limit, name="shared prefixes")
+    return (fast if proof.holds else plain), proof.reason

@@ -1,0 +1,217 @@
+"""Polish: the engine gives what the changed weights give, what must stay is made fairly, and the steps keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from memedit.config.recipe import PolishKnobs, Recipe
+from memedit.editing import preserve
+from memedit.editing.plan import Edit, check_edits
+from memedit.editing.polish import solve_edits
+from memedit.editing.preserve import preserved_prompts
+from memedit.editing.rounding import Rounding
+from memedit.editing.solve import Update
+from memedit.edits.edit import EditRequest, Neighbor
+from memedit.forward.adapted import AdaptedRows, ReadRow, choose_adapted_rows
+from memedit.model.architecture import find_architecture
+from memedit.model.load import LanguageModel
+from memedit.model.weights import applied
+from memedit.numerics.moments import Moment
+from memedit.numerics.solvers import decomposed, factor_metric
+from memedit.progress import Advance
+from tests.conftest import byte_tokenizer, tiny_model
+
+SAME = 1e-4  # on log-probabilities: float32 sums in another order
+LAYERS = (1, 2)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def lm(request: pytest.FixtureRequest) -> LanguageModel:
+    model: Any = tiny_model(request.param).requires_grad_(False)
+    return LanguageModel(model, byte_tokenizer(), find_architecture(model))
+
+
+def rows() -> list[ReadRow]:
+    """Rows of many lengths: some share a prefix, some have none, some are read at several tokens."""
+    draw = torch.Generator().manual_seed(2)
+    prefix = tuple(torch.randint(2, 258, (6,), generator=draw).tolist())
+    made: list[ReadRow] = []
+    for own in (2, 3, 3, 7, 9):
+        tail = tuple(torch.randint(2, 258, (own,), generator=draw).tolist())
+        made += [ReadRow(prefix + tail, 6, 6, min(2, own)), ReadRow(prefix[:3] + tail, 3, 4), ReadRow(tail, 0, 0)]
+    return made
+
+
+def changes(lm: LanguageModel) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(1)
+    width = lm.architecture.width
+    return {
+        n: (
+            torch.randn(width, 3, generator=draw) * 0.3,
+            torch.randn(3, lm.architecture.mlp_widths[n], generator=draw) * 0.3,
+        )
+        for n in LAYERS
+    }
+
+
+def measured(engine: AdaptedRows, factors: Any, *, at_subject: bool = False) -> list[torch.Tensor]:
+    found: dict[int, torch.Tensor] = {}
+    for launch in engine.launches(range(len(engine.rows))):
+        parts = engine.log_probs(launch, factors, at_subject=at_subject).split([engine.rows[n].reads for n in launch])
+        found |= dict(zip(launch, parts, strict=True))
+    return [found[n] for n in range(len(engine.rows))]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_rows_under_changes_are_those_of_a_model_that_holds_them(lm: LanguageModel, whole: bool) -> None:
+    factors = changes(lm)
+    weights = {n: lm.weight(n) + left @ right for n, (left, right) in factors.items()}
+    with torch.no_grad():
+        found = measured(AdaptedRows(lm, rows(), tokens=40, whole=whole), factors)
+        base = measured(AdaptedRows(lm, rows(), tokens=40, whole=whole), {})
+        with applied(lm, weights):
+            for row, one, without in zip(rows(), found, base, strict=True):
+                wanted = lm.model(torch.tensor([row.ids])).logits[0, -row.reads :].log_softmax(-1)
+                assert torch.allclose(one, wanted, atol=SAME)
+                assert not torch.allclose(without, wanted, atol=100 * SAME)
+
+
+def test_at_the_subject_alone_another_token_is_not_changed(lm: LanguageModel) -> None:
+    factors = changes(lm)
+    last = [ReadRow(row.ids, 0, len(row.ids) - 1) for row in rows()]
+    with torch.no_grad():
+        fast = measured(AdaptedRows(lm, last, tokens=40), factors, at_subject=True)
+        plain = measured(AdaptedRows(lm, last, tokens=40, whole=True), factors, at_subject=True)
+        everywhere = measured(AdaptedRows(lm, last, tokens=40), factors)
+    for one, other, more in zip(fast, plain, everywhere, strict=True):
+        assert torch.allclose(one, other, atol=SAME)
+        assert not torch.allclose(one, more, atol=100 * SAME)
+
+
+def test_gradients_are_those_of_whole_forwards_where_nothing_is_shared(lm: LanguageModel) -> None:
+    alone = [ReadRow(row.ids, 0, row.at, row.reads) for row in rows()]
+    found: list[torch.Tensor] = []
+    for whole in (False, True):
+        factors = {n: (left.clone().requires_grad_(), right) for n, (left, right) in changes(lm).items()}
+        torch.cat(measured(AdaptedRows(lm, alone, tokens=40, whole=whole), factors))[:, 5].sum().backward()
+        grads = [left.grad for left, _ in factors.values()]
+        found.append(torch.cat([grad for grad in grads if grad is not None]))
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < SAME
+
+
+def test_the_engine_is_proved_or_whole_forwards_are_used(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, reason = choose_adapted_rows(lm, rows(), changes(lm), tokens=40, few=range(6))
+    assert not engine.whole
+    assert "proved" in reason
+    real = AdaptedRows._shared
+    monkeypatch.setattr(AdaptedRows, "_shared", lambda *args: real(*args) * 1.1)
+    engine, reason = choose_adapted_rows(lm, rows(), changes(lm), tokens=40, few=range(6))
+    assert engine.whole
+    assert reason.startswith("whole forwards")
+
+
+def request(number: int, subject: str, relation: str, prompt: str, **more: Any) -> EditRequest:
+    return EditRequest(
+        id=str(number),
+        subject=subject,
+        relation=relation,
+        prompt=prompt,
+        object=f"o{number}",
+        origin=f"a:{number}",
+        **more,
+    )
+
+
+LIST = [
+    request(1, "Ada", "city", "{} lives in", wordings=("The home of {} is",), paraphrases=("Ada dwells in",)),
+    request(2, "Bo", "trade", "The trade of {} is", neighborhood=(Neighbor(prompt="The trade of Cy is"),)),
+    request(3, "Bo", "city", "{} lives in"),
+]
+
+
+def edits_of(lm: LanguageModel) -> list[Edit]:
+    edits, findings = check_edits(LIST, lm.tokenizer, Recipe(), None)
+    assert not findings
+    return edits
+
+
+def texts(lm: LanguageModel, knobs: PolishKnobs, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> list[str]:
+    """The preserved prompts where the model continues every list of names with Cy and Di."""
+    said = tuple(lm.tokenizer(" Cy, Di and Ada, x", add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr(preserve, "generate", lambda _lm, prompts, *_args, **_more: [said] * len(prompts))
+    found = preserved_prompts(lm, edits_of(lm), knobs, chat=False, seed=seed)
+    return [str(lm.tokenizer.decode(list(prompt.ids))) for prompt in found]
+
+
+def test_what_must_stay_are_other_relations_and_other_subjects(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = PolishKnobs(steps=1, siblings=100, others=100)
+    others = {template.replace("{}", name) for name in ("Cy", "Di")
+              for template in ("{} lives in", "The home of {} is", "The trade of {} is")}  # fmt: skip
+    # Bo is edited in both relations, Ada in one; no paraphrase is there, and no edit's own prompt.
+    assert set(texts(lm, every, monkeypatch)) == {"The trade of Ada is"} | others
+    few = PolishKnobs(steps=1, siblings=0, others=1)
+    assert len(texts(lm, few, monkeypatch)) == len(LIST)
+    assert set(texts(lm, few, monkeypatch)) <= others
+    assert texts(lm, few, monkeypatch) == texts(lm, few, monkeypatch)
+    assert {tuple(texts(lm, few, monkeypatch, seed)) for seed in range(6)} != {tuple(texts(lm, few, monkeypatch))}
+
+
+@contextmanager
+def phase(_name: str, _total: int | None = None, _unit: str = "") -> Generator[Advance]:
+    yield lambda _n: None
+
+
+def solved(lm: LanguageModel, **knobs: Any) -> Update:
+    """The edits of LIST, to targets far from where they start."""
+    recipe = Recipe(polish=PolishKnobs(**knobs))
+    edits = edits_of(lm)
+    prompts = [[edit.prompt, edit.prompt] for edit in edits]
+    wanted = torch.randn(len(edits), lm.architecture.width, generator=torch.Generator().manual_seed(3)) * 2
+    draw = torch.Generator().manual_seed(4)
+
+    def factor(layer: int) -> Any:
+        states = torch.randn(2000, lm.architecture.mlp_widths[layer], generator=draw).double()
+        parts = decomposed(Moment(states.T @ states, 2000), "moment")
+        return factor_metric(parts, recipe.method.kind, float(len(states[0])), 0.05)
+
+    stored = {n: lm.weight(n).clone() for n in LAYERS}
+    return solve_edits(
+        lm, edits, prompts, wanted, torch.zeros(len(edits), dtype=torch.bool), factor, stored, recipe,
+        rounding=Rounding(), whole=False, phase=phase,
+    )  # fmt: skip
+
+
+def test_polish_lowers_both_losses_and_leaves_the_model_alone(lm: LanguageModel) -> None:
+    before = {n: lm.weight(n).clone() for n in LAYERS}
+    update = solved(lm, steps=30, siblings=4, others=4)
+    assert update.polish
+    assert update.polish.preserved > 0
+    assert update.polish.loss_after < update.polish.loss_before
+    assert update.polish.divergence_after < max(update.polish.divergence_before, 0.05)
+    assert all(torch.equal(before[n], lm.weight(n)) for n in LAYERS)
+    for n in LAYERS:
+        assert torch.allclose(update.weights[n], before[n] + update.deltas[n].dense().float(), atol=1e-5)
+
+
+def test_the_same_polish_has_the_same_bits(lm: LanguageModel) -> None:
+    one, other = (solved(lm, steps=3, siblings=4, others=4) for _ in range(2))
+    assert all(torch.equal(one.weights[n], other.weights[n]) for n in LAYERS)
+
+
+def test_without_steps_it_is_the_closed_form(lm: LanguageModel) -> None:
+    update = solved(lm)
+    assert update.polish is None
+    assert update.keys == {}
+
+
+def test_more_weight_on_what_must_stay_keeps_more_of_it(lm: LanguageModel) -> None:
+    light, heavy = (solved(lm, steps=30, siblings=4, others=4, preserve=weight).polish for weight in (0.0, 5.0))
+    assert light and heavy
+    assert heavy.divergence_after < light.divergence_after
+    assert light.loss_after < heavy.loss_after + 1.0
