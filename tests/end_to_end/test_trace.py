@@ -160,13 +160,13 @@ def traced(folder: Path, n_facts: int, *, facts: Path = FACTS, everywhere: bool 
         for request in requests
         for text in [one for one in request.paraphrases if not one.startswith(request.subject)][:1]
     ]
-    recipe = resolve([("flag", {"model.path": str(folder), "trace.samples": 5})])[0]
+    recipe = resolve([("flag", {"model.path": str(folder), "trace.samples": 3})])[0]
     some = inside[:: max(1, len(inside) // n_facts)][:n_facts]
     return trace_all(lm, Checkpoint.open(folder).digest, some, recipe, NoProgress(), findings, everywhere=everywhere)[0]
 
 
 def test_the_early_site_shows_and_late_attention_at_the_end(made_folder: Path) -> None:
-    average = traced(made_folder, 200).average
+    average = traced(made_folder, 50).average
     total, early = average.total.mean, range(average.n_layers // 2)
     at_subject = average.effects["hidden"]["last subject token"].mean
     mlp = average.effects["mlp"]["last subject token"].mean
@@ -181,7 +181,7 @@ def test_the_early_site_shows_and_late_attention_at_the_end(made_folder: Path) -
 
 
 def test_a_model_without_the_site_is_told_apart(tmp_path: Path) -> None:
-    average = traced(PLAIN, 200, facts=PLAIN_FACTS, everywhere=False).average
+    average = traced(PLAIN, 100, facts=PLAIN_FACTS, everywhere=False).average
     assert average.layers is None
     assert average.reason.startswith("no site was found")
     done = command(

@@ -11,7 +11,7 @@ from memedit.model.load import LanguageModel
 from memedit.model.probe import prove
 from memedit.model.weights import applied, put_
 from tests.conftest import byte_tokenizer
-from tests.families import FAMILIES, family_model
+from tests.families import FAMILIES, each_family, family_model
 from torch import Tensor
 
 SAME = 2e-5  # relative: float32, launches of other shapes, and a changed product added in another order
@@ -50,8 +50,10 @@ def climb(lm: LanguageModel, sweep: Sweep | WholeSweep, layers: tuple[int, ...])
     return found
 
 
-@pytest.mark.parametrize("room", [1 << 30, 0], ids=["mended", "run again"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "room", [pytest.param(1 << 30, id="mended"), pytest.param(0, id="run again", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("family", each_family(FAMILIES))
 def test_the_sweep_equals_whole_forwards(family: str, room: int) -> None:
     lm = open_family(family)
     sweep = Sweep(lm, heads(), room=room)

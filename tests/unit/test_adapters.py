@@ -177,7 +177,7 @@ def test_an_adapter_with_values_that_are_not_finite_is_refused_by_the_tensor_s_n
         {"rank_pattern": {f"{n}.*": 5 for n in range(9)}},
         {"rank_pattern": {str(n): 5 for n in range(5000)}},
     ],
-    ids=str,
+    ids=lambda fields: str(fields)[:40],
 )
 def test_an_adapter_s_odd_patterns_are_refused_at_once(fields: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(MemeditError) as caught:

@@ -102,6 +102,7 @@ def test_a_model_whose_cache_lies_writes_by_whole_forwards(
     assert generate(tiny, asked, 6) != expected
 
 
+@pytest.mark.slow
 def test_the_size_of_a_launch_changes_no_text(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from memedit.forward import scoring
 
@@ -112,6 +113,7 @@ def test_the_size_of_a_launch_changes_no_text(tiny: LanguageModel, monkeypatch: 
         assert generate(tiny, asked, 6) == many
 
 
+@pytest.mark.slow
 def test_a_drawn_text_does_not_depend_on_its_company(tiny: LanguageModel) -> None:
     asked = prompts()
     together = generate(tiny, asked, 5, top_k=5)

@@ -40,6 +40,7 @@ def tiny() -> tuple[Any, Any]:
     return tiny_model("gpt2"), byte_tokenizer()
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_of_the_command_to_the_bit(made_folder: Path, tmp_path: Path) -> None:
     edits, out = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:6], tmp_path / "out"
     memedit.apply(edits, made_folder, out, settings=SETTINGS)
@@ -93,6 +94,7 @@ def test_the_model_keeps_its_dtype(tiny: tuple[Any, Any], dtype: torch.dtype) ->
     assert same(model, before)
 
 
+@pytest.mark.slow
 def test_moments_come_from_texts_a_file_a_mapping_or_stats(made_gpt2: Path, tmp_path: Path) -> None:
     corpus = made_gpt2 / "memedit" / "corpus.jsonl.gz"
     model, tokenizer = load(made_gpt2)
@@ -147,6 +149,7 @@ def test_an_update_is_kept_in_its_model_and_put_into_a_copy(tiny: tuple[Any, Any
     assert same(twin, changed)
 
 
+@pytest.mark.slow
 def test_a_saved_update_names_the_base_that_it_was_made_on(tiny_folder: Path, tmp_path: Path) -> None:
     from memedit.storage.deltas import read_delta
 

@@ -151,6 +151,7 @@ def test_tracing_that_does_not_fit_into_memory_ends_with_a_hint(
     requests, _ = read(str(ROOT / "examples" / "world" / "facts.jsonl"))
     for name in ("choose_trace_engine", "trace_fact"):
         with monkeypatch.context() as patch:
+            patch.setattr(tracing, "choose_trace_engine", lambda *_: (SuffixPatching, ""))
             patch.setattr(tracing, name, failing(EXHAUSTED[kind]))
             with pytest.raises(ResourceError, match="tracing does not fit into memory") as caught:
                 tracing.trace_all(lm, "digest", requests[:3], Recipe(), NoProgress())

@@ -55,6 +55,7 @@ def stop_for(lm: LanguageModel) -> float:
     return float(found(lm, **{"target.steps": 4, "target.stop": 0}).loss.median())
 
 
+@pytest.mark.slow
 def test_edits_stop_where_they_would_alone(lm: LanguageModel) -> None:
     knobs = {"target.stop": stop_for(lm)}
     together = found(lm, **knobs)
@@ -79,6 +80,7 @@ def test_when_it_is_noticed_that_an_edit_is_found_changes_nothing(
     assert torch.allclose(seen.loss, wanted.loss, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_whole_forwards_find_the_same(lm: LanguageModel) -> None:
     knobs = {"target.stop": stop_for(lm), "target.weight_decay": 0.5}
     suffixes, whole = found(lm, **knobs), found(lm, engine=WholeForward, **knobs)

@@ -179,7 +179,7 @@ def test_a_terminal_shows_the_maps_with_and_without_color(color: str | None) -> 
     assert "2 facts (1 not known, skipped)" in summary(tracing)
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize("suffix", [pytest.param("png", marks=pytest.mark.slow), "svg"])
 def test_figures_are_the_same_bytes_each_time(suffix: str) -> None:
     from memedit.show.png import figures
 

@@ -116,7 +116,7 @@ def test_facts_are_known_under_wordings_held_out(lm: LanguageModel) -> None:
 
 @pytest.mark.slow
 def test_facts_are_recalled_early_at_the_subject(lm: LanguageModel) -> None:
-    site = trace(lm, WORLD, n_facts=60)
+    site = trace(lm, WORLD, n_facts=20)
     assert site.early >= 0.15
     assert site.early >= 3 * site.late
     assert site.end < 0.05
