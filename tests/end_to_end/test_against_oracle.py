@@ -13,6 +13,8 @@ from memedit.config.methods import METHODS
 from memedit.editing.keys import context_weights, find_keys
 from memedit.numerics.solvers import gains, prepare
 
+pytestmark = pytest.mark.usefixtures("kept_moments")
+
 TARGETS = 1e-4  # relative, float32 under the same steps: rounding differs with the shape of a launch
 KEYS = 1e-5  # relative, float32 forwards in launches of different shape
 DELTAS = 1e-8  # relative, float64 given the same keys and residuals: two ways to solve one system

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_processes_that_write_one_output_leave_one_of_them_whole(flags: str, tmp
     source, out = folder(tmp_path / "base", 8), tmp_path / "out"
     base = Checkpoint.open(source)
     weights = {"a": base.tensor("a") + 1}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     running = [subprocess.Popen(arguments(source, out, 0, flags), text=True, **pipes) for _ in range(3)]
     for one in running:
         assert one.stdout is not None and one.stdout.readline() == "ready\n"

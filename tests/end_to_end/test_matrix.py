@@ -89,7 +89,8 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
     base, out = saved(family, tmp_path / "base"), tmp_path / "out"
     settings = {"method.layers": LAYERS.get(family, "1-2"), "moments.corpus": str(tmp_path / "corpus.txt")}
     settings |= {"moments.tokens": "1300", "moments.row": "64", "target.steps": "5"}
-    recipe = Recipe(model=ModelKnobs(path=str(base)), method=MethodKnobs(layers=settings["method.layers"]))
+    method = MethodKnobs.model_validate({"layers": settings["method.layers"]})
+    recipe = Recipe(model=ModelKnobs(path=str(base)), method=method)
     found = run_inspect(recipe)
     assert found.proved and not found.problems
     named = [block.down_projection for block in found.each if block.editable]

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import memedit
+import pytest
 from memedit.results.report import Report
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("kept_moments")
 
 EDITS = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:8]
 FEW_STEPS = {"target.steps": 6, "moments.tokens": 4000}

@@ -191,9 +191,9 @@ def test_a_model_without_the_site_is_told_apart(tmp_path: Path) -> None:
     assert "no site was found" in done.stderr
 
 
-def test_apply_takes_the_layers_of_a_trace_and_says_so(made_gpt2: Path, tmp_path: Path) -> None:
+def test_apply_takes_the_layers_of_a_trace_and_says_so(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    knobs = ["--set", "trace.facts=40", "--set", "trace.samples=4", *FEW]
+    knobs = ["--set", "trace.facts=20", "--set", "trace.samples=4", *FEW]
     done = command(
         "apply",
         EDITS,
@@ -207,7 +207,7 @@ def test_apply_takes_the_layers_of_a_trace_and_says_so(made_gpt2: Path, tmp_path
         "auto",
         "-q",
         *knobs,
-        cache=tmp_path / "c",
+        cache=moments_folder,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((out / "memedit" / "run.json").read_text())
@@ -224,10 +224,10 @@ def test_auto_needs_edits(made_gpt2: Path, tmp_path: Path) -> None:
     assert "auto traces edits" in done.stderr
 
 
-def test_layers_can_be_chosen_by_editing(made_gpt2: Path, tmp_path: Path) -> None:
+def test_layers_can_be_chosen_by_editing(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
     few = ["--limit", 4, "--set", "target.steps=20", "--set", "moments.tokens=4000"]
     done = command(
-        "trace", EDITS, "-m", made_gpt2, "--suggest-layers", "--by", "edit-score", "-q", *few, cache=tmp_path / "c"
+        "trace", EDITS, "-m", made_gpt2, "--suggest-layers", "--by", "edit-score", "-q", *few, cache=moments_folder
     )
     assert done.returncode == 0, done.stderr
     tried = [line for line in done.stderr.splitlines() if line.startswith("layers ")]

@@ -66,7 +66,7 @@ def _become(command: Sequence[str], environment: Mapping[str, str], streams: Seq
     """Turn this process into `python -m MODULE ARGUMENTS`."""
     for number, stream in enumerate(streams):
         os.dup2(os.open(stream, os.O_RDWR | os.O_APPEND), number)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: PTH123, SIM115 - they stay open
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - they stay open
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)

@@ -108,6 +108,20 @@ def as_ours(n: int, ours: dict[str, Any]) -> dict[str, Any]:
 Made = Callable[[int, dict[str, Any]], dict[str, Any]]
 
 
+class AskedOnce(oracle.Plain):
+    """A restatement that keeps what it was told of a prompt and an answer: many records ask the same."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__(model, tokenizer)
+        self.told: dict[tuple[str, str], tuple[float, list[bool], list[int]]] = {}
+
+    def weigh(self, prompt: str, answer: str) -> tuple[float, list[bool], list[int]]:
+        """The restatement's answer, asked for the first time or kept."""
+        if (prompt, answer) not in self.told:
+            self.told[prompt, answer] = super().weigh(prompt, answer)
+        return self.told[prompt, answer]
+
+
 def written(made: Made, tmp_path: Path) -> tuple[list[dict[str, Any]], list[EditRequest]]:
     """200 records of a format, and what the reader makes of them."""
     records = [made(n, ours) for n, ours in enumerate(world())]

@@ -97,7 +97,7 @@ def test_what_peft_wrote_is_read_with_its_ranks_and_scales(family: str, rslora: 
         rank_pattern={modules[0]: 2}, alpha_pattern={modules[0]: 3}, init_lora_weights=False,
     )  # fmt: skip
     adapted = peft.get_peft_model(model, config)
-    adapted.save_pretrained(tmp_path / "peft")
+    adapted.save_pretrained(str(tmp_path / "peft"))
     found = read_adapter(tmp_path / "peft")
     assert list(found) == list(deltas(family))
     for name, value in adapted.merge_and_unload().state_dict().items():

@@ -26,7 +26,7 @@ from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load
 from memedit.model.tokens import encode_text, object_ids
 from memedit.model.weights import applied
-from tests.conftest import ROOT, byte_tokenizer, tiny_model
+from tests.conftest import ROOT, byte_tokenizer, end_of_text, tiny_model
 
 SAME = 1e-5
 
@@ -61,7 +61,7 @@ def test_writing_together_is_writing_alone(tiny: LanguageModel) -> None:
     asked = prompts()
     assert [lead > 0 for lead, _ in leads(asked)] == [True, False]
     plain = Plain(tiny.model, tiny.tokenizer)
-    stop = tiny.tokenizer.eos_token_id
+    stop = end_of_text(tiny.tokenizer)
     expected = [tuple(plain.write(list(ids), 6, stop)) for ids in asked]
     assert generate(tiny, asked, 6) == expected
 
@@ -170,7 +170,7 @@ def test_free_answers_equal_writing_one_at_a_time(made: LanguageModel) -> None:
     knobs = EvalKnobs(tokens=8, prefixes=(0, 12, 115, 500), fluency_tokens=30)
     found, notes = written(made, few, knobs, unrelated=UNRELATED_HERE)
     plain = Plain(made.model, made.tokenizer)
-    stop = made.tokenizer.eos_token_id
+    stop = end_of_text(made.tokenizer)
     for request, one in zip(few, found, strict=True):
         said = made.tokenizer.decode(plain.write(list(encode_text(made.tokenizer, request.text)), 8, stop))
         assert one.said == said

@@ -19,7 +19,7 @@ from memedit.evaluation.text_metrics import words
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from memedit.results.report import Figure
-from tests.conftest import byte_tokenizer
+from tests.conftest import byte_tokenizer, end_of_text
 from tests.helpers.records import RECORDS, SAME, as_counterfact, as_easyedit, as_mquake, as_zsre, world
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -76,7 +76,7 @@ def records(plain: Plain) -> list[dict[str, Any]]:
 
 
 def _word(plain: Plain, prompt: str) -> str:
-    text = plain.tokenizer.decode(plain.write(plain.ids(prompt), TOKENS, plain.tokenizer.eos_token_id))
+    text = plain.tokenizer.decode(plain.write(plain.ids(prompt), TOKENS, end_of_text(plain.tokenizer)))
     return next((word for word, _, _ in oracle.scanned(text) if word.isascii()), "nothing")
 
 
@@ -174,7 +174,7 @@ def test_fluency_and_consistency_equal_their_restatement(
     tiny: LanguageModel, plain: Plain, records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     length = 60
-    raw = [
+    raw: list[dict[str, Any]] = [
         {**ours, "generation": [ours["paraphrases"][0], "{} is"], "references": [f"a b {ours['object']}", "the end."]}
         for ours in records
     ]
@@ -189,7 +189,7 @@ def test_fluency_and_consistency_equal_their_restatement(
         texts: list[tuple[str, str]] = []
         for opening in ours["generation"]:
             ids = plain.ids(opening.replace("{}", ours["subject"]))
-            said = plain.write(ids, length - len(ids), plain.tokenizer.eos_token_id)
+            said = plain.write(ids, length - len(ids), end_of_text(plain.tokenizer))
             texts.append((str(plain.tokenizer.decode(ids)), str(plain.tokenizer.decode(said))))
         whole = [oracle.n_gram_entropy(words(a + b)) for a, b in texts]
         alone = [oracle.n_gram_entropy(words(b)) for _, b in texts if len(words(b)) > 2]

@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -32,7 +33,7 @@ def a_curve(n_layers: int, height: float, *, ends: bool = True) -> Curve:
 
 def a_tracing(n_facts: int = 2, n_layers: int = 5, layers: str | None = "1-2") -> TracingResult:
     """Made by hand: text that would break a page stands in every field that comes from outside."""
-    about = {"noise": 0.25, "samples": 10, "window": 2, "windows": windows(n_layers, 2)}
+    about: dict[str, Any] = {"noise": 0.25, "samples": 10, "window": 2, "windows": windows(n_layers, 2)}
     facts: list[TracedFact] = []
     for n in range(n_facts):
         fact = FactTrace(
