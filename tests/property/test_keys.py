@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from memedit.forward.keys import Sweep, WholeSweep
@@ -78,12 +80,15 @@ def test_a_change_that_does_not_enter_is_seen() -> None:
 def test_every_block_runs_once_but_for_the_bare_rows() -> None:
     lm = open_family("llama")
     runs: dict[int, int] = {}
+
+    def counting(layer: int) -> Any:
+        def count(_module: Any, args: tuple[Tensor, ...]) -> None:
+            runs[layer] = runs.get(layer, 0) + args[0].numel() // args[0].shape[-1]
+
+        return count
+
     handles = [
-        lm.model.get_submodule(name).register_forward_pre_hook(
-            lambda _m, args, layer=layer: runs.update(
-                {layer: runs.get(layer, 0) + args[0].numel() // args[0].shape[-1]}
-            )
-        )
+        lm.model.get_submodule(name).register_forward_pre_hook(counting(layer))
         for layer, name in enumerate(lm.architecture.down_projections)
     ]
     try:

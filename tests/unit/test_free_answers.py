@@ -194,7 +194,8 @@ UNRELATED_HERE = "The tower was small and heavy. Nobody knows where the boat is.
 @pytest.mark.slow
 def test_an_object_longer_than_eval_tokens_has_room(made: LanguageModel) -> None:
     first = edits(1)[0]
-    long = str(made.tokenizer.decode(generate(made, [encode_text(made.tokenizer, first.text)], 40)[0]))
+    (said,) = generate(made, [encode_text(made.tokenizer, first.text)], 40)
+    long = str(made.tokenizer.decode(list(said)))
     name = " ".join(words(long.replace(".", " "))[:12])
     asked = [first.model_copy(update={"object": name, "object_old": None})]
     found, _ = written(made, asked, EvalKnobs(tokens=3), bare=True)

@@ -174,10 +174,8 @@ def test_what_cannot_be_edited_in_memory_is_refused(tiny: tuple[Any, Any], made_
     before = state(model)
 
     def refused(kind: type[Exception], match: str, *args: Any, **more: Any) -> None:
-        with (
-            pytest.raises(kind, match=match),
-            memedit.edited(*(args or (model, tokenizer, [EDIT])), **{"corpus": TEXTS, **more}),
-        ):
+        edited: Any = memedit.edited  # most of these arguments are of other types than it takes
+        with pytest.raises(kind, match=match), edited(*(args or (*tiny, [EDIT])), **{"corpus": TEXTS, **more}):
             raise AssertionError("not refused")
 
     refused(UsageError, "model must be a transformers model, not str", "gpt2", tokenizer, [EDIT])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import memedit
-import memedit.pipeline
+import memedit.pipeline  # pyright: ignore[reportUnusedImport] - what is counted must be loaded
 import pytest
 from memedit.editing.plan import with_contexts
 from memedit.edits.edit import EditRequest

@@ -138,8 +138,8 @@ def test_a_fact_is_under_noise_of_its_own(made: LanguageModel) -> None:
 
 
 def request(**changes: Any) -> EditRequest:
-    record: dict[str, Any] = {"id": "a", "subject": "France", "prompt": "The capital of {} is", "object": "Lyon"}
-    return EditRequest(**{**record, "origin": "a.jsonl:1", **changes})
+    record = {"id": "a", "subject": "France", "prompt": "The capital of {} is", "object": "Lyon", "origin": "a.jsonl:1"}
+    return EditRequest.model_validate({**record, **changes})
 
 
 def test_answers_are_the_old_object_the_object_or_the_models_own(made: LanguageModel) -> None:
