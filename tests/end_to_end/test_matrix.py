@@ -88,7 +88,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, out = saved(family, tmp_path / "base"), tmp_path / "out"
     settings = {"method.layers": LAYERS.get(family, "1-2"), "moments.corpus": str(tmp_path / "corpus.txt")}
-    settings |= {"moments.tokens": "1300", "moments.row": "64", "target.steps": "5"}
+    settings |= {"moments.tokens": "1300", "moments.row": "64", "target.steps": "5", "contexts.openings": "[The]"}
     method = MethodKnobs.model_validate({"layers": settings["method.layers"]})
     recipe = Recipe(model=ModelKnobs(path=str(base)), method=method)
     found = run_inspect(recipe)

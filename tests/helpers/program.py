@@ -11,8 +11,11 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +30,7 @@ IMPORTED = ("memedit.api", "memedit.cli.app", "transformers.models.gpt2.modeling
 
 def start(cache: Path, *command: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE ARGUMENTS` on one thread, with this cache folder."""
-    return _forked(command, {"MEMEDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}, stdin)
+    return _run(command, {"MEMEDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}, stdin)
 
 
 def memedit(
@@ -36,26 +39,39 @@ def memedit(
     """Run a memedit command."""
     command, environment = ("-m", "memedit", *map(str, arguments)), {"MEMEDIT_CACHE": str(cache)}
     if not fresh:
-        return _forked(command, environment, stdin)
+        return _run(command, environment, stdin)
     return subprocess.run(
         [sys.executable, *command],
         env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, check=False, input=stdin,
     )  # fmt: skip
 
 
-def _forked(
-    command: Sequence[str], environment: Mapping[str, str], stdin: str | None
-) -> subprocess.CompletedProcess[str]:
-    """Run `python -m MODULE ARGUMENTS` in a process forked from the server."""
+def forked(function: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Start a function of a test module in a process forked from the server; what it sets is its own."""
+    process = _server().Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def event() -> Event:
+    """An event that a forked process can set."""
+    return _server().Event()
+
+
+def _server() -> ForkServerContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
+    return context
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], stdin: str | None) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ARGUMENTS` in a process forked from the server."""
     with TemporaryDirectory() as folder:
         streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
         streams[0].write_text(stdin or "")
         for stream in streams[1:]:
             stream.touch()
-        process = context.Process(target=_become, args=(command, {**os.environ, **environment}, streams))
-        process.start()
+        process = forked(_become, command, {**os.environ, **environment}, streams)
         process.join()
         assert process.exitcode is not None
         out, err = (stream.read_text() for stream in streams[1:])

@@ -41,8 +41,10 @@ def tiny() -> tuple[Any, Any]:
 
 
 @pytest.mark.slow
-def test_the_weights_are_those_of_the_command_to_the_bit(made_folder: Path, tmp_path: Path) -> None:
-    edits, out = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:6], tmp_path / "out"
+@pytest.mark.parametrize(("name", "source"), [("made-gpt2", "world.jsonl"), ("made-small", "small.jsonl")])
+def test_the_weights_are_those_of_the_command_to_the_bit(name: str, source: str, tmp_path: Path) -> None:
+    edits, out = memedit.load_edits(ROOT / "requests" / source)[:6], tmp_path / "out"
+    made_folder = ROOT / "examples" / "models" / name
     memedit.apply(edits, made_folder, out, settings=SETTINGS)
     written, (model, tokenizer) = Checkpoint.open(out), load(made_folder)
     before = state(model)

@@ -21,7 +21,7 @@ from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, make_trial,
 from memedit.tracing.parts import find_parts
 from memedit.tracing.suffix_engine import SuffixPatching
 from tests.conftest import ROOT, byte_tokenizer
-from tests.families import FAMILIES, each_family, family_model
+from tests.families import FAMILIES, IN_THE_FAST_TIER, each_family, family_model
 
 SAME = 1e-5  # absolute, on probabilities: the bar; float32 sums in another order differ by less than 1e-6
 RELATIVE = 1e-4  # on the small probabilities of random models, where an absolute bar would pass anything
@@ -56,10 +56,14 @@ def modules_of(lm: LanguageModel) -> tracing_oracle.Modules:
     return tracing_oracle.Modules(list(blocks.children()), mlp, attention, lm.model.get_input_embeddings())
 
 
-@pytest.mark.parametrize("name", each_family(FAMILIES))
-@pytest.mark.parametrize(
-    ("first", "answer", "width"), [(3, (5, 9), 2), pytest.param(0, (7,), 1, marks=pytest.mark.slow)]
-)
+CASES = [
+    *(pytest.param(*one.values, 3, (5, 9), 2, marks=one.marks) for one in each_family(FAMILIES)),
+    # A subject that begins the prompt, an answer of one token, and windows of one layer: once for each kind of family.
+    *(pytest.param(name, 0, (7,), 1, marks=pytest.mark.slow) for name in IN_THE_FAST_TIER),
+]
+
+
+@pytest.mark.parametrize(("name", "first", "answer", "width"), CASES)
 def test_every_family_is_traced_by_sweeps_that_equal_the_plain_procedure(
     name: str, first: int, answer: tuple[int, ...], width: int
 ) -> None:
