@@ -22,9 +22,15 @@ FITS = 1e-3  # relative: what key noise of 1e-7 becomes on the edited keys throu
 N = 4
 
 
+@pytest.fixture(scope="module")
+def opened(made_folder: Path) -> Both:
+    return Both(made_folder, N)
+
+
 @pytest.fixture(scope="module", params=["memedit", "reference"])
-def both(request: pytest.FixtureRequest, made_folder: Path) -> Both:
-    return Both(made_folder, N, {"method.semantics": request.param, "target.steps": 12})
+def both(request: pytest.FixtureRequest, made_folder: Path, opened: Both) -> Both:
+    settings = {"method.semantics": request.param, "target.steps": 12}
+    return Both(made_folder, N, settings, lm=opened.lm, moments=opened.moments, contexts=opened.contexts)
 
 
 def test_targets_equal_the_published_codes(both: Both) -> None:

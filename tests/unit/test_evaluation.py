@@ -1,4 +1,4 @@
-"""Every forced figure equals its plain restatement, on 200 records of each format; readers lose no record."""
+"""Every forced figure equals its plain restatement, on 100 records of each format; readers lose no record."""
 
 from __future__ import annotations
 

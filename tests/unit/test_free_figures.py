@@ -1,4 +1,4 @@
-"""Free answers, fluency and consistency equal their plain restatements on 200 records of each format."""
+"""Free answers, fluency and consistency equal their plain restatements on 100 records of each format."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def plain(tiny: LanguageModel) -> Plain:
 
 @pytest.fixture(scope="module")
 def records(plain: Plain) -> list[dict[str, Any]]:
-    """200 records whose objects are words that the model writes somewhere, so that it says some and not others."""
+    """100 records whose objects are words that the model writes somewhere, so that it says some and not others."""
     found: list[dict[str, Any]] = []
     for n, ours in enumerate(world()):
         text = ours["prompt"].replace("{}", ours["subject"])
