@@ -83,6 +83,7 @@ def test_a_chat_models_end_of_turn_ends_what_it_writes(tiny: LanguageModel) -> N
     assert len(cut[1]) < len(free[1])
 
 
+@pytest.mark.slow
 def test_a_model_whose_cache_lies_writes_by_whole_forwards(
     tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
