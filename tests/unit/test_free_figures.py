@@ -200,4 +200,4 @@ def test_fluency_and_consistency_equal_their_restatement(
         row = {"fluency": sum(whole) / len(whole), "consistency": close}
         rows.append(row | ({"fluency_written": sum(alone) / len(alone)} if alone else {}))
     assert [dict(one.open) for one in found] == [pytest.approx(row, abs=SAME) for row in rows]
-    assert len({round(row["consistency"], 6) for row in rows}) > 20
+    assert len({round(row["consistency"], 6) for row in rows}) > len(rows) / 10
