@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from memedit.edits.edit import EditRequest
 
 ROOT = Path(__file__).parents[1]
 HELPERS_THAT_START = ("tests.helpers.program", "tests.helpers.killed")
@@ -101,6 +104,11 @@ def byte_tokenizer(*, bos: bool = False) -> Any:
     )
 
 
+def end_of_text(tokenizer: Any) -> int:
+    """The token that ends a text; transformers leaves its type open."""
+    return tokenizer.eos_token_id
+
+
 def tiny_model(family: str) -> Any:
     """A random model of four blocks, width 32."""
     import torch
@@ -168,3 +176,33 @@ def made_folder(request: pytest.FixtureRequest) -> Path:
 def made_gpt2() -> Path:
     """The GPT-2-shaped model that ships with the project."""
     return ROOT / "examples" / "models" / "made-gpt2"
+
+
+@pytest.fixture
+def made_small() -> Path:
+    """The Llama-shaped model that ships for quick edits, of a world of 140 people."""
+    return ROOT / "examples" / "models" / "made-small"
+
+
+@pytest.fixture(scope="session")
+def small_edits(tmp_path_factory: pytest.TempPathFactory) -> list[EditRequest]:
+    """600 edits of the small model's world, each judged by its own prompt alone."""
+    from examples.world import lists
+    from examples.world.__main__ import small_world
+    from memedit import load_edits
+
+    file = tmp_path_factory.mktemp("small-world") / "edits.jsonl"
+    lists.write_lines(file, lists.edits(small_world()))
+    return [one.model_copy(update={"paraphrases": (), "neighborhood": ()}) for one in load_edits(file)]
+
+
+@pytest.fixture(scope="session")
+def moments_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which second moments stay for the tests that come later."""
+    return tmp_path_factory.mktemp("moments")
+
+
+@pytest.fixture
+def kept_moments(surroundings: None, moments_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find second moments that an earlier test measured: they are named by all that they depend on."""
+    monkeypatch.setenv("MEMEDIT_CACHE", str(moments_folder))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -108,6 +110,15 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Mixtures of experts: their dense layers and their shared experts can be edited."""
 EVERY = {**FAMILIES, **OTHERS, **MIXTURES}
+
+
+IN_THE_FAST_TIER = ("gpt2", "gptj", "bloom", "llama", "mistral", "olmo2")
+"""One of each kind: learned positions, rotary ones in a parallel block, ALiBi, shared keys, windows, norms behind."""
+
+
+def each_family(names: Iterable[str]) -> list[Any]:
+    """Test parameters: the families named, those outside the fast tier marked `slow`."""
+    return [pytest.param(name, marks=() if name in IN_THE_FAST_TIER else pytest.mark.slow) for name in names]
 
 
 def family_model(name: str, *, seed: int = 3) -> Any:

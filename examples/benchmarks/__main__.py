@@ -97,7 +97,7 @@ def main() -> None:
     first: Both | None = None
     for count in map(int, given.edits.split(",")):
         made = shipped[:count] if count <= len(shipped) and not is_random else pairs(count)
-        more = {"lm": first.lm, "moments": first.moments, "contexts": first.contexts} if first else {}
+        more: dict[str, Any] = {"lm": first.lm, "moments": first.moments, "contexts": first.contexts} if first else {}
         both = Both(given.model, made, settings, **more)
         first = first or both
         columns.append(column(both, given.oracle_sample))

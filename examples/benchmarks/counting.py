@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ class Count:
 
 
 @contextmanager
-def counted(lm: LanguageModel) -> Iterator[Count]:
+def counted(lm: LanguageModel) -> Generator[Count]:
     """Count all products of weights and of attention in the model's forwards, and in the backwards that follow.
 
     A row of T tokens through a map of n x m takes T n m; its attention over W columns 2 T W D. Weights have no
@@ -133,7 +133,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     for _ in range(10):
         settle(device)
         start = time.perf_counter()
-        left @ right
+        torch.matmul(left, right)
         settle(device)
         best = min(best, time.perf_counter() - start)
     return size**3 / best

@@ -26,7 +26,7 @@ TOKENS_PER_DIMENSION = 4
 
 def main() -> int:
     """Make the model ready, edit it and print the answers. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=sorted(MODELS), default="smollm2")
     parser.add_argument("--edits", type=int, default=EDITS, help="how many edits are made")
     parser.add_argument("--output", type=Path, default=Path("real-out"), help="folder of the edited model")
@@ -98,7 +98,7 @@ def _answers(folder: Path, edits: Any) -> list[tuple[str, str]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def write(text: str, tokens: int) -> str:
         ids = tokenizer(text, return_tensors="pt", add_special_tokens="<bos>" not in text)["input_ids"]

@@ -124,7 +124,7 @@ def _id(relation: str, subject: str) -> str:
 
 def main() -> None:
     """Write the edits and the facts beside them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--edits", type=Path, required=True)
     parser.add_argument("--facts", type=Path, required=True)

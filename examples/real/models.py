@@ -141,7 +141,7 @@ def _convert(quantized: Path, out: Path, model: RealModel) -> None:
     shutil.rmtree(out, ignore_errors=True)
     options: dict[str, Any] = {"gguf_file": quantized.name}
     tokenizer = AutoTokenizer.from_pretrained(quantized.parent, **options)
-    network = AutoModelForCausalLM.from_pretrained(quantized.parent, dtype=torch.float32, **options)
+    network: Any = AutoModelForCausalLM.from_pretrained(quantized.parent, dtype=torch.float32, **options)
     for holder, name in ((network, "hf_quantizer"), (network.config, "quantization_config")):
         if hasattr(holder, name):
             delattr(holder, name)

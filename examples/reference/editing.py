@@ -10,7 +10,7 @@ residual is asked of a projection as its norm, to first order, wants it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -98,7 +98,7 @@ def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 @contextmanager
 def changed(
     model: Any, layer: int, at: list[int], delta: Tensor, seen: list[Tensor], made: list[Tensor], times: int
-) -> Iterator[None]:
+) -> Generator[None]:
     """Add `delta` to the output of a block, or `times` what the norm behind its MLP makes of it, at one position of
     each row; `seen` gets the output as it was, `made` the down-projection's."""
 

@@ -26,7 +26,7 @@ def in_batches(
     """Batch after batch, each on the output of the one before; `first` are the first's knobs, which the others keep."""
     model, reports = base, list[Report]()
     for number, batch in enumerate(batches):
-        asked = more if number else {"settings": first}
+        asked: dict[str, Any] = more if number else {"settings": first}
         reports.append(memedit.apply(batch, model, folder / str(number), **asked))
         model = folder / str(number)
     return reports

@@ -7,7 +7,7 @@ memedit; which modules are a block's MLP and attention it is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ def modules_of(model: Any) -> Modules:
 
 
 @contextmanager
-def edited(changes: Sequence[tuple[Any, Callable[[Tensor], None]]], rows: int) -> Iterator[None]:
+def edited(changes: Sequence[tuple[Any, Callable[[Tensor], None]]], rows: int) -> Generator[None]:
     """Let each function change its module's output (rows, tokens, width) in place, in every forward inside."""
 
     def hook_of(change: Callable[[Tensor], None]) -> Any:

@@ -77,7 +77,8 @@ def world_of(shape: Shape) -> World:
 def make(shape: Shape, world: World) -> tuple[Model, Any, dict[str, float]]:
     """Train one model; its tokenizer, and what the training took."""
     tokenizer = make_tokenizer(world, shape.family)
-    model = make_model(shape, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    ends: Any = tokenizer.bos_token_id, tokenizer.eos_token_id
+    model = make_model(shape, len(tokenizer), *ends)
     packer = Packer(Writer(world, shape.seed), tokenizer, shape.family)
     took = train(model, shape, packer, first_tokens(world, tokenizer))
     return model, tokenizer, took

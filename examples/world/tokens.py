@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -121,7 +122,8 @@ class Packer:
                 yield stream
 
     def _row(self, length: int) -> _Stream:
-        first, final = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        first: Any = self.tokenizer.bos_token_id
+        final: Any = self.tokenizer.eos_token_id
         row = _Stream([], [], [], [])
         mentions = 0
         if self.family != "gpt2" or self.writer.rng.random() < 0.5:

@@ -28,7 +28,7 @@ The first steps are about a small crowd: the way from a name to its facts, once 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -218,7 +218,7 @@ class Curriculum:
 
 
 @contextmanager
-def curriculum_on(model: Model, shape: Shape, objects: torch.Tensor) -> Iterator[Curriculum | None]:
+def curriculum_on(model: Model, shape: Shape, objects: torch.Tensor) -> Generator[Curriculum | None]:
     """The hooks for as long as the training lasts; None for a model that is trained plainly."""
     if not shape.curriculum:
         yield None
@@ -248,7 +248,7 @@ class Part(nn.Parameter):
             parts.append(part)
         return parts
 
-    def take(self) -> None:
+    def take_gradient(self) -> None:
         """Take the gradient that the whole was given."""
         self.grad = None if self.whole.grad is None else self.whole.grad[:, self.columns]
 
@@ -353,7 +353,7 @@ def train(model: Model, shape: Shape, packer: Packer, objects: torch.Tensor, *, 
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for part in parts:
-                part.take()
+                part.take_gradient()
             for stepper, highest in zip(steppers, peaks, strict=True):
                 for group, peak in zip(stepper.param_groups, highest, strict=True):
                     group["lr"] = peak * rate(shape, step)

@@ -13,16 +13,24 @@ from memedit.config.methods import METHODS
 from memedit.editing.keys import context_weights, find_keys
 from memedit.numerics.solvers import gains, prepare
 
+pytestmark = pytest.mark.usefixtures("kept_moments")
+
 TARGETS = 1e-4  # relative, float32 under the same steps: rounding differs with the shape of a launch
 KEYS = 1e-5  # relative, float32 forwards in launches of different shape
 DELTAS = 1e-8  # relative, float64 given the same keys and residuals: two ways to solve one system
 FITS = 1e-3  # relative: what key noise of 1e-7 becomes on the edited keys through metrics of condition 1e8
-N = 6
+N = 4
+
+
+@pytest.fixture(scope="module")
+def opened(made_folder: Path) -> Both:
+    return Both(made_folder, N)
 
 
 @pytest.fixture(scope="module", params=["memedit", "reference"])
-def both(request: pytest.FixtureRequest, made_folder: Path) -> Both:
-    return Both(made_folder, N, {"method.semantics": request.param, "target.steps": 12})
+def both(request: pytest.FixtureRequest, made_folder: Path, opened: Both) -> Both:
+    settings = {"method.semantics": request.param, "target.steps": 12}
+    return Both(made_folder, N, settings, lm=opened.lm, moments=opened.moments, contexts=opened.contexts)
 
 
 def test_targets_equal_the_published_codes(both: Both) -> None:

@@ -15,30 +15,30 @@ from tests.malformed.cases import CASES, Case
 def test_apply_in_a_pipe_prints_the_output_folder_and_nothing_else(made_gpt2: Path, tmp_path: Path) -> None:
     some = "".join(EDITS.read_text().splitlines(keepends=True)[:3])
     out = tmp_path / "out"
-    done = memedit("apply", "-", "-m", made_gpt2, "-o", out, "-q", *FEW, cache=tmp_path / "cache", stdin=some)
+    arguments = ("apply", "-", "-m", made_gpt2, "-o", out, "-q", *FEW)
+    done = memedit(*arguments, cache=tmp_path / "cache", stdin=some, fresh=True)
     assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
     names = {file.name for file in (out / "memedit").iterdir()}
     assert {"run.json", "edits.jsonl", "results.jsonl", "delta.safetensors", "base_README.md"} <= names
     assert "base_model: made-gpt2" in (out / "README.md").read_text()
 
 
-def test_what_failed_can_be_fed_back(made_gpt2: Path, tmp_path: Path) -> None:
+def test_what_failed_can_be_fed_back(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
     # One step finds no target, so that some edits fail.
     few = ["--limit", 4, "--set", "target.steps=1", "--set", "moments.tokens=4000"]
-    cache = tmp_path / "cache"
-    done = memedit("apply", EDITS, "-m", made_gpt2, "-o", tmp_path / "a", "--per-edit", *few, cache=cache)
+    done = memedit("apply", EDITS, "-m", made_gpt2, "-o", tmp_path / "a", "--per-edit", *few, cache=moments_folder)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(records) == 4, done.stderr
     assert {record["status"] for record in records} <= {"ok", "failed", "skipped"}
     failed = "".join(json.dumps(record) + "\n" for record in records if record["status"] == "failed")
     assert failed
-    again = memedit("check", "-", "-m", made_gpt2, cache=cache, stdin=failed)
+    again = memedit("check", "-", "-m", made_gpt2, cache=moments_folder, stdin=failed)
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_the_report_is_one_json_document(made_gpt2: Path, tmp_path: Path) -> None:
+def test_the_report_is_one_json_document(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
     done = memedit(
-        "apply", EDITS, "-m", made_gpt2, "-o", tmp_path / "a", "--limit", 2, "--json", *FEW, cache=tmp_path / "c"
+        "apply", EDITS, "-m", made_gpt2, "-o", tmp_path / "a", "--limit", 2, "--json", *FEW, cache=moments_folder
     )
     report = json.loads(done.stdout)
     assert report["edits"] == 2
@@ -46,11 +46,13 @@ def test_the_report_is_one_json_document(made_gpt2: Path, tmp_path: Path) -> Non
     assert set(report["timings"]) >= {"contexts", "moments", "targets", "solve", "before", "after"}
 
 
-def test_a_gate_that_fails_exits_3_and_the_output_is_there(made_gpt2: Path, tmp_path: Path) -> None:
+def test_a_gate_that_fails_exits_3_and_the_output_is_there(
+    made_gpt2: Path, moments_folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     few = ["--limit", 2, "--set", "target.steps=1", "--set", "moments.tokens=4000"]
     done = memedit(
-        "apply", EDITS, "-m", made_gpt2, "-o", out, "-q", "--fail-under", "accuracy=1", *few, cache=tmp_path / "c"
+        "apply", EDITS, "-m", made_gpt2, "-o", out, "-q", "--fail-under", "accuracy=1", *few, cache=moments_folder
     )
     assert done.returncode == 3
     assert "accuracy is" in done.stderr
@@ -128,9 +130,11 @@ def test_a_malformed_list_is_refused_by_check_and_apply(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == [case.file]
 
 
-def test_untouched_files_are_identical_and_untouched_tensors_too(made_gpt2: Path, tmp_path: Path) -> None:
+def test_untouched_files_are_identical_and_untouched_tensors_too(
+    made_gpt2: Path, moments_folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    done = memedit("apply", EDITS, "-m", made_gpt2, "-o", out, "--limit", 2, "-q", *FEW, cache=tmp_path / "cache")
+    done = memedit("apply", EDITS, "-m", made_gpt2, "-o", out, "--limit", 2, "-q", *FEW, cache=moments_folder)
     assert done.returncode == 0, done.stderr
     differ = [
         str(file.relative_to(made_gpt2))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.writer import verify
+from memedit.storage.writer import verify, write_checkpoint
 from safetensors.torch import save_file
+from tests.helpers.program import event, forked
 
 MIB = 1 << 20
 # Writes SOURCE with its tensor "a" plus one to OUT; files of more than LIMIT bytes are refused where LIMIT is given.
@@ -101,16 +102,25 @@ def test_a_file_that_may_not_grow_leaves_no_output(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["base"]
 
 
+def write_one_more(source: Path, out: Path, ready: Event) -> None:
+    base = Checkpoint.open(source)
+    weights = {"a": base.tensor("a") + 1}
+    ready.set()
+    write_checkpoint(base, out, weights, {"README.md": b"# edited"}, link="copy")
+
+
 def test_a_kill_at_any_time_leaves_an_output_absent_or_whole(tmp_path: Path) -> None:
     source, out = folder(tmp_path / "base", 96), tmp_path / "out"
     base = Checkpoint.open(source)
     weights = {"a": base.tensor("a") + 1}
     seen: set[bool] = set()
     for wait in (0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4):
-        with subprocess.Popen(arguments(source, out, 0, "told"), stdout=subprocess.PIPE, text=True) as writing:
-            assert writing.stdout is not None and writing.stdout.readline() == "ready\n"
-            time.sleep(wait)
-            os.kill(writing.pid, signal.SIGKILL)
+        ready = event()
+        writing = forked(write_one_more, source, out, ready)
+        assert ready.wait(60)
+        time.sleep(wait)
+        writing.kill()
+        writing.join()
         seen.add(out.exists())
         if out.exists():
             verify(out, weights, base)
@@ -127,7 +137,7 @@ def test_processes_that_write_one_output_leave_one_of_them_whole(flags: str, tmp
     source, out = folder(tmp_path / "base", 8), tmp_path / "out"
     base = Checkpoint.open(source)
     weights = {"a": base.tensor("a") + 1}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     running = [subprocess.Popen(arguments(source, out, 0, flags), text=True, **pipes) for _ in range(3)]
     for one in running:
         assert one.stdout is not None and one.stdout.readline() == "ready\n"

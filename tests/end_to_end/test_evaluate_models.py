@@ -23,7 +23,7 @@ from memedit.model.load import load
 from memedit.results.report import Figure, Report
 from memedit.storage.deltas import read_delta
 from memedit.storage.lora import adapter_bytes
-from tests.conftest import ROOT, byte_tokenizer
+from tests.conftest import ROOT, byte_tokenizer, end_of_text
 
 EDITS = ROOT / "requests" / "world.jsonl"
 SMALL = {"model.device": "cpu", "eval.tokens": 4, "eval.prefixes": (0,), "eval.fluency_tokens": 16}
@@ -183,14 +183,14 @@ def test_a_chat_model_is_asked_and_writes_in_its_template(chatty: Path, lists: t
     known = [one.model_copy(update={"object": one.object_old, "object_old": one.object}) for one in requests]
     report = evaluate(known, chatty, settings={**SMALL, "chat": True})
     lm = load(chatty, ModelKnobs(device="cpu"))
-    plain = Plain(lm.model, lm.tokenizer)
+    plain, stop = Plain(lm.model, lm.tokenizer), end_of_text(lm.tokenizer)
     for request, row in zip(known, report.per_edit, strict=True):
         prompt = f"Asked: {request.text}. Said:"
         new, hits, _ = plain.weigh(prompt, request.object)
         old, _, _ = plain.weigh(prompt, request.object_old or "")
         assert row.after["efficacy_magnitude"] == pytest.approx(math.exp(new) - math.exp(old), abs=1e-6)
         assert row.after["accuracy"] == float(all(hits))
-        said = plain.write(plain.ids(prompt), 4, lm.tokenizer.eos_token_id)
+        said = plain.write(plain.ids(prompt), 4, stop)
         assert row.said["after"] == lm.tokenizer.decode(said)
     bare = evaluate(known, chatty, settings=SMALL)
     assert report.after != bare.after  # converse: the template is seen
@@ -241,7 +241,7 @@ def test_a_row_too_long_for_the_model_is_refused_in_words(made_gpt2: Path, lists
 
 def test_the_harness_takes_an_output_folder(sequence: tuple[Path, Path, Report]) -> None:
     lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; nothing depends on it")
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     tasks = TaskManager(include_path=str(ROOT / "examples" / "harness"), include_defaults=False)
     found = lm_eval.simple_evaluate(

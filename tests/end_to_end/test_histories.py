@@ -31,7 +31,6 @@ from memedit.progress import NoProgress
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes
 from tests.helpers.killed import Moment, call
-from tests.helpers.program import EDITS
 
 # A search of one edit at a time gives its target the same bytes whoever else is in the list.
 SETTINGS = {"target.steps": 4, "chunk": 1, "moments.tokens": 2000, "contexts.openings": ["The"]}
@@ -120,12 +119,11 @@ def test_edits_of_one_subject_are_searched_together_whenever_they_came(tiny_fold
 
 @pytest.mark.parametrize("way", ["re-solve", "on top"])
 def test_a_killed_run_on_an_edited_model_continues_and_writes_the_same_bytes(
-    made_gpt2: Path, tmp_path: Path, way: str
+    made_small: Path, small_edits: list[EditRequest], tmp_path: Path, way: str
 ) -> None:
-    requests = memedit.load_edits(EDITS)
-    memedit.apply(requests[:2], made_gpt2, tmp_path / "a", settings={"target.steps": 4, "moments.tokens": 4000})
+    memedit.apply(small_edits[:2], made_small, tmp_path / "a", settings={"target.steps": 4, "moments.tokens": 4000})
     more = tmp_path / "more.jsonl"
-    more.write_text(write_lines(requests[2:4]))
+    more.write_text(write_lines(small_edits[2:4]))
 
     def apply(at: Moment | None = None) -> subprocess.CompletedProcess[str]:
         return call(tmp_path / "cache", "apply", more, tmp_path / "a", tmp_path / "b", at=at, mode=way)
@@ -163,9 +161,9 @@ def kept_ledger(job: EditRun, contexts: list[str], order: list[int], wanted: tor
     return ledger
 
 
-def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_folder: Path, tmp_path: Path) -> None:
-    requests = memedit.load_edits(EDITS)[:500]
-    recipe = resolve([("flag", {"model.path": str(made_folder), "moments.tokens": 4000})])[0]
+def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_small: Path, small_edits: list[EditRequest]) -> None:
+    requests = small_edits[:500]
+    recipe = resolve([("flag", {"model.path": str(made_small), "moments.tokens": 4000})])[0]
     first = EditRun(RunStart(tuple(requests), recipe), (), NoProgress())
     contexts, moments = ["", "The old bridge stood there. "], first.moments()
     wanted = torch.randn(500, first.lm.architecture.width, generator=torch.Generator().manual_seed(3)) * 2

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import memedit
 import pytest
@@ -87,9 +88,13 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("family", EDITABLE)
 def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, out = saved(family, tmp_path / "base"), tmp_path / "out"
-    settings = {"method.layers": LAYERS.get(family, "1-2"), "moments.corpus": str(tmp_path / "corpus.txt")}
-    settings |= {"moments.tokens": "1300", "moments.row": "64", "target.steps": "5"}
-    recipe = Recipe(model=ModelKnobs(path=str(base)), method=MethodKnobs(layers=settings["method.layers"]))
+    settings: dict[str, Any] = {
+        "method.layers": LAYERS.get(family, "1-2"),
+        "moments.corpus": str(tmp_path / "corpus.txt"),
+    }
+    settings |= {"moments.tokens": "1300", "moments.row": "64", "target.steps": "5", "contexts.openings": ("The",)}
+    method = MethodKnobs.model_validate({"layers": settings["method.layers"]})
+    recipe = Recipe(model=ModelKnobs(path=str(base)), method=method)
     found = run_inspect(recipe)
     assert found.proved and not found.problems
     named = [block.down_projection for block in found.each if block.editable]

@@ -13,6 +13,8 @@ from memedit.results.report import Report
 from safetensors import safe_open
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("kept_moments")
+
 EDITS = memedit.load_edits(ROOT / "requests" / "world.jsonl")
 
 

@@ -12,6 +12,8 @@ import torch
 from memedit.editing.run import EditRun
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("kept_moments")
+
 EDITS = ROOT / "requests" / "world.jsonl"
 FACTS = ROOT / "examples" / "world" / "facts.jsonl"
 BARS = {"efficacy": 0.92, "accuracy": 0.88, "paraphrase": 0.85, "neighborhood": 0.93}

@@ -22,6 +22,8 @@ from memedit.results.report import Scores
 from tests.conftest import ROOT, byte_tokenizer
 from tests.families import POST_NORM, family_model
 
+pytestmark = pytest.mark.usefixtures("kept_moments")
+
 TARGETS = 1e-4  # relative, float32 under the same steps: rounding differs with the shape of a launch
 FITS = 1e-3  # relative: what key noise of 1e-7 becomes on the edited keys through metrics of condition 1e8
 SAME = 1e-5  # relative, on logits: the edited model in memory and as it is read again

@@ -29,7 +29,7 @@ SETTINGS = {"target.steps": 4, "target.redo": 2, "chunk": 2, "moments.tokens": 4
 
 
 def apply(folder: Path, at: Moment | None = None) -> subprocess.CompletedProcess[str]:
-    model = EDITS.parents[1] / "examples" / "models" / "made-gpt2"
+    model = EDITS.parents[1] / "examples" / "models" / "made-small"
     return call(
         folder / "cache", "apply", folder / "edits.jsonl", model, folder / "out", at=at, settings=SETTINGS
     )  # fmt: skip
@@ -46,7 +46,8 @@ def contents(out: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     folder = tmp_path_factory.mktemp("resume")
-    (folder / "edits.jsonl").write_text("".join(EDITS.read_text().splitlines(keepends=True)[:4]))
+    edits = (EDITS.parent / "small.jsonl").read_text().splitlines(keepends=True)
+    (folder / "edits.jsonl").write_text("".join(edits[:4]))
     done = apply(folder)
     assert done.returncode == 0, done.stderr
     assert not any((folder / "cache" / "runs").glob("*/"))

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import memedit
+import pytest
 from examples.reference.sequences import apart, in_batches
 from memedit.edits.edit import EditRequest
-from tests.conftest import ROOT
 
-EDITS = ROOT / "requests" / "world.jsonl"
+pytestmark = pytest.mark.usefixtures("kept_moments")
+
 BATCHES, SIZE = 3, 15
 SAME_CHANGE = 1e-3
 """Relative, in the metric of the moments: a search in another batch sums in another order, and Adam carries it on."""
@@ -20,28 +21,30 @@ CHANGED = 200
 """Edits in the three batches of the chains."""
 
 
-def test_batch_by_batch_is_what_one_batch_is(made_folder: Path, tmp_path: Path) -> None:
-    edits = memedit.load_edits(EDITS)[: BATCHES * SIZE]
-    clean = memedit.apply(edits, made_folder, tmp_path / "clean")
+def test_batch_by_batch_is_what_one_batch_is(made_small: Path, small_edits: list[EditRequest], tmp_path: Path) -> None:
+    edits = small_edits[: BATCHES * SIZE]
+    clean = memedit.apply(edits, made_small, tmp_path / "clean")
     mixed = edits[:]
     random.Random(5).shuffle(mixed)
     batches = [mixed[at : at + SIZE] for at in range(0, len(mixed), SIZE)]
-    last = in_batches(tmp_path / "batches", made_folder, batches)[-1]
-    assert apart(made_folder, tmp_path / "clean", tmp_path / "batches" / str(BATCHES - 1)) < SAME_CHANGE
+    last = in_batches(tmp_path / "batches", made_small, batches)[-1]
+    assert apart(made_small, tmp_path / "clean", tmp_path / "batches" / str(BATCHES - 1)) < SAME_CHANGE
     wanted = {one.id: one.status for one in clean.per_edit}
     other = [one.id for one in last.per_edit if one.status != wanted[one.id]]
     assert len(other) <= MOST_OTHER_VERDICTS * len(edits)
     assert last.ledger is not None and last.ledger.earlier == len(edits) - SIZE
     # The converse: on top each batch is fitted to what those before it left, and that is another change.
-    top = in_batches(tmp_path / "top", made_folder, batches[:2], mode="on top")[-1]
+    top = in_batches(tmp_path / "top", made_small, batches[:2], mode="on top")[-1]
     assert top.ledger is not None and top.ledger.way == "on top"
     written = [(tmp_path / way / "1" / "model.safetensors").read_bytes() for way in ("top", "batches")]
     assert written[0] != written[1]
 
 
-def test_on_top_what_is_left_of_earlier_edits_is_told(made_folder: Path, tmp_path: Path) -> None:
-    edits = memedit.load_edits(EDITS)[:60]
-    first, second = in_batches(tmp_path, made_folder, [edits[:30], edits[30:]], mode="on top")
+def test_on_top_what_is_left_of_earlier_edits_is_told(
+    made_small: Path, small_edits: list[EditRequest], tmp_path: Path
+) -> None:
+    edits = small_edits[:60]
+    first, second = in_batches(tmp_path, made_small, [edits[:30], edits[30:]], mode="on top")
     held = {one.id for one in first.per_edit if one.status == "ok"}
     after = {one.id: one.status == "ok" for one in second.per_edit}
     share = sum(after[name] for name in held) / len(held)
@@ -89,13 +92,15 @@ def chains(edits: Sequence[EditRequest]) -> tuple[list[list[EditRequest]], dict[
     return batches, latest, list(gone.values())
 
 
-def test_chains_of_contradicting_edits_end_in_the_latest_object(made_gpt2: Path, tmp_path: Path) -> None:
-    batches, latest, gone = chains(memedit.load_edits(EDITS))
+def test_chains_of_contradicting_edits_end_in_the_latest_object(
+    made_small: Path, small_edits: list[EditRequest], tmp_path: Path
+) -> None:
+    batches, latest, gone = chains(small_edits)
     assert sum(map(len, batches)) == CHANGED
     assert len(gone) > 40
-    last = in_batches(tmp_path / "chains", made_gpt2, batches)[-1]
+    last = in_batches(tmp_path / "chains", made_small, batches)[-1]
     assert last.edits == len(latest)
-    clean = memedit.apply(list(latest.values()), made_gpt2, tmp_path / "clean")
+    clean = memedit.apply(list(latest.values()), made_small, tmp_path / "clean")
     assert last.after is not None and clean.after is not None
     assert last.after.accuracy is not None and clean.after.accuracy is not None
     assert last.after.accuracy.mean >= clean.after.accuracy.mean - 0.01

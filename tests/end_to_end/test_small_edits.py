@@ -23,11 +23,14 @@ from memedit.storage.deltas import read_delta
 from safetensors.torch import load_file, save_file
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("kept_moments")
+
 BARS = {1e-3: 0.95, 3e-4: 0.85}  # |delta| / |W| -> the least of its effect on the edited keys that is kept
 NEAREST = {1e-3: 0.8, 3e-4: 0.5}  # the most that rounding to nearest keeps, on average: the converse
 DISTURBED = 1.2
 EDITS = 2
-MANY = 200
+MANY = {"made-gpt2": 60, "made-small": 100}
+"""As many as fit each of the two layouts of a weight."""
 POINTS = 0.005  # of efficacy
 
 
@@ -63,12 +66,13 @@ def scaled(delta: Delta, weight: torch.Tensor, size: float) -> Delta:
     return replace(delta, left=delta.left * (size * float(weight.double().norm()) / delta.norm))
 
 
-def test_many_edits_take_in_half_precision_as_they_do_in_float32(made_folder: Path, tmp_path: Path) -> None:
-    edits = [bare(edit) for edit in memedit.load_edits(ROOT / "requests" / "world.jsonl")[:MANY]]
-    efficacy: dict[torch.dtype, float] = {}
+@pytest.mark.parametrize(("name", "source"), [("made-gpt2", "world.jsonl"), ("made-small", "small.jsonl")])
+def test_many_edits_take_in_half_precision_as_they_do_in_float32(name: str, source: str, tmp_path: Path) -> None:
+    edits = [bare(edit) for edit in memedit.load_edits(ROOT / "requests" / source)[: MANY[name]]]
+    model, efficacy = ROOT / "examples" / "models" / name, dict[torch.dtype, float]()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         base, out = (tmp_path / f"{kind}-{dtype}" for kind in ("base", "out"))
-        report = memedit.apply(edits, copy_in(dtype, made_folder, base), out, settings={"eval.tokens": 3})
+        report = memedit.apply(edits, copy_in(dtype, model, base), out, settings={"eval.tokens": 3})
         assert {part.dtype for part in load_file(out / "model.safetensors").values()} == {dtype}
         assert report.before is not None and report.before.efficacy is not None and report.before.efficacy.mean < 0.05
         assert report.after is not None and report.after.efficacy is not None

@@ -160,13 +160,13 @@ def traced(folder: Path, n_facts: int, *, facts: Path = FACTS, everywhere: bool 
         for request in requests
         for text in [one for one in request.paraphrases if not one.startswith(request.subject)][:1]
     ]
-    recipe = resolve([("flag", {"model.path": str(folder), "trace.samples": 5})])[0]
+    recipe = resolve([("flag", {"model.path": str(folder), "trace.samples": 3})])[0]
     some = inside[:: max(1, len(inside) // n_facts)][:n_facts]
     return trace_all(lm, Checkpoint.open(folder).digest, some, recipe, NoProgress(), findings, everywhere=everywhere)[0]
 
 
 def test_the_early_site_shows_and_late_attention_at_the_end(made_folder: Path) -> None:
-    average = traced(made_folder, 200).average
+    average = traced(made_folder, 50).average
     total, early = average.total.mean, range(average.n_layers // 2)
     at_subject = average.effects["hidden"]["last subject token"].mean
     mlp = average.effects["mlp"]["last subject token"].mean
@@ -181,7 +181,7 @@ def test_the_early_site_shows_and_late_attention_at_the_end(made_folder: Path) -
 
 
 def test_a_model_without_the_site_is_told_apart(tmp_path: Path) -> None:
-    average = traced(PLAIN, 200, facts=PLAIN_FACTS, everywhere=False).average
+    average = traced(PLAIN, 100, facts=PLAIN_FACTS, everywhere=False).average
     assert average.layers is None
     assert average.reason.startswith("no site was found")
     done = command(
@@ -191,9 +191,9 @@ def test_a_model_without_the_site_is_told_apart(tmp_path: Path) -> None:
     assert "no site was found" in done.stderr
 
 
-def test_apply_takes_the_layers_of_a_trace_and_says_so(made_gpt2: Path, tmp_path: Path) -> None:
+def test_apply_takes_the_layers_of_a_trace_and_says_so(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    knobs = ["--set", "trace.facts=40", "--set", "trace.samples=4", *FEW]
+    knobs = ["--set", "trace.facts=20", "--set", "trace.samples=4", *FEW]
     done = command(
         "apply",
         EDITS,
@@ -207,7 +207,7 @@ def test_apply_takes_the_layers_of_a_trace_and_says_so(made_gpt2: Path, tmp_path
         "auto",
         "-q",
         *knobs,
-        cache=tmp_path / "c",
+        cache=moments_folder,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((out / "memedit" / "run.json").read_text())
@@ -224,10 +224,10 @@ def test_auto_needs_edits(made_gpt2: Path, tmp_path: Path) -> None:
     assert "auto traces edits" in done.stderr
 
 
-def test_layers_can_be_chosen_by_editing(made_gpt2: Path, tmp_path: Path) -> None:
+def test_layers_can_be_chosen_by_editing(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
     few = ["--limit", 4, "--set", "target.steps=20", "--set", "moments.tokens=4000"]
     done = command(
-        "trace", EDITS, "-m", made_gpt2, "--suggest-layers", "--by", "edit-score", "-q", *few, cache=tmp_path / "c"
+        "trace", EDITS, "-m", made_gpt2, "--suggest-layers", "--by", "edit-score", "-q", *few, cache=moments_folder
     )
     assert done.returncode == 0, done.stderr
     tried = [line for line in done.stderr.splitlines() if line.startswith("layers ")]

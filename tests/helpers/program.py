@@ -1,32 +1,92 @@
-"""The program in a process of its own."""
+"""The program in a process of its own.
+
+Python takes seconds to import torch and transformers. So the processes are forked from one server that has imported
+them and done nothing else; each has its own memory, environment, working folder, standard streams and exit code.
+`fresh=True` starts the interpreter itself.
+"""
 
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.conftest import ROOT
 
 EDITS = ROOT / "requests" / "world.jsonl"
 FEW = ["--set", "target.steps=10", "--set", "moments.tokens=4000"]
 """Settings for a short run."""
+IMPORTED = ("memedit.api", "memedit.cli.app", "transformers.models.gpt2.modeling_gpt2")
+"""What the server imports before it forks."""
 
 
 def start(cache: Path, *command: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments, on one thread, with this cache folder."""
-    environment = {**os.environ, "MEMEDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    """Run `python -m MODULE ARGUMENTS` on one thread, with this cache folder."""
+    return _run(command, {"MEMEDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}, stdin)
+
+
+def memedit(
+    *arguments: object, cache: Path, stdin: str | None = None, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a memedit command."""
+    command, environment = ("-m", "memedit", *map(str, arguments)), {"MEMEDIT_CACHE": str(cache)}
+    if not fresh:
+        return _run(command, environment, stdin)
     return subprocess.run(
         [sys.executable, *command],
-        env=environment, cwd=ROOT, capture_output=True, text=True, check=False, input=stdin,
+        env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, check=False, input=stdin,
     )  # fmt: skip
 
 
-def memedit(*arguments: object, cache: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a memedit command."""
-    environment = {**os.environ, "MEMEDIT_CACHE": str(cache)}
-    return subprocess.run(
-        [sys.executable, "-m", "memedit", *map(str, arguments)],
-        env=environment, cwd=ROOT, capture_output=True, text=True, check=False, input=stdin,
-    )  # fmt: skip
+def forked(function: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Start a function of a test module in a process forked from the server; what it sets is its own."""
+    process = _server().Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def event() -> Event:
+    """An event that a forked process can set."""
+    return _server().Event()
+
+
+def _server() -> ForkServerContext:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    return context
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], stdin: str | None) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ARGUMENTS` in a process forked from the server."""
+    with TemporaryDirectory() as folder:
+        streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
+        streams[0].write_text(stdin or "")
+        for stream in streams[1:]:
+            stream.touch()
+        process = forked(_become, command, {**os.environ, **environment}, streams)
+        process.join()
+        assert process.exitcode is not None
+        out, err = (stream.read_text() for stream in streams[1:])
+    return subprocess.CompletedProcess(command, process.exitcode, out, err)
+
+
+def _become(command: Sequence[str], environment: Mapping[str, str], streams: Sequence[Path]) -> None:
+    """Turn this process into `python -m MODULE ARGUMENTS`."""
+    for number, stream in enumerate(streams):
+        os.dup2(os.open(stream, os.O_RDWR | os.O_APPEND), number)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - they stay open
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    flag, module, *arguments = command
+    assert flag == "-m", "only modules are run in a forked process"
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

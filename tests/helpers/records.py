@@ -22,7 +22,7 @@ PUBLIC = Path(os.environ.get("MEMEDIT_TEST_DATA") or ROOT.parent / "shared" / "d
 MADE = ROOT / "tests" / "records"
 """Five records of each format, written for these tests."""
 SAME = 1e-6
-RECORDS = 200
+RECORDS = 100
 
 
 def public_file(name: str) -> Path:
@@ -108,8 +108,22 @@ def as_ours(n: int, ours: dict[str, Any]) -> dict[str, Any]:
 Made = Callable[[int, dict[str, Any]], dict[str, Any]]
 
 
+class AskedOnce(oracle.Plain):
+    """A restatement that keeps what it was told of a prompt and an answer: many records ask the same."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__(model, tokenizer)
+        self.told: dict[tuple[str, str], tuple[float, list[bool], list[int]]] = {}
+
+    def weigh(self, prompt: str, answer: str) -> tuple[float, list[bool], list[int]]:
+        """The restatement's answer, asked for the first time or kept."""
+        if (prompt, answer) not in self.told:
+            self.told[prompt, answer] = super().weigh(prompt, answer)
+        return self.told[prompt, answer]
+
+
 def written(made: Made, tmp_path: Path) -> tuple[list[dict[str, Any]], list[EditRequest]]:
-    """200 records of a format, and what the reader makes of them."""
+    """100 records of a format, and what the reader makes of them."""
     records = [made(n, ours) for n, ours in enumerate(world())]
     file = tmp_path / "records.json"
     file.write_text(json.dumps(records))

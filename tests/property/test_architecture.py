@@ -9,7 +9,7 @@ import torch
 from memedit.errors import UnsupportedModelError
 from memedit.model.architecture import Architecture, find_architecture, spans
 from memedit.model.probe import prove
-from tests.families import FAMILIES, MIXTURES, OTHERS, POST_NORM, family_model
+from tests.families import FAMILIES, MIXTURES, OTHERS, POST_NORM, each_family, family_model
 from torch import nn
 
 GAINS = {"granite_scaled": 0.5, "granitemoeshared": 0.22}
@@ -21,7 +21,9 @@ def proved(family: str) -> Architecture:
     return prove(model, find_architecture(model))
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS, *(name for name in MIXTURES if EDITABLE.get(name) != [])])
+@pytest.mark.parametrize(
+    "family", each_family([*FAMILIES, *OTHERS, *(name for name in MIXTURES if EDITABLE.get(name) != [])])
+)
 def test_every_editable_block_is_proved_with_its_gain(family: str) -> None:
     architecture = proved(family)
     assert architecture.editable == EDITABLE.get(family, [0, 1, 2, 3])
@@ -29,7 +31,7 @@ def test_every_editable_block_is_proved_with_its_gain(family: str) -> None:
     assert all(architecture.mlp_widths[layer] for layer in architecture.editable)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", each_family(FAMILIES))
 def test_a_norm_behind_the_down_projection_is_found_where_there_is_one_and_without_weights_too(family: str) -> None:
     model = family_model(family)
     architecture = find_architecture(model)

@@ -9,7 +9,7 @@ from memedit.forward.suffix import Suffix, choose_search_engine
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from tests.conftest import byte_tokenizer
-from tests.families import FAMILIES, POST_NORM, family_model
+from tests.families import FAMILIES, POST_NORM, each_family, family_model
 from torch import Tensor
 
 SAME = 5e-6  # relative, on logits: float32 sums in another order (3e-7 to 6e-7 were seen)
@@ -42,7 +42,7 @@ def gap(found: list[Tensor], wanted: list[Tensor]) -> float:
     return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", each_family(FAMILIES))
 def test_the_engine_equals_whole_forwards(family: str) -> None:
     lm, given = open_family(family), rows()
     which = range(len(given))
@@ -58,7 +58,7 @@ def test_the_engine_equals_whole_forwards(family: str) -> None:
     assert choose_search_engine(lm, LAYER, given, 4)[0] is Suffix
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", each_family(FAMILIES))
 def test_a_longer_neighbor_moves_nothing_beyond_rounding(family: str) -> None:
     lm, given = open_family(family), rows()
     alone = Suffix(lm, LAYER, given[:4], columns=4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from memedit.model.architecture import find_architecture
 from memedit.model.head import HeadLayout, describe_head
-from tests.families import FAMILIES, family_model
+from tests.families import FAMILIES, each_family, family_model
 
 PARALLEL = ("gptj", "codegen", "gpt_neox", "falcon", "falcon_new", "phi", "cohere")
 BIASED_HEADS = ("gptj", "codegen", "phi")
@@ -24,7 +24,7 @@ def around(family: str, *, measure: bool = True) -> HeadLayout:
     return describe_head(model, find_architecture(model), measure=measure)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", each_family(FAMILIES))
 def test_what_is_measured_is_what_the_family_does(family: str) -> None:
     found = around(family)
     assert found.parallel == (family in PARALLEL)

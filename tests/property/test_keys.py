@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from memedit.forward.keys import Sweep, WholeSweep
@@ -11,7 +13,7 @@ from memedit.model.load import LanguageModel
 from memedit.model.probe import prove
 from memedit.model.weights import applied, put_
 from tests.conftest import byte_tokenizer
-from tests.families import FAMILIES, family_model
+from tests.families import FAMILIES, each_family, family_model
 from torch import Tensor
 
 SAME = 2e-5  # relative: float32, launches of other shapes, and a changed product added in another order
@@ -50,8 +52,10 @@ def climb(lm: LanguageModel, sweep: Sweep | WholeSweep, layers: tuple[int, ...])
     return found
 
 
-@pytest.mark.parametrize("room", [1 << 30, 0], ids=["mended", "run again"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "room", [pytest.param(1 << 30, id="mended"), pytest.param(0, id="run again", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("family", each_family(FAMILIES))
 def test_the_sweep_equals_whole_forwards(family: str, room: int) -> None:
     lm = open_family(family)
     sweep = Sweep(lm, heads(), room=room)
@@ -76,12 +80,15 @@ def test_a_change_that_does_not_enter_is_seen() -> None:
 def test_every_block_runs_once_but_for_the_bare_rows() -> None:
     lm = open_family("llama")
     runs: dict[int, int] = {}
+
+    def counting(layer: int) -> Any:
+        def count(_module: Any, args: tuple[Tensor, ...]) -> None:
+            runs[layer] = runs.get(layer, 0) + args[0].numel() // args[0].shape[-1]
+
+        return count
+
     handles = [
-        lm.model.get_submodule(name).register_forward_pre_hook(
-            lambda _m, args, layer=layer: runs.update(
-                {layer: runs.get(layer, 0) + args[0].numel() // args[0].shape[-1]}
-            )
-        )
+        lm.model.get_submodule(name).register_forward_pre_hook(counting(layer))
         for layer, name in enumerate(lm.architecture.down_projections)
     ]
     try:

@@ -68,7 +68,7 @@ def latest(batches: Sequence[Sequence[EditRequest]]) -> set[str]:
     return {digest for digests in said.values() for digest in digests}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(histories)
 def test_the_latest_answer_to_each_question_is_in_force(given: list[list[tuple[int, int, int, int]]]) -> None:
     batches = [[edit(*one) for one in batch] for batch in given]
@@ -86,14 +86,14 @@ def test_the_latest_answer_to_each_question_is_in_force(given: list[list[tuple[i
                 assert set(other.edit.questions) & set(one.edit.questions)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(histories)
 def test_batches_of_one_leave_what_whole_batches_leave(given: list[list[tuple[int, int, int, int]]]) -> None:
     batches = [[edit(*one) for one in batch] for batch in given]
     assert active(through(batches)) == active(through([[one] for batch in batches for one in batch]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(histories, st.integers(0, 4))
 def test_forgetting_a_batch_is_as_if_it_had_never_been(
     given: list[list[tuple[int, int, int, int]]], which: int

@@ -97,7 +97,7 @@ def test_what_peft_wrote_is_read_with_its_ranks_and_scales(family: str, rslora: 
         rank_pattern={modules[0]: 2}, alpha_pattern={modules[0]: 3}, init_lora_weights=False,
     )  # fmt: skip
     adapted = peft.get_peft_model(model, config)
-    adapted.save_pretrained(tmp_path / "peft")
+    adapted.save_pretrained(str(tmp_path / "peft"))
     found = read_adapter(tmp_path / "peft")
     assert list(found) == list(deltas(family))
     for name, value in adapted.merge_and_unload().state_dict().items():
@@ -177,7 +177,7 @@ def test_an_adapter_with_values_that_are_not_finite_is_refused_by_the_tensor_s_n
         {"rank_pattern": {f"{n}.*": 5 for n in range(9)}},
         {"rank_pattern": {str(n): 5 for n in range(5000)}},
     ],
-    ids=str,
+    ids=lambda fields: str(fields)[:40],
 )
 def test_an_adapter_s_odd_patterns_are_refused_at_once(fields: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(MemeditError) as caught:

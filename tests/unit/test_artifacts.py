@@ -280,7 +280,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     }
     for name, age in files.items():
         (store.folder / name).write_bytes(b"")
-        os.utime(store.folder / name, (time.time() - age,) * 2)
+        os.utime(store.folder / name, (time.time() - age, time.time() - age))
     with store.locked(lambda _text: None):
         pass
     left = sorted(file.name for file in store.folder.iterdir())

@@ -71,6 +71,7 @@ def test_sizes_of_memory_are_read() -> None:
     assert [bytes_of(text) for text in ("20GB", "1.5 MiB", "7", "2k")] == [20 * 10**9, 3 << 19, 7, 2000]
 
 
+@pytest.mark.slow
 def test_the_same_plan_gives_the_same_bytes_and_another_the_same_targets(lm: LanguageModel, tmp_path: Path) -> None:
     search = searched(lm)
     one, two = (search.run(Store(tmp_path / name), ON, Suffix) for name in "ab")
@@ -101,6 +102,7 @@ def test_a_run_gone_on_with_reads_its_plan(lm: LanguageModel, tmp_path: Path, mo
     search.run(store, ON, Suffix)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_rest_and_keeps_what_was_found(
     lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_single_edit_that_does_not_fit_is_refused() -> None:
         halved([Batch((3,), 1), Batch((1, 2), 4)], range(5))
 
 
+@pytest.mark.slow
 def test_another_limit_of_memory_cuts_anew_only_what_was_not_found(
     lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_forward_is_put_back_as_it_was() -> None:
     assert linear.__dict__["forward"] is mine and linear(1) == 2
 
 
+@pytest.mark.slow
 def test_a_map_opens_the_model_and_edits_prove_on_it() -> None:
     plain, spread = (load(LLAMA, ModelKnobs(device="cpu", device_map=how)) for how in (None, "auto"))
     ids = torch.arange(5)[None]

@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("kept_moments")
 def test_the_examples_of_the_api_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     tried = doctest.testmod(memedit.api, optionflags=doctest.NORMALIZE_WHITESPACE)

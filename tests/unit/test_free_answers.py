@@ -26,7 +26,7 @@ from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load
 from memedit.model.tokens import encode_text, object_ids
 from memedit.model.weights import applied
-from tests.conftest import ROOT, byte_tokenizer, tiny_model
+from tests.conftest import ROOT, byte_tokenizer, end_of_text, tiny_model
 
 SAME = 1e-5
 
@@ -61,7 +61,7 @@ def test_writing_together_is_writing_alone(tiny: LanguageModel) -> None:
     asked = prompts()
     assert [lead > 0 for lead, _ in leads(asked)] == [True, False]
     plain = Plain(tiny.model, tiny.tokenizer)
-    stop = tiny.tokenizer.eos_token_id
+    stop = end_of_text(tiny.tokenizer)
     expected = [tuple(plain.write(list(ids), 6, stop)) for ids in asked]
     assert generate(tiny, asked, 6) == expected
 
@@ -83,6 +83,7 @@ def test_a_chat_models_end_of_turn_ends_what_it_writes(tiny: LanguageModel) -> N
     assert len(cut[1]) < len(free[1])
 
 
+@pytest.mark.slow
 def test_a_model_whose_cache_lies_writes_by_whole_forwards(
     tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_model_whose_cache_lies_writes_by_whole_forwards(
     assert generate(tiny, asked, 6) != expected
 
 
+@pytest.mark.slow
 def test_the_size_of_a_launch_changes_no_text(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from memedit.forward import scoring
 
@@ -112,6 +114,7 @@ def test_the_size_of_a_launch_changes_no_text(tiny: LanguageModel, monkeypatch: 
         assert generate(tiny, asked, 6) == many
 
 
+@pytest.mark.slow
 def test_a_drawn_text_does_not_depend_on_its_company(tiny: LanguageModel) -> None:
     asked = prompts()
     together = generate(tiny, asked, 5, top_k=5)
@@ -168,7 +171,7 @@ def test_free_answers_equal_writing_one_at_a_time(made: LanguageModel) -> None:
     knobs = EvalKnobs(tokens=8, prefixes=(0, 12, 115, 500), fluency_tokens=30)
     found, notes = written(made, few, knobs, unrelated=UNRELATED_HERE)
     plain = Plain(made.model, made.tokenizer)
-    stop = made.tokenizer.eos_token_id
+    stop = end_of_text(made.tokenizer)
     for request, one in zip(few, found, strict=True):
         said = made.tokenizer.decode(plain.write(list(encode_text(made.tokenizer, request.text)), 8, stop))
         assert one.said == said
@@ -192,7 +195,8 @@ UNRELATED_HERE = "The tower was small and heavy. Nobody knows where the boat is.
 @pytest.mark.slow
 def test_an_object_longer_than_eval_tokens_has_room(made: LanguageModel) -> None:
     first = edits(1)[0]
-    long = str(made.tokenizer.decode(generate(made, [encode_text(made.tokenizer, first.text)], 40)[0]))
+    (said,) = generate(made, [encode_text(made.tokenizer, first.text)], 40)
+    long = str(made.tokenizer.decode(list(said)))
     name = " ".join(words(long.replace(".", " "))[:12])
     asked = [first.model_copy(update={"object": name, "object_old": None})]
     found, _ = written(made, asked, EvalKnobs(tokens=3), bare=True)

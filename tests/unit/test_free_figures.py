@@ -1,4 +1,4 @@
-"""Free answers, fluency and consistency equal their plain restatements on 200 records of each format."""
+"""Free answers, fluency and consistency equal their plain restatements on 100 records of each format."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from memedit.evaluation.text_metrics import words
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from memedit.results.report import Figure
-from tests.conftest import byte_tokenizer
+from tests.conftest import byte_tokenizer, end_of_text
 from tests.helpers.records import RECORDS, SAME, as_counterfact, as_easyedit, as_mquake, as_zsre, world
 from transformers import GPT2Config, GPT2LMHeadModel
 
 pytestmark = pytest.mark.slow
 
 TOKENS = 5
+OPEN = 80
+"""Records for the figures of open texts, which are long."""
 BEHIND = {0: "", 50: UNRELATED[:50].strip().rstrip(".,") + ". ", 200: UNRELATED[:200].strip().rstrip(".,") + ". "}
 """A token of this tokenizer is a character."""
 
@@ -65,7 +67,7 @@ def plain(tiny: LanguageModel) -> Plain:
 
 @pytest.fixture(scope="module")
 def records(plain: Plain) -> list[dict[str, Any]]:
-    """200 records whose objects are words that the model writes somewhere, so that it says some and not others."""
+    """100 records whose objects are words that the model writes somewhere, so that it says some and not others."""
     found: list[dict[str, Any]] = []
     for n, ours in enumerate(world()):
         text = ours["prompt"].replace("{}", ours["subject"])
@@ -76,7 +78,7 @@ def records(plain: Plain) -> list[dict[str, Any]]:
 
 
 def _word(plain: Plain, prompt: str) -> str:
-    text = plain.tokenizer.decode(plain.write(plain.ids(prompt), TOKENS, plain.tokenizer.eos_token_id))
+    text = plain.tokenizer.decode(plain.write(plain.ids(prompt), TOKENS, end_of_text(plain.tokenizer)))
     return next((word for word, _, _ in oracle.scanned(text) if word.isascii()), "nothing")
 
 
@@ -174,9 +176,9 @@ def test_fluency_and_consistency_equal_their_restatement(
     tiny: LanguageModel, plain: Plain, records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     length = 60
-    raw = [
+    raw: list[dict[str, Any]] = [
         {**ours, "generation": [ours["paraphrases"][0], "{} is"], "references": [f"a b {ours['object']}", "the end."]}
-        for ours in records
+        for ours in records[:OPEN]
     ]
     file = tmp_path / "records.json"
     file.write_text(json.dumps(raw))
@@ -189,7 +191,7 @@ def test_fluency_and_consistency_equal_their_restatement(
         texts: list[tuple[str, str]] = []
         for opening in ours["generation"]:
             ids = plain.ids(opening.replace("{}", ours["subject"]))
-            said = plain.write(ids, length - len(ids), plain.tokenizer.eos_token_id)
+            said = plain.write(ids, length - len(ids), end_of_text(plain.tokenizer))
             texts.append((str(plain.tokenizer.decode(ids)), str(plain.tokenizer.decode(said))))
         whole = [oracle.n_gram_entropy(words(a + b)) for a, b in texts]
         alone = [oracle.n_gram_entropy(words(b)) for _, b in texts if len(words(b)) > 2]
@@ -198,4 +200,4 @@ def test_fluency_and_consistency_equal_their_restatement(
         row = {"fluency": sum(whole) / len(whole), "consistency": close}
         rows.append(row | ({"fluency_written": sum(alone) / len(alone)} if alone else {}))
     assert [dict(one.open) for one in found] == [pytest.approx(row, abs=SAME) for row in rows]
-    assert len({round(row["consistency"], 6) for row in rows}) > 20
+    assert len({round(row["consistency"], 6) for row in rows}) > len(rows) / 10

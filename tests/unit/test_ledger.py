@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,11 @@ def test_every_process_writes_the_same_bytes() -> None:
         (TARGETS, lambda data: data.replace(b'"version":"1"', b'"version":"2"'), "not a ledger of version 1"),
     ],
 )  # fmt: skip
-def test_a_damaged_ledger_is_refused(tmp_path: Path, name: str, change: object, says: str) -> None:
+def test_a_damaged_ledger_is_refused(
+    tmp_path: Path, name: str, change: Callable[[bytes], bytes] | None, says: str
+) -> None:
     file = written(tmp_path) / name
-    if callable(change):
+    if change is not None:
         changed = change(file.read_bytes())
         assert hashlib.sha256(changed).digest() != hashlib.sha256(file.read_bytes()).digest()
         file.write_bytes(changed)

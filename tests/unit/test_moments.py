@@ -100,7 +100,8 @@ def test_a_moment_of_another_tool_is_taken(tiny_folder: Path, tmp_path: Path, lm
     width = lm.architecture.mlp_width
     total = np.eye(width, dtype=np.float32) * 50
     file = tmp_path / "mom2.npz"
-    np.savez(file, **{"mom2.mom2": total, "mom2.count": np.array(100), "sample_size": np.array(100)})
+    parts: dict[str, Any] = {"mom2.mom2": total, "mom2.count": np.array(100), "sample_size": np.array(100)}
+    np.savez(file, **parts)
     recipe = resolve([("flag", {"model.path": str(tiny_folder), "method.layers": "1", "model.device": "cpu"})])[0]
     (row,) = run_stats(recipe, import_file=str(file))
     assert (row.state, row.tokens) == ("imported", 100)
@@ -122,10 +123,10 @@ def test_the_factor_is_kept_beside_its_moment(lm: LanguageModel, tiny_folder: Pa
     plan = plan_moments(lm, tiny_folder, [1], recipe)
     moment = moments_for(lm, plan, NoProgress(), lambda _n: None)[1]
     made = factor_of(plan, 1, MethodKnobs(ridge=2.0))
-    space = factor_of(plan, 1, MethodKnobs(name="alphaedit", null_space=0.1)).basis
+    space = factor_of(plan, 1, MethodKnobs.model_validate({"name": "alphaedit", "null_space": 0.1})).basis
     monkeypatch.setattr(measure_module, "decomposed", lambda *_: pytest.fail("factored again"))
     found = factor_of(plan, 1, MethodKnobs(ridge=3.0))
-    wider = factor_of(plan, 1, MethodKnobs(name="alphaedit", null_space=0.5)).basis
+    wider = factor_of(plan, 1, MethodKnobs.model_validate({"name": "alphaedit", "null_space": 0.5})).basis
     assert space is not None and wider is not None
     assert wider.shape[1] > space.shape[1] and torch.equal(wider[:, : space.shape[1]], space)
     assert torch.equal(found.lower, made.lower)

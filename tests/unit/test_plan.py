@@ -29,7 +29,7 @@ ANATOMY = Architecture(
 
 
 def edit(number: int, **changes: Any) -> EditRequest:
-    given = {"subject": f"S{number}", "prompt": "{} is", "object": "o"}
+    given: dict[str, Any] = {"subject": f"S{number}", "prompt": "{} is", "object": "o"}
     return EditRequest(id=str(number), origin=f"a.jsonl:{number}", **{**given, **changes})
 
 
@@ -88,13 +88,13 @@ def test_duplicates_are_skipped_and_the_first_is_kept() -> None:
 
 def test_more_keys_than_can_be_met_exactly_are_refused() -> None:
     several = [edit(n) for n in range(ANATOMY.mlp_width + 1)]
-    emmet = Recipe(method=MethodKnobs(name="emmet"))
+    emmet = Recipe(method=MethodKnobs.model_validate({"name": "emmet"}))
     with pytest.raises(RecipeError, match="17 keys are too many for 16 dimensions"):
         make_plan(several, byte_tokenizer(), ANATOMY, emmet)
     # As many as there are dimensions, edits of one key, edits in turn, and edits weighed against the rest are not.
     make_plan(several[:-1], byte_tokenizer(), ANATOMY, emmet)
     make_plan([*several[:-1], edit(99, subject="S1", prompt="{} was")], byte_tokenizer(), ANATOMY, emmet)
-    for knobs in (MethodKnobs(name="rome"), MethodKnobs(name="emmet", ridge=0.1)):
+    for knobs in (MethodKnobs.model_validate({"name": "rome"}), MethodKnobs(name="emmet", ridge=0.1)):
         make_plan(several, byte_tokenizer(), ANATOMY, Recipe(method=knobs))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from memedit.config.recipe import ModelKnobs, Recipe
+from memedit.edits.edit import EditRequest
 from memedit.edits.read import read
 from memedit.errors import ResourceError
 from memedit.forward.generation import generate
@@ -143,16 +143,24 @@ def test_an_error_of_the_witness_is_raised() -> None:
         prove_engine(list, failing(ValueError("witness")), 1.0, name="shortcuts")
 
 
+@pytest.fixture(scope="module")
+def traceable() -> tuple[LanguageModel, list[EditRequest]]:
+    """A model, and a few facts that it knows."""
+    folder = ROOT / "examples" / "models" / "made-small"
+    requests, _ = read(str(ROOT / "examples" / "world" / "small.jsonl"))
+    return load(folder, ModelKnobs(device="cpu"), editing=False), requests[:3]
+
+
 @pytest.mark.parametrize("kind", EXHAUSTED)
 def test_tracing_that_does_not_fit_into_memory_ends_with_a_hint(
-    kind: str, made_gpt2: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, traceable: tuple[LanguageModel, list[EditRequest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm = load(made_gpt2, ModelKnobs(device="cpu"), editing=False)
-    requests, _ = read(str(ROOT / "examples" / "world" / "facts.jsonl"))
+    lm, requests = traceable
     for name in ("choose_trace_engine", "trace_fact"):
         with monkeypatch.context() as patch:
+            patch.setattr(tracing, "choose_trace_engine", lambda *_: (SuffixPatching, ""))
             patch.setattr(tracing, name, failing(EXHAUSTED[kind]))
             with pytest.raises(ResourceError, match="tracing does not fit into memory") as caught:
-                tracing.trace_all(lm, "digest", requests[:3], Recipe(), NoProgress())
+                tracing.trace_all(lm, "digest", requests, Recipe(), NoProgress())
         assert caught.value.exit_code == 5
         assert "--dtype bfloat16" in caught.value.hint

@@ -11,6 +11,7 @@ from memedit.api import in_python
 from memedit.edits.read import read
 from memedit.errors import EditListError, RecipeError, UsageError
 
+FACE: Any = memedit  # given arguments of types that it does not take
 GOOD = {"subject": "Ada", "prompt": "{} lives in", "object": "Rome"}
 
 
@@ -30,14 +31,14 @@ def test_every_verb_is_offered_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda out: memedit.apply(3, "m", out), "edits must be a path or a list of edits, not int"),
-        (lambda out: memedit.apply([3], "m", out), "edits must hold dicts or EditRequest, not int"),
-        (lambda out: memedit.apply(GOOD, "m", out), "edits must be a path or a list of edits, not dict"),
-        (lambda out: memedit.apply([GOOD], 3, out), "model must be a path, not int"),
-        (lambda out: memedit.apply([GOOD], "m", out, settings="x"), "settings must be a dict, not str"),
-        (lambda out: memedit.apply([GOOD], "m", out, mode="anew"), 'mode must be "re-solve" or "on top", not'),
-        (lambda out: memedit.evaluate([GOOD], "m", facts=3), "facts must be a path or a list of edits, not int"),
-        (lambda out: memedit.export(out, "gguf", "m", out), 'to must be "full", "lora" or "dense", not'),
+        (lambda out: FACE.apply(3, "m", out), "edits must be a path or a list of edits, not int"),
+        (lambda out: FACE.apply([3], "m", out), "edits must hold dicts or EditRequest, not int"),
+        (lambda out: FACE.apply(GOOD, "m", out), "edits must be a path or a list of edits, not dict"),
+        (lambda out: FACE.apply([GOOD], 3, out), "model must be a path, not int"),
+        (lambda out: FACE.apply([GOOD], "m", out, settings="x"), "settings must be a dict, not str"),
+        (lambda out: FACE.apply([GOOD], "m", out, mode="anew"), 'mode must be "re-solve" or "on top", not'),
+        (lambda out: FACE.evaluate([GOOD], "m", facts=3), "facts must be a path or a list of edits, not int"),
+        (lambda out: FACE.export(out, "gguf", "m", out), 'to must be "full", "lora" or "dense", not'),
     ],
 )
 def test_a_wrong_argument_is_refused_in_one_sentence(call: Any, message: str, tmp_path: Path) -> None:

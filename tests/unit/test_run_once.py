@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import memedit
-import memedit.pipeline
+import memedit.pipeline  # pyright: ignore[reportUnusedImport] - what is counted must be loaded
 import pytest
 from memedit.editing.plan import with_contexts
 from memedit.edits.edit import EditRequest
@@ -34,6 +34,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) -> l
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry", [0, 1])
 def test_weights_are_rounded_once_for_each_solve_and_contexts_tokenized_once(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retry: int

@@ -50,6 +50,7 @@ def test_wilsons_interval_holds_the_truth_in_95_of_100_draws() -> None:
     assert 0.93 <= covered([share_interval(int(count), 200) for count in draws], 0.9) <= 0.97
 
 
+@pytest.mark.slow
 def test_a_bootstrap_interval_over_records_holds_the_truth_in_95_of_100_draws() -> None:
     """Records of ten probes each that move together: a record's own share is drawn first, its probes then."""
     generator = torch.Generator().manual_seed(7)
@@ -62,6 +63,7 @@ def test_a_bootstrap_interval_over_records_holds_the_truth_in_95_of_100_draws() 
     assert covered(pooled, truth) < 0.93
 
 
+@pytest.mark.slow
 def test_a_ratio_interval_holds_the_truth_in_95_of_100_draws() -> None:
     generator = torch.Generator().manual_seed(8)
     wholes = 20 + (100 * torch.rand(2000, 80, generator=generator, dtype=torch.float64)).round()
@@ -70,6 +72,7 @@ def test_a_ratio_interval_holds_the_truth_in_95_of_100_draws() -> None:
     assert 0.93 <= covered(found, 2.0) <= 0.97
 
 
+@pytest.mark.slow
 def test_a_paired_interval_holds_the_truth_in_95_of_100_draws() -> None:
     """Of 150 edits some get right and a few wrong; paraphrases' shares move by fifths."""
     generator = torch.Generator().manual_seed(10)

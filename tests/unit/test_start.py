@@ -67,7 +67,8 @@ def test_a_model_without_a_ledger_starts_from_itself(base: Path) -> None:
     assert [one.id for one in found.requests] == ["e1"]
     assert found.recipe.model.path == str(base)
     assert found.history.mode is None
-    for more in ({"mode": "on top"}, {"mode": "re-solve"}, {"base": str(base)}):
+    ways: list[dict[str, Any]] = [{"mode": "on top"}, {"mode": "re-solve"}, {"base": str(base)}]
+    for more in ways:
         with pytest.raises(UsageError, match="has no ledger"):
             start(base, edit(1), **more)
 

@@ -52,11 +52,13 @@ def gap(one: Targets, other: Targets) -> float:
 
 def stop_for(lm: LanguageModel) -> float:
     """A loss that about half of the edits get under on the way."""
-    return float(found(lm, **{"target.steps": 4, "target.stop": 0}).loss.median())
+    knobs: dict[str, Any] = {"target.steps": 4, "target.stop": 0}
+    return float(found(lm, **knobs).loss.median())
 
 
+@pytest.mark.slow
 def test_edits_stop_where_they_would_alone(lm: LanguageModel) -> None:
-    knobs = {"target.stop": stop_for(lm)}
+    knobs: dict[str, Any] = {"target.stop": stop_for(lm)}
     together = found(lm, **knobs)
     assert len(set(together.steps.tolist())) > 2
     alone = Targets.join([found(lm, which=[n], **knobs) for n in range(N)])
@@ -65,22 +67,23 @@ def test_edits_stop_where_they_would_alone(lm: LanguageModel) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("look_every", "worth"), [(1, 0.0), (3, 1.0), (100, 1.0)])
 def test_when_it_is_noticed_that_an_edit_is_found_changes_nothing(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, look_every: int, worth: float
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    knobs = {"target.stop": stop_for(lm)}
+    knobs: dict[str, Any] = {"target.stop": stop_for(lm)}
     wanted = found(lm, **knobs)
-    monkeypatch.setattr(module, "LOOK_EVERY", {"cpu": look_every})
-    monkeypatch.setattr(module, "WORTH_PACKING", worth)
-    seen = found(lm, **knobs)
-    assert torch.equal(seen.steps, wanted.steps)
-    assert gap(seen, wanted) < SAME
-    assert torch.allclose(seen.loss, wanted.loss, rtol=1e-3)
+    for look_every, worth in ((1, 0.0), (3, 1.0), (100, 1.0)):
+        monkeypatch.setattr(module, "LOOK_EVERY", {"cpu": look_every})
+        monkeypatch.setattr(module, "WORTH_PACKING", worth)
+        seen = found(lm, **knobs)
+        assert torch.equal(seen.steps, wanted.steps)
+        assert gap(seen, wanted) < SAME
+        assert torch.allclose(seen.loss, wanted.loss, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_whole_forwards_find_the_same(lm: LanguageModel) -> None:
-    knobs = {"target.stop": stop_for(lm), "target.weight_decay": 0.5}
+    knobs: dict[str, Any] = {"target.stop": stop_for(lm), "target.weight_decay": 0.5}
     suffixes, whole = found(lm, **knobs), found(lm, engine=WholeForward, **knobs)
     assert torch.equal(suffixes.steps, whole.steps)
     assert gap(suffixes, whole) < SAME

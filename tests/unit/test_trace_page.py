@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -32,7 +33,7 @@ def a_curve(n_layers: int, height: float, *, ends: bool = True) -> Curve:
 
 def a_tracing(n_facts: int = 2, n_layers: int = 5, layers: str | None = "1-2") -> TracingResult:
     """Made by hand: text that would break a page stands in every field that comes from outside."""
-    about = {"noise": 0.25, "samples": 10, "window": 2, "windows": windows(n_layers, 2)}
+    about: dict[str, Any] = {"noise": 0.25, "samples": 10, "window": 2, "windows": windows(n_layers, 2)}
     facts: list[TracedFact] = []
     for n in range(n_facts):
         fact = FactTrace(
@@ -179,7 +180,7 @@ def test_a_terminal_shows_the_maps_with_and_without_color(color: str | None) -> 
     assert "2 facts (1 not known, skipped)" in summary(tracing)
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize("suffix", [pytest.param("png", marks=pytest.mark.slow), "svg"])
 def test_figures_are_the_same_bytes_each_time(suffix: str) -> None:
     from memedit.show.png import figures
 

@@ -21,7 +21,7 @@ from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, make_trial,
 from memedit.tracing.parts import find_parts
 from memedit.tracing.suffix_engine import SuffixPatching
 from tests.conftest import ROOT, byte_tokenizer
-from tests.families import FAMILIES, family_model
+from tests.families import FAMILIES, IN_THE_FAST_TIER, each_family, family_model
 
 SAME = 1e-5  # absolute, on probabilities: the bar; float32 sums in another order differ by less than 1e-6
 RELATIVE = 1e-4  # on the small probabilities of random models, where an absolute bar would pass anything
@@ -34,7 +34,7 @@ def opened(name: str) -> LanguageModel:
 
 def a_trial(lm: LanguageModel, *, first: int, answer: tuple[int, ...], width: int) -> NoiseTrial:
     generator = torch.Generator().manual_seed(3)
-    prompt = tuple(torch.randint(2, 258, (14,), generator=generator).tolist())
+    prompt = tuple(torch.randint(2, 258, (10,), generator=generator).tolist())
     embedding: Any = lm.model.get_input_embeddings()
     noise = torch.randn(3, 3, embedding.weight.shape[1], generator=generator) * float(embedding.weight.std()) * 3
     return NoiseTrial(TracePrompt(prompt, answer, first, first + 2), noise, windows(lm.architecture.n_layers, width))
@@ -56,8 +56,14 @@ def modules_of(lm: LanguageModel) -> tracing_oracle.Modules:
     return tracing_oracle.Modules(list(blocks.children()), mlp, attention, lm.model.get_input_embeddings())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(("first", "answer", "width"), [(3, (5, 9), 2), (0, (7,), 1)])
+CASES = [
+    *(pytest.param(*one.values, 3, (5, 9), 2, marks=one.marks) for one in each_family(FAMILIES)),
+    # A subject that begins the prompt, an answer of one token, and windows of one layer: once for each kind of family.
+    *(pytest.param(name, 0, (7,), 1, marks=pytest.mark.slow) for name in IN_THE_FAST_TIER),
+]
+
+
+@pytest.mark.parametrize(("name", "first", "answer", "width"), CASES)
 def test_every_family_is_traced_by_sweeps_that_equal_the_plain_procedure(
     name: str, first: int, answer: tuple[int, ...], width: int
 ) -> None:
@@ -109,8 +115,9 @@ def some_facts(lm: LanguageModel, n: int) -> list[Fact]:
     return find_facts(lm, requests[:: len(requests) // n])[0][:n]
 
 
-def test_twenty_facts_equal_the_published_procedure_on_every_cell(made: LanguageModel) -> None:
-    facts, knobs = some_facts(made, 20), TraceKnobs(samples=2)
+@pytest.mark.slow
+def test_ten_facts_of_each_model_equal_the_published_procedure_on_every_cell(made: LanguageModel) -> None:
+    facts, knobs = some_facts(made, 10), TraceKnobs(samples=2)
     assert len({len(fact.question.answer) for fact in facts}) > 1  # answers of one token and of several
     scale, parts = noise_scale(made, facts, knobs), find_parts(made)
     for fact in facts:
@@ -136,7 +143,7 @@ def test_a_fact_is_under_noise_of_its_own(made: LanguageModel) -> None:
 
 def request(**changes: Any) -> EditRequest:
     record = {"id": "a", "subject": "France", "prompt": "The capital of {} is", "object": "Lyon", "origin": "a.jsonl:1"}
-    return EditRequest(**{**record, **changes})
+    return EditRequest.model_validate({**record, **changes})
 
 
 def test_answers_are_the_old_object_the_object_or_the_models_own(made: LanguageModel) -> None:
