@@ -238,7 +238,8 @@ def _make_update(
     checkpoint = _checkpoint_of(lm)
     plan = make_plan(requests, lm.tokenizer, lm.architecture, recipe, findings)
     if recipe.method.layers == "auto":
-        recipe, plan, _ = choose_traced_layers(lm, _digest_of_weights(lm, {}), recipe, plan, progress)
+        recipe, plan, _, traces = choose_traced_layers(lm, _digest_of_weights(lm, {}), recipe, plan, progress)
+        traces.remove()
     sums = _moments(lm, plan, recipe, moments, corpus, progress)
     with progress.phase("contexts"):
         contexts = sample_contexts(lm, recipe.contexts, recipe.seed)

@@ -11,6 +11,7 @@ import typer
 
 from memedit import __version__
 from memedit.cli.apply import apply_command
+from memedit.cli.cache import cache_app
 from memedit.cli.check import check_command
 from memedit.cli.diff import diff_command
 from memedit.cli.evaluate import evaluate_command
@@ -43,6 +44,7 @@ app.command("inspect", short_help="Show how a model is built and what can be edi
 app.command("export", short_help="Convert a delta to a checkpoint or an adapter.")(export_command)
 app.command("revert", short_help="Undo an edit.")(revert_command)
 app.command("diff", short_help="Compare two models.")(diff_command)
+app.add_typer(cache_app, name="cache", short_help="Show and remove what is kept for later runs.")
 app.command("schema", short_help="Print the JSON schema of a format.")(schema_command)
 app.command("help", short_help="Read the documentation in the terminal.")(help_command)
 
