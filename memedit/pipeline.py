@@ -28,7 +28,7 @@ from memedit.edits.lint import lint
 from memedit.errors import GateError, UnsupportedModelError, UsageError
 from memedit.evaluation.evaluator import Evaluator, ModelAnswers
 from memedit.inspect_model import run_inspect
-from memedit.model.load import load, locate, open_tokenizer
+from memedit.model.load import at_hand, load, locate, open_tokenizer
 from memedit.model.weights import applied
 from memedit.progress import NoProgress, Progress
 from memedit.results.report import Report
@@ -144,7 +144,7 @@ def run_trace(
     progress, recipe = progress or NoProgress(), inputs.recipe
     cache_limit()
     if output is not None:
-        check_folder(output)
+        check_folder(at_hand(recipe.model), output)
     folder = locate(recipe.model)
     with progress.phase("load"):
         base = Checkpoint.open(folder)
@@ -155,7 +155,7 @@ def run_trace(
         with progress.phase("write"):
             tables = {f"{one.fact.id}/{kind}": table for one in traced.facts for kind, table in one.scores.items()}
             facts = [*(one.fact for one in traced.facts), *traced.unknown]
-            write_traces(output, facts, tables, traced.average, draw(traced) if draw else {})
+            write_traces(output, facts, tables, traced.average, draw(traced) if draw else {}, progress.note)
     store.remove()
     trim_cache(progress.note)
     return traced
