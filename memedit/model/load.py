@@ -16,7 +16,7 @@ from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
 from memedit.model.architecture import Architecture, find_architecture
 from memedit.model.config import NOT_KNOWN, auto_config, first_line, foreign_errors, read_config
-from memedit.model.probe import prove
+from memedit.model.probe import check_finite_weights, prove
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,13 @@ def pick_device(asked: str) -> torch.device:
     """
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hint = "use auto, cpu, cuda, cuda:N or mps"
     try:
         device = torch.device(asked)
     except RuntimeError as error:
-        raise UsageError(f"there is no kind of device {asked!r}", "use auto, cpu, cuda, cuda:N or mps") from error
+        raise UsageError(f"there is no kind of device {asked[:100]!r}", hint) from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"memedit does not run on the device {asked!r}", hint)
     missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     )
@@ -208,4 +211,6 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
     if any(parameter.is_meta for parameter in model.parameters()):
         hint = "say --dtype bfloat16, take more GPUs, or say --device cpu without --device-map"
         raise ResourceError(f"the GPUs of this machine cannot hold {folder} together", hint)
-    return (model if spread else model.to(device)).eval().requires_grad_(False)
+    opened_model = (model if spread else model.to(device)).eval().requires_grad_(False)
+    check_finite_weights(opened_model)
+    return opened_model

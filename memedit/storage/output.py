@@ -185,7 +185,7 @@ def _swap(aside: Path, out: Path, own: Replaceable, *, overwrite: bool, force: b
         if not (out.is_dir() and (force or (overwrite and own.holds(out)))):
             raise StorageError(
                 f"the output {out} was made by another program during the run, and is left as it is",
-                "run the same command with another -o, or move that folder away first; the work that is kept is not repeated",
+                "run the same command with another -o, or move that folder away; the work that is kept is not repeated",
             ) from error
         if not _exchange(aside, out):
             _rename_twice(aside, out)
