@@ -127,5 +127,10 @@ def _say(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
+LONGEST_LINE = 1500
+"""Characters of an error or a hint that are printed: a damaged file can hold names of any length."""
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
