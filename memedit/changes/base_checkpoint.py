@@ -63,10 +63,8 @@ class BaseCheckpoint:
                 raise UsageError(said, hint)
             shape = tuple(self.weight(name).shape)
             if shape != delta.shape:
-                raise UsageError(
-                    f"{change.file} changes {shown_name(name)} as {_size(delta.shape)}; in {self.folder} it is {_size(shape)}",
-                    hint,
-                )
+                said = f"{change.file} changes {shown_name(name)} as {_size(delta.shape)}"
+                raise UsageError(f"{said}; in {self.folder} it is {_size(shape)}", hint)
         bare = {name: Delta(delta.left, delta.right) for name, delta in change.deltas.items()}
         return change if same else replace(change, deltas=bare)
 

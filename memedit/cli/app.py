@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -98,6 +99,10 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
+        if _bad_path(error):
+            _say(f"error: a path cannot be used: {_one_line(str(error))[:300].lower()}")
+            _say("hint: check the paths that were given")
+            sys.exit(2)
         from memedit.model.memory import ran_out
 
         if ran_out(error):
@@ -119,6 +124,13 @@ class _StoppedBySignal(BaseException):
 
 def _stop(number: int, _frame: object) -> NoReturn:
     raise _StoppedBySignal(number)
+
+
+def _bad_path(error: Exception) -> bool:
+    """Whether a path was refused as such: too long, with a zero byte, or in the home of nobody."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENAMETOOLONG
+    return str(error) in ("embedded null byte", "Could not determine home directory.")
 
 
 def _say(text: str) -> None:

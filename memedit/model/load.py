@@ -53,11 +53,10 @@ def locate(knobs: ModelKnobs, patterns: Sequence[str] = PATTERNS) -> Path:
     Raises UsageError where there is no such model, and ResourceError where it is not cached and the Hub cannot be
     reached.
     """
-    folder = Path(knobs.path).expanduser()
-    if folder.is_dir():
+    if (folder := _local_folder(knobs.path)) is not None:
         return folder
     if not knobs.path or knobs.path.startswith((".", "/", "~")) or knobs.path.count("/") > 1:
-        raise UsageError(f"there is no model folder {knobs.path!r}", "give a folder, or a Hub name such as gpt2")
+        raise UsageError(f"there is no model folder {knobs.path[:300]!r}", "give a folder, or a Hub name such as gpt2")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -70,6 +69,15 @@ def locate(knobs: ModelKnobs, patterns: Sequence[str] = PATTERNS) -> Path:
         raise UsageError(
             f"the model {knobs.path!r} cannot be fetched: {reason}", "check its name and access"
         ) from error
+
+
+def _local_folder(path: str) -> Path | None:
+    """The folder of this name, if there is one; no name that a file system refuses has one."""
+    try:
+        folder = Path(path).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, or ~ of nobody
+        return None
 
 
 def _not_cached(name: str) -> MemeditError:
@@ -85,8 +93,7 @@ def _not_cached(name: str) -> MemeditError:
 
 def at_hand(knobs: ModelKnobs) -> Path | None:
     """The folder of a model where nothing must be fetched for it, else None."""
-    folder = Path(knobs.path).expanduser()
-    if folder.is_dir():
+    if (folder := _local_folder(knobs.path)) is not None:
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError

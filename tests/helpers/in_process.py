@@ -63,7 +63,7 @@ def faults(ended: Ended) -> list[str]:
         found.append("there is no last error line with its hint")
     if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", ended.err.replace("\r", "")):
         found.append("a control character is printed")
-    if any(len(line) > 2000 for line in lines):
+    if any(len(line) > 2000 for line in (*errors, *hints)):
         found.append("a line of more than 2,000 characters is printed")
     if ended.seconds > LONGEST:
         found.append(f"it took {ended.seconds:.0f} s")
