@@ -18,6 +18,7 @@ from memedit.config.resolve import Source, flatten, resolve
 from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import RecipeError, UsageError
 from memedit.results.report import Report
+from memedit.results.units import plain_json
 
 if TYPE_CHECKING:
     from memedit.results.changes import Outcome
@@ -207,7 +208,7 @@ def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
             record = {**one.edit, **one.model_dump(mode="json", exclude={"edit"}, exclude_none=True)}
             sys.stdout.write(_json(record) + "\n")
     elif json:
-        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        sys.stdout.write(plain_json(report.model_dump_json(indent=2)) + "\n")
 
 
 def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
@@ -317,4 +318,4 @@ def _yaml(text: str, what: str, hint: str) -> Any:
 def _json(record: Mapping[str, Any], indent: int | None = None) -> str:
     import json
 
-    return json.dumps(record, ensure_ascii=False, indent=indent)
+    return plain_json(json.dumps(record, ensure_ascii=False, indent=indent))

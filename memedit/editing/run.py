@@ -45,6 +45,7 @@ from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
 from memedit.results.report import Report, RetryRound
+from memedit.results.units import plain_json
 from memedit.results.versions import versions
 from memedit.show import card
 from memedit.storage.artifacts import Store, digest_of
@@ -274,11 +275,14 @@ class EditRun:
         deltas: dict[str, Delta] = {self.names[layer]: delta for layer, delta in update.deltas.items()}
         architecture = self.lm.architecture
         weights = {self.names[n]: architecture.turned(one).contiguous() for n, one in update.weights.items()}
+        results = "".join(plain_json(one.model_dump_json()) + "\n" for one in report.per_edit)
         extra = {
             "README.md": card.edited_model_card(report, self.base_card).encode(),
-            "memedit/run.json": report.model_dump_json(indent=2, exclude={"per_edit"}).encode(),
+            "memedit/run.json": plain_json(report.model_dump_json(indent=2, exclude={"per_edit"})).encode(),
             "memedit/edits.jsonl": write_lines(self.requests).encode(),
-            "memedit/results.jsonl": "".join(f"{one.model_dump_json()}\n" for one in report.per_edit).encode(),
+            "memedit/results.jsonl": results.encode(),
+                f"{plain_json(one.model_dump_json())}\n" for one in report.per_edit
+            ).encode(),
             "memedit/delta.safetensors": delta_bytes(deltas, self.base.digest, {"method": self.recipe.method.name}),
             **ledger_files(ledger),
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from memedit.results.traces import Average, FactTrace
+from memedit.results.units import plain_json
 from memedit.storage.output import Replaceable, check_output
 from memedit.storage.tensorfile import saved
 from memedit.storage.writer import write_files
@@ -44,7 +45,7 @@ def write_traces(
     """Write a folder of traces; the traces in it are replaced as a whole. Raises what check_folder raises."""
     flat = {name: table.contiguous() for name, table in tables.items()}
     files = {
-        DATA: "".join(f"{fact.model_dump_json(exclude_none=True)}\n" for fact in facts).encode(),
+        DATA: "".join(f"{plain_json(fact.model_dump_json(exclude_none=True))}\n" for fact in facts).encode(),
         TABLES: saved(flat, {"format": "memedit-trace", "version": "1"}),
         **figures,
         AVERAGE: average.model_dump_json(indent=2).encode() + b"\n",
