@@ -281,8 +281,6 @@ class EditRun:
             "memedit/run.json": plain_json(report.model_dump_json(indent=2, exclude={"per_edit"})).encode(),
             "memedit/edits.jsonl": write_lines(self.requests).encode(),
             "memedit/results.jsonl": results.encode(),
-                f"{plain_json(one.model_dump_json())}\n" for one in report.per_edit
-            ).encode(),
             "memedit/delta.safetensors": delta_bytes(deltas, self.base.digest, {"method": self.recipe.method.name}),
             **ledger_files(ledger),
         }
