@@ -4,7 +4,7 @@
 >>> report = memedit.apply("edits.yaml", "MODEL", "OUT")  # doctest: +SKIP
 
 Functions: `check`, `stats`, `trace`, `apply`, `forget`, `evaluate`, `inspect`, `export`, `add`, `revert`, `diff`,
-`load_edits`, and `edited` for a model that is loaded in memory.
+`list_cache`, `clean_cache`, `load_edits`, and `edited` for a model that is loaded in memory.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from memedit.api import add as add
     from memedit.api import apply as apply
     from memedit.api import check as check
+    from memedit.api import clean_cache as clean_cache
     from memedit.api import diff as diff
     from memedit.api import edited as edited
     from memedit.api import evaluate as evaluate
     from memedit.api import export as export
     from memedit.api import forget as forget
     from memedit.api import inspect as inspect
+    from memedit.api import list_cache as list_cache
     from memedit.api import load_edits as load_edits
     from memedit.api import revert as revert
     from memedit.api import stats as stats
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "EditRequest", "MemeditError", "__version__", "add", "apply", "check", "diff", "edited", "evaluate", "export",
-    "forget", "inspect", "load_edits", "revert", "stats", "trace",
+    "EditRequest", "MemeditError", "__version__", "add", "apply", "check", "clean_cache", "diff", "edited", "evaluate",
+    "export", "forget", "inspect", "list_cache", "load_edits", "revert", "stats", "trace",
 ]  # fmt: skip
 
 _OTHER_HOMES = {"EditRequest": "edits.edit", "MemeditError": "errors"}

@@ -26,11 +26,13 @@ from memedit.errors import MemeditError, UsageError
 from memedit.in_memory import InMemoryUpdate, LayerMoments, make_update
 from memedit.pipeline import RunInputs
 from memedit.progress import Progress
+from memedit.results.cache import CacheCleaning, CacheEntry, CacheKind
 from memedit.results.changes import Comparison, ExportKind, Outcome
 from memedit.results.inspection import Inspection, MomentRow
 from memedit.results.report import Report
 from memedit.results.traces import TracingResult
 from memedit.show.html import trace_page
+from memedit.storage import cache
 
 Folder = str | Path
 Edits = str | Path | Iterable[EditRequest | Mapping[str, Any]]
@@ -391,6 +393,45 @@ def diff(a: Folder, b: Folder, *, progress: Progress | None = None) -> Compariso
     True
     """
     return pipeline.run_diff(_path("a", a) or "", _path("b", b) or "", progress=progress)
+
+
+@_python
+def list_cache(kinds: Sequence[CacheKind] = ()) -> list[CacheEntry]:
+    """List what the cache keeps for later runs, the largest first; of some kinds, or of all.
+
+    An entry has `.kind`, `.name`, `.model`, `.bytes` and `.used` (seconds since 1970).
+
+    >>> [one.kind for one in list_cache()]
+    []
+    """
+    return cache.kept_entries(cache.checked_kinds(kinds))
+
+
+@_python
+def clean_cache(
+    *,
+    kinds: Sequence[CacheKind] = (),
+    older_than: str | None = None,
+    to_size: str | None = None,
+    everything: bool = False,
+    dry_run: bool = False,
+) -> CacheCleaning:
+    """Remove what the cache keeps: of some kinds, not used for so long ("30d"), or down to a size ("20GB").
+
+    `everything` removes all of it; with `dry_run` nothing is removed. What a run that is going on uses stays.
+
+    >>> clean_cache(older_than="30d", dry_run=True).removed
+    ()
+    """
+    if everything == bool(kinds or older_than or to_size):
+        said = "a condition was given beside everything" if everything else "nothing says what to remove"
+        raise UsageError(said, "give kinds, older_than or to_size; or everything=True alone")
+    return cache.remove_entries(
+        kinds=cache.checked_kinds(kinds),
+        older_than=None if older_than is None else cache.age_in_seconds(older_than, "older_than"),
+        to_size=None if to_size is None else cache.size_in_bytes(to_size, "to_size"),
+        dry_run=dry_run,
+    )
 
 
 def edited(

@@ -42,7 +42,7 @@ from memedit.errors import MemeditError, UnsupportedModelError, UsageError
 from memedit.forward.packing import packed
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
-from memedit.model.probe import prove
+from memedit.model.probe import check_finite_weights, prove
 from memedit.model.weights import applied, put_
 from memedit.numerics.delta import Delta
 from memedit.numerics.moments import Moment
@@ -197,6 +197,7 @@ def _open(model: Any, tokenizer: Any) -> LanguageModel:
         raise UnsupportedModelError("the model is an encoder-decoder model", hint)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError("some weights of the model are on the meta device", "load the model with its weights")
+    check_finite_weights(model)
     return LanguageModel(model, tokenizer, prove(model, find_architecture(model)))
 
 
@@ -239,7 +240,8 @@ def _make_update(
     checkpoint = _checkpoint_of(lm)
     plan = make_plan(requests, lm.tokenizer, lm.architecture, recipe, findings)
     if recipe.method.layers == "auto":
-        recipe, plan, _ = choose_traced_layers(lm, _digest_of_weights(lm, {}), recipe, plan, progress)
+        recipe, plan, _, traces = choose_traced_layers(lm, _digest_of_weights(lm, {}), recipe, plan, progress)
+        traces.remove()
     sums = _moments(lm, plan, recipe, moments, corpus, progress)
     with progress.phase("contexts"):
         contexts = sample_contexts(lm, recipe.contexts, recipe.seed)

@@ -25,14 +25,15 @@ from memedit.editing.run import EditRun
 from memedit.editing.start import RunStart, start_forget, start_run, write_base
 from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.lint import lint
-from memedit.errors import GateError
+from memedit.errors import GateError, UnsupportedModelError, UsageError
 from memedit.evaluation.evaluator import Evaluator, ModelAnswers
 from memedit.inspect_model import run_inspect
-from memedit.model.load import load, locate, open_tokenizer
+from memedit.model.load import at_hand, load, locate, open_tokenizer
 from memedit.model.weights import applied
 from memedit.progress import NoProgress, Progress
 from memedit.results.report import Report
 from memedit.results.traces import TracingResult
+from memedit.storage.cache import cache_limit, trim_cache
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
 from memedit.tracing.files import check_folder, write_traces
@@ -110,17 +111,20 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
     """The steps of an edit run, one by one."""
     job.preflight()
     with job.run_folder() as run:
-        contexts = job.contexts(run)
-        moments = job.moments()
-        before = job.scored(run, "before")
-        targets, engine = job.targets(run, contexts)
-        update = job.update(contexts, moments, targets, engine)
-        made = retry_failed(job, run, contexts, moments, targets, engine, update)
-        with applied(job.lm, job.weights(made.update)):
-            after = job.scored(None, "after")
+        # Refused: the same command is refused again, and another command has another run folder.
+        with run.removed_on(UsageError, UnsupportedModelError):
+            contexts = job.contexts(run)
+            moments = job.moments()
+            before = job.scored(run, "before")
+            targets, engine = job.targets(run, contexts)
+            update = job.update(contexts, moments, targets, engine)
+            made = retry_failed(job, run, contexts, moments, targets, engine, update)
+            with applied(job.lm, job.weights(made.update)):
+                after = job.scored(None, "after")
         report = job.report(arguments, engine, before, after, made.targets, made.update, made.rounds)
         job.write(report, made.update, job.updated_ledger(contexts, moments, made.targets, after, made.rounds))
-        run.remove()
+        job.finish(run)
+    trim_cache(job.progress.note)
     return report
 
 
@@ -138,8 +142,9 @@ def run_trace(
     are written to that folder, with the files that `draw` makes of them.
     """
     progress, recipe = progress or NoProgress(), inputs.recipe
+    cache_limit()
     if output is not None:
-        check_folder(output)
+        check_folder(at_hand(recipe.model), output)
     folder = locate(recipe.model)
     with progress.phase("load"):
         base = Checkpoint.open(folder)
@@ -150,8 +155,9 @@ def run_trace(
         with progress.phase("write"):
             tables = {f"{one.fact.id}/{kind}": table for one in traced.facts for kind, table in one.scores.items()}
             facts = [*(one.fact for one in traced.facts), *traced.unknown]
-            write_traces(output, facts, tables, traced.average, draw(traced) if draw else {})
+            write_traces(output, facts, tables, traced.average, draw(traced) if draw else {}, progress.note)
     store.remove()
+    trim_cache(progress.note)
     return traced
 
 

@@ -25,6 +25,7 @@ from memedit.results.changes import Origin, TensorChange
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import read_originals
 from memedit.storage.records import ORIGINALS
+from memedit.storage.tensorfile import shown_name
 
 TINY = 1e-300  # keeps a division by a norm of zero finite
 
@@ -58,12 +59,12 @@ class BaseCheckpoint:
         for name, delta in change.deltas.items():
             hint = "give the base that the change was made for"
             if name not in self.parameters:
-                raise UsageError(f"{change.file} changes {name}, which is not a down-projection of {self.folder}", hint)
+                said = f"{change.file} changes {shown_name(name)}, which is not a down-projection of {self.folder}"
+                raise UsageError(said, hint)
             shape = tuple(self.weight(name).shape)
             if shape != delta.shape:
-                raise UsageError(
-                    f"{change.file} changes {name} as {_size(delta.shape)}; in {self.folder} it is {_size(shape)}", hint
-                )
+                said = f"{change.file} changes {shown_name(name)} as {_size(delta.shape)}"
+                raise UsageError(f"{said}; in {self.folder} it is {_size(shape)}", hint)
         bare = {name: Delta(delta.left, delta.right) for name, delta in change.deltas.items()}
         return change if same else replace(change, deltas=bare)
 

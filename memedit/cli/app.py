@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import typer
 
 from memedit import __version__
 from memedit.cli.apply import apply_command
+from memedit.cli.cache import cache_app
 from memedit.cli.check import check_command
 from memedit.cli.diff import diff_command
 from memedit.cli.evaluate import evaluate_command
@@ -43,6 +45,7 @@ app.command("inspect", short_help="Show how a model is built and what can be edi
 app.command("export", short_help="Convert a delta to a checkpoint or an adapter.")(export_command)
 app.command("revert", short_help="Undo an edit.")(revert_command)
 app.command("diff", short_help="Compare two models.")(diff_command)
+app.add_typer(cache_app, name="cache", short_help="Show and remove what is kept for later runs.")
 app.command("schema", short_help="Print the JSON schema of a format.")(schema_command)
 app.command("help", short_help="Read the documentation in the terminal.")(help_command)
 
@@ -96,6 +99,10 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
+        if _bad_path(error):
+            _say(f"error: a path cannot be used: {_one_line(str(error))[:300].lower()}")
+            _say("hint: check the paths that were given")
+            sys.exit(2)
         from memedit.model.memory import ran_out
 
         if ran_out(error):
@@ -119,11 +126,23 @@ def _stop(number: int, _frame: object) -> NoReturn:
     raise _StoppedBySignal(number)
 
 
+def _bad_path(error: Exception) -> bool:
+    """Whether a path was refused as such: too long, with a zero byte, or in the home of nobody."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENAMETOOLONG
+    return str(error) in ("embedded null byte", "Could not determine home directory.")
+
+
 def _say(text: str) -> None:
     from memedit.results.units import printable
 
     print(printable(text), file=sys.stderr)
 
 
+LONGEST_LINE = 1500
+"""Characters of an error or a hint that are printed: a damaged file can hold names of any length."""
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."

@@ -28,6 +28,7 @@ TOPICS: dict[str, str] = {
     SETTINGS: "every setting with its default; help settings PREFIX shows one section",
     "exit-codes": "exit codes, error messages, environment variables, what goes to stdout",
     "file-formats": "delta file, ledger, run.json, results.jsonl and the other files",
+    "cache": "what is kept for later runs; list it, remove it, limit its size",
     "python": "every command as a Python function, with examples",
     "measured": "every measured table, with the command that made it",
     "changelog": "what changed, version by version",

@@ -18,6 +18,7 @@ from memedit.config.resolve import Source, flatten, resolve
 from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import RecipeError, UsageError
 from memedit.results.report import Report
+from memedit.results.units import plain_json
 
 if TYPE_CHECKING:
     from memedit.results.changes import Outcome
@@ -207,7 +208,7 @@ def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
             record = {**one.edit, **one.model_dump(mode="json", exclude={"edit"}, exclude_none=True)}
             sys.stdout.write(_json(record) + "\n")
     elif json:
-        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        sys.stdout.write(plain_json(report.model_dump_json(indent=2)) + "\n")
 
 
 def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
@@ -248,19 +249,25 @@ def print_edited(report: Report, *, json: bool, per_edit: bool, quiet: bool) -> 
         out.print(f"{report.output}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _file(path: str) -> dict[str, Any]:
-    import yaml
+LARGEST_RECIPE = 1 << 20
+"""Bytes of a recipe file; all settings together take about 3,000."""
 
+
+def _file(path: str) -> dict[str, Any]:
+    file = Path(path).expanduser()
     try:
-        tree: Any = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the recipe {path}: {(error.strerror or '').lower()}", "check the path given to -c"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}", "correct the file"
-        ) from error
+        if not file.is_file():  # a FIFO or a device could block, or never end
+            reason = "it is not a regular file" if file.exists() else "no such file or directory"
+            raise UsageError(f"cannot read the recipe {path}: {reason}", "check the path given to -c")
+        if (size := file.stat().st_size) > LARGEST_RECIPE:
+            raise RecipeError(f"the recipe {path} has {size:,} bytes, which is no list of settings", "check the path")
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"the recipe {path} is not UTF-8 text", "save the file as UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise UsageError(f"cannot read the recipe {path}: {reason}", "check the path given to -c") from error
+    tree = _yaml(text, f"the recipe {path} is not valid YAML", "correct the file")
     if not isinstance(tree or {}, dict):
         raise RecipeError(
             f"the recipe {path} is not a mapping of settings", "memedit apply --show-config prints the form"
@@ -268,22 +275,47 @@ def _file(path: str) -> dict[str, Any]:
     tree = dict(tree or {})
     if str(tree.pop("version", 1)) != "1":
         raise RecipeError(f"the recipe {path} has a version that this memedit cannot read", "write version: 1")
-    return flatten(tree)
+    return {str(name): value for name, value in flatten(tree).items()}
 
 
 def _assignment(text: str) -> tuple[str, Any]:
-    import yaml
-
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise UsageError(f"--set {text!r} is not KEY=VALUE", "write for example --set method.ridge=2")
+        raise UsageError(f"--set {text[:100]!r} is not KEY=VALUE", "write for example --set method.ridge=2")
+    return key.strip(), _yaml(value, f"--set {text[:100]!r}: the value is not valid YAML", "put quotes around it")
+
+
+def _yaml(text: str, what: str, hint: str) -> Any:
+    """Read a YAML text without aliases: a few lines of them can stand for a thousand million values.
+
+    Raises RecipeError for every error: impossible dates, escapes and deep nesting are no YAMLError.
+    """
+    import yaml
+
+    class NoAliases(yaml.SafeLoader):
+        """Refuses aliases."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*name) are not supported in settings")
+            return super().compose_node(parent, index)
+
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {text!r}: the value is not valid YAML", "put quotes around it") from error
+        return yaml.load(text, NoAliases)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RecipeError(f"{what}: {reason}", hint) from error
 
 
 def _json(record: Mapping[str, Any], indent: int | None = None) -> str:
     import json
 
-    return json.dumps(record, ensure_ascii=False, indent=indent)
+    return plain_json(json.dumps(record, ensure_ascii=False, indent=indent))

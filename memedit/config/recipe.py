@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from memedit.config.methods import METHODS, Method, Name
 
+LARGEST_SEED = 2**63 - 1  # that torch takes
 SIZE = r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$"
 
 
@@ -214,7 +215,7 @@ class EvalKnobs(_Knobs):
     """Top-k: sample each of its tokens from the k most likely."""
     drift_tokens: int = Field(default=20_000, ge=2)
     """How many tokens of the text are read."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Seed of the text that is sampled for fluency and consistency."""
 
 
@@ -236,7 +237,7 @@ class Recipe(_Knobs):
     """Edits whose targets are found together, at most: the unit of resume."""
     memory: str | None = Field(default=None, pattern=SIZE)
     """Memory for the target search, such as 20GB; None: most of what is free. It changes results by rounding only."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Seed of everything that is sampled: contexts, and the noise of tracing."""
 
     @property

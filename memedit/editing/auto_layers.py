@@ -10,20 +10,22 @@ from memedit.editing.plan import Plan
 from memedit.errors import GateError
 from memedit.model.load import LanguageModel
 from memedit.progress import Progress
+from memedit.storage.artifacts import Store
 from memedit.tracing.run import trace_all
 
 
 def choose_traced_layers(
     lm: LanguageModel, digest: str, recipe: Recipe, plan: Plan, progress: Progress
-) -> tuple[Recipe, Plan, str]:
+) -> tuple[Recipe, Plan, str, Store]:
     """Trace the plan's edits; returns a recipe and a plan with the layers found, and the reason, which is also shown.
 
+    The last value is what tracing kept: the caller removes it when it is no longer needed.
     The traced answer is what the model says now, at the last subject token only. Raises GateError if tracing finds no
     layers.
     """
     requests = [edit.request for edit in plan.edits]
     step = -(-len(requests) // recipe.trace.facts)
-    tracing, _ = trace_all(lm, digest, requests[::step], recipe, progress, everywhere=False)
+    tracing, kept = trace_all(lm, digest, requests[::step], recipe, progress, everywhere=False)
     found, why = tracing.average.layers, tracing.average.reason
     if found is None:
         raise GateError(why, "name the layers (--layers 3-8), or use --layers depth")
@@ -35,4 +37,4 @@ def choose_traced_layers(
     progress.note(said)
     method = recipe.method.model_copy(update={"layers": found})
     lm.architecture.require(layers)
-    return recipe.model_copy(update={"method": method}), replace(plan, layers=tuple(layers)), said
+    return recipe.model_copy(update={"method": method}), replace(plan, layers=tuple(layers)), said, kept

@@ -19,6 +19,7 @@ from memedit.config.resolve import resolve
 from memedit.editing.ledger import Ledger, LedgerEntry, Provenance, deciding_names
 from memedit.edits.edit import shown
 from memedit.errors import RecipeError, StorageError
+from memedit.results.units import plain_json
 from memedit.storage.artifacts import digest_of, telling
 from memedit.storage.tensorfile import saved
 
@@ -28,7 +29,7 @@ LINES, TARGETS = "memedit/ledger.jsonl", "memedit/ledger.safetensors"
 
 def ledger_files(ledger: Ledger) -> dict[str, bytes]:
     """Encode a ledger: {path in the folder: bytes}, the same bytes in every process."""
-    lines = "".join(json.dumps(_record(entry), ensure_ascii=False) + "\n" for entry in ledger.entries)
+    lines = "".join(plain_json(json.dumps(_record(entry), ensure_ascii=False)) + "\n" for entry in ledger.entries)
     about = json.dumps(ledger.about.model_dump(mode="json"), sort_keys=True)
     metadata = {"format": FORMAT, "version": VERSION, "about": about}
     targets = ledger.targets.float().contiguous()

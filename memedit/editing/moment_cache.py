@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, decomposed, factor_metric
 from memedit.progress import Advance, NoProgress, Progress
 from memedit.results.inspection import MomentRow
-from memedit.storage.artifacts import Store, cache_dir, digest_file
+from memedit.storage.artifacts import Store, digest_file
+from memedit.storage.cache import cache_dir, trim_cache
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
 from memedit.storage.moment_import import read_npz
@@ -49,6 +51,8 @@ class MomentPlan:
     """Layers whose moment is in the cache."""
     own_text: OwnText | None = None
     """The text that the model writes itself, where `corpus` is "self"."""
+    model: str = ""
+    """The model's name, which is kept beside what is measured."""
 
     @property
     def missing(self) -> list[int]:
@@ -56,9 +60,9 @@ class MomentPlan:
         return [layer for layer in self.on if layer not in self.cached]
 
 
-def moment_store() -> Store:
-    """The cache of the second moments of all models."""
-    return Store(cache_dir() / "moments")
+def moment_store(model: str = "") -> Store:
+    """The cache of the second moments of all models; what is kept gets this model's name."""
+    return Store(cache_dir() / "moments", model=model)
 
 
 def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe: Recipe) -> MomentPlan:
@@ -94,7 +98,7 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
         same["corpus"] = corpus_digest(corpus) if corpus else None
     on = {layer: at_hand.get(layer) or {"weights": weights[layer], **same} for layer in layers}
     cached = tuple(layer for layer in layers if store.holds(f"moment-{layer}", on[layer]))
-    return MomentPlan(corpus, tokens, row, on, cached, own_text)
+    return MomentPlan(corpus, tokens, row, on, cached, own_text, recipe.model.path)
 
 
 def moments_for(lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance) -> Moments:
@@ -103,9 +107,14 @@ def moments_for(lm: LanguageModel, plan: MomentPlan, progress: Progress, advance
     return {layer: moment_of(plan, layer) for layer in plan.on}
 
 
-def measure_missing(lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance) -> None:
-    """Measure the moments that the cache lacks, in one pass, and keep them. A killed run continues where it was."""
-    store = moment_store()
+def measure_missing(
+    lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance, used: ExitStack | None = None
+) -> None:
+    """Measure the moments that the cache lacks, in one pass, and keep them. A killed run continues where it was.
+
+    All moments of the plan are marked as used until `used` is closed, so that no other process cleans them away.
+    """
+    store = moment_store(plan.model)
     with store.locked(progress.note):
         # Read whole: the header alone does not show damage, and a damaged moment is set aside by reading it.
         missing = [n for n in plan.on if store.find(f"moment-{n}", plan.on[n]) is None]
@@ -116,20 +125,23 @@ def measure_missing(lm: LanguageModel, plan: MomentPlan, progress: Progress, adv
                     "give a corpus with --corpus FILE, or import the moment again: memedit stats --import FILE",
                 )
             rows = _rows(lm, plan, store, progress)
-            on = {"layers": missing, **plan.on[missing[-1]]}
+            begun_on = {"layers": missing, **plan.on[missing[-1]]}
 
             def keep(moments: Moments) -> None:
                 flat = {f"{layer}.{name}": part for layer, moment in moments.items() for name, part in _parts(moment)}
-                store.keep("partial", on, flat)
+                store.keep("partial", begun_on, flat)
 
-            begun = store.find("partial", on)
+            begun = store.find("partial", begun_on)
             measured = measure(
                 lm, rows, missing, plan.tokens, begun=_unflat(begun) if begun else None, keep=keep, advance=advance
             )
             _complain_if_short(measured[missing[0]], plan, progress)
             for layer, moment in measured.items():
                 store.keep(f"moment-{layer}", plan.on[layer], dict(_parts(moment)))
-            store.drop("partial", on)
+            store.drop("partial", begun_on)
+        if used is not None:
+            for layer, on in plan.on.items():
+                used.enter_context(store.using(f"moment-{layer}", on))
 
 
 def _rows(lm: LanguageModel, plan: MomentPlan, store: Store, progress: Progress) -> Iterator[tuple[int, ...]]:
@@ -157,7 +169,7 @@ def factor_of(plan: MomentPlan, layer: int, knobs: MethodKnobs) -> Factor:
 
     Raises UsageError if the moment has no factor.
     """
-    store, method = moment_store(), knobs.kind
+    store, method = moment_store(plan.model), knobs.kind
     name, on = f"{_FACTORS[method.metric]}-{layer}", {**plan.on[layer], "factor": FACTOR_CODE}
     parts = store.find(name, on)
     try:
@@ -183,16 +195,19 @@ def run_stats(
     layers = layers_of(recipe.method.layers, lm.architecture.n_layers)
     lm.architecture.require(layers)
     if import_file:
-        return [_import(lm, layers, Path(import_file).expanduser())]
+        return [_import(lm, layers, Path(import_file).expanduser(), recipe.model.path)]
     plan = plan_moments(lm, folder, layers, recipe)
     if not dry_run:
         check_room(None, None, "auto", lm.architecture, layers, plan.missing)
         with progress.phase("moments", plan.tokens if plan.missing else None, "tokens") as advance:
             moments_for(lm, plan, progress, advance)
-    return [
+    rows = [
         _row(lm, layer, on, "cached" if layer in plan.cached else "missing" if dry_run else "measured")
         for layer, on in plan.on.items()
     ]
+    if not dry_run:
+        trim_cache(progress.note)
+    return rows
 
 
 def _row(lm: LanguageModel, layer: int, on: Mapping[str, Any], state: Any) -> MomentRow:
@@ -201,7 +216,7 @@ def _row(lm: LanguageModel, layer: int, on: Mapping[str, Any], state: Any) -> Mo
     return MomentRow(layer=layer, width=width, tokens=int(on["tokens"]), bytes=size, state=state, file=str(file))
 
 
-def _import(lm: LanguageModel, layers: Sequence[int], file: Path) -> MomentRow:
+def _import(lm: LanguageModel, layers: Sequence[int], file: Path, model: str) -> MomentRow:
     """Import a moment that ROME, MEMIT or EasyEdit measured, for one layer of this model."""
     if len(layers) != 1:
         raise UsageError(f"one file holds the moment of one layer; {len(layers)} are named", "say which: --layers 5")
@@ -212,7 +227,7 @@ def _import(lm: LanguageModel, layers: Sequence[int], file: Path) -> MomentRow:
         raise UsageError(said, "give the file of this layer of this model")
     weights = feeding(lm, [layer])[layer]
     on = {"weights": weights, "tokens": count, "imported": digest_file(file), "code": MOMENT_CODE}
-    moment_store().keep(f"moment-{layer}", on, dict(_parts(Moment(total, count))))
+    moment_store(model).keep(f"moment-{layer}", on, dict(_parts(Moment(total, count))))
     return _row(lm, layer, on, "imported")
 
 

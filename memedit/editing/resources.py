@@ -15,7 +15,7 @@ from memedit.model.architecture import Architecture
 from memedit.model.load import LanguageModel, forward_dtype, pick_device
 from memedit.model.memory import free_on
 from memedit.results.units import bytes_text
-from memedit.storage.artifacts import cache_dir
+from memedit.storage.cache import cache_dir, cache_limit
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.machine import free_disk, free_memory
 from memedit.storage.tensorfile import DTYPES
@@ -79,8 +79,9 @@ def check_room(
 ) -> str:
     """Raises ResourceError if memory or disk is too small for these layers; returns what they take, as text.
 
-    missing: layers whose moments must be measured.
+    missing: layers whose moments must be measured. Raises UsageError for a limit of the cache that is no size.
     """
+    cache_limit()
     widths = [architecture.mlp_widths[layer] for layer in layers]
     memory = max(moment_bytes([architecture.mlp_widths[layer] for layer in missing]), moment_bytes([max(widths)]))
     if memory > free_memory():

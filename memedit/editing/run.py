@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -46,10 +46,12 @@ from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
 from memedit.results.report import Report, RetryRound
+from memedit.results.units import plain_json
 from memedit.results.versions import versions
 from memedit.show import card
-from memedit.storage.artifacts import Store, cache_dir, digest_of
+from memedit.storage.artifacts import Store, digest_of
 from memedit.storage.base_card import read_base_card
+from memedit.storage.cache import cache_dir
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes, originals_bytes
 from memedit.storage.writer import check_output, write_checkpoint
@@ -65,6 +67,10 @@ class EditRun:
         self.recipe, self.history, self.facts, self.progress = start.recipe, start.history, list(facts), progress
         recipe = start.recipe
         self.timings: dict[str, float] = {}
+        self.used = ExitStack()
+        """Marks what this run uses of the cache; closed when the run ends."""
+        self.traces: Store | None = None
+        """What tracing kept, if it chose the layers."""
         # A base that the ledger names was found on this machine; its name is not looked up again.
         self.folder = start.base.folder if start.base else locate(recipe.model)
         self.out = Path(recipe.output.dir).expanduser() if recipe.output.dir else None
@@ -84,7 +90,7 @@ class EditRun:
             self.progress.note(f"warning: {note}")
         if recipe.method.layers == "auto":
             begun = time.monotonic()
-            self.recipe, self.plan, why = choose_traced_layers(
+            self.recipe, self.plan, why, self.traces = choose_traced_layers(
                 self.lm, self.base.digest, recipe, self.plan, self.progress
             )
             self.notes, self.timings["trace"] = (*self.notes, why), time.monotonic() - begun
@@ -112,11 +118,17 @@ class EditRun:
         if self.out is None:
             raise UsageError("no output folder was given", "name one: -o OUT")
         store = self.store()
-        with store.locked(self.progress.note):
+        with store.locked(self.progress.note), self.used:
             # Another process may have written the output while this one waited.
             knobs = self.recipe.output
             check_output(self.folder, self.out, overwrite=knobs.overwrite, force=knobs.force)
             yield store
+
+    def finish(self, run: Store) -> None:
+        """Remove what was kept for another try: the output is written."""
+        run.remove()
+        if self.traces is not None:
+            self.traces.remove()
 
     def store(self) -> Store:
         """The folder of this run, named by the digest of its edits, model and recipe."""
@@ -124,7 +136,7 @@ class EditRun:
         inputs = {"edits": digest_of(record), "model": self.base.digest, "recipe": self.recipe.digest}
         if self.history.ledger is not None:
             inputs["ledger"] = digest_of_ledger(self.history.ledger)
-        return Store(cache_dir() / "runs" / digest_of(inputs)[:16])
+        return Store(cache_dir() / "runs" / digest_of(inputs)[:16], model=self.recipe.model.path)
 
     @cached_property
     def moment_plan(self) -> MomentPlan:
@@ -167,7 +179,7 @@ class EditRun:
         plan = self.moment_plan
         check_moments(self.history, plan.on)
         with self.timed("moments", plan.tokens if plan.missing else None, "tokens") as advance:
-            measure_missing(self.lm, plan, self.progress, advance)
+            measure_missing(self.lm, plan, self.progress, advance, self.used)
         return plan
 
     def scored(self, run: Store | None, name: str) -> RunScores:
@@ -264,11 +276,12 @@ class EditRun:
         deltas: dict[str, Delta] = {self.names[layer]: delta for layer, delta in update.deltas.items()}
         architecture = self.lm.architecture
         weights = {self.names[n]: architecture.turned(one).contiguous() for n, one in update.weights.items()}
+        results = "".join(plain_json(one.model_dump_json()) + "\n" for one in report.per_edit)
         extra = {
             "README.md": card.edited_model_card(report, self.base_card).encode(),
-            "memedit/run.json": report.model_dump_json(indent=2, exclude={"per_edit"}).encode(),
+            "memedit/run.json": plain_json(report.model_dump_json(indent=2, exclude={"per_edit"})).encode(),
             "memedit/edits.jsonl": write_lines(self.requests).encode(),
-            "memedit/results.jsonl": "".join(f"{one.model_dump_json()}\n" for one in report.per_edit).encode(),
+            "memedit/results.jsonl": results.encode(),
             "memedit/delta.safetensors": delta_bytes(deltas, self.base.digest, {"method": self.recipe.method.name}),
             **ledger_files(ledger),
         }

@@ -22,6 +22,7 @@ from memedit.edits.readers.mquake import expand_cases
 from memedit.edits.readers.table_rows import read_table
 from memedit.edits.readers.yaml_rows import read_yaml
 from memedit.errors import UsageError
+from memedit.results.units import plain_json
 
 READERS = {
     "yaml": read_yaml,
@@ -75,7 +76,7 @@ def read(
 
 def write_lines(requests: Iterable[EditRequest]) -> str:
     """The canonical format: JSON Lines with the public fields, one edit on each line."""
-    return "".join(json.dumps(request.public(), ensure_ascii=False) + "\n" for request in requests)
+    return "".join(plain_json(json.dumps(request.public(), ensure_ascii=False)) + "\n" for request in requests)
 
 
 def _document(source: str, input_format: str | None, stdin: TextIO | None) -> Document:

@@ -87,11 +87,13 @@ class Evaluator:
         knobs = self.recipe.model.model_copy(update={"path": path})
         with self.progress.phase("load"):
             folder = locate(knobs)
+            where = Path(adapter or "").expanduser()
+            # Before the model, which takes far longer to open: an adapter that cannot be read is reported at once.
+            change = None if adapter is None else read_adapter(where)
             lm = load(folder, knobs, editing=False)
             self.digests[path], self.device = Checkpoint.open(folder).digest, str(lm.device)
-            if adapter is not None:
-                where = Path(adapter).expanduser()
-                merge_(lm, read_adapter(where), adapter)
+            if adapter is not None and change is not None:
+                merge_(lm, change, adapter)
                 self.digests[adapter] = digest_of({name: digest_file(where / name) for name in (CONFIG, WEIGHTS)})
         return lm
 

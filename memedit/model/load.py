@@ -16,7 +16,7 @@ from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
 from memedit.model.architecture import Architecture, find_architecture
 from memedit.model.config import NOT_KNOWN, auto_config, first_line, foreign_errors, read_config
-from memedit.model.probe import prove
+from memedit.model.probe import check_finite_weights, prove
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,10 @@ def locate(knobs: ModelKnobs, patterns: Sequence[str] = PATTERNS) -> Path:
     Raises UsageError where there is no such model, and ResourceError where it is not cached and the Hub cannot be
     reached.
     """
-    folder = Path(knobs.path).expanduser()
-    if folder.is_dir():
+    if (folder := _local_folder(knobs.path)) is not None:
         return folder
     if not knobs.path or knobs.path.startswith((".", "/", "~")) or knobs.path.count("/") > 1:
-        raise UsageError(f"there is no model folder {knobs.path!r}", "give a folder, or a Hub name such as gpt2")
+        raise UsageError(f"there is no model folder {knobs.path[:300]!r}", "give a folder, or a Hub name such as gpt2")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -70,6 +69,15 @@ def locate(knobs: ModelKnobs, patterns: Sequence[str] = PATTERNS) -> Path:
         raise UsageError(
             f"the model {knobs.path!r} cannot be fetched: {reason}", "check its name and access"
         ) from error
+
+
+def _local_folder(path: str) -> Path | None:
+    """The folder of this name, if there is one; no name that a file system refuses has one."""
+    try:
+        folder = Path(path).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, or ~ of nobody
+        return None
 
 
 def _not_cached(name: str) -> MemeditError:
@@ -85,8 +93,7 @@ def _not_cached(name: str) -> MemeditError:
 
 def at_hand(knobs: ModelKnobs) -> Path | None:
     """The folder of a model where nothing must be fetched for it, else None."""
-    folder = Path(knobs.path).expanduser()
-    if folder.is_dir():
+    if (folder := _local_folder(knobs.path)) is not None:
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -135,10 +142,13 @@ def pick_device(asked: str) -> torch.device:
     """
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hint = "use auto, cpu, cuda, cuda:N or mps"
     try:
         device = torch.device(asked)
     except RuntimeError as error:
-        raise UsageError(f"there is no kind of device {asked!r}", "use auto, cpu, cuda, cuda:N or mps") from error
+        raise UsageError(f"there is no kind of device {asked[:100]!r}", hint) from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"memedit does not run on the device {asked!r}", hint)
     missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     )
@@ -208,4 +218,6 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
     if any(parameter.is_meta for parameter in model.parameters()):
         hint = "say --dtype bfloat16, take more GPUs, or say --device cpu without --device-map"
         raise ResourceError(f"the GPUs of this machine cannot hold {folder} together", hint)
-    return (model if spread else model.to(device)).eval().requires_grad_(False)
+    opened_model = (model if spread else model.to(device)).eval().requires_grad_(False)
+    check_finite_weights(opened_model)
+    return opened_model

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from memedit.edits.edit import EditRequest
-from memedit.errors import UsageError
+from memedit.model.chat_template import rendered_chat
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
 
     Raises SubjectLost where the template changes the text, and UsageError where it cannot be used.
     """
-    rendered = _rendered(tokenizer, [{"role": "user", "content": text}])
+    rendered = rendered_chat(tokenizer, [{"role": "user", "content": text}])
     bare = text.strip()  # some templates strip the user's text
     at = rendered.rfind(bare)
     if at < 0:
@@ -111,27 +111,11 @@ def in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
     return rendered, at - text.find(bare)
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
-    """Turns of a chat as the template writes them, up to the model's next turn. Raises UsageError where it cannot."""
-    from jinja2 import TemplateError
-
-    if not tokenizer.chat_template:
-        hint = "leave --chat out, or put the model's chat_template.jinja into its folder"
-        raise UsageError("the tokenizer of this model has no chat template", hint)
-    open_ = turns[-1]["role"] == "user"
-    try:
-        found: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_)
-    except (TemplateError, ValueError, TypeError) as error:
-        message = f"the chat template takes no chat that begins with the user: {error}"
-        raise UsageError(message, "correct the template, or leave --chat out") from error
-    return str(found)
-
-
 def _gap(tokenizer: PreTrainedTokenizerBase) -> str:
     """The space that the model writes before its answer, as the template shows it: "[/INST]" has one."""
     asked = [{"role": "user", "content": "x"}]
-    question = _rendered(tokenizer, asked)
-    whole = _rendered(tokenizer, [*asked, {"role": "assistant", "content": "y"}])
+    question = rendered_chat(tokenizer, asked)
+    whole = rendered_chat(tokenizer, [*asked, {"role": "assistant", "content": "y"}])
     rest = whole.removeprefix(question)
     gap = rest[: len(rest) - len(rest.lstrip())]
     return gap if whole.startswith(question) and rest.lstrip().startswith("y") else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_ESCAPED = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -14,6 +15,15 @@ def bytes_text(count: int) -> str:
     ('12.3 MB', '1.50 GB')
     """
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def plain_json(text: str) -> str:
+    """Escape the control characters that JSON leaves as they are (U+007F to U+009F); the value stays the same.
+
+    >>> plain_json('["\x9b2J"]')
+    '["\\\\u009b2J"]'
+    """
+    return text.translate(_ESCAPED)
 
 
 def printable(text: str) -> str:

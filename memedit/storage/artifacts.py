@@ -19,20 +19,10 @@ from torch import Tensor
 
 from memedit.errors import ResourceError, StorageError
 from memedit.storage.header import encode
-from memedit.storage.locks import exclusive, remove_stale_files, temporary
+from memedit.storage.locks import exclusive, in_use, lock_of, note_use, remove_stale_files, temporary
 
 READ_BLOCK = 4 << 20
 _LOG = logging.getLogger(__name__)
-
-
-def cache_dir() -> Path:
-    """Return the folder for files that can be made again.
-
-    It is $MEMEDIT_CACHE, or memedit under $XDG_CACHE_HOME or ~/.cache.
-    """
-    if named := os.environ.get("MEMEDIT_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "memedit"
 
 
 def digest_of(value: Any) -> str:
@@ -114,8 +104,9 @@ class Store:
     it is: version 0.1 wrote none, and measuring a large model's moments again takes hours.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None] = _LOG.warning) -> None:
-        self.folder, self.warn = folder, warn
+    def __init__(self, folder: Path, warn: Callable[[str], None] = _LOG.warning, *, model: str = "") -> None:
+        self.folder, self.warn, self.model = folder, warn, model
+        """model: whose artifacts are kept, for people who look at the cache; it decides nothing."""
 
     def recall(self, name: str, on: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return the tensors kept under `name` for the inputs `on`; where there are none, make and keep them."""
@@ -154,6 +145,7 @@ class Store:
         """Keep a plain value under `name` for the inputs `on`."""
         plain = _plain(on)
         kept = {"on": plain, "value": value, "sha256": digest_of([plain, value])}
+        kept |= {"model": self.model} if self.model else {}
         write_whole(self.file(name, on, "json"), json.dumps(kept).encode())
 
     def find(self, name: str, on: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -174,6 +166,8 @@ class Store:
             found, whole = None, False
         if not whole:
             self._set_aside(file)
+        else:
+            note_use(file)
         return found if whole else None
 
     def holds(self, name: str, on: Mapping[str, Any]) -> bool:
@@ -183,10 +177,17 @@ class Store:
     def keep(self, name: str, on: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors under `name` for the inputs `on`."""
         whole, text = {key: part.contiguous() for key, part in tensors.items()}, json.dumps(_plain(on))
-        header, data = encode(whole, {"on": text, "sha256": _checksum(whole, text)})
+        about = {"model": self.model} if self.model else {}
+        header, data = encode(whole, {"on": text, "sha256": _checksum(whole, text), **about})
         with writing(self.file(name, on, "safetensors")) as stream:
             stream.write(header)
             stream.write(data)
+
+    @contextmanager
+    def using(self, name: str, on: Mapping[str, Any]) -> Generator[None]:
+        """Mark an artifact as used until the block ends, so that no other process cleans it away."""
+        with in_use(self.file(name, on)):
+            yield
 
     def drop(self, name: str, on: Mapping[str, Any]) -> None:
         """Remove an artifact where there is one."""
@@ -226,10 +227,19 @@ class Store:
     @contextmanager
     def locked(self, note: Callable[[str], None]) -> Generator[None]:
         """Hold the folder alone; a second process says who holds it, and waits. Stale temporary files are removed."""
-        with exclusive(self.folder.with_suffix(".lock"), self.folder, note):
+        with exclusive(lock_of(self.folder), self.folder, note):
             remove_stale_files(self.folder)
             remove_stale_files(self.folder.parent)
             yield
+
+    @contextmanager
+    def removed_on(self, *kinds: type[Exception]) -> Generator[None]:
+        """Remove the folder if the block raises one of these errors."""
+        try:
+            yield
+        except kinds:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Remove the folder and everything in it."""

@@ -18,6 +18,7 @@ from memedit.numerics.delta import Delta
 from memedit.storage.tensorfile import saved, shown_name
 
 FORMAT, VERSION = "memedit-delta", "1"
+LARGEST_NDIM = 16  # torch computes with at most 64
 
 
 def delta_bytes(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]) -> bytes:
@@ -64,8 +65,10 @@ def read_delta(file: Path) -> tuple[dict[str, Delta], str]:
 
 
 def check_finite(file: Path, tensors: Mapping[str, Tensor], hint: str) -> None:
-    """Raise StorageError where a tensor holds NaN or infinity."""
+    """Raise StorageError where a tensor holds NaN or infinity, or has more dimensions than a weight can have."""
     for name, tensor in tensors.items():
+        if tensor.ndim > LARGEST_NDIM:
+            raise StorageError(f"{file}: {shown_name(name)} has {tensor.ndim:,} dimensions", hint)
         if (tensor.is_floating_point() or tensor.is_complex()) and not bool(tensor.isfinite().all()):
             raise StorageError(f"{file}: {shown_name(name)} holds values that are not finite (NaN or infinity)", hint)
 

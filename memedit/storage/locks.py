@@ -75,6 +75,86 @@ def _acquire(file: Path, what: Path, note: Callable[[str], None]) -> int:
         os.close(handle)
 
 
+def lock_of(folder: Path) -> Path:
+    """Return the lock file of a folder of artifacts; it lies beside the folder."""
+    return folder.with_suffix(".lock")
+
+
+@contextmanager
+def locked_if_free(file: Path) -> Generator[bool]:
+    """Hold the lock `file` if nobody else does; yields whether it is held. It never waits."""
+    handle = _acquire_now(file)
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _acquire_now(file: Path) -> int | None:
+    with suppress(OSError):
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), file.stat()):
+                return handle
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return handle
+        os.close(handle)
+    return None
+
+
+@contextmanager
+def in_use(file: Path) -> Generator[None]:
+    """Mark a kept file as used until the block ends, so that no cleaning removes it. Several processes may."""
+    handle = None
+    with suppress(OSError):
+        handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def unused(file: Path) -> Generator[bool]:
+    """Yield whether no process marks a kept file as used, and keep it so until the block ends. It never waits."""
+    try:
+        handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        yield True  # without the right to read it, nobody uses it; its removal shows the rest
+        return
+    try:
+        free = True
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                free = error.errno in (*NO_LOCKS, errno.EBADF)  # EBADF: NFS wants a file that is open for writing
+        yield free
+    finally:
+        os.close(handle)
+
+
+def note_use(file: Path) -> None:
+    """Record that a kept file was read just now, in its time of access; its time of change stays."""
+    with suppress(OSError):
+        os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
+
+
+def used_time(file: Path) -> float:
+    """Return when a kept file was last written or read, in seconds since 1970."""
+    found = file.stat()
+    return max(found.st_atime, found.st_mtime)
+
+
 def temporary(file: Path) -> Path:
     """Return the name under which this process writes `file` before it renames it."""
     return file.with_name(f".{file.name}.{_host()}.{os.getpid()}.tmp")
@@ -84,14 +164,19 @@ def remove_stale_files(folder: Path) -> None:
     """Remove temporary files of processes that are dead, and others that are older than a day."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            found = _TEMPORARY.fullmatch(entry.name)
-            if found is None or not entry.is_file(follow_symlinks=False):
-                continue
-            ours = found["host"] == _host()
-            old = time.time() - entry.stat(follow_symlinks=False).st_mtime > DAY
-            if old or (ours and not _alive(int(found["process"]))):
+            if entry.is_file(follow_symlinks=False) and is_stale(Path(entry.path)):
                 with suppress(OSError):
                     Path(entry.path).unlink()
+
+
+def is_stale(file: Path) -> bool:
+    """Whether this is a temporary file of a process that is dead, or one that is older than a day."""
+    found = _TEMPORARY.fullmatch(file.name)
+    if found is None:
+        return False
+    ours = found["host"] == _host()
+    old = time.time() - file.lstat().st_mtime > DAY
+    return old or (ours and not _alive(int(found["process"])))
 
 
 def _host() -> str:

@@ -83,6 +83,8 @@ def read_adapter(folder: Path) -> dict[str, Delta]:
     check_finite(file, tensors, LORA_HINT)
     modules = dict.fromkeys(key.removesuffix(A).removesuffix(B) for key in tensors)
     foreign = [key for key in tensors if not key.startswith(PREFIX) or not key.endswith((A, B))]
+    if not tensors:
+        raise StorageError(f"{file} holds no tensors, so the adapter changes nothing", LORA_HINT)
     if foreign:
         raise UnsupportedModelError(
             f"{file} holds {shown_name(foreign[0])}, which is no factor of a linear module's weight",

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from memedit.errors import StorageError, UsageError
 from memedit.storage.artifacts import sync_folder, telling
@@ -27,10 +28,20 @@ _ASIDE = re.compile(r"(revert-)?[0-9a-z]{1,32}(-old)?")
 OLD = "-old"
 
 
-def check_output(source: Path | None, out: Path, *, overwrite: bool, force: bool = False) -> None:
+class Replaceable(NamedTuple):
+    """The folders that an output may replace when that is asked for, and how others are refused."""
+
+    holds: Callable[[Path], bool]
+    refusal: str
+    hint: str
+
+
+def check_output(
+    source: Path | None, out: Path, *, overwrite: bool, force: bool = False, own: Replaceable | None = None
+) -> None:
     """Refuse, before any work, an output that cannot be written. Raises UsageError.
 
-    overwrite: replace a folder that memedit or save_pretrained wrote. force: replace any folder.
+    overwrite: replace a folder that memedit or save_pretrained wrote, or one of `own`. force: replace any folder.
     """
     _check_name(out)
     with telling(f"read {out}"):
@@ -40,21 +51,18 @@ def check_output(source: Path | None, out: Path, *, overwrite: bool, force: bool
         if out.exists() and not out.is_dir():
             raise UsageError(f"the output {out} is a file", "give a folder that is new or empty")
         if out.is_dir() and any(out.iterdir()):
-            _check_replaceable(out, overwrite=overwrite, force=force)
+            _check_replaceable(out, own or MODELS, overwrite=overwrite, force=force)
     _check_place(out)
 
 
-def _check_replaceable(out: Path, *, overwrite: bool, force: bool) -> None:
+def _check_replaceable(out: Path, own: Replaceable, *, overwrite: bool, force: bool) -> None:
     """Refuse to replace a folder that is not empty, unless this was asked for. Raises UsageError."""
     if not (overwrite or force):
         raise UsageError(
             f"the output {out} exists and is not empty", "say --overwrite to replace it, or choose another"
         )
-    if not (force or is_model_folder(out)):
-        raise UsageError(
-            f"the output {out} is not replaced by --overwrite: it holds neither a model nor an adapter",
-            "choose another, or say --force to remove all that it holds",
-        )
+    if not (force or own.holds(out)):
+        raise UsageError(f"the output {out} {own.refusal}", own.hint)
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -64,6 +72,13 @@ def is_model_folder(folder: Path) -> bool:
     return ("config.json" in names and weights) or bool(
         {"adapter_config.json"} & names or (folder / "memedit" / "run.json").is_file()
     )
+
+
+MODELS = Replaceable(
+    is_model_folder,
+    "is not replaced by --overwrite: it holds neither a model nor an adapter",
+    "choose another, or say --force to remove all that it holds",
+)
 
 
 def _check_name(out: Path) -> None:
@@ -99,7 +114,13 @@ def _check_place(out: Path) -> None:
 
 @contextmanager
 def folder_aside(
-    source: Path | None, out: Path, *, overwrite: bool, force: bool, note: Callable[[str], None]
+    source: Path | None,
+    out: Path,
+    *,
+    overwrite: bool,
+    force: bool,
+    note: Callable[[str], None],
+    own: Replaceable | None = None,
 ) -> Generator[Path]:
     """Give a new folder beside `out` to write into; after the block it takes the place of `out`.
 
@@ -110,12 +131,12 @@ def folder_aside(
     there = out.resolve()
     with exclusive(there.with_name(f".{there.name}.memedit-lock"), out, note):
         _remove_stale_folders(there)
-        check_output(source, out, overwrite=overwrite, force=force)
+        check_output(source, out, overwrite=overwrite, force=force, own=own)
         with telling(f"write {out}"):
             aside = _new_folder(there)
             try:
                 yield aside
-                _swap(aside, there, overwrite=overwrite, force=force)
+                _swap(aside, there, own or MODELS, overwrite=overwrite, force=force)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
 
@@ -151,7 +172,7 @@ def _remove_stale_folders(out: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _swap(aside: Path, out: Path, *, overwrite: bool, force: bool) -> None:
+def _swap(aside: Path, out: Path, own: Replaceable, *, overwrite: bool, force: bool) -> None:
     """Put the folder aside in the place of `out`, in one step where the system can. `aside` is then the old one.
 
     Whether `out` may be replaced is decided here, on what it is now: another program can have made it during the run.
@@ -161,10 +182,10 @@ def _swap(aside: Path, out: Path, *, overwrite: bool, force: bool) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        if not (out.is_dir() and (force or (overwrite and is_model_folder(out)))):
+        if not (out.is_dir() and (force or (overwrite and own.holds(out)))):
             raise StorageError(
                 f"the output {out} was made by another program during the run, and is left as it is",
-                "run the same command with another -o, or with --overwrite; the work that is kept is not repeated",
+                "run the same command with another -o, or move that folder away; the work that is kept is not repeated",
             ) from error
         if not _exchange(aside, out):
             _rename_twice(aside, out)

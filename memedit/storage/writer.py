@@ -17,7 +17,7 @@ from memedit.storage.artifacts import READ_BLOCK, sync_folder, telling
 from memedit.storage.checkpoint import CARD, Checkpoint
 from memedit.storage.index import INDEX
 from memedit.storage.model_files import regular_file
-from memedit.storage.output import check_output, folder_aside
+from memedit.storage.output import Replaceable, check_output, folder_aside
 from memedit.storage.shards import verify_shards, write_shards
 from memedit.storage.tensorfile import TensorEntry
 
@@ -81,10 +81,11 @@ def write_files(
     overwrite: bool = False,
     force: bool = False,
     note: Callable[[str], None] = _silent,
+    own: Replaceable | None = None,
 ) -> None:
     """Write a folder of files; it is absent or whole at any moment. Raises what write_checkpoint raises."""
-    check_output(None, out, overwrite=overwrite, force=force)
-    with folder_aside(None, out, overwrite=overwrite, force=force, note=note) as aside:
+    check_output(None, out, overwrite=overwrite, force=force, own=own)
+    with folder_aside(None, out, overwrite=overwrite, force=force, note=note, own=own) as aside:
         _write_all(aside, files)
         _sync(aside)
 

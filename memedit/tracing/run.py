@@ -16,7 +16,8 @@ from memedit.model.memory import memory_named
 from memedit.numerics.effects import ROLES, default_window, windows
 from memedit.progress import Progress
 from memedit.results.traces import Average, FactTrace, TracedFact, TracingResult
-from memedit.storage.artifacts import Store, cache_dir, digest_of
+from memedit.storage.artifacts import Store, digest_of
+from memedit.storage.cache import cache_dir
 from memedit.tracing.engines import choose_trace_engine
 from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, make_trial, noise_scale, trace_fact
 from memedit.tracing.layer_selection import curve, effects, mean_figure, reason, suggest
@@ -62,7 +63,7 @@ def trace_all(
         )
     same = {"model": digest, "dtype": str(lm.dtype), "noise": scale, "samples": knobs.samples, "window": width}
     same |= {"seed": recipe.seed, "engine": engine.__name__, "everywhere": everywhere, "code": TRACE_CODE}
-    store = Store(cache_dir() / "traces" / digest_of(same)[:16])
+    store = Store(cache_dir() / "traces" / digest_of(same)[:16], model=recipe.model.path)
     scores: list[dict[str, Tensor]] = []
     with store.locked(progress.note), progress.phase("trace", len(facts), "facts") as advance:
         for fact in facts:

@@ -104,7 +104,7 @@ def test_the_published_records_are_read_whole() -> None:
         ([*PROMPT, "--window", "0"], 2, "trace.window"),
         ([*PROMPT, "--plot", "png"], 2, "no folder"),
         ([*PROMPT, "--by", "edit-score"], 2, "--suggest-layers"),
-        ([*PROMPT, "-o", "MODEL"], 2, "no trace"),
+        ([*PROMPT, "-o", "MODEL"], 2, "overlap"),
         ([*PROMPT, "--suggest-layers", "-q", "--samples", "2"], 3, "no site was found"),
         (["FACTS", "--subject", "x"], 2, "only work with --prompt"),
     ],

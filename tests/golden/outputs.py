@@ -10,9 +10,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 NAMES = (
     "", "apply", "eval", "check", "stats", "trace", "inspect", "forget", "export", "revert", "diff", "schema", "help",
+    "cache", "cache dir", "cache ls", "cache clean",
 )  # fmt: skip
 COMMANDS = {
-    **{f"help/{name or 'memedit'}.txt": [*name.split(), "--help"] for name in NAMES},
+    **{f"help/{name.replace(' ', '-') or 'memedit'}.txt": [*name.split(), "--help"] for name in NAMES},
     "help/topics.txt": ["help"],
     "schema/edits.json": ["schema", "edits"],
     "config.yaml": ["apply", "x", "--show-config"],

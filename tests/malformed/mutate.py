@@ -1,4 +1,8 @@
-"""Read mutated edit lists and print a table: `python -m tests.malformed.mutate --count 5000`."""
+"""Read mutated edit lists, or run mutated command lines, and print a table.
+
+python -m tests.malformed.mutate --count 5000
+python -m tests.malformed.mutate --commands 500
+"""
 
 from __future__ import annotations
 
@@ -204,10 +208,15 @@ def outcome(file: Path) -> str:
 
 def main() -> int:
     """Read --count mutated lists, print a table, and exit with 1 if one of them had an unexpected end."""
-    parser = argparse.ArgumentParser(description="Read mutated edit lists.")
+    parser = argparse.ArgumentParser(description="Read mutated edit lists, or run mutated command lines.")
     parser.add_argument("--count", type=int, default=5000)
+    parser.add_argument("--commands", type=int, default=0, help="run so many command lines instead")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
+    if options.commands:
+        from tests.malformed.command_lines import run_table
+
+        return run_table(options.commands, options.seed)
     totals: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.count):

@@ -19,13 +19,13 @@ from memedit.storage import locks
 from memedit.storage.artifacts import (
     READ_BLOCK,
     Store,
-    cache_dir,
     digest_file,
     digest_of,
     telling,
     write_whole,
     writing,
 )
+from memedit.storage.cache import cache_dir
 from safetensors.torch import save_file
 
 HOLDS = """

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from memedit.errors import UsageError
-from memedit.storage.corpus import corpus_digest, documents
+from memedit.errors import MemeditError, UsageError
+from memedit.storage.corpus import LONGEST_DOCUMENT, MOST_EMPTY, corpus_digest, documents
 
 TEXTS = ["one line", "two\nlines", "été 雪 \u05e9\u05dc\u05d5\u05dd"]
 PARAGRAPHS = "\n\none line\n\n  \ntwo\nlines\n\n\nété 雪 \u05e9\u05dc\u05d5\u05dd"
@@ -80,3 +82,58 @@ def test_the_digest_follows_the_bytes_and_not_the_name(tmp_path: Path) -> None:
     assert corpus_digest(one) == corpus_digest(two)
     assert corpus_digest(one) != corpus_digest(kept(tmp_path / "three.txt", "b"))
     assert corpus_digest("hf:a:b") != corpus_digest("hf:a:c")
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl", "txt.gz"])
+def test_a_line_that_is_too_long_is_named_and_one_that_is_not_is_read(tmp_path: Path, ending: str) -> None:
+    def lines(size: int) -> str:
+        text = "a" * (size - (13 if "json" in ending else 1))
+        return json.dumps({"text": "b"}) + "\n\n" + (json.dumps({"text": text}) if "json" in ending else text) + "\n"
+
+    read = documents(kept(tmp_path / f"corpus.{ending}", lines(LONGEST_DOCUMENT + 20)))
+    next(read)
+    with pytest.raises(UsageError, match=r"corpus\..*:3: this line .* 16,000,000") as caught:
+        next(read)
+    assert caught.value.hint
+    assert len(list(documents(kept(tmp_path / f"corpus.{ending}", lines(LONGEST_DOCUMENT))))) == 2
+
+
+def test_a_document_that_does_not_end_is_named(tmp_path: Path) -> None:
+    lines = ("a" * 999_999 + "\n") * 17
+    with pytest.raises(UsageError, match=r"corpus.txt:17: the document that ends here"):
+        list(documents(kept(tmp_path / "corpus.txt", lines)))
+    assert len(list(documents(kept(tmp_path / "corpus.txt", lines.replace("\n", "\n\n"))))) == 17
+
+
+@pytest.mark.parametrize(
+    ("ending", "line"),
+    [("txt.gz", "\n"), ("jsonl.gz", '{"text":""}\n')],
+)
+def test_a_gzip_bomb_of_nothing_ends(tmp_path: Path, ending: str, line: str) -> None:
+    spec = kept(tmp_path / f"corpus.{ending}", line * (MOST_EMPTY + 1))
+    begun = time.process_time()
+    with pytest.raises(UsageError, match=r"1,000,000 lines in a row .* hold no text"):
+        list(documents(spec))
+    assert time.process_time() - begun < 10
+    assert list(documents(kept(tmp_path / f"corpus.{ending}", line * 1000))) == []
+
+
+def test_a_gzip_bomb_of_text_ends(tmp_path: Path) -> None:
+    spec = kept(tmp_path / "corpus.txt.gz", ("a" * 1_000_000 + "\n\n") * 110)
+    with pytest.raises(UsageError, match=r"expand to more than 10\d,"):
+        list(documents(spec))
+    few = kept(tmp_path / "few.txt.gz", ("a" * 1_000_000 + "\n\n") * 50)
+    assert len(list(documents(few))) == 50
+
+
+@pytest.mark.parametrize("line", ['{"text": ' + "[" * 100_000, '{"text": "\\ud800"}'])
+def test_a_line_that_no_reader_takes_is_named(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UsageError, match=r"corpus.jsonl:1: "):
+        list(documents(kept(tmp_path / "corpus.jsonl", line)))
+
+
+def test_a_corpus_that_cannot_be_read_is_an_error_of_ours(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "corpus.txt")
+    for spec in (tmp_path / "corpus.txt", tmp_path, "a\0b", "x" * 5000):
+        with pytest.raises(MemeditError):
+            list(documents(str(spec)))

@@ -84,6 +84,10 @@ def check_command(words: list[str]) -> None:
         return
     assert name in COMMAND.commands, f"there is no command {name}"
     command = COMMAND.commands[name]
+    while arguments and (inner := getattr(command, "commands", None)) and arguments != ["--help"]:
+        name, *arguments = arguments
+        assert name in inner, f"there is no command {name}"
+        command = inner[name]
     if not arguments or arguments == ["--help"]:  # the command is named, not shown in use
         return
     context = command.make_context(name, list(arguments))
@@ -116,8 +120,10 @@ def test_every_command_line_is_one_that_the_program_takes(page: Path) -> None:
 
 
 def test_command_lines_are_found_in_blocks_and_in_text() -> None:
-    found = {words[0] for page in PAGES for words in commands_of(page.read_text(encoding="utf-8"))}
-    assert found >= set(COMMAND.commands)
+    lines = [words for page in PAGES for words in commands_of(page.read_text(encoding="utf-8"))]
+    assert {words[0] for words in lines} >= set(COMMAND.commands)
+    inside = {words[1] for words in lines if words[0] == "cache" and len(words) > 1}
+    assert inside == set(COMMAND.commands["cache"].commands)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +134,8 @@ def test_command_lines_are_found_in_blocks_and_in_text() -> None:
         "memedit export OUT --to loar -m MODEL",
         "memedit apply edits.jsonl --set method.rigde=2",
         "memedit eval -m MODEL",
+        "memedit cache lst",
+        "memedit cache clean --older 3d",
         "jq . x | memedit apply - --per-edits",
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from memedit.model.architecture import find_architecture
 from memedit.model.config import auto_config, foreign_errors, read_config
 from memedit.model.digests import feeding
 from memedit.model.load import load, load_tokenizer, meta_model, open_model
+from memedit.model.probe import check_finite_weights
 from tests.conftest import ROOT, byte_tokenizer, tiny_model
 from tests.malformed.folders import CONFIGS, TOKENIZERS, FolderCase, config
+from transformers import AutoModelForCausalLM
 
 KNOBS = ModelKnobs(device="cpu")
 
@@ -143,6 +146,55 @@ def test_a_weight_that_is_not_finite_is_named(name: str, value: float, folder: P
         load(folder, KNOBS)
     assert caught.value.message.startswith(f"{name} holds NaN or infinity")
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_every_parameter_of_a_model_is_looked_at(family: str) -> None:
+    model = tiny_model(family)
+    check_finite_weights(model)
+    names = [name for name, _ in model.named_parameters()]
+    assert len(names) > 30
+    for n, name in enumerate(names):
+        weight = model.get_parameter(name).detach().view(-1)
+        kept, weight[-1] = weight[-1].clone(), (float("nan"), float("inf"), -float("inf"))[n % 3]
+        with pytest.raises(UnsupportedModelError) as caught:
+            check_finite_weights(model)
+        assert caught.value.message.startswith(f"{name} holds NaN")
+        weight[-1] = kept
+    check_finite_weights(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_weights_of_every_dtype_are_looked_at(dtype: torch.dtype) -> None:
+    module = torch.nn.Linear(4, 3, bias=False)
+    module.weight = torch.nn.Parameter(torch.ones(3, 4).to(dtype), requires_grad=False)
+    check_finite_weights(module)
+    module.weight = torch.nn.Parameter(torch.full((3, 4), float("nan")).to(dtype), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match="weight holds NaN"):
+        check_finite_weights(module)
+
+
+@pytest.mark.parametrize("name", ["model.layers.2.self_attn.q_proj.weight", "model.embed_tokens.weight"])
+def test_one_nan_that_no_logit_shows_is_named_whatever_opens_the_model(name: str, folder: Path) -> None:
+    import memedit
+
+    damage(folder, name, float("nan"))
+    edits = [{"id": "a", "subject": "Ada", "prompt": "{} lives in", "object": "Rome", "object_old": "Oslo"}]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    calls: list[Callable[[], Any]] = [
+        lambda: memedit.apply(edits, folder, folder.parent / "out"),
+        lambda: memedit.evaluate(edits, folder),
+        lambda: memedit.trace(edits, folder),
+        lambda: memedit.stats(folder),
+        lambda: memedit.inspect(folder).problems,
+        lambda: memedit.edited(model, load_tokenizer(folder), edits).__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(UnsupportedModelError, match=f"{name} holds NaN"):
+            found = call()
+            if found:  # inspect lists it beside all other problems
+                raise UnsupportedModelError("; ".join(found))
+    assert not (folder.parent / "out").exists()
 
 
 def test_a_finite_weight_is_accepted_and_a_model_that_overflows_is_refused(folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import memedit
 import pytest
 import torch
 from memedit.config.recipe import MethodKnobs, ModelKnobs
@@ -20,6 +21,7 @@ from memedit.forward.passes import Site, capture, run
 from memedit.model.load import LanguageModel, load
 from memedit.numerics.moments import Moment
 from memedit.progress import NoProgress
+from memedit.storage.cache import cache_dir
 from tests.conftest import byte_tokenizer
 
 TEXTS = [f"Document {n} tells of {n * n} things." for n in range(80)]
@@ -151,3 +153,31 @@ def test_what_is_made_ahead_comes_in_order_and_ends() -> None:
     assert 6 <= len(made) < 20
     with pytest.raises(UnicodeDecodeError):
         list(ahead(b"\xff".decode(part) for part in ("latin-1", "utf-8")))
+
+
+@pytest.mark.parametrize("kind", ["moment", "factor"])
+def test_a_flipped_bit_in_the_cache_is_named_set_aside_and_changes_no_output(
+    kind: str, tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edits = [{"subject": "Ada", "prompt": "{} lives in", "object": "Rome"}]
+    settings = {"target.steps": 1, "moments.tokens": 300, "contexts.tokens": 3, "method.layers": "1"}
+
+    def written(name: str) -> bytes:
+        memedit.apply(edits, tiny_folder, tmp_path / name, settings=settings)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    first = written("first")
+    (kept,) = (one for one in memedit.list_cache() if one.kind == kind)
+    file = cache_dir() / kept.name
+    good = file.read_bytes()
+    file.write_bytes(good[:-5] + bytes([good[-5] ^ 16]) + good[-4:])
+    if kind == "moment":  # while its factor is whole, nobody reads the moment but the check before the run
+        (one,) = memedit.list_cache(["factor"])
+        (cache_dir() / one.name).unlink()
+    caplog.clear()
+    assert written("second") == first
+    (aside,) = memedit.list_cache(["damaged"])
+    assert aside.name == f"{kept.name}.damaged"
+    named = [record.message for record in caplog.records if str(file) in record.message]
+    assert len(named) == 1 and "damaged" in named[0] and "made again" in named[0]
+    assert file.read_bytes() == good

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 import pytest
 from memedit.edits.edit import EditRequest
+from memedit.errors import UsageError
+from memedit.model import chat_template
 from memedit.model.tokens import SubjectLost, encode_prompt, encode_text, in_chat, locate_subject, object_ids
 from tests.conftest import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -105,3 +109,46 @@ def test_a_chat_template_wraps_the_prompt_and_offsets_follow() -> None:
     assert rendered[at:].startswith("Where")
     prompt = locate_subject(tokenizer, "Where is ", "France", "?", chat=True)
     assert tokenizer.decode(list(prompt.head)) == "<user>Where is France"
+
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLED = "{% set ns = namespace(n=2) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (LOOPS, "does not end"),
+        ("{% for i in range(99999) %}{{ range(99999) | sum }}{% endfor %}", "does not end"),
+        (DOUBLED, "does not end"),
+        ("{{ 9 ** 9 ** 9 }}", "power"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ " + "(" * 9000, "recursion"),
+        ("{{ 1 / 0 }}", "division"),
+        ("{{ messages[9].content.x }}", "element 9"),
+        ("{% if %}", "Expected"),
+        ("{% set a = 'a' * 200 %}{{ a * 100000 }}", "20,000,000 characters"),
+        ("x" * 2_000_000, "2,000,000 characters"),
+        ("{{ messages[0]['content'].__class__.__mro__ }}", "unsafe"),
+        (5, "is a int"),
+    ],
+)
+def test_a_chat_template_is_a_program_that_is_kept_within_limits(
+    template: object, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "MOST_SECONDS", 0.5)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    begun, tracing = time.process_time(), sys.gettrace()
+    with pytest.raises(UsageError, match=says) as caught:
+        in_chat(tokenizer, "Where is France?")
+    assert time.process_time() - begun < 10
+    assert caught.value.hint and "\n" not in caught.value.message
+    assert sys.gettrace() is tracing
+
+
+def test_a_long_template_that_ends_is_rendered() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{# 2 ** 3 #}{% for i in range(9000) %}.{% endfor %}{{ messages[0]['content'] }} **"
+    rendered, at = in_chat(tokenizer, "Where is France?")
+    assert rendered == "." * 9000 + "Where is France? **" and at == 9000

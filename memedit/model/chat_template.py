@@ -1,0 +1,101 @@
+"""Render a model's chat template, which is a small program that came with the model, within limits."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from memedit.errors import UsageError
+from memedit.model.config import foreign_errors
+
+MOST_STEPS = 1_000_000
+"""Lines and calls of one rendering; templates that were published need a few hundred for one turn."""
+MOST_SECONDS = 5.0
+"""Of one rendering; it takes a few hundred microseconds. Looked at between two steps."""
+LONGEST_CHAT = 10_000_000
+"""Characters that a template may write."""
+LONGEST_TEMPLATE = 1_000_000
+_HINT = "correct the template, or leave --chat out"
+
+
+def rendered_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    """Turns of a chat as the template writes them, up to the model's next turn.
+
+    Raises UsageError where there is no template, where it takes no such chat, or where it does not end.
+    """
+    if not tokenizer.chat_template:
+        hint = "leave --chat out, or put the model's chat_template.jinja into its folder"
+        raise UsageError("the tokenizer of this model has no chat template", hint)
+    _check_source(tokenizer.chat_template)
+    open_ = turns[-1]["role"] == "user"
+    what = "the chat template takes no chat that begins with the user"
+    with foreign_errors(what, _HINT, UsageError), _few_steps():
+        found: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_)
+    text = str(found)
+    if len(text) > LONGEST_CHAT:
+        raise UsageError(f"the chat template makes {len(text):,} characters of one turn", _HINT)
+    return text
+
+
+def _check_source(template: object) -> None:
+    """Refuse a template that is no text, is too long, or computes powers: 9**9**9 alone takes days, in one step."""
+    for source in template.values() if isinstance(template, Mapping) else [template]:
+        if not isinstance(source, str):
+            raise UsageError(f"the chat template is a {type(source).__name__}, and not text", _HINT)
+        if len(source) > LONGEST_TEMPLATE:
+            raise UsageError(f"the chat template has {len(source):,} characters", _HINT)
+        if "**" in source and _has_power(source):
+            raise UsageError("the chat template computes a power, which can take days", _HINT)
+
+
+def _has_power(source: str) -> bool:
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        return any(kind == "pow" for _, kind, _ in Environment(autoescape=True).lexer.tokenize(source))
+    except TemplateSyntaxError:
+        return False  # rendering reports it
+
+
+class _EndlessError(Exception):
+    """A rendering took more than MOST_STEPS or MOST_SECONDS."""
+
+
+@contextmanager
+def _few_steps() -> Generator[None]:
+    """Raise UsageError where the block takes too long: lines of a template and calls of functions are counted.
+
+    jinja's sandbox bounds a single range(), but not loops in loops.
+    """
+    left, end = MOST_STEPS, time.monotonic() + MOST_SECONDS
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0 or time.monotonic() > end:
+            raise _EndlessError
+
+    def local(_frame: FrameType, event: str, _arg: object) -> Any:
+        if event == "line":
+            count()
+        return local
+
+    def called(frame: FrameType, _event: str, _arg: object) -> Any:
+        count()
+        return local if frame.f_code.co_filename == "<template>" else None
+
+    before = sys.gettrace()
+    sys.settrace(called)
+    try:
+        yield
+    except _EndlessError:
+        message = f"the chat template does not end within {MOST_STEPS:,} steps, or {MOST_SECONDS:g} seconds"
+        raise UsageError(message, _HINT) from None
+    finally:
+        sys.settrace(before)

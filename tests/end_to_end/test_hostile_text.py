@@ -1,0 +1,99 @@
+"""Text from an edit list is text: it is escaped in Markdown and HTML, and moves no cursor in a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import byte_tokenizer, tiny_model
+from tests.helpers.in_process import Ended, run_main
+from tests.malformed.hostile import FEW
+
+BAD = "\x1b]0;t\x07\x1b[2J\x9b1m<img src=x onerror=alert(1)>![a](javascript:alert(1))|`c`\r<script>"
+FIELDS = ("id", "relation", "subject", "prompt", "object", "object_old", "paraphrase", "group", "neighbor", "answer",
+          "alias", "portability", "generation", "reference", "meta", "name")  # fmt: skip
+
+
+def edits(field: str) -> str:
+    """Two edits in which one field holds the bad text; a subject stands in its prompt as it is."""
+    bad = {name: BAD if name == field else "" for name in FIELDS}
+
+    def record(n: int) -> dict[str, Any]:
+        return {
+            "id": f"e{n}{bad['id']}", "subject": f"Ada{n}{bad['subject']}", "prompt": f"{{}} {bad['prompt']}lives in",
+            "object": f"Rome{bad['object']}", "object_old": f"Oslo{bad['object_old']}",
+            "relation": f"home{bad['relation']}",
+            "paraphrases": [f"{{}} {bad['paraphrase']}is at home in"], "aliases": [f"Roma{bad['alias']}"],
+            "neighborhood": [
+                {"prompt": f"Bo {bad['neighbor']}is in", "answer": f"Bonn{bad['answer']}", "group": f"g{bad['group']}"}
+            ],
+            "portability": [{"prompt": f"Who rules Rome{bad['portability']}?", "answer": "a king"}],
+            "generation": [f"{{}} {bad['generation']}is"], "references": [f"Rome is old{bad['reference']}."],
+            "meta": {"note": bad["meta"]},
+        }  # fmt: skip
+
+    return "".join(json.dumps(record(n)) + "\n" for n in range(2))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("place")
+    tiny_model("llama").save_pretrained(root / "model")
+    byte_tokenizer().save_pretrained(root / "model")
+    (root / "corpus.txt").write_text("The old bridges of the town stood near the river.\n\n" * 20)
+    return root
+
+
+def check_terminal(text: str) -> None:
+    text = re.sub(r"\rLoading weights:[^\r\n]*", "", text)  # the bar of another library
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text), ascii(text)
+
+
+def check_markdown(text: str) -> None:
+    check_terminal(text)
+    lowered = text.lower()
+    for raw in ("<img", "<script", "![a]", "javascript:alert"):
+        assert raw not in lowered, (raw, text)
+    assert not re.search(r"(?<!\\)\]\(javascript", lowered)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_bad_text_in_any_field_is_harmless_everywhere(field: str, place: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "edits.jsonl", tmp_path / "out"
+    if field == "name":  # the name of the list itself, which findings and origins repeat
+        file = tmp_path / f"edits{BAD}.jsonl".replace("/", "_")
+    file.write_text(edits(field))
+
+    def run(*words: str) -> Ended:
+        ended = run_main([*words, str(file), "-m", str(place / "model")])
+        check_terminal(ended.err)
+        check_terminal(ended.out)
+        return ended
+
+    found = run("check")
+    assert found.code in (0, 3), found.err
+    # An edit list whose texts are refused is harmless, too: then its findings were the test.
+    applied = run_main(
+        ["apply", str(file), "-m", str(place / "model"), "-o", str(out), *FEW, "--corpus", str(place / "corpus.txt")]
+    )
+    check_terminal(applied.err)
+    check_terminal(applied.out)
+    assert applied.code in (0, 2), applied.err
+    evaluated = run("eval", "--generate", "--set", "eval.fluency_tokens=5", "--set", "eval.tokens=3")
+    assert evaluated.code in (0, 2), evaluated.err
+    run("eval", "--html", str(tmp_path / "page.html"), "--markdown", str(tmp_path / "tables.md"))
+    run("trace", "--set", "trace.samples=2")
+    written = (tmp_path / "tables.md", tmp_path / "page.html")
+    assert all(path.is_file() for path in written) or evaluated.code == 2
+    for path in (*written, *out.rglob("*.md"), *out.rglob("*.jsonl"), *out.rglob("run.json")):
+        if not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        check_terminal(text)
+        if path.suffix == ".md":
+            check_markdown(text)
+        if path.suffix == ".html":
+            assert "<img src=x" not in text and "<script>" not in text.split("</style>")[-1]
