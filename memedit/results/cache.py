@@ -17,9 +17,9 @@ class CacheEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: CacheKind
-    """moment: second moment of a layer; factor: its decomposition; text: written by a model itself; partial: a measurement that has not finished; run
-    and trace: the finished steps of a command that has not finished; damaged: set aside, because its checksum was
-    wrong; temporary: left by a process that was killed."""
+    """moment: second moment of a layer; factor: its decomposition; text: written by a model itself; partial: a
+    measurement that has not finished; run and trace: the finished steps of a command that has not finished; damaged:
+    set aside, because its checksum was wrong; temporary: left by a process that was killed."""
     name: str
     """Path inside the cache folder."""
     model: str | None = None
