@@ -244,6 +244,8 @@ def print_edited(report: Report, *, json: bool, per_edit: bool, quiet: bool) -> 
         out = wide_console()
         if report.layers:
             out.print(layers_table(report), evaluation_table(report, out.width, brief=True))
+        if report.polish:
+            out.print(report.polish.line, markup=False, highlight=False, soft_wrap=True)
         if report.ledger:
             out.print(report.ledger.line, markup=False, highlight=False, soft_wrap=True)
         out.print(f"{report.output}", markup=False, highlight=False, soft_wrap=True)

@@ -40,6 +40,8 @@ from memedit.results.report import PolishReport
 BETAS = (0.9, 0.95)
 ENOUGH = 0.05
 """Loss of an edit below which it pulls no further: the same bar as the target search's."""
+LAST_STEP = 0.2
+"""The length of the last step, in units of the first."""
 TRIED = 3
 """Rows on which the engine is proved."""
 
@@ -150,6 +152,8 @@ class _Steps:
         scale = {layer: float(left.square().mean().sqrt()) for layer, (left, _) in changes.items()}
         groups = [{"params": [self.left[layer]], "lr": knobs.step * scale[layer]} for layer in self.left]
         self.optimizer = torch.optim.Adam(groups, betas=BETAS)
+        # Each step sees one wording of an edit: steps that grow shorter average over them.
+        self.decay = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, LAST_STEP, knobs.steps)
 
     def changes(self) -> Factors:
         """The changes as they are now, for a forward."""
@@ -162,6 +166,7 @@ class _Steps:
         few = min(len(self.made.preserved), max(1, round(self.knobs.ratio * len(self.made.of_edit))))
         drift = self._preserved(self.draw.sample(list(self.made.preserved), few)) if self.made.preserved else 0.0
         self.optimizer.step()
+        self.decay.step()
         return loss, drift, loss + self.knobs.preserve * drift
 
     def _edits(self, chosen: Sequence[int]) -> float:
