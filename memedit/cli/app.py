@@ -22,7 +22,7 @@ from memedit.cli.revert import revert_command
 from memedit.cli.schema import schema_command
 from memedit.cli.stats import stats_command
 from memedit.cli.trace import trace_command
-from memedit.errors import EditListError, MemeditError
+from memedit.errors import EditListError, MemeditError, file_error, is_file_error
 
 app = typer.Typer(
     name="memedit",
@@ -75,13 +75,7 @@ def main() -> NoReturn:
     except MemeditError as error:
         if debug:
             raise
-        if isinstance(error, EditListError):
-            for finding in error.findings:
-                _say(getattr(finding, "line", str(finding)))
-        _say(f"error: {_one_line(error.message)}")
-        if error.hint:
-            _say(f"hint: {_one_line(error.hint)}")
-        sys.exit(error.exit_code)
+        _fail(error)
     except _StoppedBySignal as stop:
         _say("interrupted; finished work is kept: run the same command again to continue")
         sys.exit(128 + stop.number)
@@ -96,6 +90,8 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and is_file_error(error):
+            _fail(file_error(error))
         from memedit.model.memory import ran_out
 
         if ran_out(error):
@@ -105,6 +101,17 @@ def main() -> NoReturn:
         _say(f"error: unexpected {type(error).__name__}: {_one_line(str(error))}")
         _say("hint: this is a defect in memedit; set MEMEDIT_DEBUG=1 to see where")
         sys.exit(1)
+
+
+def _fail(error: MemeditError) -> NoReturn:
+    """Print an error, with what was found wrong with the edit list before it, and exit with its code."""
+    if isinstance(error, EditListError):
+        for finding in error.findings:
+            _say(getattr(finding, "line", str(finding)))
+    _say(f"error: {_one_line(error.message)}")
+    if error.hint:
+        _say(f"hint: {_one_line(error.hint)}")
+    sys.exit(error.exit_code)
 
 
 class _StoppedBySignal(BaseException):

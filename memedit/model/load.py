@@ -100,7 +100,7 @@ def at_hand(knobs: ModelKnobs) -> Path | None:
 def meta_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
     """The model as its config describes it, without weights: on the meta device. Raises as `auto_config` does."""
     config = auto_config(folder, knobs)
-    with foreign_errors(f"{folder} cannot be opened", NOT_KNOWN), torch.device("meta"):
+    with foreign_errors(f"{folder} cannot be opened", NOT_KNOWN, folder=folder), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, trust_remote_code=knobs.trust_remote_code, attn_implementation=None
         ).eval()
@@ -113,7 +113,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     offsets: a subject could not be located.
     """
     hint = "copy the tokenizer's files from the model that it belongs to"
-    with foreign_errors(f"{folder} has no tokenizer that can be read", hint, UsageError):
+    with foreign_errors(f"{folder} has no tokenizer that can be read", hint, UsageError, folder=folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
@@ -184,7 +184,8 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
         raise UsageError("--device-map needs 'accelerate'", "pip install 'memedit[multi-gpu]'")
     spread: dict[str, Any] = {"device_map": knobs.device_map} if knobs.device_map else {}
     try:
-        with foreign_errors(f"{folder} cannot be opened", "it must be a causal LM in safetensors", UsageError):
+        hint = "it must be a causal LM in safetensors"
+        with foreign_errors(f"{folder} cannot be opened", hint, UsageError, folder=folder):
             opened: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,

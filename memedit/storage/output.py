@@ -11,14 +11,13 @@ import errno
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from memedit.errors import StorageError, UsageError
 from memedit.storage.artifacts import sync_folder, telling
-from memedit.storage.locks import exclusive
+from memedit.storage.locks import exclusive, remove_folder
 
 LONGEST_NAME = 220  # bytes: file systems take 255, and the names beside OUT are longer than OUT's own
 RENAME_EXCHANGE = 2  # linux/fs.h: let two names change places, in one step
@@ -117,7 +116,7 @@ def folder_aside(
                 yield aside
                 _swap(aside, there, overwrite=overwrite, force=force)
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
+                remove_folder(aside)
 
 
 def _new_folder(out: Path) -> Path:
@@ -148,7 +147,7 @@ def _remove_stale_folders(out: Path) -> None:
             with telling(f"put {out} back"):
                 folder.rename(out)
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
 
 
 def _swap(aside: Path, out: Path, *, overwrite: bool, force: bool) -> None:
@@ -194,4 +193,4 @@ def _rename_twice(aside: Path, out: Path) -> None:
         if not out.exists():
             old.rename(out)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    remove_folder(old)
