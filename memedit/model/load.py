@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
 from memedit.model.architecture import Architecture, find_architecture
-from memedit.model.config import NOT_KNOWN, auto_config, first_line, foreign_errors, read_config
+from memedit.model.config import NOT_KNOWN, auto_config, check_readable, first_line, foreign_errors, read_config
 from memedit.model.probe import prove
 
 
@@ -125,7 +125,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 def open_tokenizer(folder: Path, knobs: ModelKnobs) -> tuple[PreTrainedTokenizerBase, int | None]:
     """The tokenizer, and the most tokens the model takes in one row (None: no limit); no weights are read."""
     positions = getattr(auto_config(folder, knobs).get_text_config(), "max_position_embeddings", None)
-    return load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code), positions
+    tokenizer = load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
+    check_readable(folder)
+    return tokenizer, positions
 
 
 def pick_device(asked: str) -> torch.device:
@@ -156,6 +158,8 @@ def load(folder: Path, knobs: ModelKnobs, *, editing: bool = True) -> LanguageMo
     read_config(folder, trust_remote_code=knobs.trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
     model = open_model(folder, knobs)
+    # transformers goes on without a file that it cannot look up, so a tokenizer could be another than the model's own.
+    check_readable(folder)
     architecture = find_architecture(model)
     if editing:
         architecture = prove(model, architecture)

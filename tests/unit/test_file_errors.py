@@ -5,18 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import memedit
 import pytest
 from memedit.cli.app import main
+from memedit.config.recipe import ModelKnobs
 from memedit.config.resolve import resolve
 from memedit.editing.moment_cache import run_stats
 from memedit.errors import ResourceError, StorageError, UnsupportedModelError, file_error, is_file_error
 from memedit.model.config import foreign_errors
+from memedit.model.load import load, open_tokenizer
 from memedit.storage.artifacts import Store
 from memedit.storage.locks import _host, exclusive, remove_folder
+
+KNOBS = ModelKnobs(device="cpu")
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, function: str, name: str, number: int) -> None:
@@ -83,6 +88,20 @@ def test_a_file_that_cannot_be_read_is_the_reason_why_a_model_cannot_be_opened(
     assert not os.path.isfile(tiny_folder / name)  # noqa: PTH113
     with pytest.raises(StorageError, match=name), foreign_errors("it failed", "try again", folder=tiny_folder):
         raise ValueError("not there")
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [lambda folder: load(folder, KNOBS), lambda folder: open_tokenizer(folder, KNOBS)],
+    ids=["all", "tokenizer"],
+)
+def test_a_file_that_transformers_goes_on_without_is_an_error(
+    opened: Callable[[Path], object], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(tiny_folder)
+    refuse(monkeypatch, "stat", "tokenizer_config.json", errno.EACCES)
+    with pytest.raises(StorageError, match=r"tokenizer_config\.json"):
+        opened(tiny_folder)
 
 
 def test_an_error_of_another_library_stays_where_every_file_can_be_read(tiny_folder: Path) -> None:
