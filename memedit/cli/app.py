@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from typing import Annotated, NoReturn
 
 import typer
@@ -23,6 +24,9 @@ from memedit.cli.schema import schema_command
 from memedit.cli.stats import stats_command
 from memedit.cli.trace import trace_command
 from memedit.errors import EditListError, MemeditError, file_error, is_file_error
+
+CLEANING = 5.0
+"""Seconds after a signal in which another is ignored: people press Ctrl-C twice, and process managers send two."""
 
 app = typer.Typer(
     name="memedit",
@@ -65,8 +69,10 @@ def _root(
 def main() -> NoReturn:
     """Run the program and exit with the code of its result."""
     debug = bool(os.environ.get("MEMEDIT_DEBUG"))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stop = _Stop()
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup lets a run outlive its terminal
+            signal.signal(number, stop)
     if not sys.stderr.isatty():  # progress bars of other libraries are only for a terminal
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -115,15 +121,24 @@ def _fail(error: MemeditError) -> NoReturn:
 
 
 class _StoppedBySignal(BaseException):
-    """Ctrl-C or a request to terminate; a BaseException, so that no `except Exception` catches it."""
+    """Ctrl-C, SIGTERM or a closed terminal; a BaseException, so that no `except Exception` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
 
 
-def _stop(number: int, _frame: object) -> NoReturn:
-    raise _StoppedBySignal(number)
+class _Stop:
+    """A signal handler that stops the run. More signals in the next seconds do not disturb what it cleans up."""
+
+    def __init__(self) -> None:
+        self.last = float("-inf")
+
+    def __call__(self, number: int, _frame: object) -> None:
+        now = time.monotonic()
+        if now - self.last > CLEANING:
+            self.last = now
+            raise _StoppedBySignal(number)
 
 
 def _say(text: str) -> None:
