@@ -1,6 +1,6 @@
 """Kill every writing command at its file operations, or make these fail, and print what was lost.
 
-python -m tests.torture                     at least 1,000 kills and 1,000 errors, spread over all commands
+python -m tests.torture                     1,000 kills, 1,000 errors and 200 signals, over all commands
 python -m tests.torture --every -c "apply --overwrite"     one kill or error at every operation of one command
 
 One process has loaded everything; each run is a fork of it. What an operation is, and which fail how, is in `faults`;
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -19,22 +20,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.torture.commands import COMMANDS
-from tests.torture.faults import Fault, Operation
+from tests.torture.faults import FULL, READ_ONLY, Fault, Operation
 from tests.torture.runs import Judge, Row, Runner
 
-COLUMNS = ("operations", "kills", "errors", "lost", "partial", "unexpected", "left over")
+COLUMNS = ("operations", "kills", "errors", "signals", "lost", "partial", "unexpected", "left over")
 
 
-def plan(operations: Sequence[Operation], kills: int, errors: int, rng: random.Random) -> Iterator[Fault]:
-    """Choose faults, spread over the run. A kill at a reading operation leaves what one at the next writing one leaves,
-    so kills go to those that write, if there are enough of them.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def plan(operations: Sequence[Operation], kills: int, errors: int, signals: int, rng: random.Random) -> Iterator[Fault]:
+    """Choose faults, spread over the run.
+
+    A kill at a reading operation leaves what one at the next writing one leaves, so kills go to those that write, if
+    there are enough of them. A quarter of the errors in writing lasts: a full disk, or a read-only one.
     """
     every = range(1, len(operations) + 1)
     writing = [at for at in every if operations[at - 1].writes]
     for at in _spread(writing if len(writing) >= kills else every, kills, rng):
         yield Fault(at)
     for at in _spread(every, errors, rng):
-        yield Fault(at, rng.choice(operations[at - 1].errors))
+        lasting = operations[at - 1].writes and rng.random() < 0.25
+        yield Fault(at, rng.choice((FULL, READ_ONLY) if lasting else operations[at - 1].errors), lasting)
+    for number, at in enumerate(_spread(every, signals, rng)):
+        yield Fault(at, signal=SIGNALS[number % len(SIGNALS)], twice=rng.random() < 0.5)
 
 
 def _spread(numbers: Sequence[int], count: int, rng: random.Random) -> list[int]:
@@ -75,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-c", "--command", action="append", help="only this command; repeatable")
     parser.add_argument("--kills", type=int, default=1000, help="kills at least, over all commands")
     parser.add_argument("--errors", type=int, default=1000, help="errors at least, over all commands")
+    parser.add_argument("--signals", type=int, default=200, help="other signals at least: Ctrl-C, SIGTERM, SIGHUP")
     parser.add_argument("--every", action="store_true", help="a kill or an error at every operation instead")
     parser.add_argument("--operations", action="store_true", help="only list the operations of each command")
     parser.add_argument("--seed", type=int, default=0)
@@ -93,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                       sep="\n")  # fmt: skip
                 continue
             weight = command.weight / sum(one.weight for one in commands)
-            share = math.ceil(asked.kills * weight), math.ceil(asked.errors * weight)
+            share = [math.ceil(count * weight) for count in (asked.kills, asked.errors, asked.signals)]
             faults = every(judge.operations, rng) if asked.every else plan(judge.operations, *share, rng)
             for number, fault in enumerate(faults, 1):
                 seen = len(judge.row.faults)

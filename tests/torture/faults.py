@@ -53,15 +53,24 @@ class Fault:
 
     at: int
     error: int | None = None
-    """An error number; None: SIGKILL."""
+    """An error number that the operation fails with."""
     lasting: bool = False
-    """All that is written later fails too: the disk stays full, or became read-only."""
-    below: str = ""
-    """Only operations below this folder count."""
+    """All that is written later to the same file system (OUT's, the cache's, TMPDIR's) fails too: the disk stays full,
+    or became read-only."""
+    signal: int = signal.SIGKILL
+    """Without an error: the signal that the process gets."""
+    twice: bool = False
+    """The signal comes again at the next operation."""
+
+    @property
+    def kills(self) -> bool:
+        """Whether the process ends at once."""
+        return self.error is None and self.signal == signal.SIGKILL
 
     def __str__(self) -> str:
-        what = "kill" if self.error is None else errno.errorcode[self.error]
-        return f"{what} at operation {self.at:,}" + (" and all after it" if self.lasting else "")
+        what = signal.Signals(self.signal).name if self.error is None else errno.errorcode[self.error]
+        more = (" and all after it" if self.lasting else "") + (" and the next" if self.twice else "")
+        return f"{what} at operation {self.at:,}{more}"
 
 
 class Watch:
@@ -86,7 +95,7 @@ class Watch:
         self.on = True
 
     def happens(self, kind: str, path: Any, *, writes: bool, first: Callable[[], object] | None = None) -> None:
-        """Count an operation if it is below the root; kill the process or raise OSError if the fault is due.
+        """Count an operation if it is below the root; if the fault is due, send its signal or raise its error.
 
         first: called just before the fault, to leave half of a write behind.
         """
@@ -94,8 +103,6 @@ class Watch:
             return
         place = self._place(path)
         if place is None or not place.startswith(self.root):
-            return
-        if self.fault and not f"{place}/".startswith(self.fault.below):
             return
         done = Operation(kind, place.removeprefix(self.root), writes)
         self.operations.append(done)
@@ -105,8 +112,9 @@ class Watch:
         if first is not None:
             first()
         if self.fault.error is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._fail(self.fault.error or 0, place)
+            os.kill(os.getpid(), self.fault.signal)
+        else:
+            self._fail(self.fault.error, place)
 
     def _lasts(self, done: Operation) -> bool:
         """Whether an earlier fault lasts and meets this operation too.
@@ -115,10 +123,13 @@ class Watch:
         be looked up, neither can what lies below it. A full disk lets files be removed, and a read-only one does not.
         """
         fault, struck = self.fault, self.struck
-        if fault is None or struck is None or fault.error is None:
+        if fault is None or struck is None:
             return False
+        if fault.error is None:
+            return fault.twice and len(self.operations) == fault.at + 1
         if fault.lasting:
-            return done.writes and (fault.error == READ_ONLY or done.kind not in REMOVALS)
+            same = done.path.split("/")[0] == struck.path.split("/")[0]
+            return same and done.writes and (fault.error == READ_ONLY or done.kind not in REMOVALS)
         if done.writes or struck.writes or not struck.path.startswith("given"):
             return False
         if struck.kind in LOOKUPS:

@@ -27,6 +27,7 @@ LIMIT = 10.0
 """Seconds that a run may take; an undisturbed one takes well under one."""
 Tree = dict[str, str]
 """Path -> digest of the bytes, or "" for a folder. Times, process numbers and random names are left out."""
+ASIDE = ".memedit-RANDOM/"
 _RANDOM = (
     (re.compile(r"\.memedit-[0-9a-f]{12}(?=-old|/|$)"), ".memedit-RANDOM"),
     (re.compile(r"\.[\w-]+\.\d+\.tmp$"), ".HOST.PROCESS.tmp"),
@@ -57,6 +58,7 @@ class Row:
     operations: int = 0
     kills: int = 0
     errors: int = 0
+    signals: int = 0
     lost: int = 0
     partial: int = 0
     unexpected: int = 0
@@ -78,10 +80,10 @@ def tree(folder: Path) -> Tree:
         for name in sorted(folders):
             found[_plain(here / name, folder)] = ""
         for name in sorted(names):
-            file = here / name
-            locked = name.endswith(("lock", ".lock"))
-            found[_plain(file, folder)] = "lock" if locked else sha256(content(file)).hexdigest()
-    return found
+            file, plain = here / name, _plain(here / name, folder)
+            # What lies in a lock, or is half written beside its place, decides nothing: it is removed by its name.
+            found[plain] = "" if plain.endswith(("lock", ".tmp")) else sha256(content(file)).hexdigest()
+    return {name: digest for name, digest in found.items() if ASIDE not in name}
 
 
 def content(file: Path) -> bytes:
@@ -244,18 +246,20 @@ class Judge:
         ran = self._run(fault)
         operation = ran.struck or self.operations[fault.at - 1]
         where = f"{fault} ({operation.kind} {operation.path})"
-        if fault.error is None:
+        if fault.kills:
             self.row.kills += 1
             if ran.code != -signal.SIGKILL:
                 self.row.wrong("unexpected", f"{where}: the process ended with {ran.code}")
+        elif fault.error is None:
+            self.row.signals += 1
         else:
             self.row.errors += 1
         if ran.late:
             self.row.wrong("unexpected", f"{where}: the run hangs")
         if tree(self.runner.folders.given) != self.runner.given:
             self.row.wrong("lost", f"{where}: what was given has changed")
-        self._judge_output(where, killed=fault.error is None)
-        if fault.error is not None and not ran.late:
+        self._judge_output(where, killed=fault.kills)
+        if not fault.kills and not ran.late:
             self._judge_words(ran, fault, operation, where)
             if not hinders_removal(operation, fault):
                 self._judge_left(where, done=ran.code == 0)
@@ -268,7 +272,8 @@ class Judge:
             self.row.wrong(kind, f"{where}: {line}")
 
     def _judge_words(self, ran: Ran, fault: Fault, operation: Operation, where: str) -> None:
-        for line in word_faults(ran.code, ran.said, fault, operation):
+        found = word_faults(ran.code, ran.said, fault, operation) if fault.error else stop_faults(ran, fault)
+        for line in found:
             self.row.wrong("unexpected", f"{where}: {line}")
         if ran.code == 0 and out_of(tree(self.runner.folders.work)) != out_of(self.new) and not self._without_card(ran):
             self.row.wrong("unexpected", f"{where}: exit code 0, and OUT is not what an undisturbed run writes")
@@ -316,6 +321,16 @@ class Judge:
             self.row.wrong("lost", f"{where}: the next run gives other bytes: {', '.join(other[:3])}")
         if not left and not other:
             self._sound.add(key)
+
+
+def stop_faults(ran: Ran, fault: Fault) -> list[str]:
+    """What is wrong with the exit code and the words of a run that got a signal."""
+    lines = ran.said.strip().splitlines()
+    if ran.code != 128 + fault.signal:
+        return [f"exit code {ran.code}, not {128 + fault.signal}: {ran.said.strip()}"]
+    if not lines or not lines[-1].startswith("interrupted; ") or "Traceback" in ran.said or "ignored" in ran.said:
+        return [f"it does not say that it was interrupted: {ran.said.strip()}"]
+    return []
 
 
 def hinders_removal(operation: Operation, fault: Fault) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
+import signal
 from collections.abc import Callable
 
 import pytest
 from tests.torture.__main__ import every, plan, table
 from tests.torture.commands import COMMANDS, Command, Folders
 from tests.torture.faults import READ_ONLY, Fault, Operation, Watch
-from tests.torture.runs import Row, hinders_removal, output_faults, tree, word_faults
+from tests.torture.runs import Ran, Row, hinders_removal, output_faults, stop_faults, tree, word_faults
 
 NOTHING: Callable[[Folders], tuple[str, ...]] = lambda _folders: ()  # noqa: E731
 FOLDER, FILES = Command("apply", NOTHING, before="old"), Command("trace", NOTHING, kind="files", before="old")
@@ -118,40 +120,76 @@ def test_what_cannot_be_read_stays_so_and_a_full_disk_stays_full(tmp_path_factor
     assert refused(Fault(1, errno.ENOSPC, lasting=True), *wrote) == [True, True, False]
     assert refused(Fault(1, READ_ONLY, lasting=True), *wrote) == [True, True, True]
     assert refused(Fault(1, errno.ENOSPC), *wrote) == [True, False, False]
+    elsewhere = [("write", "work/a", True), ("write", "cache/b", True)]
+    assert refused(Fault(1, READ_ONLY, lasting=True), *elsewhere) == [True, False]
+
+
+def test_a_signal_comes_once_or_twice(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda _process, number: sent.append(number))
+    for twice in (False, True):
+        watch = Watch(tmp_path_factory.mktemp("watched"), Fault(2, signal=signal.SIGTERM, twice=twice))
+        watch.on = True
+        for name in "abcd":
+            watch.happens("os.mkdir", f"{watch.root}{name}", writes=True)
+    assert sent == [signal.SIGTERM] * 3
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "sound"),
+    [(143, "interrupted; finished work is kept\n", True), (0, "interrupted; \n", False), (143, "", False),
+     (130, "interrupted; \n", False), (143, "Traceback\ninterrupted; \n", False)],
+)  # fmt: skip
+def test_a_signal_ends_a_run_in_words_and_with_its_exit_code(code: int, said: str, sound: bool) -> None:
+    assert (stop_faults(Ran(code, said, (), None), Fault(1, signal=signal.SIGTERM)) == []) is sound
 
 
 def test_a_plan_has_as_many_faults_as_asked_and_the_same_every_time() -> None:
     operations = [Operation("write" if n % 3 == 0 else "read", f"work/{n}", n % 3 == 0) for n in range(60)]
-    first, again = (list(plan(operations, 10, 30, random.Random(1))) for _ in range(2))
+    first, again = (list(plan(operations, 10, 30, 6, random.Random(1))) for _ in range(2))
     assert first == again
-    assert sum(one.error is None for one in first) == 10 and len(first) == 40
-    assert all(operations[one.at - 1].writes for one in first if one.error is None)
+    assert sum(one.kills for one in first) == 10 and len(first) == 46
+    assert all(operations[one.at - 1].writes for one in first if one.kills or one.lasting)
     assert len({one.at for one in first if one.error is not None}) == 30
+    assert {one.signal for one in first if one.error is None} == {
+        signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    }  # fmt: skip
     visited = list(every(operations, random.Random(1)))
     assert [one.at for one in visited] == list(range(1, 61))
-    assert {one.error is None for one in visited if operations[one.at - 1].writes} == {True, False}
+    assert {one.kills for one in visited if operations[one.at - 1].writes} == {True, False}
 
 
 def test_the_table_sums_its_rows() -> None:
     one, two = Row("apply", 10, 3, 4), Row("stats", 5, 1, 1)
     one.wrong("left_over", "a file")
     lines = table([one, two]).splitlines()
-    assert lines[-1].split() == ["all", "15", "4", "5", "0", "0", "0", "1"]
+    assert lines[-1].split() == ["all", "15", "4", "5", "0", "0", "0", "0", "1"]
     assert len({len(line) for line in lines}) == 1
     assert one.faults == ["apply: left over: a file"]
 
 
-def test_names_of_processes_and_times_are_left_out_of_a_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_names_of_processes_times_and_half_written_files_are_left_out_of_a_state(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     states = []
     for name, seconds in ((".out.memedit-0123456789ab", 1), (".out.memedit-ba9876543210", 2)):
         folder = tmp_path_factory.mktemp("state")
-        (folder / name).mkdir()
-        (folder / name / "run.json").write_text(f'{{"timings": {{"load": {seconds}}}, "edits": 3}}')
-        (folder / f".a.json.host.{seconds}.tmp").write_text("half")
+        for inner in (name, f"{name}-old", "out"):
+            (folder / inner).mkdir()
+            (folder / inner / "run.json").write_text(f'{{"timings": {{"load": {seconds}}}, "edits": 3}}')
+        (folder / name / "half").write_text(str(seconds))
+        (folder / f".a.json.host.{seconds}.tmp").write_text(str(seconds))
         states.append(tree(folder))
     assert states[0] == states[1]
-    (folder / name / "run.json").write_text('{"timings": {"load": 2}, "edits": 4}')
-    assert tree(folder) != states[0]
+    assert {".out.memedit-RANDOM", ".out.memedit-RANDOM-old/run.json", ".a.json.HOST.PROCESS.tmp"} < states[0].keys()
+    # The converse: what a run says, and what is kept of an old output, counts.
+    for inner in ("out", f"{name}-old"):
+        (folder / inner / "run.json").write_text('{"timings": {"load": 2}, "edits": 4}')
+        assert tree(folder) != states[0]
+        (folder / inner / "run.json").write_text('{"timings": {"load": 2}, "edits": 3}')
+    assert tree(folder) == states[0]
 
 
 def test_every_command_has_another_name() -> None:
