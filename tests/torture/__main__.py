@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         runner = Runner(Path(folder).resolve())
-        runner.prepare()
+        runner.prepare(commands)
         for command in commands:
             begun, rng, judge = time.monotonic(), random.Random(f"{asked.seed} {command.name}"), Judge(runner, command)
             if asked.operations:

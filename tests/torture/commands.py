@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Kind = str
-"""What OUT is: "folder" (appears in one step), "files" (a folder in which each file does), "file", or "none"."""
+"""What OUT is: "folder", "file", or "none"; it appears in one step."""
 SHORT = ("--set", "target.steps=2", "--set", "target.stop=0", "--set", "contexts.openings=[]")
 TOKENS = ("--set", "moments.tokens=200", "--set", "moments.row=64")
 EDIT = (*SHORT, *TOKENS, "--layers", "0-1", "-q")
@@ -167,9 +167,9 @@ COMMANDS: tuple[Command, ...] = (
     Command("stats --import", _with_out("stats", "-m", "MODEL", "--import", "MOMENT", "--layers", "1", "-q"),
             kind="none"),
     Command("trace", _with_out("trace", "-m", "MODEL", "--prompt", "Oslo is in", "--subject", "Oslo", *TRACE,
-                               "-o", "OUT"), kind="files"),
+                               "-o", "OUT")),
     Command("trace over older traces", _with_out("trace", "-m", "MODEL", "--prompt", "Oslo is in", "--subject", "Oslo",
-                                                 *TRACE, "-o", "OUT"), kind="files", before="traces"),
+                                                 *TRACE, "-o", "OUT"), before="traces"),
     Command("export --to full", _out("export", "EDITED", "--to", "full", "-m", "MODEL")),
     Command("export --to full --overwrite", _out("export", "EDITED", "--to", "full", "-m", "MODEL", "--overwrite"),
             before="other"),
