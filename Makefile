@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo real real-model check format lint type test test-fast golden matrix bench world
+.PHONY: setup demo real real-model check format lint type test test-fast torture golden matrix bench world
 
 setup: .venv/ready
 .venv/ready: pyproject.toml
@@ -33,6 +33,9 @@ test: setup  ## every test, one to a core
 
 test-fast: setup  ## unit and property tests that start no process and train no model; 60 s on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --budget 60 -m "not (slow or process or data or real or gpu)" tests/unit tests/property $(PYTEST)
+
+torture: setup  ## kill every writing command at 1,000 file operations, let 1,000 fail, and print what was lost
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m tests.torture $(TORTURE)
 
 golden: setup  ## write the golden files again; read the difference before you keep it
 	$(BIN)/python -m tests.golden.outputs

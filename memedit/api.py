@@ -22,7 +22,7 @@ from memedit.editing.ledger import Mode
 from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.lint import lint, raise_errors
 from memedit.edits.read import STDIN, read
-from memedit.errors import MemeditError, UsageError
+from memedit.errors import MemeditError, UsageError, file_error, is_file_error
 from memedit.in_memory import InMemoryUpdate, LayerMoments, make_update
 from memedit.pipeline import RunInputs
 from memedit.progress import Progress
@@ -97,6 +97,10 @@ def _python_face() -> Generator[None]:
             error.message, error.hint = in_python(error.message), in_python(error.hint)
             error.args = (error.message,)
             raise
+        except OSError as error:
+            if not is_file_error(error):
+                raise
+            raise file_error(error) from error
 
 
 @contextmanager

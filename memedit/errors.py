@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class MemeditError(Exception):
     """Base class of all errors that memedit raises on purpose.
@@ -56,3 +58,21 @@ class ResourceError(MemeditError):
 
 class StorageError(MemeditError):
     """A file is damaged or locked, or cannot be written."""
+
+
+def file_error(error: OSError, action: str = "") -> MemeditError:
+    """Return the error of memedit that an OSError means: ResourceError for a full disk, else StorageError.
+
+    action: what failed, such as `read FILE`; without it the error's own file is named.
+    """
+    named = error.filename if isinstance(error.filename, str) else "a file"
+    message = f"cannot {action or f'read or write {named}'}: {(error.strerror or str(error)).lower()}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        hint = "free some space, or point -o and MEMEDIT_CACHE at a disk that has it; then run the command again"
+        return ResourceError(message, hint)
+    return StorageError(message, "check the path and its permissions")
+
+
+def is_file_error(error: BaseException) -> bool:
+    """Whether an error is the system's refusal of a file operation; network errors and broken pipes are not."""
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from typing import Annotated, NoReturn
 
 import typer
@@ -24,7 +25,10 @@ from memedit.cli.revert import revert_command
 from memedit.cli.schema import schema_command
 from memedit.cli.stats import stats_command
 from memedit.cli.trace import trace_command
-from memedit.errors import EditListError, MemeditError
+from memedit.errors import EditListError, MemeditError, file_error, is_file_error
+
+CLEANING = 5.0
+"""Seconds after a signal in which another is ignored: people press Ctrl-C twice, and process managers send two."""
 
 app = typer.Typer(
     name="memedit",
@@ -68,8 +72,10 @@ def _root(
 def main() -> NoReturn:
     """Run the program and exit with the code of its result."""
     debug = bool(os.environ.get("MEMEDIT_DEBUG"))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stop = _Stop()
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup lets a run outlive its terminal
+            signal.signal(number, stop)
     if not sys.stderr.isatty():  # progress bars of other libraries are only for a terminal
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -78,13 +84,7 @@ def main() -> NoReturn:
     except MemeditError as error:
         if debug:
             raise
-        if isinstance(error, EditListError):
-            for finding in error.findings:
-                _say(getattr(finding, "line", str(finding)))
-        _say(f"error: {_one_line(error.message)}")
-        if error.hint:
-            _say(f"hint: {_one_line(error.hint)}")
-        sys.exit(error.exit_code)
+        _fail(error)
     except _StoppedBySignal as stop:
         _say("interrupted; finished work is kept: run the same command again to continue")
         sys.exit(128 + stop.number)
@@ -103,6 +103,8 @@ def main() -> NoReturn:
             _say(f"error: a path cannot be used: {_one_line(str(error))[:300].lower()}")
             _say("hint: check the paths that were given")
             sys.exit(2)
+        if isinstance(error, OSError) and is_file_error(error):
+            _fail(file_error(error))
         from memedit.model.memory import ran_out
 
         if ran_out(error):
@@ -114,16 +116,36 @@ def main() -> NoReturn:
         sys.exit(1)
 
 
+def _fail(error: MemeditError) -> NoReturn:
+    """Print an error, with what was found wrong with the edit list before it, and exit with its code."""
+    if isinstance(error, EditListError):
+        for finding in error.findings:
+            _say(getattr(finding, "line", str(finding)))
+    _say(f"error: {_one_line(error.message)}")
+    if error.hint:
+        _say(f"hint: {_one_line(error.hint)}")
+    sys.exit(error.exit_code)
+
+
 class _StoppedBySignal(BaseException):
-    """Ctrl-C or a request to terminate; a BaseException, so that no `except Exception` catches it."""
+    """Ctrl-C, SIGTERM or a closed terminal; a BaseException, so that no `except Exception` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
 
 
-def _stop(number: int, _frame: object) -> NoReturn:
-    raise _StoppedBySignal(number)
+class _Stop:
+    """A signal handler that stops the run. More signals in the next seconds do not disturb what it cleans up."""
+
+    def __init__(self) -> None:
+        self.last = float("-inf")
+
+    def __call__(self, number: int, _frame: object) -> None:
+        now = time.monotonic()
+        if now - self.last > CLEANING:
+            self.last = now
+            raise _StoppedBySignal(number)
 
 
 def _bad_path(error: Exception) -> bool:

@@ -195,7 +195,8 @@ def run_stats(
     layers = layers_of(recipe.method.layers, lm.architecture.n_layers)
     lm.architecture.require(layers)
     if import_file:
-        return [_import(lm, layers, Path(import_file).expanduser(), recipe.model.path)]
+        with moment_store().locked(progress.note):
+            return [_import(lm, layers, Path(import_file).expanduser(), recipe.model.path)]
     plan = plan_moments(lm, folder, layers, recipe)
     if not dry_run:
         check_room(None, None, "auto", lm.architecture, layers, plan.missing)

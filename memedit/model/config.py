@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig
 
 from memedit.config.recipe import ModelKnobs
-from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
+from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError, file_error
 from memedit.model.memory import ran_out
 
 MOST_BYTES = 16 << 20
@@ -30,10 +30,13 @@ NOT_KNOWN = "it must be a causal language model that the installed transformers 
 
 
 @contextmanager
-def foreign_errors(what: str, hint: str, kind: type[MemeditError] = UnsupportedModelError) -> Generator[None]:
+def foreign_errors(
+    what: str, hint: str, kind: type[MemeditError] = UnsupportedModelError, *, folder: Path | None = None
+) -> Generator[None]:
     """Turn every error of another library into one of ours: `kind`, with `what`, the reason in one line, and `hint`.
 
-    Our own errors pass, and so does every exhaustion of memory.
+    Our own errors pass, and so does every exhaustion of memory. Where a file in `folder` cannot be read, that is the
+    reason, and the error a StorageError: libraries take such a file for one that is not there.
     """
     try:
         yield
@@ -42,7 +45,21 @@ def foreign_errors(what: str, hint: str, kind: type[MemeditError] = UnsupportedM
         foreign = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if not foreign or isinstance(error, MemeditError) or ran_out(error):
             raise
+        if folder is not None:
+            check_readable(folder)
         raise kind(f"{what}: {first_line(error)}", hint) from error
+
+
+def check_readable(folder: Path) -> None:
+    """Raise StorageError where a file in a folder cannot be opened; folders in it, pipes and devices are left out."""
+    file = folder
+    try:
+        for file in sorted(folder.iterdir()):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    stream.read(1)
+    except OSError as error:
+        raise file_error(error, f"read {file}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -133,7 +150,7 @@ def auto_config(folder: Path, knobs: ModelKnobs) -> Any:
     Raises what `read_config` raises, and UnsupportedModelError for a model that transformers does not know.
     """
     read_config(folder, trust_remote_code=knobs.trust_remote_code)
-    with foreign_errors(f"{folder} cannot be opened: config.json", NOT_KNOWN):
+    with foreign_errors(f"{folder} cannot be opened: config.json", NOT_KNOWN, folder=folder):
         config: Any = AutoConfig.from_pretrained(
             folder, trust_remote_code=knobs.trust_remote_code, local_files_only=True
         )

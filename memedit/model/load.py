@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
 from memedit.model.architecture import Architecture, find_architecture
-from memedit.model.config import NOT_KNOWN, auto_config, first_line, foreign_errors, read_config
+from memedit.model.config import NOT_KNOWN, auto_config, check_readable, first_line, foreign_errors, read_config
 from memedit.model.probe import check_finite_weights, prove
 
 
@@ -107,7 +107,7 @@ def at_hand(knobs: ModelKnobs) -> Path | None:
 def meta_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
     """The model as its config describes it, without weights: on the meta device. Raises as `auto_config` does."""
     config = auto_config(folder, knobs)
-    with foreign_errors(f"{folder} cannot be opened", NOT_KNOWN), torch.device("meta"):
+    with foreign_errors(f"{folder} cannot be opened", NOT_KNOWN, folder=folder), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, trust_remote_code=knobs.trust_remote_code, attn_implementation=None
         ).eval()
@@ -120,7 +120,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     offsets: a subject could not be located.
     """
     hint = "copy the tokenizer's files from the model that it belongs to"
-    with foreign_errors(f"{folder} has no tokenizer that can be read", hint, UsageError):
+    with foreign_errors(f"{folder} has no tokenizer that can be read", hint, UsageError, folder=folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
@@ -132,7 +132,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 def open_tokenizer(folder: Path, knobs: ModelKnobs) -> tuple[PreTrainedTokenizerBase, int | None]:
     """The tokenizer, and the most tokens the model takes in one row (None: no limit); no weights are read."""
     positions = getattr(auto_config(folder, knobs).get_text_config(), "max_position_embeddings", None)
-    return load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code), positions
+    tokenizer = load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
+    check_readable(folder)
+    return tokenizer, positions
 
 
 def pick_device(asked: str) -> torch.device:
@@ -166,6 +168,8 @@ def load(folder: Path, knobs: ModelKnobs, *, editing: bool = True) -> LanguageMo
     read_config(folder, trust_remote_code=knobs.trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
     model = open_model(folder, knobs)
+    # transformers goes on without a file that it cannot look up, so a tokenizer could be another than the model's own.
+    check_readable(folder)
     architecture = find_architecture(model)
     if editing:
         architecture = prove(model, architecture)
@@ -194,7 +198,8 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
         raise UsageError("--device-map needs 'accelerate'", "pip install 'memedit[multi-gpu]'")
     spread: dict[str, Any] = {"device_map": knobs.device_map} if knobs.device_map else {}
     try:
-        with foreign_errors(f"{folder} cannot be opened", "it must be a causal LM in safetensors", UsageError):
+        hint = "it must be a causal LM in safetensors"
+        with foreign_errors(f"{folder} cannot be opened", hint, UsageError, folder=folder):
             opened: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,

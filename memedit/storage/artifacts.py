@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from memedit.errors import ResourceError, StorageError
+from memedit.errors import file_error
 from memedit.storage.header import encode
-from memedit.storage.locks import exclusive, in_use, lock_of, note_use, remove_stale_files, temporary
+from memedit.storage.locks import exclusive, in_use, lock_of, note_use, remove_folder, remove_stale_files, temporary
 
 READ_BLOCK = 4 << 20
 _LOG = logging.getLogger(__name__)
@@ -48,11 +46,7 @@ def telling(what: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            hint = "free some space, or point -o and MEMEDIT_CACHE at a disk that has it; then run the command again"
-            raise ResourceError(f"cannot {what}: {reason}", hint) from error
-        raise StorageError(f"cannot {what}: {reason}", "check the path and its permissions") from error
+        raise file_error(error, what) from error
 
 
 @contextmanager
@@ -243,7 +237,7 @@ class Store:
 
     def remove(self) -> None:
         """Remove the folder and everything in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
     def file(self, name: str, on: Mapping[str, Any], suffix: str = "safetensors") -> Path:
         """Return the path of an artifact."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from memedit.errors import StorageError
+from memedit.errors import file_error
 
 try:
     import fcntl
@@ -27,17 +28,18 @@ _TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d{1,10})\.tmp")
 def exclusive(file: Path, what: Path, note: Callable[[str], None]) -> Generator[None]:
     """Hold the lock `file` until the block ends, then remove it. A second process says who holds `what`, and waits.
 
-    The operating system holds the lock, so it ends with its process, however that ends. Raises StorageError.
+    The operating system holds the lock, so it ends with its process, however that ends. Raises StorageError, or
+    ResourceError where the disk is full.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(file, what, note)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"cannot lock {what}: {reason}", "check the path and its permissions") from error
+        raise file_error(error, f"lock {what}") from error
     try:
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}\n".encode())
+        with suppress(OSError):  # a full disk holds the lock too, only not the name of its holder
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}\n".encode())
         yield
     finally:
         # Removed while it is held: a process that waits for the removed file sees that, and takes a new one.
@@ -66,9 +68,16 @@ def _acquire(file: Path, what: Path, note: Callable[[str], None]) -> int:
                     raise
                 note(f"{file.parent} has no file locks: run one memedit at a time there")
                 return handle
-            with suppress(FileNotFoundError):
+            try:
                 if os.path.samestat(os.fstat(handle), file.stat()):
                     return handle
+            except FileNotFoundError:
+                pass
+            except OSError:  # the lock is held and cannot be used: its file must not stay
+                with suppress(OSError):
+                    if os.path.samestat(os.fstat(handle), file.stat()):
+                        file.unlink()
+                raise
         except BaseException:
             os.close(handle)
             raise
@@ -177,6 +186,12 @@ def is_stale(file: Path) -> bool:
     ours = found["host"] == _host()
     old = time.time() - file.lstat().st_mtime > DAY
     return old or (ours and not _alive(int(found["process"])))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and everything in it, as far as the system allows; what stays is removed by a later run."""
+    with suppress(OSError):  # rmtree ignores most errors, and raises some
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _host() -> str:

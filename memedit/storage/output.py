@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 from memedit.errors import StorageError, UsageError
 from memedit.storage.artifacts import sync_folder, telling
-from memedit.storage.locks import exclusive
+from memedit.storage.locks import exclusive, remove_folder
 
 LONGEST_NAME = 220  # bytes: file systems take 255, and the names beside OUT are longer than OUT's own
 RENAME_EXCHANGE = 2  # linux/fs.h: let two names change places, in one step
@@ -138,7 +137,7 @@ def folder_aside(
                 yield aside
                 _swap(aside, there, own or MODELS, overwrite=overwrite, force=force)
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
+                remove_folder(aside)
 
 
 def _new_folder(out: Path) -> Path:
@@ -169,7 +168,7 @@ def _remove_stale_folders(out: Path) -> None:
             with telling(f"put {out} back"):
                 folder.rename(out)
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
 
 
 def _swap(aside: Path, out: Path, own: Replaceable, *, overwrite: bool, force: bool) -> None:
@@ -215,4 +214,4 @@ def _rename_twice(aside: Path, out: Path) -> None:
         if not out.exists():
             old.rename(out)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    remove_folder(old)

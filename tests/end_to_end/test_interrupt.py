@@ -1,4 +1,4 @@
-"""Ctrl-C and a request to terminate leave a run that goes on."""
+"""Ctrl-C, a request to terminate and a closed terminal leave a run that goes on."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ import time
 from pathlib import Path
 
 import pytest
+from memedit.cli import app
 from tests.conftest import ROOT
 
 LIMIT = 120.0  # seconds until the first artifact of the run must be there
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_that_can_go_on(made_gpt2: Path, tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "times", "code"), [(signal.SIGINT, 2, 130), (signal.SIGTERM, 2, 143), (signal.SIGHUP, 1, 129)]
+)
+def test_a_signal_ends_a_run_that_can_go_on(
+    made_gpt2: Path, tmp_path: Path, number: int, times: int, code: int
+) -> None:
     out, cache = tmp_path / "out", tmp_path / "cache"
     edits = str(ROOT / "requests" / "world.jsonl")
-    knobs = ["--set", "moments.tokens=4000", "--set", "target.steps=200", "--set", "target.stop=0"]
+    knobs = ["--limit", "60", "--set", "moments.tokens=4000", "--set", "target.steps=200", "--set", "target.stop=0"]
     command = [sys.executable, "-m", "memedit", "apply", edits, "-m", str(made_gpt2), "-o", str(out), "-q", *knobs]
     environment = {**os.environ, "MEMEDIT_CACHE": str(cache)}
     with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
@@ -27,9 +32,42 @@ def test_a_signal_ends_a_run_that_can_go_on(made_gpt2: Path, tmp_path: Path, num
         while not list(cache.glob("runs/*/before-*.json")):
             assert running.poll() is None and time.monotonic() - start < LIMIT
             time.sleep(0.05)
-        running.send_signal(number)
+        for _ in range(times):
+            running.send_signal(number)
         said = running.communicate(timeout=LIMIT)[1]
     assert running.returncode == code, said
     assert "run the same command again to continue" in said and "Traceback" not in said
     assert not out.exists()
     assert list(cache.glob("runs/*/contexts-*.json"))
+
+
+def test_a_second_signal_does_not_disturb_what_the_first_one_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(app.time, "monotonic", lambda: now[0])
+    stop = app._Stop()
+    with pytest.raises(app._StoppedBySignal):
+        stop(signal.SIGINT, None)
+    now[0] += app.CLEANING / 2
+    stop(signal.SIGINT, None)
+    stop(signal.SIGTERM, None)
+    # The converse: a run that has not ended by then can be stopped again.
+    now[0] += app.CLEANING
+    with pytest.raises(app._StoppedBySignal) as stopped:
+        stop(signal.SIGTERM, None)
+    assert stopped.value.number == signal.SIGTERM
+
+
+def test_a_run_under_nohup_outlives_its_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    were = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(sys, "argv", ["memedit", "--version"])
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with pytest.raises(SystemExit):
+            app.main()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert isinstance(signal.getsignal(signal.SIGTERM), app._Stop)
+    finally:
+        for number, handler in were.items():
+            signal.signal(number, handler)
