@@ -22,6 +22,7 @@ from memedit.numerics.delta import Delta, rounded, rounding_loss
 from memedit.numerics.lowrank import truncated
 from memedit.progress import Progress
 from memedit.results.changes import Origin, TensorChange
+from memedit.storage.base_card import read_base_card
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import read_originals
 from memedit.storage.records import ORIGINALS
@@ -39,6 +40,10 @@ class BaseCheckpoint:
         self.family = _family(read_config(self.folder, trust_remote_code=knobs.trust_remote_code))
         with progress.phase("structure"):
             self.architecture = find_architecture(meta_model(self.folder, knobs))
+        # Read before the work: a card that cannot be read costs a warning, not the run.
+        self.card = read_base_card(self.folder, knobs.path)
+        if self.card.warning:
+            progress.note(f"warning: {self.card.warning}")
         every = [self.architecture.parameter(layer) for layer in range(self.architecture.n_layers)]
         self.parameters = {self.checkpoint.resolve(name): name for name in every}
         """Stored name -> parameter name in the model."""

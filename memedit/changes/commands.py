@@ -22,7 +22,6 @@ from memedit.results.changes import Comparison, ExportKind, Outcome, TensorChang
 from memedit.results.versions import versions
 from memedit.show import card
 from memedit.storage.artifacts import digest_file
-from memedit.storage.base_card import read_base_card
 from memedit.storage.checkpoint import CARD, Checkpoint
 from memedit.storage.comparison import compare
 from memedit.storage.deltas import delta_bytes, originals_bytes
@@ -165,7 +164,7 @@ def _records(
     lists = [records(change.folder).get(EDITS, b"") for change in found if change.folder]
     metadata = {"method": "sum", "of": sorted(outcome.digests["deltas"])}
     files: dict[str, bytes | None] = {
-        CARD: card.sum_card(read_base_card(base.folder, recipe.model.path), len(found), parameters).encode(),
+        CARD: card.sum_card(base.card, len(found), parameters).encode(),
         RUN: outcome.model_dump_json(indent=2).encode(),
         DELTA: delta_bytes(made, digest, metadata),
         **({EDITS: b"".join(lists)} if any(lists) else {}),
@@ -189,7 +188,7 @@ def _adapter(
     conv1d = base.architecture.layout == "conv1d"
     model = recipe.model
     files = adapter_bytes(factors, model.path, revision=model.revision, conv1d=conv1d, dtype=dtype)
-    files["README.md"] = card.adapter_card(read_base_card(base.folder, model.path), uniform, list(factors)).encode()
+    files["README.md"] = card.adapter_card(base.card, uniform, list(factors)).encode()
     write_files(out, files, overwrite=recipe.output.overwrite, force=recipe.output.force)
     return figures, uniform
 

@@ -18,9 +18,9 @@ from memedit.forward.generation import generate
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt, SubjectLost, decode_text, encode_bare, locate_subject, text_opening
 
-LISTS, NAMES_SHOWN, LIST_TOKENS, TOP_K = 12, 5, 28, 8
+LISTS, NAMES_SHOWN, LIST_TOKENS, TOP_K = 6, 5, 32, 8
 """Lists of subjects that the model continues for each relation, subjects in each, tokens written, and top-k."""
-LONGEST_NAME = 40
+NAME_LETTERS = 40
 
 
 def preserved_prompts(
@@ -102,4 +102,4 @@ def _split(text: str) -> list[str]:
     """The names in the continuation of a list; the last entry may be cut, and is left out."""
     entries = text.replace("\n", ",").replace(";", ",").replace(" and ", ",").split(",")[:-1]
     names = [entry.strip().removeprefix("and ").strip(" .") for entry in entries]
-    return [name for name in names if 1 < len(name) <= LONGEST_NAME and not name[0].islower() and SLOT not in name]
+    return [name for name in names if 1 < len(name) <= NAME_LETTERS and not name[0].islower() and SLOT not in name]

@@ -54,12 +54,14 @@ def writing(file: Path, *, replace: bool = True) -> Generator[BinaryIO]:
     """Open a file for writing; it appears whole, or not at all.
 
     The bytes go to a temporary file first, then to the disk; then the file is renamed. Without `replace`, a file that
-    exists by then stays as it is. Raises StorageError or ResourceError.
+    exists by then stays as it is. What a killed process left under such a name is removed. Raises StorageError or
+    ResourceError.
     """
     aside = temporary(file)
     try:
         with telling(f"write {file}"):
             file.parent.mkdir(parents=True, exist_ok=True)
+            remove_stale_files(file.parent, of=file.name)
             with aside.open("wb") as stream:
                 yield stream
                 stream.flush()

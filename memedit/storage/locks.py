@@ -169,11 +169,15 @@ def temporary(file: Path) -> Path:
     return file.with_name(f".{file.name}.{_host()}.{os.getpid()}.tmp")
 
 
-def remove_stale_files(folder: Path) -> None:
-    """Remove temporary files of processes that are dead, and others that are older than a day."""
+def remove_stale_files(folder: Path, of: str = "") -> None:
+    """Remove temporary files of processes that are dead, and others that are older than a day.
+
+    `of` is the name of the file that they would have become; "" for any.
+    """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_file(follow_symlinks=False) and is_stale(Path(entry.path)):
+            mine = entry.name.startswith(f".{of}." if of else ".")
+            if mine and entry.is_file(follow_symlinks=False) and is_stale(Path(entry.path)):
                 with suppress(OSError):
                     Path(entry.path).unlink()
 

@@ -18,6 +18,7 @@ from memedit.changes.delta_file import DeltaFile, sum_deltas
 from memedit.config.resolve import resolve
 from memedit.errors import UsageError
 from memedit.numerics.delta import Delta, rounded
+from memedit.progress import NoProgress
 from memedit.results.changes import Outcome
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes
@@ -336,3 +337,26 @@ def test_a_command_that_cannot_start_says_why(
     assert (code, out) == (2, "")
     assert says in error and [line.split(":")[0] for line in error.splitlines()[-2:]] == ["error", "hint"]
     assert not (tmp_path / "out").exists()
+
+
+class Notes(NoProgress):
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("to", ["lora", "add"])
+def test_a_base_card_that_cannot_be_read_is_told(to: str, tiny_folder: Path, tmp_path: Path) -> None:
+    base, file, progress = tmp_path / "base", tmp_path / "delta.safetensors", Notes()
+    shutil.copytree(tiny_folder, base)
+    (base / "README.md").write_text("---\nlicense: [\n---\ntext\n")
+    made_change(base, file, 0)
+    if to == "lora":
+        run_export(file, "lora", recipe(base, tmp_path / "out"), progress=progress)
+    else:
+        run_add([file], recipe(base, tmp_path / "out"), progress=progress)
+    assert [note for note in progress.notes if "README.md" in note and note.startswith("warning")]

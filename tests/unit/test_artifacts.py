@@ -26,6 +26,7 @@ from memedit.storage.artifacts import (
     writing,
 )
 from memedit.storage.cache import cache_dir
+from memedit.storage.locks import temporary
 from safetensors.torch import save_file
 
 HOLDS = """
@@ -310,3 +311,25 @@ def test_kept_tensors_are_aligned_whatever_the_length_of_the_header(tmp_path: Pa
         found = store.find("moment", on)
         assert found is not None and found["a"].data_ptr() % 64 == 0
     assert len(starts) > 1  # the converse: in the files they begin at other places
+
+
+def test_writing_a_file_removes_what_a_killed_writer_left_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "delta.safetensors"
+    dead = subprocess_id()
+    left = temporary(file).with_name(temporary(file).name.replace(str(os.getpid()), str(dead)))
+    other = left.with_name(left.name.replace("delta", "other"))
+    alive = temporary(file).with_name(temporary(file).name.replace(str(os.getpid()), str(os.getppid())))
+    for one in (left, other, alive):
+        one.write_bytes(b"part")
+    write_whole(file, b"whole")
+    assert file.read_bytes() == b"whole"
+    assert (left.exists(), other.exists(), alive.exists()) == (False, True, True)
+
+
+def subprocess_id() -> int:
+    """The number of a process that has ended."""
+    process = os.fork()
+    if not process:
+        os._exit(0)
+    os.waitpid(process, 0)
+    return process

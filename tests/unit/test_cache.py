@@ -45,8 +45,9 @@ def kept() -> dict[str, Path]:
         "temporary": folder / ".moment-4-00000000.safetensors.elsewhere.1.tmp",
     }  # fmt: skip
     for days, path in enumerate(paths.values(), 2):
+        then = time.time() - days * DAY
         for file in path.iterdir() if path.is_dir() else [path]:
-            os.utime(file, (time.time() - days * DAY,) * 2)
+            os.utime(file, (then, then))
     for name in ("mine.txt", "moments/mine.safetensors", "runs/mine/x", "runs/cccccccccccccccc.txt", "traces/notes"):
         (cache_dir() / name).parent.mkdir(exist_ok=True)
         (cache_dir() / name).write_text("mine")
