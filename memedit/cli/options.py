@@ -44,7 +44,9 @@ ConfigOption = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", metavar="NAME", help="Use the published settings for a model, such as gpt2-xl."),
+    typer.Option(
+        "--preset", metavar="NAME", help="Named settings: specific, or those published for a model, such as gpt2-xl."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

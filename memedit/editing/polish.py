@@ -9,8 +9,8 @@ with all edits in place at once, through all layers above. The closed form sees 
 toward its target and weighs that against an average over text. Prompts that must stay (preserve.py) are rows without
 residual in the closed form, so that their keys are among the directions.
 
-For an edit's own rows the changes act at the subject's last token only: else the steps find ways to say the object
-that hang on one wording.
+In every other step the changes act on an edit's own rows at the subject's last token only: else the steps find ways to
+say the object that hang on one wording.
 """
 
 from __future__ import annotations
@@ -147,6 +147,7 @@ class _Steps:
         draw: random.Random,
     ) -> None:  # fmt: skip
         self.rows, self.made, self.before, self.knobs, self.draw = rows, made, before, knobs, draw
+        self.number = 0
         self.left = {layer: left.clone().requires_grad_() for layer, (left, _) in changes.items()}
         self.right = {layer: right for layer, (_, right) in changes.items()}
         scale = {layer: float(left.square().mean().sqrt()) for layer, (left, _) in changes.items()}
@@ -167,13 +168,14 @@ class _Steps:
         drift = self._preserved(self.draw.sample(list(self.made.preserved), few)) if self.made.preserved else 0.0
         self.optimizer.step()
         self.decay.step()
+        self.number += 1
         return loss, drift, loss + self.knobs.preserve * drift
 
     def _edits(self, chosen: Sequence[int]) -> float:
         """The gradient of the edits' mean loss; returns that loss, without the bar."""
         mean = 0.0
         for launch in self.rows.launches(chosen):
-            log_probs = self.rows.log_probs(launch, self.changes(), at_subject=True)
+            log_probs = self.rows.log_probs(launch, self.changes(), at_subject=self.number % 2 == 0)
             device = log_probs.device
             wanted = torch.tensor([token for n in launch for token in self.made.targets[n]], device=device)
             counts = torch.tensor([len(self.made.targets[n]) for n in launch], device=device)

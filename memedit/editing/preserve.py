@@ -8,6 +8,7 @@ Nothing is taken from what an edit is scored by: no paraphrase and no neighbor o
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -18,9 +19,10 @@ from memedit.forward.generation import generate
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt, SubjectLost, decode_text, encode_bare, locate_subject, text_opening
 
-LISTS, NAMES_SHOWN, LIST_TOKENS, TOP_K = 6, 5, 32, 8
+LISTS, NAMES_SHOWN, LIST_TOKENS, TOP_K = 16, 8, 32, 8
 """Lists of subjects that the model continues for each relation, subjects in each, tokens written, and top-k."""
-NAME_LETTERS = 40
+NAME = re.compile(r"(?=.{2,40}$)[^\W\d_](?:[^\W\d_]|[ .'-])*")
+"""Words of letters: a name, and no bullet, number or remark."""
 
 
 def preserved_prompts(
@@ -87,7 +89,10 @@ def _names(lm: LanguageModel, edits: Sequence[Edit], edited: set[str], seed: int
     for relation, mine in subjects.items():
         for _ in range(min(LISTS, 4 * len(mine))):
             few = draw.sample(mine, min(NAMES_SHOWN, len(mine)))
-            prompts.append((relation, (*opening, *encode_bare(lm.tokenizer, ", ".join(few) + ","))))
+            prompts.append((relation, encode_bare(lm.tokenizer, ", ".join(few) + ",")))
+    # Rows of one length run together; a list may begin in the middle of a name.
+    least = min(len(ids) for _, ids in prompts)
+    prompts = [(relation, (*opening, *ids[-least:])) for relation, ids in prompts]
     written = generate(lm, [ids for _, ids in prompts], LIST_TOKENS, top_k=TOP_K, seed=seed)
     counted: dict[str, Counter[str]] = {relation: Counter() for relation in subjects}
     for (relation, _), ids in zip(prompts, written, strict=True):
@@ -102,4 +107,4 @@ def _split(text: str) -> list[str]:
     """The names in the continuation of a list; the last entry may be cut, and is left out."""
     entries = text.replace("\n", ",").replace(";", ",").replace(" and ", ",").split(",")[:-1]
     names = [entry.strip().removeprefix("and ").strip(" .") for entry in entries]
-    return [name for name in names if 1 < len(name) <= NAME_LETTERS and not name[0].islower() and SLOT not in name]
+    return [name for name in names if not name[:1].islower() and NAME.fullmatch(name)]

@@ -37,7 +37,7 @@ from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.editing.start import RunStart
 from memedit.editing.target_search import Search, SearchEngine
-from memedit.editing.targets import Targets
+from memedit.editing.targets import Targets, not_found
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
@@ -203,6 +203,9 @@ class EditRun:
             engine = search.choose_engine()
             on = {"contexts": list(contexts.texts), "layer": search.layer, "engine": engine.kind.__name__}
             found = search.run(run, on, engine.kind, advance, rest) if rest else None
+        if found is not None and (note := not_found(found, self.recipe)):
+            self.notes = (*self.notes, note)
+            self.progress.note(f"warning: {note}")
         return merge_targets(self.history, self.kept, found, len(plan.edits), self.lm.architecture.width), engine
 
     def update(

@@ -9,6 +9,7 @@ separately would be averaged into one that says none of the objects (Dong et al.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,21 @@ class Targets:
         """Concatenate the targets of several batches."""
         fields = ("wanted", "start", "loss", "steps")
         return cls(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
+
+
+def not_found(targets: Targets, recipe: Recipe) -> str | None:
+    """A warning where more than a tenth of the targets were not found; None where they were.
+
+    A target counts as found if the model says the object under it with more than an even chance.
+    """
+    missed = int((targets.loss > max(math.log(2), recipe.target.stop)).sum())
+    if missed <= len(targets.loss) / 10:
+        return None
+    if recipe.target.step_absolute:
+        advice = "the step is an absolute one, made for another scale of states: leave the preset out"
+    else:
+        advice = "raise target.ball or target.steps, or choose other layers"
+    return f"{missed:,} of {len(targets.loss):,} targets were not found: these edits are unlikely to take; {advice}"
 
 
 def rows_of(edit: Edit, prompts: Sequence[Prompt]) -> list[ChangedRow]:

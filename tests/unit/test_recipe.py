@@ -109,3 +109,9 @@ def test_how_weights_are_rounded_counts_in_the_digest() -> None:
     recipe, _ = resolve([("flag", {"output.rounding": "nearest"})])
     assert recipe.digest != Recipe().digest
     assert resolve([("flag", {"output.max_shard_size": "5GB"})])[0].digest == Recipe().digest
+
+
+def test_the_specific_preset_leaves_method_and_layers_alone() -> None:
+    recipe, sources = resolve([("preset", preset("specific", "emmet")), ("flag", {"method.name": "emmet"})])
+    assert (recipe.polish.steps > 0, recipe.target.optimizer) == (True, "lbfgs")
+    assert {sources["method.layers"], sources["method.ridge"]} == {"default"}

@@ -10,13 +10,15 @@ import torch
 from memedit.config.recipe import ModelKnobs
 from memedit.config.resolve import resolve
 from memedit.editing import targets as module
-from memedit.editing.plan import Edit
-from memedit.editing.targets import Targets, find_targets
+from memedit.editing.plan import Edit, check_edits
+from memedit.editing.targets import Targets, find_targets, not_found
 from memedit.edits.edit import EditRequest
+from memedit.edits.read import read
 from memedit.forward.perturbed import WholeForward
 from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel, load
 from memedit.model.tokens import Prompt
+from tests.conftest import ROOT
 
 SAME = 1e-4  # relative, on targets: float32 sums in another order, carried through Adam
 N = 10
@@ -134,3 +136,30 @@ def test_apart_each_finds_its_own_and_others_find_the_same(lm: LanguageModel, kn
     if "target.joint" in knobs:
         joint = of_one_subject(lm, **{"target.steps": 9, "target.stop": 0})
         assert torch.equal(joint.wanted[[1, 2]], apart.wanted[[1, 2]])
+
+
+def test_targets_that_were_not_found_are_reported_with_what_to_change() -> None:
+    def note(missed: int, **knobs: float) -> str | None:
+        loss = torch.tensor([3.0] * missed + [0.04] * (20 - missed))
+        rows = torch.zeros(20, 2)
+        recipe = resolve([("flag", {f"target.{name}": value for name, value in knobs.items()})])[0]
+        return not_found(Targets(rows, rows, loss, torch.zeros(20, dtype=torch.long)), recipe)
+
+    assert note(2) is None
+    assert "3 of 20" in (note(3) or "")
+    assert "target.ball" in (note(3) or "")
+    assert "leave the preset out" in (note(3, step_absolute=0.5) or "")
+
+
+@pytest.mark.slow
+def test_lbfgs_finds_what_adam_finds_in_fewer_steps(made_gpt2: Path) -> None:
+    found: dict[str, Targets] = {}
+    for optimizer in ("adam", "lbfgs"):
+        flags = {"model.path": str(made_gpt2), "target.optimizer": optimizer}
+        recipe = resolve([("flag", flags)])[0]
+        lm = load(made_gpt2, recipe.model)
+        edits, _ = check_edits(read(str(ROOT / "requests" / "world.jsonl"))[0][:6], lm.tokenizer, recipe, None)
+        prompts = [[edit.prompt] for edit in edits]
+        found[optimizer] = find_targets(lm, edits, prompts, 3, recipe)
+    assert bool((found["lbfgs"].loss < 0.05).all())
+    assert float(found["lbfgs"].steps.float().mean()) < float(found["adam"].steps.float().mean()) / 2
