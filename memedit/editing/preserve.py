@@ -1,7 +1,8 @@
 """Prompts whose answers an edit must leave alone, made from the edit list and from the model itself.
 
 Two kinds: the other relations of the list, asked of the edited subjects (siblings), and all of its relations, asked of
-other subjects of the same kind (others). The model names those subjects: it continues a list of the edited ones.
+other subjects of the same kind (others). The model names those subjects: it continues a list of the edited ones. Each
+relation is asked by its prompts, not by its other wordings: more prompts need more steps to serve them all.
 Nothing is taken from what an edit is scored by: no paraphrase and no neighbor of the list.
 """
 
@@ -71,10 +72,10 @@ def _own(edit: Edit) -> tuple[str, ...]:
 
 
 def _templates(edits: Sequence[Edit]) -> Mapping[str, tuple[str, ...]]:
-    """For each relation of the list its templates."""
+    """For each relation of the list its prompts."""
     found: dict[str, dict[str, None]] = {}
     for edit in edits:
-        found.setdefault(_relation(edit), {}).update(dict.fromkeys(_own(edit)))
+        found.setdefault(_relation(edit), {})[edit.request.prompt] = None
     return {relation: tuple(templates) for relation, templates in found.items()}
 
 

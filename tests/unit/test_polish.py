@@ -152,7 +152,7 @@ def test_what_must_stay_are_other_relations_and_other_subjects(
 ) -> None:
     every = PolishKnobs(steps=1, siblings=100, others=100)
     others = {template.replace("{}", name) for name in ("Cy", "Di")
-              for template in ("{} lives in", "The home of {} is", "The trade of {} is")}  # fmt: skip
+              for template in ("{} lives in", "The trade of {} is")}  # fmt: skip
     # Bo is edited in both relations, Ada in one; no paraphrase is there, and no edit's own prompt.
     assert set(texts(lm, every, monkeypatch)) == {"The trade of Ada is"} | others
     few = PolishKnobs(steps=1, siblings=0, others=1)

@@ -1,0 +1,162 @@
+"""What edits take and what they leave, on a real model, for several settings: one row of scores for each.
+
+    python -m examples.real.trade MODEL "" "--preset specific" "target.ball=0.6 polish.steps=24"
+
+Edits facts about countries that the model knows (capital, continent, language), one to a country, drawn by a seed.
+Each argument after the model is a set of settings, empty for the defaults. The scores, in per cent:
+
+    exact       the model says the new object after the edit's prompt
+    success     the new object is likelier than the old one, under three wordings that the edit never saw
+    held out    the model says the new object under these wordings
+    others      known facts about countries that were not edited are still said
+    siblings    known facts about the edited countries, in other relations, are still said
+    far         known facts in other relations (inventors, authors, ...) are still said
+    ppl         perplexity of a text, as a ratio to the model before the edit
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import memedit
+import torch
+from memedit.config.presets import preset
+from memedit.config.recipe import ModelKnobs
+from memedit.edits.edit import EditRequest
+from memedit.evaluation.forced import says_object
+from memedit.forward.packing import packed
+from memedit.forward.perplexity import read_text
+from memedit.forward.scoring import score_answers
+from memedit.model.load import LanguageModel, load
+from memedit.model.tokens import encode_prompt, object_ids
+
+from examples.real.facts import HELD_OUT, SEARCHED, Relation, known_facts, load_relations
+
+COUNTRIES = ("capital", "continent", "language")
+ROW = 512
+"""Tokens in a row of the text."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Edits, and the known facts beside them."""
+
+    edits: list[EditRequest]
+    siblings: list[EditRequest]
+    others: list[EditRequest]
+    far: list[EditRequest]
+
+
+def draw_lists(
+    known: Sequence[EditRequest], relations: dict[str, Relation], count: int, seed: int, *, wordings: bool
+) -> Lists:
+    """Draw the edits: one to a country, its new object that of another country."""
+    draw = random.Random(seed)
+    mine = [fact for fact in known if fact.relation in COUNTRIES]
+    subjects = sorted({fact.subject for fact in mine})
+    draw.shuffle(subjects)
+    edits: list[EditRequest] = []
+    for subject in subjects[:count]:
+        fact = draw.choice([one for one in mine if one.subject == subject])
+        objects = sorted({one.object for one in mine if one.relation == fact.relation} - {fact.object})
+        more = relations[str(fact.relation)].wordings[SEARCHED] if wordings else ()
+        changed = {"object": draw.choice(objects), "object_old": fact.object, "aliases": (), "wordings": more}
+        edits.append(fact.model_copy(update=changed))
+    edited, done = {edit.subject for edit in edits}, {edit.id for edit in edits}
+    return Lists(
+        edits,
+        [fact for fact in mine if fact.subject in edited and fact.id not in done],
+        [fact for fact in mine if fact.subject not in edited],
+        [fact for fact in known if fact.relation not in COUNTRIES],
+    )
+
+
+def said(lm: LanguageModel, facts: Sequence[EditRequest]) -> float:
+    """The share of facts that the model says."""
+    return sum(says_object(lm, facts)) / max(1, len(facts))
+
+
+def under_held_out(
+    lm: LanguageModel, edits: Sequence[EditRequest], relations: dict[str, Relation]
+) -> tuple[float, float]:
+    """How often the new object is likelier than the old one, and how often it is said, under held-out wordings."""
+    rows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    for edit in edits:
+        for wording in relations[str(edit.relation)].wordings[HELD_OUT]:
+            asked = edit.model_copy(update={"prompt": wording})
+            prompt = encode_prompt(lm.tokenizer, asked).ids
+            for answer in (edit.object, str(edit.object_old)):
+                rows.append((prompt, object_ids(lm.tokenizer, asked.text, prompt, answer)))
+    scores = score_answers(lm, rows)
+    pairs = list(zip(scores[::2], scores[1::2], (ids for _, ids in rows[::2]), strict=True))
+    mean = lambda one: sum(one.log_probs) / len(one.log_probs)  # noqa: E731
+    likelier = sum(mean(new) > mean(old) for new, old, _ in pairs) / len(pairs)
+    return likelier, sum(new.likeliest == ids for new, _, ids in pairs) / len(pairs)
+
+
+def perplexity(lm: LanguageModel, file: Path, tokens: int) -> float:
+    """The perplexity of the first tokens of a text."""
+    rows = list(islice(packed([file.read_text("utf-8")], lm.tokenizer, ROW), tokens // ROW))
+    passages = read_text(lm, rows)
+    return float(torch.tensor(sum(one.surprise for one in passages) / sum(one.tokens for one in passages)).exp())
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """`--preset NAME` and `key=value` as settings."""
+    found: dict[str, Any] = {}
+    words = iter(text.split())
+    for word in words:
+        if word == "--preset":
+            found |= preset(next(words))
+        else:
+            name, _, value = word.partition("=")
+            found[name] = value
+    return found
+
+
+def main() -> None:
+    """Print one row of scores for each set of settings."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("settings", nargs="+", help='such as "" or "target.ball=0.6 polish.steps=12"')
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-wordings", action="store_true", help="edit by one prompt of each relation alone")
+    parser.add_argument("--corpus", default="self", help="text for the second moments")
+    parser.add_argument("--text", type=Path, help="text whose perplexity is measured")
+    parser.add_argument("--tokens", type=int, default=10_240, help="tokens of that text")
+    options = parser.parse_args()
+    relations = {relation.name: relation for relation in load_relations()}
+    lm = load(options.model, ModelKnobs(path=str(options.model)))
+    known = known_facts(lm, list(relations.values()))
+    lists = draw_lists(known, relations, options.count, options.seed, wordings=not options.no_wordings)
+    base = perplexity(lm, options.text, options.tokens) if options.text else None
+    counts = (
+        f"{len(lists.edits)} edits, {len(lists.others)} others, {len(lists.siblings)} siblings, {len(lists.far)} far"
+    )
+    print(f"{counts}; seed {options.seed}, wordings {'no' if options.no_wordings else 'yes'}, corpus {options.corpus}")
+    print(
+        "| settings | exact | success | held out | others | siblings | far | ppl | processor s |\n|---|" + "---:|" * 8
+    )
+    for text in options.settings:
+        begun = time.process_time()
+        with memedit.edited(
+            lm.model, lm.tokenizer, lists.edits, corpus=options.corpus, settings=settings_of(text)
+        ):  # fmt: skip
+            spent = time.process_time() - begun
+            shares = [said(lm, lists.edits), *under_held_out(lm, lists.edits, relations)]
+            shares += [said(lm, one) for one in (lists.others, lists.siblings, lists.far)]
+            ratio = f"{perplexity(lm, options.text, options.tokens) / base:.3f}" if base else "-"
+        cells = " | ".join(f"{100 * share:.1f}" for share in shares)
+        print(f"| {text or 'defaults'} | {cells} | {ratio} | {spent:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
