@@ -16,6 +16,12 @@ from tests.conftest import ROOT
 LIMIT = 120.0  # seconds until the first artifact of the run must be there
 
 
+def listen() -> None:
+    """Take every signal as a program in a terminal does; a shell's background jobs ignore some."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("number", "times", "code"), [(signal.SIGINT, 2, 130), (signal.SIGTERM, 2, 143), (signal.SIGHUP, 1, 129)]
 )
@@ -27,7 +33,9 @@ def test_a_signal_ends_a_run_that_can_go_on(
     knobs = ["--limit", "60", "--set", "moments.tokens=4000", "--set", "target.steps=200", "--set", "target.stop=0"]
     command = [sys.executable, "-m", "memedit", "apply", edits, "-m", str(made_gpt2), "-o", str(out), "-q", *knobs]
     environment = {**os.environ, "MEMEDIT_CACHE": str(cache)}
-    with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    ) as running:  # fmt: skip
         start = time.monotonic()
         while not list(cache.glob("runs/*/before-*.json")):
             assert running.poll() is None and time.monotonic() - start < LIMIT

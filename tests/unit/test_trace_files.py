@@ -10,7 +10,7 @@ from memedit.errors import StorageError, UsageError
 from memedit.storage import output
 from memedit.storage.output import folder_aside
 from memedit.tracing.files import TRACES, check_folder, write_traces
-from tests.unit.test_trace_page import a_tracing
+from tests.helpers.tracings import a_tracing
 
 
 def write(out: Path, figures: dict[str, bytes] | None = None) -> list[str]:
