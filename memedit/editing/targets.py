@@ -26,7 +26,7 @@ from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt
 from memedit.numerics.descent import LBFGS, Adam, Descent
-from memedit.numerics.objective import decay_loss, into_ball, kl_loss, likelihood_loss
+from memedit.numerics.objective import along_ball, decay_loss, into_ball, kl_loss, likelihood_loss
 from memedit.progress import Advance
 
 LOOK_EVERY = {"cuda": 4}
@@ -221,6 +221,8 @@ class _Search:
 
     def step(self, gradient: Tensor) -> None:
         """One step for every edit not yet found, then back into the ball; an edit that stands still is closed."""
+        if self.method.standing is not None:
+            gradient = along_ball(gradient, self.change, self.radius)
         proposed = self.method.step(self.change, self.together @ self.loss, gradient)
         if (standing := self.method.standing) is not None:
             self.open = self.open & ~standing

@@ -81,6 +81,7 @@ class LBFGS:
         self.at, self.gradient, self.direction = (torch.zeros(shape, device=device) for _ in range(3))
         self.loss = torch.zeros(len(scale), device=device)
         self.share = torch.ones(len(scale), device=device)
+        self.fresh = torch.ones(len(scale), dtype=torch.bool, device=device)
         self.moves: list[Tensor] = []
         self.bends: list[Tensor] = []
 
@@ -100,6 +101,15 @@ class LBFGS:
         self.loss = torch.where(accepted, loss, self.loss)
         self.direction = torch.where(accepted[:, None], self._direction(), self.direction)
         self.share = torch.where(accepted, 1.0, self.share * SHRINK)
+        # A direction that leads nowhere is given up for steepest descent once, then the problem stands still.
+        failed = (self.share < SHORTEST) & ~self.fresh
+        if bool(failed.any()):
+            self.moves, self.bends = (
+                [torch.where(failed[:, None], 0.0, one) for one in pairs] for pairs in (self.moves, self.bends)
+            )
+            self.direction = torch.where(failed[:, None], self._direction(), self.direction)
+            self.share = torch.where(failed, 1.0, self.share)
+        self.fresh = torch.where(failed, True, self.fresh & ~accepted)
         return self.at + self.share[:, None] * self.direction
 
     def _direction(self) -> Tensor:
@@ -126,7 +136,7 @@ class LBFGS:
 
     def keep(self, index: Tensor) -> None:
         """Keep only some of the problems."""
-        for name in ("scale", "at", "gradient", "direction", "loss", "share"):
+        for name in ("scale", "at", "gradient", "direction", "loss", "share", "fresh"):
             setattr(self, name, getattr(self, name)[index])
         self.moves, self.bends = ([one[index] for one in pairs] for pairs in (self.moves, self.bends))
 

@@ -31,6 +31,19 @@ def decay_loss(change: Tensor, start: Tensor) -> Tensor:
     return length / start.square().sum(-1)
 
 
+def along_ball(gradient: Tensor, change: Tensor, radius: Tensor) -> Tensor:
+    """The part of a gradient (E, D) along which a change can move that lies on its ball's surface and pulls outward.
+
+    Inside the ball, or where descent leads inward, it is the gradient itself. Without this, a step of a line search
+    would be moved back to where it began.
+    """
+    length = change.norm(dim=-1)
+    outward = change / length.clamp_min(1e-30)[:, None]
+    pull = (gradient * outward).sum(-1)
+    held = (length >= radius * (1 - 1e-4)) & (pull < 0)
+    return gradient - torch.where(held, pull, 0.0)[:, None] * outward
+
+
 def into_ball(change: Tensor, radius: Tensor) -> Tensor:
     """Scale each row of `change` (E, D) down to the length `radius` (E,) where it is longer."""
     length = change.norm(dim=-1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from memedit.numerics.descent import LBFGS, Adam, Descent
-from memedit.numerics.objective import into_ball
+from memedit.numerics.objective import along_ball, into_ball
 from torch import Tensor
 
 E, D = 5, 12
@@ -106,7 +106,7 @@ def test_a_point_moved_into_a_ball_still_descends() -> None:
     for _ in range(30):
         loss, gradient = measure(point)
         lowest_seen = torch.minimum(lowest_seen, loss)
-        point = into_ball(method.step(point, loss, gradient), radius)
+        point = into_ball(method.step(point, loss, along_ball(gradient, point, radius)), radius)
         assert bool((point.norm(dim=-1) <= 0.05 + 1e-6).all())
     assert bool((lowest_seen < start).all())
 
@@ -114,9 +114,16 @@ def test_a_point_moved_into_a_ball_still_descends() -> None:
 def test_a_problem_that_no_step_improves_stands_still() -> None:
     method, point = LBFGS(torch.Size((2, D)), torch.ones(2)), torch.zeros(2, D)
     slope = torch.ones(2, D)
-    for number in range(12):
+    for number in range(24):
         # The first problem's loss only rises whatever is tried; the second falls along its gradient.
         loss = torch.stack([torch.tensor(float(number > 0)), point[1].sum()])
         point = method.step(point, loss, slope)
     assert method.standing is not None
     assert method.standing.tolist() == [True, False]
+
+
+def test_at_the_surface_of_the_ball_only_what_pulls_outward_is_taken_away() -> None:
+    point = torch.tensor([[2.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
+    gradient = torch.tensor([[-3.0, 1.0], [3.0, 1.0], [-3.0, 1.0]])  # outward, inward, inside the ball
+    wanted = torch.tensor([[0.0, 1.0], [3.0, 1.0], [-3.0, 1.0]])
+    assert torch.allclose(along_ball(gradient, point, torch.full((3,), 2.0)), wanted)
