@@ -48,6 +48,7 @@ def main() -> int:
 
 def _show(folder: Path, key: str, count: int, output: Path) -> None:
     import memedit
+    from memedit.config.presets import preset
     from memedit.config.recipe import ModelKnobs
     from memedit.model.load import load
     from memedit.show.progress import TerminalProgress
@@ -68,9 +69,9 @@ def _show(folder: Path, key: str, count: int, output: Path) -> None:
         facts = [fact for fact in known if fact.id not in {edit.id for edit in edits}]
         del lm
     before = _answers(folder, edits)
+    settings = {"moments.corpus": "self", "moments.tokens": _tokens(folder), "output.overwrite": True}
     report = memedit.apply(
-        edits, folder, output, facts=facts,
-        settings={"moments.corpus": "self", "moments.tokens": _tokens(folder), "output.overwrite": True},
+        edits, folder, output, facts=facts, settings={**settings, **preset("specific")},
         progress=TerminalProgress(Console(stderr=True)),
     )  # fmt: skip
     after = _answers(output, edits)
