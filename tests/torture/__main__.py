@@ -103,8 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                       sep="\n")  # fmt: skip
                 continue
             weight = command.weight / sum(one.weight for one in commands)
-            share = [math.ceil(count * weight) for count in (asked.kills, asked.errors, asked.signals)]
-            faults = every(judge.operations, rng) if asked.every else plan(judge.operations, *share, rng)
+            kills, errors, signals = (math.ceil(n * weight) for n in (asked.kills, asked.errors, asked.signals))
+            some = plan(judge.operations, kills, errors, signals, rng)
+            faults = every(judge.operations, rng) if asked.every else some
             for number, fault in enumerate(faults, 1):
                 seen = len(judge.row.faults)
                 judge.strike(fault)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 Kind = str
 """What OUT is: "folder", "file", or "none"; it appears in one step."""
@@ -89,7 +90,7 @@ def build_model(folders: Folders) -> None:
     from tests.families import GPT
 
     torch.manual_seed(3)
-    small = {**GPT, "n_embd": 16, "n_inner": 32, "n_layer": 2, "n_head": 2}
+    small: dict[str, Any] = {**GPT, "n_embd": 16, "n_inner": 32, "n_layer": 2, "n_head": 2}
     GPT2LMHeadModel(GPT2Config(**small)).eval().save_pretrained(folders.model)
     byte_tokenizer().save_pretrained(folders.model)
     (folders.model / "README.md").write_text("---\nlicense: mit\n---\n\n# tiny\n")
@@ -101,8 +102,8 @@ def build_model(folders: Folders) -> None:
     rows = [{"id": name, "subject": subject, "prompt": "{} is in", "object": said} for name, subject, said in facts]
     for name, some in (("edits.jsonl", rows[:2]), ("more.jsonl", rows[2:])):
         (folders.given / name).write_text("".join(json.dumps(row) + "\n" for row in some))
-    values = np.eye(32) * 100
-    np.savez(folders.given / "moment.npz", **{"mom2.mom2": values, "mom2.count": np.array(100)})
+    arrays: dict[str, Any] = {"mom2.mom2": np.eye(32) * 100, "mom2.count": np.array(100)}
+    np.savez(folders.given / "moment.npz", **arrays)
     (folders.given / "old.html").write_text("<p>an older page</p>\n")
 
 

@@ -163,7 +163,8 @@ def test_an_import_removes_what_a_killed_one_left(tiny_folder: Path, tmp_path: P
 
     width = 128 if "gpt2" in tiny_folder.name else 88
     file = tmp_path / "moment.npz"
-    np.savez(file, **{"mom2.mom2": np.eye(width), "mom2.count": np.array(10)})
+    arrays: dict[str, Any] = {"mom2.mom2": np.eye(width), "mom2.count": np.array(10)}
+    np.savez(file, **arrays)
     recipe = resolve([("flag", {"model.path": str(tiny_folder), "method.layers": "1"})])[0]
     run_stats(recipe, import_file=str(file))
     moments = tmp_path / "cache" / "moments"
