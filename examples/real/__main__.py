@@ -48,7 +48,6 @@ def main() -> int:
 
 def _show(folder: Path, key: str, count: int, output: Path) -> None:
     import memedit
-    from memedit.config.presets import preset
     from memedit.config.recipe import ModelKnobs
     from memedit.model.load import load
     from memedit.show.progress import TerminalProgress
@@ -71,7 +70,7 @@ def _show(folder: Path, key: str, count: int, output: Path) -> None:
     before = _answers(folder, edits)
     settings = {"moments.corpus": "self", "moments.tokens": _tokens(folder), "output.overwrite": True}
     report = memedit.apply(
-        edits, folder, output, facts=facts, settings={**settings, **preset("specific")},
+        edits, folder, output, facts=facts, settings=settings,
         progress=TerminalProgress(Console(stderr=True)),
     )  # fmt: skip
     after = _answers(output, edits)
