@@ -187,6 +187,7 @@ def solved(lm: LanguageModel, **knobs: Any) -> Update:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_polish_lowers_both_losses_and_leaves_the_model_alone(lm: LanguageModel) -> None:
     before = {n: lm.weight(n).clone() for n in LAYERS}
     update = solved(lm, steps=30, siblings=4, others=4)
@@ -199,6 +200,7 @@ def test_polish_lowers_both_losses_and_leaves_the_model_alone(lm: LanguageModel)
         assert torch.allclose(update.weights[n], before[n] + update.deltas[n].dense().float(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_polish_has_the_same_bits(lm: LanguageModel) -> None:
     one, other = (solved(lm, steps=3, siblings=4, others=4) for _ in range(2))
     assert all(torch.equal(one.weights[n], other.weights[n]) for n in LAYERS)
@@ -210,6 +212,7 @@ def test_without_steps_it_is_the_closed_form(lm: LanguageModel) -> None:
     assert update.keys == {}
 
 
+@pytest.mark.slow
 def test_more_weight_on_what_must_stay_keeps_more_of_it(lm: LanguageModel) -> None:
     light, heavy = (solved(lm, steps=30, siblings=4, others=4, preserve=weight).polish for weight in (0.0, 5.0))
     assert light and heavy
