@@ -22,7 +22,7 @@ started = time.monotonic()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--budget SECONDS`, for the fast tier."""
-    parser.addoption("--budget", type=float, help="say at the end how much of so many seconds the run took")
+    parser.addoption("--budget", type=float, help="print at the end how much of these seconds the run took")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -4,7 +4,7 @@
 
 The first table has `apply` at its defaults with each method on the first edits of requests/world.jsonl, beside the
 plain oracle, which is MEMIT as published. The second has `--batches` lists of `--size` edits, one after the other: all
-solved anew from the base with kept targets, each on top of the last, or each as if none had been before. Two tables on
+solved again from the base with kept targets, each on top of the last, or each as if none had been before. Two tables on
 stdout, then one line of JSON.
 """
 

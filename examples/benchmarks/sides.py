@@ -1,4 +1,4 @@
-"""One column of the benchmark: what each side took for the same edits, what it ran, and what came of it."""
+"""One column of the benchmark: what each side took for the same edits, what it ran, and its scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .both import Both
 from .counting import counted, needed, settle
 
 SCORED = 1000
-"""Above so many edits the scores are those of the first so many."""
+"""Above this number of edits only the first are scored."""
 GIGA = 1e9
 
 

@@ -11,7 +11,7 @@ PEOPLE = 280
 EDITED_PEOPLE = 180
 WORLD_SEED = 20
 HELD_OUT = 3
-"""The last so many wordings of each relation are withheld for half of the people."""
+"""This number of wordings of each relation, the last ones, are withheld for half of the people."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def remove_entries(
     to_size: int | None = None,
     dry_run: bool = False,
 ) -> CacheCleaning:
-    """Remove what the cache keeps: of some kinds or of all, not used for so many seconds, down to a size in bytes.
+    """Remove what the cache keeps: of some kinds or of all, unused for a number of seconds, or down to a size in bytes.
 
     With `to_size` the least recently used go first, until all that the cache keeps is within it. What a run that is
     going on uses stays.

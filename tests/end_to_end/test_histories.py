@@ -73,7 +73,7 @@ def test_the_history_of_a_model_changes_no_byte(tiny_folder: Path, tmp_path: Pat
     # The converse: on top the earlier weights count.
     on_top = through(tmp_path / "top", tiny_folder, [[edit(n) for n in batch] for batch in orders[0]], mode="on top")
     assert weights(on_top) != wanted
-    # And a re-solve of what was found on top finds it anew on the base.
+    # And a re-solve of what was found on top finds it again on the base.
     back = tmp_path / "back"
     report = memedit.apply([edit(0)], on_top, back, settings={"chunk": 1})
     assert report.ledger is not None and (report.ledger.kept, report.ledger.searched, report.ledger.twins) == (2, 4, 1)
