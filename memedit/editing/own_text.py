@@ -10,7 +10,7 @@ import torch
 from memedit.forward.generation import write_texts
 from memedit.model.digests import of_model, of_tokenizer
 from memedit.model.load import LanguageModel
-from memedit.progress import Progress
+from memedit.progress import Advance, Progress
 from memedit.storage.artifacts import Store
 
 SELF = "self"
@@ -43,7 +43,7 @@ class OwnText:
             kept = [self._part(lm, store, part, advance) for part in range(parts)]
         return [tuple(row) for ids in kept for row in ids.tolist()]
 
-    def _part(self, lm: LanguageModel, store: Store, part: int, advance: Any) -> torch.Tensor:
+    def _part(self, lm: LanguageModel, store: Store, part: int, advance: Advance) -> torch.Tensor:
         on = {**self.on, "part": part}
         found = store.find("own-text", on)
         if found is None:
@@ -51,4 +51,6 @@ class OwnText:
             texts = write_texts(lm, TOGETHER, self.row, seed=mixed, seen=advance)
             found = {"ids": torch.tensor(texts)}
             store.keep("own-text", on, found)
+        else:
+            advance(found["ids"].numel())
         return found["ids"]

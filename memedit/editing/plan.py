@@ -117,13 +117,9 @@ def with_contexts(
     ]
 
 
-def _templates(request: EditRequest) -> tuple[str, ...]:
-    return (request.prompt, *(wording for wording in request.wordings if wording.strip()))
-
-
 def _worded(request: EditRequest, number: int) -> EditRequest:
     """The request with the prompt of context `number`."""
-    templates = _templates(request)
+    templates = request.templates
     return request.model_copy(update={"prompt": templates[number % len(templates)]})
 
 
@@ -145,8 +141,8 @@ def encode_contexts(
 
 def _edit(request: EditRequest, tokenizer: PreTrainedTokenizerBase, chat: bool) -> Edit:
     prompt = encode_prompt(tokenizer, request, chat=chat)
-    templates = range(1, len(_templates(request)))
-    wordings = tuple(encode_prompt(tokenizer, _worded(request, number), chat=chat) for number in templates)
+    more = range(1, len(request.templates))
+    wordings = tuple(encode_prompt(tokenizer, _worded(request, number), chat=chat) for number in more)
     target = object_ids(tokenizer, request.text, prompt.ids, request.object, chat=chat)
     if not target:
         raise SubjectLost(f"the object {shown(request.object)} has no tokens in this tokenizer")

@@ -42,8 +42,6 @@ ENOUGH = 0.05
 """Loss of an edit below which it pulls no further: the same bar as the target search's."""
 LAST_STEP = 0.2
 """The length of the last step, in units of the first."""
-TRIED = 3
-"""Rows on which the engine is proved."""
 
 
 @dataclass(frozen=True)
@@ -88,28 +86,29 @@ def polish(
     seed: int,
     advance: Advance | None = None,
 ) -> Update:
-    """Polish an update of E edits under X prompts each; `stored` are the weights (D, F) before it.
+    """Polish an update of E edits under X prompts each, in at least one step.
 
-    The model must be unedited, and is unchanged when this returns. The order of draws depends on the seed alone.
+    `update` has its keys; `stored` are the weights (D, F) before it, in the checkpoint's dtype. The model must be
+    unedited, and is unchanged when this returns. The draws depend on the seed alone. Raises what the proof of the
+    engine raises, among it every exhaustion of memory.
     """
     made = _Rows.of(edits, prompts, preserved)
     left, right = _factors(lm, update)
     changes: Factors = {layer: (left[layer], right[layer]) for layer in left}
-    few = sorted({0, made.preserved.start // 2, len(made.rows) - 1})[:TRIED]
+    few = sorted({0, made.preserved.start // 2, len(made.rows) - 1})
     rows, reason = choose_adapted_rows(
         lm, made.rows, changes, tokens=MOST_TOKENS.get(lm.device.type, 1024) // 2, few=few
     )
     before = _before(rows, made)
     steps = _Steps(rows, made, before, changes, knobs, random.Random(seed))
-    first = last = (0.0, 0.0, 0.0)
-    for number in range(knobs.steps):
-        last = steps.step()
-        first = last if number == 0 else first
+    seen: list[tuple[float, float]] = []
+    for _ in range(knobs.steps):
+        seen.append(steps.step())
         if advance:
             advance(1)
     report = PolishReport(
-        steps=knobs.steps, preserved=len(made.preserved), engine=reason, loss_before=first[0], loss_after=last[0],
-        divergence_before=first[1], divergence_after=last[1],
+        steps=knobs.steps, preserved=len(made.preserved), engine=reason, loss_before=seen[0][0],
+        loss_after=seen[-1][0], divergence_before=seen[0][1], divergence_after=seen[-1][1],
     )  # fmt: skip
     return _rounded(update, steps.changes(), stored, rounding, report)
 
@@ -160,8 +159,8 @@ class _Steps:
         """The changes as they are now, for a forward."""
         return {layer: (self.left[layer], self.right[layer]) for layer in self.left}
 
-    def step(self) -> tuple[float, float, float]:
-        """One step on one row of each edit and some preserved prompts: the mean loss, the mean KL, and their sum."""
+    def step(self) -> tuple[float, float]:
+        """One step on one row of each edit and some preserved prompts: the mean loss, and the mean KL, in nats."""
         self.optimizer.zero_grad()
         loss = self._edits([self.draw.choice(list(rows)) for rows in self.made.of_edit])
         few = min(len(self.made.preserved), max(1, round(self.knobs.ratio * len(self.made.of_edit))))
@@ -169,7 +168,7 @@ class _Steps:
         self.optimizer.step()
         self.decay.step()
         self.number += 1
-        return loss, drift, loss + self.knobs.preserve * drift
+        return loss, drift
 
     def _edits(self, chosen: Sequence[int]) -> float:
         """The gradient of the edits' mean loss; returns that loss, without the bar."""

@@ -29,10 +29,14 @@ NAME = re.compile(r"(?=.{2,40}$)[^\W\d_](?:[^\W\d_]|[ .'-])*")
 def preserved_prompts(
     lm: LanguageModel, edits: Sequence[Edit], knobs: PolishKnobs, *, chat: bool, seed: int
 ) -> list[Prompt]:
-    """Make the prompts: at most `knobs.siblings` and `knobs.others` for each edit, drawn by the seed, each once."""
+    """Make the prompts, in the tokens of the model: at most `knobs.siblings` and `knobs.others` for each edit.
+
+    They are drawn by the seed, and each is there once. A name that the tokenizer merges with the text around it is left
+    out, and so is a prompt too long for the model.
+    """
     draw = random.Random(seed)
     templates = _templates(edits)
-    taken = {(edit.request.subject, template) for edit in edits for template in _own(edit)}
+    taken = {(edit.request.subject, template) for edit in edits for template in edit.request.templates}
     subjects = list(dict.fromkeys(edit.request.subject for edit in edits))
     edited = {(edit.request.subject, _relation(edit)) for edit in edits}
     siblings = [
@@ -57,7 +61,7 @@ def preserved_prompts(
         try:
             prompt = locate_subject(lm.tokenizer, head, subject, tail, chat=chat)
         except SubjectLost:
-            continue  # a name that the tokenizer merges with its surroundings serves nobody
+            continue
         prompts.setdefault(prompt.ids, prompt)
     room = lm.architecture.positions
     return [prompt for prompt in prompts.values() if room is None or len(prompt.ids) < room]
@@ -65,10 +69,6 @@ def preserved_prompts(
 
 def _relation(edit: Edit) -> str:
     return edit.request.relation or edit.request.prompt
-
-
-def _own(edit: Edit) -> tuple[str, ...]:
-    return (edit.request.prompt, *(wording for wording in edit.request.wordings if wording.strip()))
 
 
 def _templates(edits: Sequence[Edit]) -> Mapping[str, tuple[str, ...]]:

@@ -109,6 +109,11 @@ class EditRequest(BaseModel):
         return head, tail
 
     @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompt and the wordings that are not empty: all templates that the edit is made by."""
+        return (self.prompt, *(wording for wording in self.wordings if wording.strip()))
+
+    @property
     def fact(self) -> tuple[str, str]:
         """Subject and relation (or prompt): two edits of one fact with different objects contradict each other."""
         return self.subject, self.relation or self.prompt

@@ -121,7 +121,7 @@ def _relation(request: EditRequest) -> str:
 
 def _other_prompts(request: EditRequest, same: _Related) -> list[str]:
     """The first few other prompts that the list has for the relation, without those that the edit is made by."""
-    own = {request.prompt, *request.wordings}
+    own = set(request.templates)
     others = (prompt for prompt in islice(same.prompts, PARAPHRASES + len(own)) if prompt not in own)
     return [prompt.replace(SLOT, request.subject, 1) for prompt in islice(others, PARAPHRASES)]
 

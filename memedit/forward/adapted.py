@@ -63,7 +63,7 @@ class AdaptedRows:
     def _whole(self, rows: Sequence[ReadRow], changes: Factors, at_subject: bool) -> Tensor:
         ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
         most = max(row.reads for row in rows)
-        mask = _only(ids, [row.at for row in rows]) if at_subject else None
+        mask = _only(ids, [row.at for row in rows], [row.shared for row in rows]) if at_subject else None
         with hooked(self._hooks(changes, mask)):
             logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits
         return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])
@@ -115,10 +115,12 @@ class AdaptedRows:
         return [(self.lm.model.get_submodule(modules[n]), adding(*pair)) for n, pair in changes.items()]
 
 
-def _only(ids: Tensor, at: Sequence[int]) -> Tensor:
-    """A mask (rows, T, 1) float32 that is 1 at one column of each row."""
+def _only(ids: Tensor, at: Sequence[int], before: Sequence[int] = ()) -> Tensor:
+    """A mask (rows, T, 1) float32 that is 1 at column `at` of each row, and in its first `before` columns."""
     mask = torch.zeros(*ids.shape, 1, device=ids.device)
     mask[torch.arange(len(at)), torch.tensor(at)] = 1
+    for row, count in enumerate(before):
+        mask[row, :count] = 1
     return mask
 
 

@@ -82,7 +82,7 @@ def test_rows_under_changes_are_those_of_a_model_that_holds_them(lm: LanguageMod
 
 def test_at_the_subject_alone_another_token_is_not_changed(lm: LanguageModel) -> None:
     factors = changes(lm)
-    last = [ReadRow(row.ids, 0, len(row.ids) - 1) for row in rows()]
+    last = [ReadRow(row.ids, row.shared, len(row.ids) - 1) for row in rows()]
     with torch.no_grad():
         fast = measured(AdaptedRows(lm, last, tokens=40), factors, at_subject=True)
         plain = measured(AdaptedRows(lm, last, tokens=40, whole=True), factors, at_subject=True)
@@ -188,13 +188,12 @@ def solved(lm: LanguageModel, **knobs: Any) -> Update:
 
 
 @pytest.mark.slow
-def test_polish_lowers_both_losses_and_leaves_the_model_alone(lm: LanguageModel) -> None:
+def test_polish_lowers_the_loss_of_the_edits_and_leaves_the_model_alone(lm: LanguageModel) -> None:
     before = {n: lm.weight(n).clone() for n in LAYERS}
     update = solved(lm, steps=30, siblings=4, others=4)
     assert update.polish
     assert update.polish.preserved > 0
     assert update.polish.loss_after < update.polish.loss_before
-    assert update.polish.divergence_after < max(update.polish.divergence_before, 0.05)
     assert all(torch.equal(before[n], lm.weight(n)) for n in LAYERS)
     for n in LAYERS:
         assert torch.allclose(update.weights[n], before[n] + update.deltas[n].dense().float(), atol=1e-5)
@@ -217,4 +216,4 @@ def test_more_weight_on_what_must_stay_keeps_more_of_it(lm: LanguageModel) -> No
     light, heavy = (solved(lm, steps=30, siblings=4, others=4, preserve=weight).polish for weight in (0.0, 5.0))
     assert light and heavy
     assert heavy.divergence_after < light.divergence_after
-    assert light.loss_after < heavy.loss_after + 1.0
+    assert light.loss_after < heavy.loss_after
