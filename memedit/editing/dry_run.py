@@ -35,7 +35,7 @@ class DryRun(BaseModel):
     bytes_memory: int
     """Estimate for model, second moments and target search together."""
     seconds: float
-    """Estimate for second moments and targets."""
+    """Estimate for second moments, targets and polish."""
     ledger: LedgerReport | None = None
     resumes: bool
     """A run of the same edits, model and recipe was interrupted, and will continue."""

@@ -24,6 +24,9 @@ TIMED = (16, 256)
 """Tokens of the timed forward; the second is run if the first takes less than SHORT seconds."""
 SHORT = 0.25  # seconds
 GRADIENT = 3.0  # forwards that a step of the search costs
+WRITTEN = 3.0
+"""Forwards that a token costs which the model writes itself: rows grow by one token at a time (SmolLM2-135M on two
+cores, 32 rows, 2026-11-28: 15 ms a token, where a token of a long row takes 5)."""
 
 
 def weight_bytes(base: Checkpoint, knobs: ModelKnobs) -> int:
@@ -129,10 +132,18 @@ def token_seconds(lm: LanguageModel) -> float:
 
 
 def estimate_seconds(
-    lm: LanguageModel, layers: Sequence[int], corpus_tokens: int, search_tokens: int, steps: int
+    lm: LanguageModel,
+    layers: Sequence[int],
+    corpus_tokens: int,
+    search_tokens: int,
+    steps: int,
+    *,
+    written_tokens: int = 0,
+    polish_tokens: int = 0,
 ) -> float:
     """Estimate the seconds for the moments of `layers` over corpus_tokens, and a search over search_tokens for `steps`.
 
+    written_tokens: of its own text that the model must write; polish_tokens: in the rows of all steps of polish.
     The search runs the blocks above the last edited layer, forward and backward; most edits need half of the steps. The
     products of a moment are counted in units of those of a forward.
     """
@@ -142,4 +153,5 @@ def estimate_seconds(
     products = sum(0.5 * architecture.mlp_widths[layer] ** 2 for layer in layers) / parameters
     measuring = corpus_tokens * per_token * (reach + products)
     searching = search_tokens * per_token * (1 - reach) * GRADIENT * steps / 2
-    return measuring + searching
+    polishing = polish_tokens * per_token * GRADIENT
+    return measuring + searching + written_tokens * per_token * WRITTEN + polishing

@@ -152,11 +152,16 @@ class EditRun:
         self.progress.note(f"takes about {duration_text(self.takes())}, {resources}")
 
     def takes(self) -> float:
-        """Estimate the seconds that moments and targets take."""
+        """Estimate the seconds that moments, targets and polish take."""
         rows, plan = len(self.recipe.contexts.openings) + 2, self.moment_plan
         suffixes = rows * sum(suffix_of(edit) for n, edit in enumerate(self.plan.edits) if n not in self.kept)
         read = plan.tokens if plan.missing else 0
-        return estimate_seconds(self.lm, self.plan.layers, read, suffixes, self.recipe.target.steps)
+        polish = self.recipe.polish
+        return estimate_seconds(
+            self.lm, self.plan.layers, read, suffixes, self.recipe.target.steps,
+            written_tokens=read if plan.own_text else 0,
+            polish_tokens=round(polish.steps * (1 + polish.ratio) * sum(map(suffix_of, self.plan.edits))),
+        )  # fmt: skip
 
     def contexts(self, run: Store) -> Contexts:
         """The contexts (the ledger's own if there is one), and every edit's prompts under them."""

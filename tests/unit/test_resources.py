@@ -98,6 +98,8 @@ def test_time_grows_with_what_is_read_and_searched(lm: LanguageModel, monkeypatc
     assert none == 0 and read > 500 and searched == pytest.approx(1000 * 0.5 * 3 * 20)
     assert estimate_seconds(lm, (5,), 0, 1000, 40) == 0  # nothing runs above the last block
     assert torch.isfinite(torch.tensor([read, searched])).all()
+    more = estimate_seconds(lm, (5,), 0, 0, 40, written_tokens=100, polish_tokens=10)
+    assert more == pytest.approx(100 * 3 + 10 * 3)
 
 
 @pytest.mark.parametrize(("spent", "said"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
