@@ -21,7 +21,7 @@ from examples.real.models import MODELS, FetchError, make_ready
 
 EDITS = 10
 TOKENS_PER_DIMENSION = 4
-"""Tokens of its own text for each dimension of a layer's MLP: enough here (memedit/docs/measured.md), and quick."""
+"""Tokens of its own text for each dimension of a layer's MLP: fewer than by default, since writing takes long."""
 
 
 def main() -> int:
