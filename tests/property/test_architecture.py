@@ -40,6 +40,7 @@ def test_a_norm_behind_the_down_projection_is_found_where_there_is_one_and_witho
         assert find_architecture(type(model)(model.config)) == architecture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", POST_NORM)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_norm_is_proved_and_refused_where_it_is_no_rms_norm(family: str, dtype: torch.dtype) -> None:

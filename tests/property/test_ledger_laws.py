@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +69,7 @@ def latest(batches: Sequence[Sequence[EditRequest]]) -> set[str]:
     return {digest for digests in said.values() for digest in digests}
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(histories)
 def test_the_latest_answer_to_each_question_is_in_force(given: list[list[tuple[int, int, int, int]]]) -> None:
@@ -86,6 +88,7 @@ def test_the_latest_answer_to_each_question_is_in_force(given: list[list[tuple[i
                 assert set(other.edit.questions) & set(one.edit.questions)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(histories)
 def test_batches_of_one_leave_what_whole_batches_leave(given: list[list[tuple[int, int, int, int]]]) -> None:

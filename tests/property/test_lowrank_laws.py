@@ -48,7 +48,9 @@ def test_a_change_and_its_negative_leave_the_weight(width: int, inner: int, seed
     one, weight = change(2, width, inner, seed), draw(seed + 5, width, inner).half()
     negative = Delta(-one.left, one.right)
     assert torch.equal(rounded(weight, sum_lowrank([one, negative])), weight)
-    assert not torch.equal(rounded(weight, sum_lowrank([one, one])), weight)
+    step = torch.finfo(torch.float16).eps * weight.abs().double()  # at least a step of float16 at each weight
+    if (2 * one.dense().abs() > step).any():  # a smaller change may round to nothing
+        assert not torch.equal(rounded(weight, sum_lowrank([one, one])), weight)
 
 
 @settings(deadline=None)
@@ -62,6 +64,7 @@ def test_factors_of_like_size_have_the_same_product_to_the_bit(edits: int, width
     assert ((ratio >= 0.49) & (ratio <= 2.01))[found.right.norm(dim=1) > 0].all()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(sizes, sizes, sizes, seeds)
 def test_truncation_is_the_best_there_is_and_tells_what_it_lost(edits: int, width: int, inner: int, seed: int) -> None:

@@ -50,6 +50,7 @@ def counted(calls: list[int]) -> Callable[[], dict[str, torch.Tensor]]:
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMEDIT_CACHE", str(tmp_path / "cache"))
     assert cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("MEMEDIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

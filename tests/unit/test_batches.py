@@ -94,6 +94,7 @@ def test_the_plan_is_written_before_the_first_launch(
     assert [len(batch["edits"]) for batch in json.loads(file.read_text())["value"]["batches"]] == [4, 4]
 
 
+@pytest.mark.slow
 def test_a_run_gone_on_with_reads_its_plan(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search, store = searched(lm), Store(tmp_path)
     search.run(store, ON, Suffix)

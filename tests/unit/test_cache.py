@@ -242,6 +242,7 @@ def test_headers_that_are_damaged_are_listed_without_a_model() -> None:
     assert [one.model for one in kept_entries()] == [None] * 4
 
 
+@pytest.mark.slow
 def test_the_state_of_a_refused_run_is_removed_and_that_of_a_failed_one_stays(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

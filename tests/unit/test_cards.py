@@ -34,7 +34,9 @@ def card_of(folder: Path, front: str) -> tuple[dict[str, Any], str | None]:
     return made, base.warning
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "deep nesting" else name for name in BAD]
+)
 def test_front_matter_that_cannot_be_read_is_left_out_with_a_warning(name: str, tmp_path: Path) -> None:
     made, warning = card_of(tmp_path, BAD[name])
     assert set(made) == {"base_model", "base_model_relation", "library_name", "tags"}

@@ -105,6 +105,7 @@ def test_a_document_that_does_not_end_is_named(tmp_path: Path) -> None:
     assert len(list(documents(kept(tmp_path / "corpus.txt", lines.replace("\n", "\n\n"))))) == 17
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "line"),
     [("txt.gz", "\n"), ("jsonl.gz", '{"text":""}\n')],
@@ -118,6 +119,7 @@ def test_a_gzip_bomb_of_nothing_ends(tmp_path: Path, ending: str, line: str) -> 
     assert list(documents(kept(tmp_path / f"corpus.{ending}", line * 1000))) == []
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_of_text_ends(tmp_path: Path) -> None:
     spec = kept(tmp_path / "corpus.txt.gz", ("a" * 1_000_000 + "\n\n") * 110)
     with pytest.raises(UsageError, match=r"expand to more than 10\d,"):

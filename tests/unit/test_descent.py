@@ -52,6 +52,7 @@ def lowest(measure: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
     return measure(point.detach())[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_lbfgs_reaches_the_minimum_of_every_problem(seed: int) -> None:
     measure = problems(seed)
@@ -60,6 +61,7 @@ def test_lbfgs_reaches_the_minimum_of_every_problem(seed: int) -> None:
     assert torch.allclose(best, lowest(measure), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_it_needs_fewer_evaluations_than_adam() -> None:
     measure, wanted = problems(0), lowest(problems(0)) + 0.05
 

@@ -146,6 +146,7 @@ def test_counterfact_records_are_read(tmp_path: Path) -> None:
     assert [neighbor.prompt for neighbor in found.neighborhood] == ["Bo speaks"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
     [("counterfact_3k_locft.json", 3000), ("zsre_3k_locft.json", 3000), ("qaedit_1k.json", 1000)],

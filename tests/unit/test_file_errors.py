@@ -19,6 +19,7 @@ from memedit.errors import ResourceError, StorageError, UnsupportedModelError, f
 from memedit.model.config import foreign_errors
 from memedit.model.load import load, open_tokenizer
 from memedit.storage.artifacts import Store
+from memedit.storage.cache import cache_dir
 from memedit.storage.locks import _host, exclusive, remove_folder
 
 KNOBS = ModelKnobs(device="cpu")
@@ -167,7 +168,7 @@ def test_an_import_removes_what_a_killed_one_left(tiny_folder: Path, tmp_path: P
     np.savez(file, **arrays)
     recipe = resolve([("flag", {"model.path": str(tiny_folder), "method.layers": "1"})])[0]
     run_stats(recipe, import_file=str(file))
-    moments = tmp_path / "cache" / "moments"
+    moments = cache_dir() / "moments"
     (kept,) = moments.iterdir()
     left = moments / f".{kept.name}.{_host()}.999999999.tmp"
     left.write_bytes(b"half")

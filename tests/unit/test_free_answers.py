@@ -57,6 +57,7 @@ def prompts() -> list[tuple[int, ...]]:
     return [*(some(length) for length in (3, 5, 5, 9)), *(lead + some(2 + n % 3) for n in range(20))]
 
 
+@pytest.mark.slow
 def test_writing_together_is_writing_alone(tiny: LanguageModel) -> None:
     asked = prompts()
     assert [lead > 0 for lead, _ in leads(asked)] == [True, False]

@@ -51,6 +51,7 @@ def test_a_sound_folder_is_opened(folder: Path) -> None:
     assert load(folder, KNOBS).architecture.editable == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CONFIGS, ids=lambda case: case.name)
 def test_a_hostile_config_is_refused(case: FolderCase, folder: Path) -> None:
     case.change(folder)

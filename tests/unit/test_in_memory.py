@@ -86,6 +86,7 @@ def test_a_model_of_no_folder_is_edited_and_put_back(tiny: tuple[Any, Any]) -> N
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_model_keeps_its_dtype(tiny: tuple[Any, Any], dtype: torch.dtype) -> None:
     model, tokenizer = tiny[0].to(dtype), tiny[1]

@@ -36,6 +36,7 @@ def test_a_malformed_list_is_refused_at_its_line(case: Case, tmp_path: Path) -> 
     assert "\n" not in errors[0].line
 
 
+@pytest.mark.slow
 def test_mutated_lists_are_read_or_refused(tmp_path: Path) -> None:
     ends: dict[str, int] = {"read": 0, "refused": 0}
     for number in range(FAST):

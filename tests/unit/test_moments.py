@@ -155,6 +155,7 @@ def test_what_is_made_ahead_comes_in_order_and_ends() -> None:
         list(ahead(b"\xff".decode(part) for part in ("latin-1", "utf-8")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["moment", "factor"])
 def test_a_flipped_bit_in_the_cache_is_named_set_aside_and_changes_no_output(
     kind: str, tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -82,6 +82,7 @@ def test_without_a_corpus_the_model_writes_one_and_says_so(lm: LanguageModel, ti
     assert named.missing == []  # the name says the same
 
 
+@pytest.mark.slow
 def test_the_text_is_kept_part_by_part_and_depends_on_the_seed(
     lm: LanguageModel, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

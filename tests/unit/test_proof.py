@@ -91,6 +91,7 @@ def test_running_out_of_memory_is_raised(
     assert caught.value is EXHAUSTED[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), TypeError(), NotImplementedError(), AssertionError()])
 @pytest.mark.parametrize("user", USERS)
 def test_any_other_failure_falls_back_to_whole_forwards(

@@ -171,6 +171,7 @@ def agree(file: Path, restated: Callable[[Plain, Record], Row], plain: Plain) ->
     assert max(map(abs, expected.values())) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "restated"),
     [

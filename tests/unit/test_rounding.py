@@ -93,6 +93,7 @@ def test_rows_do_not_see_each_other() -> None:
     assert torch.equal(solved(weight[some], Delta(delta.left[some], delta.right), keys, moment), steps[some])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 7, 500])
 def test_blocks_are_only_a_way_to_be_fast(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     weight, delta, keys, moment = problem()

@@ -73,6 +73,7 @@ def test_the_sweep_and_whole_forwards_give_one_change(lm: LanguageModel) -> None
     assert all(one.residual_after == pytest.approx(other.residual_after, rel=1e-4) for one, other in reports)
 
 
+@pytest.mark.slow
 def test_a_scaled_family_gets_what_it_is_asked_for() -> None:
     """Without a ridge the last layer closes the whole gap, where its gain is known and only there."""
     model = family_model("granite_scaled")
