@@ -31,7 +31,7 @@ from memedit.editing.moment_cache import (
     plan_moments,
 )
 from memedit.editing.moments import measure
-from memedit.editing.plan import Plan, make_plan, with_contexts
+from memedit.editing.plan import Plan, encode_contexts, make_plan
 from memedit.editing.polish import solve_edits
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
@@ -271,7 +271,7 @@ def _solved_update(
     progress: Progress,
 ) -> Update:
     """Search the targets of all edits, and solve the layers for them. Rows go by the digests of their edits."""
-    prompts = [with_contexts(edit, contexts, lm.tokenizer, chat=recipe.chat) for edit in plan.edits]
+    prompts = encode_contexts(plan.edits, contexts, lm.tokenizer, chat=recipe.chat).prompts
     search = Search(lm, plan.edits, prompts, plan.layers[-1], recipe, len(plan.layers))
     with progress.phase("targets", len(prompts), "edits") as advance, TemporaryDirectory() as folder:
         engine = search.choose_engine()

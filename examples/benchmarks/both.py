@@ -12,7 +12,7 @@ from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.config.resolve import resolve
 from memedit.editing.contexts import sample_contexts
 from memedit.editing.moments import measure
-from memedit.editing.plan import make_plan, with_contexts
+from memedit.editing.plan import encode_contexts, make_plan
 from memedit.editing.solve import Update, solve
 from memedit.editing.target_search import Search
 from memedit.editing.targets import Targets, rows_of
@@ -67,7 +67,7 @@ class Both:
         if contexts is None:
             contexts = CONTEXTS if shape else sample_contexts(self.lm, self.recipe.contexts, self.recipe.seed)
         self.contexts = contexts
-        self.prompts = [with_contexts(edit, contexts, self.lm.tokenizer, chat=False) for edit in self.plan.edits]
+        self.prompts = encode_contexts(self.plan.edits, contexts, self.lm.tokenizer, chat=False).prompts
         self.search = Search(self.lm, self.plan.edits, self.prompts, self.layers[-1], self.recipe, len(self.layers))
         self.is_random = shape is not None
         self.corpus = (SHIPPED if shape else Path(name)) / "memedit" / "corpus.jsonl.gz"

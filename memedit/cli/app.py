@@ -88,10 +88,6 @@ def main() -> NoReturn:
     except _StoppedBySignal as stop:
         _say("interrupted; finished work is kept: run the same command again to continue")
         sys.exit(128 + stop.number)
-    except BrokenPipeError:
-        # The reader closed the pipe: not an error. Closing stdout at exit must not raise it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except MemoryError:
         _say("error: the machine's memory is full")
         _say("hint: use --memory 1GB, --dtype bfloat16 or fewer --layers; finished work is kept")
@@ -158,7 +154,10 @@ def _bad_path(error: Exception) -> bool:
 def _say(text: str) -> None:
     from memedit.results.units import printable
 
-    print(printable(text), file=sys.stderr)
+    try:
+        print(printable(text), file=sys.stderr)
+    except BrokenPipeError:  # nobody reads it; the exit code still tells what happened
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 LONGEST_LINE = 1500

@@ -77,8 +77,9 @@ class MethodKnobs(_Knobs):
 class TargetKnobs(_Knobs):
     """The search for the state that makes the model say the new object."""
 
-    optimizer: Literal["adam", "lbfgs"] = "adam"
-    """adam, or lbfgs: far fewer steps. The published semantics, and an absolute step, are adam's."""
+    optimizer: Literal["lbfgs", "adam"] = "lbfgs"
+    """lbfgs, or adam, as published: it takes several times the steps. The published semantics, and an absolute step,
+    are adam's whatever stands here."""
     steps: int = Field(default=40, ge=1)
     """Steps of the search at most; an edit stops on its own when its loss is under `stop`."""
     step: float = Field(default=0.05, gt=0)

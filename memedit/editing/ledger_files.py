@@ -25,6 +25,8 @@ from memedit.storage.tensorfile import saved
 
 FORMAT, VERSION = "memedit-ledger", "1"
 LINES, TARGETS = "memedit/ledger.jsonl", "memedit/ledger.safetensors"
+UNNAMED = {"target.optimizer": "adam"}
+"""Settings that ledgers of version 0.1 do not name, and what their targets were found with."""
 
 
 def ledger_files(ledger: Ledger) -> dict[str, bytes]:
@@ -57,6 +59,7 @@ def read_ledger(folder: Path) -> Ledger | None:
         if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
             raise _damaged(folder, f"{tensors.name} is not a ledger of version {VERSION}")
         about = Provenance.model_validate_json(metadata["about"])
+        about = about.model_copy(update={"knobs": {**UNNAMED, **about.knobs}})
         entries = tuple(LedgerEntry.model_validate_json(line) for line in text.split("\n") if line.strip())
     except (SafetensorError, ValidationError, UnicodeDecodeError, KeyError) as error:
         raise _damaged(folder, "one of its two files cannot be read") from error

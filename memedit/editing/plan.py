@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from memedit.config.layers import layers_of
 from memedit.config.recipe import Recipe
-from memedit.edits.edit import EditRequest, Finding, shown
+from memedit.edits.edit import SLOT, EditRequest, Finding, shown
 from memedit.edits.lint import lint, raise_errors
 from memedit.errors import RecipeError
 from memedit.model.architecture import Architecture
-from memedit.model.tokens import Prompt, SubjectLost, encode_prompt, locate_subject, object_ids
+from memedit.model.tokens import Prompt, SubjectLost, encode_objects, locate_subjects
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,14 @@ def check_edits(
     """
     findings = lint(requests)
     flawed = {finding.edit for finding in findings if finding.severity == "error"}
+    once = {request.digest: request for request in reversed(requests)}.values()
+    sound = [request for request in reversed(once) if request.id not in flawed]
     edits: list[Edit] = []
-    for request in {request.digest: request for request in reversed(requests)}.values():
-        if request.id in flawed:
-            continue
-        try:
-            edits.append(_edit(request, tokenizer, recipe.chat))
-        except SubjectLost as error:
-            findings.append(request.finding("E120", str(error)))
-    edits.reverse()
+    for request, edit in zip(sound, _edits(sound, tokenizer, recipe.chat), strict=True):
+        if isinstance(edit, SubjectLost):
+            findings.append(request.finding("E120", str(edit)))
+        else:
+            edits.append(edit)
     # A context adds its own tokens, and the full stop and space that join it to the prompt.
     room = None if positions is None else positions - recipe.contexts.tokens - 2
     for edit in edits:
@@ -103,26 +102,6 @@ def _check_exact_fit(edits: Sequence[Edit], recipe: Recipe, inner: int) -> None:
         raise RecipeError(message, "use --set method.ridge=1, or --method memit")
 
 
-def with_contexts(
-    edit: Edit, contexts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool
-) -> list[Prompt]:
-    """Tokenize the edit's prompt after each context (the first is the bare prompt).
-
-    An edit that has wordings takes them in turn: context n is followed by template n of the prompt and its wordings,
-    counted around. So wordings cost nothing, and keys and targets are those of all of them.
-    """
-    return [
-        encode_prompt(tokenizer, _worded(edit.request, number), context=context, chat=chat) if number else edit.prompt
-        for number, context in enumerate(contexts)
-    ]
-
-
-def _worded(request: EditRequest, number: int) -> EditRequest:
-    """The request with the prompt of context `number`."""
-    templates = request.templates
-    return request.model_copy(update={"prompt": templates[number % len(templates)]})
-
-
 @dataclass(frozen=True)
 class Contexts:
     """The contexts of a run, the empty one first, and every edit's prompts under them."""
@@ -135,18 +114,55 @@ class Contexts:
 def encode_contexts(
     edits: Sequence[Edit], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool
 ) -> Contexts:
-    """Tokenize every edit's prompt under every context, once for the whole run."""
-    return Contexts(tuple(texts), tuple(tuple(with_contexts(edit, texts, tokenizer, chat=chat)) for edit in edits))
+    """Tokenize every edit's prompt after every context, once for the whole run; the first context must be empty.
+
+    An edit that has wordings takes them in turn: context n is followed by template n of the prompt and its wordings,
+    counted around. So wordings cost nothing, and keys and targets are those of all of them. Raises SubjectLost where a
+    subject is not located after a context.
+    """
+    frames = [_frame(edit.request, number, text) for edit in edits for number, text in enumerate(texts) if number]
+    located = iter(locate_subjects(tokenizer, frames, chat=chat))
+    prompts = [(edit.prompt, *(_sound(next(located)) for _ in texts[1:])) for edit in edits]
+    return Contexts(tuple(texts), tuple(prompts))
 
 
-def _edit(request: EditRequest, tokenizer: PreTrainedTokenizerBase, chat: bool) -> Edit:
-    prompt = encode_prompt(tokenizer, request, chat=chat)
-    more = range(1, len(request.templates))
-    wordings = tuple(encode_prompt(tokenizer, _worded(request, number), chat=chat) for number in more)
-    target = object_ids(tokenizer, request.text, prompt.ids, request.object, chat=chat)
-    if not target:
-        raise SubjectLost(f"the object {shown(request.object)} has no tokens in this tokenizer")
-    return Edit(request, prompt, target, locate_subject(tokenizer, "", request.subject, "").head, wordings)
+def _sound(prompt: Prompt | SubjectLost) -> Prompt:
+    if isinstance(prompt, SubjectLost):
+        raise prompt
+    return prompt
+
+
+def _frame(request: EditRequest, number: int, context: str = "") -> tuple[str, str, str]:
+    """What stands before the subject, the subject, and what stands behind, in the prompt of context `number`."""
+    templates = request.templates
+    head, _, tail = templates[number % len(templates)].partition(SLOT)
+    return context + head, request.subject, tail
+
+
+def _edits(
+    requests: Sequence[EditRequest], tokenizer: PreTrainedTokenizerBase, chat: bool
+) -> Iterator[Edit | SubjectLost]:
+    """Tokenize each request; one that cannot be edited gives the error that says why."""
+    frames = [_frame(one, number) for one in requests for number in range(len(one.templates))]
+    located = iter(locate_subjects(tokenizer, frames, chat=chat))
+    prompts = [[next(located) for _ in one.templates] for one in requests]
+    bare = locate_subjects(tokenizer, [("", one.subject, "") for one in requests])
+    asked = [
+        (one.text, first.ids, one.object)
+        for one, (first, *_) in zip(requests, prompts, strict=True)
+        if not isinstance(first, SubjectLost)
+    ]
+    targets = iter(encode_objects(tokenizer, asked, chat=chat))
+    for request, mine, subject in zip(requests, prompts, bare, strict=True):
+        target = () if isinstance(mine[0], SubjectLost) else next(targets)
+        lost = [one for one in (*mine, subject) if isinstance(one, SubjectLost)]
+        if lost:
+            yield lost[0]
+        elif not target:
+            yield SubjectLost(f"the object {shown(request.object)} has no tokens in this tokenizer")
+        else:
+            prompt, *wordings = map(_sound, mine)
+            yield Edit(request, prompt, target, _sound(subject).head, tuple(wordings))
 
 
 def _check_edit(edit: Edit, room: int | None) -> list[Finding]:

@@ -17,6 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from memedit.edits.edit import EditRequest
 from memedit.model.chat_template import rendered_chat
 
+TEXTS_IN_A_BATCH = 1024
+"""Texts tokenized in one call: enough that a call's own time vanishes, and few enough for little memory."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -54,20 +57,51 @@ def locate_subject(
 
     Raises SubjectLost where the offsets, or decoding, do not lead to the subject.
     """
-    text, start = head + subject + tail, len(head)
-    if chat:
-        text, offset = in_chat(tokenizer, text)
-        start += offset
-    ids, offsets = _tokens(tokenizer, text, special=not chat)
+    (found,) = locate_subjects(tokenizer, [(head, subject, tail)], chat=chat)
+    if isinstance(found, SubjectLost):
+        raise found
+    return found
+
+
+def locate_subjects(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str, str]], *, chat: bool = False
+) -> list[Prompt | SubjectLost]:
+    """`locate_subject` of many (head, subject, tail), tokenized in batches.
+
+    Where a subject is not located, the error stands in its place.
+    """
+    placed: list[tuple[str, int] | SubjectLost] = []
+    for head, subject, tail in texts:
+        try:
+            text, offset = in_chat(tokenizer, head + subject + tail) if chat else (head + subject + tail, 0)
+            placed.append((text, offset + len(head)))
+        except SubjectLost as error:
+            placed.append(error)
+    encoded = iter(_batch(tokenizer, [one[0] for one in placed if not isinstance(one, SubjectLost)], special=not chat))
+    return [
+        one if isinstance(one, SubjectLost) else _located(tokenizer, *one, subject, *next(encoded))
+        for one, (_, subject, _) in zip(placed, texts, strict=True)
+    ]
+
+
+def _located(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    start: int,
+    subject: str,
+    ids: list[int],
+    offsets: list[tuple[int, int]],
+) -> Prompt | SubjectLost:
+    """Locate the tokens of a subject that begins at character `start` of a text."""
     end = start + len(subject.rstrip())
     inside = [index for index, (a, b) in enumerate(offsets) if a < end and b > a and b > start]
     if not inside:
-        raise SubjectLost(f"no token of {text!r} lies in the subject {subject!r}")
+        return SubjectLost(f"no token of {text!r} lies in the subject {subject!r}")
     at = inside[-1]
     merged = offsets[at][1] > end
     decoded, wanted = _bare(str(tokenizer.decode(ids[: at + 1]))), _bare(subject)
     if not (wanted in decoded if merged else decoded.endswith(wanted)):
-        raise SubjectLost(f"decoding the tokens up to the subject gives {decoded[-40:]!r}, not {subject!r}")
+        return SubjectLost(f"decoding the tokens up to the subject gives {decoded[-40:]!r}, not {subject!r}")
     return Prompt(tuple(ids), at, merged, inside[0])
 
 
@@ -135,11 +169,21 @@ def object_ids(
     the border), the answer is tokenized alone. A space joins them, unless the prompt ends in one or the script has
     none.
     """
-    glue = _gap(tokenizer) if chat else _glue(text, answer)
-    if chat:
-        text, _ = in_chat(tokenizer, text)
-    whole = tuple(_tokens(tokenizer, text + glue + answer, special=not chat)[0])
-    return _beyond(tokenizer, prompt_ids, whole, glue + answer)
+    return encode_objects(tokenizer, [(text, prompt_ids, answer)], chat=chat)[0]
+
+
+def encode_objects(
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[tuple[str, tuple[int, ...], str]], *, chat: bool = False
+) -> list[tuple[int, ...]]:
+    """`object_ids` of many (text, its ids, answer), tokenized in batches."""
+    gap = _gap(tokenizer) if chat and asked else ""
+    tails = [(gap if chat else _glue(text, answer)) + answer for text, _, answer in asked]
+    texts = [in_chat(tokenizer, text)[0] if chat else text for text, _, _ in asked]
+    wholes = _batch(tokenizer, [text + tail for text, tail in zip(texts, tails, strict=True)], special=not chat)
+    return [
+        _beyond(tokenizer, prompt, tuple(whole), tail)
+        for (_, prompt, _), (whole, _), tail in zip(asked, wholes, tails, strict=True)
+    ]
 
 
 def encode_questions(
@@ -193,13 +237,17 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> 
 
 def _batch(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[_Encoded]:
     """Ids and character offsets of each text: with BOS where the family adds one, without EOS at its end."""
-    if not texts:
-        return []
-    encoded: Any = tokenizer(
-        texts, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True
-    )
     names = ("input_ids", "offset_mapping", "special_tokens_mask")
-    return [_trimmed(*row) for row in zip(*(encoded[name] for name in names), strict=True)]
+    found: list[_Encoded] = []
+    for at in range(0, len(texts), TEXTS_IN_A_BATCH):
+        encoded: Any = tokenizer(
+            texts[at : at + TEXTS_IN_A_BATCH],
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        found += [_trimmed(*row) for row in zip(*(encoded[name] for name in names), strict=True)]
+    return found
 
 
 def _trimmed(ids: list[int], offsets: list[tuple[int, int]], special: list[int]) -> _Encoded:

@@ -15,8 +15,9 @@ from torch import Tensor
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's Adam defaults, which the published code uses
 MEMORY = 6
 """Pairs of steps and gradient differences that L-BFGS keeps."""
-FIRST, LONGEST = 0.2, 0.5
-"""Lengths of its first step and of its longest, in units of the scale of the problem."""
+FIRST, LONGEST = 0.1, 0.15
+"""Lengths of its first step and of its longest, in units of the scale of the problem. Longer steps overshoot: a search
+that stops as soon as the loss is small then ends at a longer change, which disturbs more."""
 ENOUGH, SHRINK = 1e-4, 0.4
 """Armijo's share of the expected decrease; the factor of a step that did not reach it."""
 SHORTEST = 1e-3

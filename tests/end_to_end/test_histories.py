@@ -18,7 +18,7 @@ from memedit.editing.ledger import History, Ledger, LedgerEntry, extend_ledger
 from memedit.editing.ledger_files import read_ledger
 from memedit.editing.ledger_update import groups_of, provenance_of
 from memedit.editing.moment_cache import factor_of
-from memedit.editing.plan import with_contexts
+from memedit.editing.plan import encode_contexts
 from memedit.editing.run import EditRun
 from memedit.editing.solve import solve
 from memedit.editing.start import RunStart
@@ -181,7 +181,7 @@ def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_small: Path, s
         found.append(delta_bytes({str(n): delta for n, delta in update.deltas.items()}, job.base.digest, {}))
     assert found[0] == found[1] == found[2]
     # The converse: in the order of a list, what its change is made of stands in that order.
-    prompts = [with_contexts(one, contexts, first.lm.tokenizer, chat=False) for one in first.plan.edits]
+    prompts = encode_contexts(first.plan.edits, contexts, first.lm.tokenizer, chat=False).prompts
 
     def in_order(few: list[int]) -> bytes:
         mine, method = [prompts[n] for n in few], recipe.method

@@ -1,4 +1,4 @@
-"""Ctrl-C, a request to terminate and a closed terminal leave a run that goes on."""
+"""Ctrl-C, a request to terminate and a closed terminal leave a run that goes on; a closed pipe ends it quietly."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from memedit.cli import app
 from tests.conftest import ROOT
+from tests.helpers.program import FEW
 
 LIMIT = 120.0  # seconds until the first artifact of the run must be there
 
@@ -79,3 +80,36 @@ def test_a_run_under_nohup_outlives_its_terminal(
     finally:
         for number, handler in were.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("command", "closed", "code"),
+    [
+        (["help", "settings"], ["stdout"], 1),
+        (["check", "nowhere.jsonl"], ["stderr"], 2),
+        (["check", "nowhere.jsonl"], ["stdout", "stderr"], 2),
+        (["apply"], ["stdout"], 1),
+        (["apply"], ["stderr"], 1),
+    ],
+)
+def test_a_closed_pipe_ends_a_command_without_noise(
+    command: list[str], closed: list[str], code: int, made_small: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    if command == ["apply"]:
+        edits = str(ROOT / "requests" / "small.jsonl")
+        command = ["apply", edits, "-m", str(made_small), "-o", str(out), "--limit", "2", *FEW]
+    reading, writing = os.pipe()
+    os.close(reading)
+    streams = {name: writing if name in closed else subprocess.PIPE for name in ("stdout", "stderr")}
+    environment = {**os.environ, "MEMEDIT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "memedit", *command], cwd=ROOT, env=environment, text=True, check=False, **streams
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == code
+    for heard in (done.stdout, done.stderr):
+        assert "Traceback" not in (heard or "") and "Exception" not in (heard or "") and "error:" not in (heard or "")
+    if str(out) in command:  # the output was written before its path was printed, or the run ended before it
+        assert {one.name for one in tmp_path.iterdir()} - {"cache"} == ({"out"} if "stdout" in closed else set())
+        assert "stderr" in closed or (out / "model.safetensors").is_file()

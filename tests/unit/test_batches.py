@@ -12,7 +12,7 @@ from memedit.config.recipe import ModelKnobs, Recipe, bytes_of
 from memedit.config.resolve import resolve
 from memedit.editing import target_search as module
 from memedit.editing.batches import Batch, Sizes, halved, plan_batches
-from memedit.editing.plan import make_plan, with_contexts
+from memedit.editing.plan import encode_contexts, make_plan
 from memedit.editing.target_search import Search
 from memedit.editing.targets import Targets
 from memedit.edits.edit import EditRequest
@@ -42,7 +42,7 @@ def searched(lm: LanguageModel, subjects: list[str] = SUBJECTS, **knobs: Any) ->
     ]
     plan = make_plan(requests, lm.tokenizer, lm.architecture, recipe)
     contexts = ["", "The old bridge. ", "You went. "]
-    prompts = [with_contexts(edit, contexts, lm.tokenizer, chat=False) for edit in plan.edits]
+    prompts = encode_contexts(plan.edits, contexts, lm.tokenizer, chat=False).prompts
     return Search(lm, plan.edits, prompts, 1, recipe)
 
 

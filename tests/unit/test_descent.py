@@ -68,7 +68,8 @@ def test_it_needs_fewer_evaluations_than_adam() -> None:
     def count(losses: list[Tensor]) -> Tensor:
         return (torch.stack(losses) > wanted).sum(0)
 
-    second = count(run(LBFGS(torch.Size((E, D)), torch.ones(E)), measure, 200))
+    # The minima are up to twice as far as the unit of the problems.
+    second = count(run(LBFGS(torch.Size((E, D)), torch.full((E,), 2.0)), measure, 200))
     first = count(run(Adam(torch.Size((E, D)), torch.full((E,), 0.05)), measure, 200))
     assert float(second.float().mean()) < float(first.float().mean()) / 2
 

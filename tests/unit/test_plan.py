@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from memedit.config.recipe import MethodKnobs, Recipe
-from memedit.editing.plan import check_edits, make_plan, with_contexts
+from memedit.editing.plan import check_edits, encode_contexts, make_plan
 from memedit.edits.edit import EditRequest
 from memedit.errors import EditListError, RecipeError
 from memedit.model.architecture import Architecture
@@ -58,12 +58,11 @@ def test_a_wording_too_long_for_the_model_is_an_error() -> None:
 def test_contexts_take_the_prompt_and_its_wordings_in_turn() -> None:
     tokenizer = byte_tokenizer()
     one, plain = edit(1, prompt="{} is", wordings=("{} may be", "of {}")), edit(2)
-    (first, second), _ = check_edits([one, plain], tokenizer, Recipe(), 64)
-    contexts = ["", "A. ", "B. ", "C. ", "D. "]
-    texts = [tokenizer.decode(list(prompt.ids)) for prompt in with_contexts(first, contexts, tokenizer, chat=False)]
-    assert texts == ["S1 is", "A. S1 may be", "B. of S1", "C. S1 is", "D. S1 may be"]
-    texts = [tokenizer.decode(list(prompt.ids)) for prompt in with_contexts(second, contexts, tokenizer, chat=False)]
-    assert texts == ["S2 is", "A. S2 is", "B. S2 is", "C. S2 is", "D. S2 is"]
+    edits, _ = check_edits([one, plain], tokenizer, Recipe(), 64)
+    prompts = encode_contexts(edits, ["", "A. ", "B. ", "C. ", "D. "], tokenizer, chat=False).prompts
+    first, second = ([tokenizer.decode(list(prompt.ids)) for prompt in of_one] for of_one in prompts)
+    assert first == ["S1 is", "A. S1 may be", "B. of S1", "C. S1 is", "D. S1 may be"]
+    assert second == ["S2 is", "A. S2 is", "B. S2 is", "C. S2 is", "D. S2 is"]
 
 
 def test_a_subject_that_merges_is_a_warning() -> None:

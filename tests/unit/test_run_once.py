@@ -10,7 +10,7 @@ from typing import Any
 import memedit
 import memedit.pipeline  # pyright: ignore[reportUnusedImport] - what is counted must be loaded
 import pytest
-from memedit.editing.plan import with_contexts
+from memedit.editing.plan import encode_contexts
 from memedit.edits.edit import EditRequest
 from memedit.numerics.delta import rounded
 
@@ -40,9 +40,9 @@ def test_weights_are_rounded_once_for_each_solve_and_contexts_tokenized_once(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retry: int
 ) -> None:
     monkeypatch.setenv("MEMEDIT_CACHE", str(tmp_path / "cache"))
-    rounds, encodings = counting(monkeypatch, rounded), counting(monkeypatch, with_contexts)
+    rounds, encodings = counting(monkeypatch, rounded), counting(monkeypatch, encode_contexts)
     settings = {**KNOBS, "target.retry": retry, "output.rounding": "nearest"}
     report = memedit.apply(EDITS, tiny_folder, tmp_path / "out", settings=settings)
     assert len(report.redo) == retry
     assert len(rounds) == 2 * (1 + retry)
-    assert len(encodings) == len(EDITS)
+    assert len(encodings) == 1

@@ -62,6 +62,18 @@ def start(model: Path, *requests: EditRequest, knobs: dict[str, Any] | None = No
     return start_run(requests, recipe, sources=sources, **more)
 
 
+def test_a_ledger_that_names_no_optimizer_is_of_adams_targets(edited: Path) -> None:
+    ledger = read_ledger(edited)
+    assert ledger is not None and ledger.about.knobs["target.optimizer"] == "lbfgs"
+    older = {name: value for name, value in ledger.about.knobs.items() if name != "target.optimizer"}
+    about = ledger.about.model_copy(update={"knobs": older})
+    for name, data in ledger_files(replace(ledger, about=about)).items():
+        (edited / name).write_bytes(data)
+    assert start(edited, edit(4)).recipe.target.optimizer == "adam"
+    with pytest.raises(RecipeError, match=r"target.optimizer = 'lbfgs'"):
+        start(edited, edit(4), knobs={"target.optimizer": "lbfgs"})
+
+
 def test_a_model_without_a_ledger_starts_from_itself(base: Path) -> None:
     found = start(base, edit(1))
     assert [one.id for one in found.requests] == ["e1"]

@@ -10,7 +10,16 @@ import pytest
 from memedit.edits.edit import EditRequest
 from memedit.errors import UsageError
 from memedit.model import chat_template
-from memedit.model.tokens import SubjectLost, encode_prompt, encode_text, in_chat, locate_subject, object_ids
+from memedit.model.tokens import (
+    SubjectLost,
+    encode_objects,
+    encode_prompt,
+    encode_text,
+    in_chat,
+    locate_subject,
+    locate_subjects,
+    object_ids,
+)
 from tests.conftest import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -61,6 +70,30 @@ def test_metaspace_offsets_are_found_too() -> None:
 def test_a_subject_without_tokens_is_lost() -> None:
     with pytest.raises(SubjectLost, match="lies in the subject"):
         locate_subject(byte_tokenizer(), "The ", "", " is")
+
+
+@pytest.mark.parametrize("most", [1, 3, 1024])
+@pytest.mark.parametrize("chat", [False, True])
+def test_many_prompts_are_located_as_one_by_one(monkeypatch: pytest.MonkeyPatch, chat: bool, most: int) -> None:
+    monkeypatch.setattr("memedit.model.tokens.TEXTS_IN_A_BATCH", most)
+    tokenizer = byte_tokenizer(bos=True)
+    tokenizer.chat_template = "<user>{{ messages[0]['content'] }}</user>" if chat else None
+    frames = [("The capital of ", subject, " is") for subject in (*SUBJECTS, "", "Rome")]
+    found = locate_subjects(tokenizer, frames, chat=chat)
+    assert [str(one) for one in found if isinstance(one, SubjectLost)] and isinstance(found[-2], SubjectLost)
+    for frame, one in zip(frames, found, strict=True):
+        if isinstance(one, SubjectLost):
+            with pytest.raises(SubjectLost) as caught:
+                locate_subject(tokenizer, *frame, chat=chat)
+            assert str(caught.value) == str(one)
+        else:
+            assert locate_subject(tokenizer, *frame, chat=chat) == one
+    asked = [
+        ("".join(frame), one.ids, "Paris")
+        for frame, one in zip(frames, found, strict=True)
+        if not isinstance(one, SubjectLost)
+    ]
+    assert encode_objects(tokenizer, asked, chat=chat) == [object_ids(tokenizer, *one, chat=chat) for one in asked]
 
 
 def test_a_merged_token_is_told() -> None:
@@ -137,7 +170,8 @@ DOUBLED = "{% set ns = namespace(n=2) %}{% for i in range(99) %}{% set ns.n = ns
 def test_a_chat_template_is_a_program_that_is_kept_within_limits(
     template: object, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_template, "MOST_SECONDS", 0.5)
+    if says == "does not end":  # the others are refused for what they do, however slow the machine is
+        monkeypatch.setattr(chat_template, "MOST_SECONDS", 0.5)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     begun, tracing = time.process_time(), sys.gettrace()
