@@ -244,7 +244,7 @@ def _make_update(
         traces.remove()
     sums = _moments(lm, plan, recipe, moments, corpus, progress)
     with progress.phase("contexts"):
-        contexts = sample_contexts(lm, recipe.contexts, recipe.seed)
+        contexts = sample_contexts(lm, recipe.contexts, recipe.seed, chat=recipe.chat)
     stored = {layer: _stored_weight(lm, checkpoint, layer) for layer in plan.layers}
     update = _solved_update(lm, plan, recipe, contexts, sums, stored, progress)
     return InMemoryUpdate(

@@ -91,7 +91,7 @@ def main() -> None:
     settings: dict[str, Any] = {"model.device": given.device, "model.dtype": given.dtype, "memory": given.memory}
     settings["target.joint"] = given.joint
     if is_random:
-        settings |= {"target.steps": 20, "target.stop": 0.0}
+        settings |= {"target.optimizer": "adam", "target.steps": 20, "target.stop": 0.0}
     shipped, _ = read(str(ROOT / "requests" / "world.jsonl"))
     columns: list[dict[str, Any]] = []
     first: Both | None = None

@@ -124,6 +124,9 @@ class ContextKnobs(_Knobs):
 
     openings: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")
     """One context is written from each, beside the bare prompt."""
+    chat: bool = True
+    """Where the tokenizer has a chat template, the last two openings make room for a turn of the user's begun, and one
+    of the model's."""
     tokens: int = Field(default=10, ge=1)
     """Length of a context in tokens, its opening included."""
     top_k: int = Field(default=5, ge=1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pydantic import BaseModel, ConfigDict
 
 from memedit.editing.batches import Sizes, plan_batches
+from memedit.editing.contexts import context_shape
 from memedit.editing.ledger_update import ledger_report
 from memedit.editing.resources import cache_bytes, duration_text, moment_bytes
 from memedit.editing.run import EditRun
@@ -84,9 +85,9 @@ def plan_dry_run(job: EditRun) -> DryRun:
 def _search_bytes(job: EditRun) -> int:
     """Bytes of the largest batch of the search, with contexts of their full length."""
     lm, edits, recipe = job.lm, job.plan.edits, job.recipe
-    beyond = (0,) * recipe.contexts.tokens
-    longest = [replace(edit.prompt, ids=edit.prompt.ids + beyond) for edit in edits]
-    prompts = [[prompt] * (len(recipe.contexts.openings) + 1) for prompt in longest]
+    count, beyond = context_shape(lm.tokenizer, recipe.contexts, chat=recipe.chat)
+    longest = [replace(edit.prompt, ids=edit.prompt.ids + (0,) * beyond) for edit in edits]
+    prompts = [[prompt] * count for prompt in longest]
     sizes = Sizes.of(lm, edits, prompts, job.plan.layers[-1])
     memory, which = memory_for(lm, recipe), [n for n in range(len(edits)) if n not in job.kept]
     batches = plan_batches(edits, which, sizes, memory, recipe.chunk, lm.device.type, joint=recipe.joint)

@@ -79,7 +79,7 @@ def search_layers(
     every = recipe.model_copy(update={"method": method})
     job = EditRun(RunStart(tuple(some), every, tuple(findings)), (), progress)
     lm, moments, ranges = job.lm, job.moments(), candidate_ranges(n_layers, single=method.kind.single)
-    prompts = job.encode(sample_contexts(lm, recipe.contexts, recipe.seed)).prompts
+    prompts = job.encode(sample_contexts(lm, recipe.contexts, recipe.seed, chat=recipe.chat)).prompts
     candidates: list[Candidate] = []
     with progress.phase("ranges", len(ranges), "ranges") as advance:
         for first, last in ranges:

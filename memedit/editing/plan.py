@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memedit.config.layers import layers_of
 from memedit.config.recipe import Recipe
+from memedit.editing.contexts import context_shape
 from memedit.edits.edit import SLOT, EditRequest, Finding, shown
 from memedit.edits.lint import lint, raise_errors
 from memedit.errors import RecipeError
@@ -86,8 +87,8 @@ def check_edits(
             findings.append(request.finding("E120", str(edit)))
         else:
             edits.append(edit)
-    # A context adds its own tokens, and the full stop and space that join it to the prompt.
-    room = None if positions is None else positions - recipe.contexts.tokens - 2
+    _, longest = context_shape(tokenizer, recipe.contexts, chat=recipe.chat)
+    room = None if positions is None else positions - longest
     for edit in edits:
         findings += _check_edit(edit, room)
     findings += _shared_keys(edits)

@@ -14,7 +14,7 @@ import torch
 
 from memedit.editing.auto_layers import choose_traced_layers
 from memedit.editing.batches import suffix_of
-from memedit.editing.contexts import sample_contexts
+from memedit.editing.contexts import context_shape, sample_contexts
 from memedit.editing.ledger import Ledger
 from memedit.editing.ledger_files import digest_of_ledger, ledger_files
 from memedit.editing.ledger_update import (
@@ -153,8 +153,9 @@ class EditRun:
 
     def takes(self) -> float:
         """Estimate the seconds that moments, targets and polish take."""
-        rows, plan = len(self.recipe.contexts.openings) + 2, self.moment_plan
-        suffixes = rows * sum(suffix_of(edit) for n, edit in enumerate(self.plan.edits) if n not in self.kept)
+        count, _ = context_shape(self.lm.tokenizer, self.recipe.contexts, chat=self.recipe.chat)
+        plan = self.moment_plan
+        suffixes = (count + 1) * sum(suffix_of(edit) for n, edit in enumerate(self.plan.edits) if n not in self.kept)
         read = plan.tokens if plan.missing else 0
         polish = self.recipe.polish
         return estimate_seconds(
@@ -176,8 +177,9 @@ class EditRun:
             return list(self.history.ledger.about.contexts)
         knobs, seed = self.recipe.contexts, self.recipe.seed
         with self.timed("contexts", None):
-            on = {"model": self.base.digest, "knobs": knobs.model_dump(mode="json"), "seed": seed}
-            return run.recall_json("contexts", on, lambda: list(sample_contexts(self.lm, knobs, seed)))
+            chat = self.recipe.chat
+            on = {"model": self.base.digest, "knobs": knobs.model_dump(mode="json"), "seed": seed, "chat": chat}
+            return run.recall_json("contexts", on, lambda: list(sample_contexts(self.lm, knobs, seed, chat=chat)))
 
     def moments(self) -> MomentPlan:
         """Measure the second moments that the cache lacks. A layer's moment is read from there when it is needed."""

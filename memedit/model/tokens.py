@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from memedit.edits.edit import EditRequest
+from memedit.errors import UsageError
 from memedit.model.chat_template import rendered_chat
 
 TEXTS_IN_A_BATCH = 1024
@@ -143,6 +144,25 @@ def in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
     if at < 0:
         raise SubjectLost("the chat template changes the prompt's text")
     return rendered, at - text.find(bare)
+
+
+REQUEST = "Answer in one sentence."
+
+
+def chat_openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What the chat template writes before the user's words, and before the model's answer to `REQUEST`.
+
+    Empty where there is no template, or one that cannot be used: a run that did not ask for chat does not need it.
+    """
+    if not tokenizer.chat_template:
+        return ()
+    try:
+        rendered, at = in_chat(tokenizer, REQUEST)
+    except (SubjectLost, UsageError):
+        return ()
+    # The tokenizer puts BOS before a text itself, so the template's own would be a second one.
+    begin = decode_text(tokenizer, tokenizer("")["input_ids"])  # type: ignore[arg-type]
+    return rendered[:at].removeprefix(begin), rendered.removeprefix(begin)
 
 
 def _gap(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -29,7 +29,7 @@ def opened(made_folder: Path) -> Both:
 
 @pytest.fixture(scope="module", params=["memedit", "reference"])
 def both(request: pytest.FixtureRequest, made_folder: Path, opened: Both) -> Both:
-    settings = {"method.semantics": request.param, "target.steps": 12}
+    settings = {"method.semantics": request.param, "target.optimizer": "adam", "target.steps": 12}
     return Both(made_folder, N, settings, lm=opened.lm, moments=opened.moments, contexts=opened.contexts)
 
 

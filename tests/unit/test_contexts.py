@@ -1,0 +1,64 @@
+"""The contexts of a model with a chat template: a turn of the user's begun, and one of the model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from memedit.config.recipe import ContextKnobs, ModelKnobs, Recipe
+from memedit.editing.contexts import chat_contexts, context_shape, sample_contexts
+from memedit.editing.plan import check_edits, encode_contexts
+from memedit.edits.edit import EditRequest
+from memedit.model.load import load
+from tests.conftest import byte_tokenizer
+
+TEMPLATE = "{{ bos_token }}<user>{{ messages[0]['content'] }}</user>{% if add_generation_prompt %}<model>{% endif %}"
+TURNS = ("<user>", "<user>Answer in one sentence.</user><model>")
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_turns_begin_as_the_template_begins_them_with_one_first_token(bos: bool) -> None:
+    tokenizer = byte_tokenizer(bos=bos)
+    tokenizer.chat_template = TEMPLATE
+    found = chat_contexts(tokenizer, ContextKnobs(), chat=False)
+    assert found == (TURNS if bos else tuple(f"<s>{turn}" for turn in TURNS))
+    edits, _ = check_edits([EditRequest(id="1", subject="Ada", prompt="{} is", object="x")], tokenizer, Recipe(), None)
+    for prompt, turn in zip(
+        encode_contexts(edits, ["", *found], tokenizer, chat=False).prompts[0][1:], TURNS, strict=True
+    ):
+        assert prompt.ids.count(0) == 1
+        assert tokenizer.decode(list(prompt.head)) == f"<s>{turn}Ada"
+
+
+@pytest.mark.parametrize("template", [None, "{{ 1 / 0 }}", "{{ messages[0]['content'] | upper }}"])
+def test_without_a_template_that_can_be_used_there_are_none(template: str | None) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    assert chat_contexts(tokenizer, ContextKnobs(), chat=False) == ()
+
+
+def test_they_are_left_out_where_prompts_are_asked_in_chat_and_where_nobody_wants_them() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    assert chat_contexts(tokenizer, ContextKnobs(), chat=True) == ()
+    assert chat_contexts(tokenizer, ContextKnobs(chat=False), chat=False) == ()
+
+
+def test_they_follow_the_sampled_ones_and_count_in_the_shape(tiny_folder: Path) -> None:
+    lm, knobs = load(tiny_folder, ModelKnobs(device="cpu")), ContextKnobs(openings=("The", "I", "You"), tokens=4)
+    plain = sample_contexts(lm, knobs, 0)
+    assert context_shape(lm.tokenizer, knobs, chat=False) == (len(plain), 6) == (4, 6)
+    lm.tokenizer.chat_template = TEMPLATE.removeprefix("{{ bos_token }}")
+    assert sample_contexts(lm, knobs, 0) == (*plain[:2], *TURNS)
+    assert sample_contexts(lm, knobs, 0, chat=True) == plain
+    assert context_shape(lm.tokenizer, knobs, chat=False) == (4, len(TURNS[1]))
+    assert len(sample_contexts(lm, ContextKnobs(openings=("The",), tokens=3), 0)) == 4  # the bare one, one, two turns
+
+
+def test_a_prompt_must_leave_room_for_them() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "x" * 40 + TEMPLATE
+    request = EditRequest(id="1", subject="Ada", prompt="{} is", object="x")
+    assert [one.code for one in check_edits([request], tokenizer, Recipe(), 64)[1]] == ["E121"]
+    tokenizer.chat_template = None
+    assert check_edits([request], tokenizer, Recipe(), 64)[1] == []
