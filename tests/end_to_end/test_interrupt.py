@@ -101,10 +101,11 @@ def test_a_closed_pipe_ends_a_command_without_noise(
         command = ["apply", edits, "-m", str(made_small), "-o", str(out), "--limit", "2", *FEW]
     reading, writing = os.pipe()
     os.close(reading)
-    streams = {name: writing if name in closed else subprocess.PIPE for name in ("stdout", "stderr")}
+    stdout, stderr = (writing if name in closed else subprocess.PIPE for name in ("stdout", "stderr"))
     environment = {**os.environ, "MEMEDIT_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
-        [sys.executable, "-m", "memedit", *command], cwd=ROOT, env=environment, text=True, check=False, **streams
+        [sys.executable, "-m", "memedit", *command], cwd=ROOT, env=environment, text=True, check=False,
+        stdout=stdout, stderr=stderr,
     )  # fmt: skip
     os.close(writing)
     assert done.returncode == code

@@ -29,7 +29,7 @@ FITS = 1e-3  # relative: what key noise of 1e-7 becomes on the edited keys throu
 SAME = 1e-5  # relative, on logits: the edited model in memory and as it is read again
 MODELS = ROOT / "examples" / "models"
 EDITS = ROOT / "requests" / "small.jsonl"
-KEPT = 0.85  # of what the target promises, on random weights: 0.89 to 1.10 were seen
+KEPT = 0.85  # of what the target promises, on random weights: 0.90 to 1.16 were seen
 EDIT = EditRequest(id="one", subject="Mara", prompt="ask {}", object="K")
 
 
@@ -56,7 +56,9 @@ def test_one_edit_gives_what_its_target_promises(folder: Path, tmp_path: Path) -
     out = tmp_path / "out"
     settings = {
         "model.path": str(folder), "model.device": "cpu", "output.dir": str(out), "method.ridge": 0.01,
-        "target.kl": 0.0, "contexts.openings": [],
+        # On random weights a change as long as the state itself ends where the loss bends so sharply that the tenth
+        # of it that the layers miss undoes up to half.
+        "target.kl": 0.0, "target.ball": 0.5, "contexts.openings": [],
     }  # fmt: skip
     report = run_apply(RunInputs(resolve([("flag", settings)])[0], [EDIT]))
     assert "suffixes (proved" in report.engine
@@ -88,7 +90,7 @@ def test_a_post_norm_model_is_edited_as_well_as_one_without(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module", params=["memedit", "reference"])
 def both(request: pytest.FixtureRequest) -> Both:
-    settings = {"method.semantics": request.param, "target.steps": 12}
+    settings = {"method.semantics": request.param, "target.optimizer": "adam", "target.steps": 12}
     return Both(MODELS / "made-olmo2", read(str(EDITS))[0][:6], settings)
 
 

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.usefixtures("kept_moments")
 
 EDITS = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:8]
-FEW_STEPS = {"target.steps": 6, "moments.tokens": 4000}
+FEW_STEPS = {"target.steps": 2, "moments.tokens": 4000}
 
 
 def run(model: Path, folder: Path, count: int = len(EDITS), **settings: Any) -> tuple[Report, bytes]:
