@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if number % 25 == 0:
                     print(f"{command.name}: {number:,} faults, {time.monotonic() - begun:.0f} s", file=sys.stderr)
             rows.append(judge.row)
-            print(f"{command.name}: done, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+            print(f"{command.name}: done, {time.monotonic() - begun:.0f} s", file=sys.stderr)
+            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)  # a run that is stopped has told this
     if rows:
         print(table(rows))
     return int(any(row.faults for row in rows))
