@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -147,22 +148,29 @@ def in_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, int]:
 
 
 REQUEST = "Answer in one sentence."
+"""What the user says before the turn of the model's that is a context."""
 
 
 def chat_openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """What the chat template writes before the user's words, and before the model's answer to `REQUEST`.
 
-    Empty where there is no template, or one that cannot be used: a run that did not ask for chat does not need it.
+    Empty where there is no template, or one that cannot be used: a run that did not ask for chat does not need it. Also
+    where it prints the date: the same inputs give the same bytes on every day.
     """
-    if not tokenizer.chat_template:
-        return ()
+    template = str(tokenizer.chat_template or "")
+    return _openings(tokenizer, template) if template and "strftime_now" not in template else ()
+
+
+@lru_cache(maxsize=4)  # a template that does not end is stopped after seconds: once a run
+def _openings(tokenizer: PreTrainedTokenizerBase, _template: str) -> tuple[str, ...]:
     try:
         rendered, at = in_chat(tokenizer, REQUEST)
+        gap = _gap(tokenizer)
     except (SubjectLost, UsageError):
         return ()
     # The tokenizer puts BOS before a text itself, so the template's own would be a second one.
     begin = decode_text(tokenizer, tokenizer("")["input_ids"])  # type: ignore[arg-type]
-    return rendered[:at].removeprefix(begin), rendered.removeprefix(begin)
+    return rendered[:at].removeprefix(begin), rendered.removeprefix(begin) + gap
 
 
 def _gap(tokenizer: PreTrainedTokenizerBase) -> str:

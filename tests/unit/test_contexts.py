@@ -37,6 +37,23 @@ def test_without_a_template_that_can_be_used_there_are_none(template: str | None
     assert chat_contexts(tokenizer, ContextKnobs(), chat=False) == ()
 
 
+def test_they_do_not_depend_on_the_day_and_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + TEMPLATE
+    assert chat_contexts(tokenizer, ContextKnobs(), chat=False) == ()
+    tokenizer.chat_template = TEMPLATE
+    found = chat_contexts(tokenizer, ContextKnobs(), chat=False)
+    assert len(found) == 2
+    monkeypatch.setattr("memedit.model.tokens.in_chat", None)  # a second rendering would fail
+    assert chat_contexts(tokenizer, ContextKnobs(), chat=False) == found
+
+
+def test_a_space_before_the_models_answer_is_part_of_its_turn() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for one in messages %}{{ '[I]' + one['content'] + '[/I]' if one['role'] == 'user' else ' ' + one['content'] }}{% endfor %}"  # noqa: E501
+    assert chat_contexts(tokenizer, ContextKnobs(), chat=False) == ("[I]", "[I]Answer in one sentence.[/I] ")
+
+
 def test_they_are_left_out_where_prompts_are_asked_in_chat_and_where_nobody_wants_them() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
