@@ -118,13 +118,18 @@ def encode_contexts(
     """Tokenize every edit's prompt after every context, once for the whole run; the first context must be empty.
 
     An edit that has wordings takes them in turn: context n is followed by template n of the prompt and its wordings,
-    counted around. So wordings cost nothing, and keys and targets are those of all of them. Raises SubjectLost where a
-    subject is not located after a context.
+    counted around. So wordings cost nothing, and keys and targets are those of all of them. Where a subject is not
+    located after a context, since the tokenizer joins the two, the template stands there without it.
     """
-    frames = [_frame(edit.request, number, text) for edit in edits for number, text in enumerate(texts) if number]
-    located = iter(locate_subjects(tokenizer, frames, chat=chat))
-    prompts = [(edit.prompt, *(_sound(next(located)) for _ in texts[1:])) for edit in edits]
-    return Contexts(tuple(texts), tuple(prompts))
+    places = [(edit, number) for edit in edits for number in range(1, len(texts))]
+    frames = [_frame(edit.request, number, texts[number]) for edit, number in places]
+    located = locate_subjects(tokenizer, frames, chat=chat)
+    lost = [at for at, prompt in enumerate(located) if isinstance(prompt, SubjectLost)]
+    alone = locate_subjects(tokenizer, [_frame(places[at][0].request, places[at][1]) for at in lost], chat=chat)
+    for at, prompt in zip(lost, alone, strict=True):
+        located[at] = prompt
+    prompts = map(_sound, located)  # check_edits has located every template without a context
+    return Contexts(tuple(texts), tuple((edit.prompt, *(next(prompts) for _ in texts[1:])) for edit in edits))
 
 
 def _sound(prompt: Prompt | SubjectLost) -> Prompt:

@@ -197,6 +197,9 @@ class Runner:
             from memedit.cli import app
 
             sys.argv = ["memedit", *line]
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                # nohup and a shell's `&` hand them on ignored, and memedit leaves an ignored one so.
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             watch.install()
             try:
                 app.main()

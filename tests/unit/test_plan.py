@@ -11,7 +11,7 @@ from memedit.edits.edit import EditRequest
 from memedit.errors import EditListError, RecipeError
 from memedit.model.architecture import Architecture
 from tests.conftest import byte_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 ANATOMY = Architecture(
@@ -63,6 +63,16 @@ def test_contexts_take_the_prompt_and_its_wordings_in_turn() -> None:
     first, second = ([tokenizer.decode(list(prompt.ids)) for prompt in of_one] for of_one in prompts)
     assert first == ["S1 is", "A. S1 may be", "B. of S1", "C. S1 is", "D. S1 may be"]
     assert second == ["S2 is", "A. S2 is", "B. S2 is", "C. S2 is", "D. S2 is"]
+
+
+def test_a_context_that_swallows_the_subject_is_left_out_for_that_edit() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()  # joins an accent to the letter before it
+    edits, _ = check_edits([edit(1, subject="\u0301clair"), edit(2)], tokenizer, Recipe(), 64)
+    prompts = encode_contexts(edits, ["", "e", "A. "], tokenizer, chat=False).prompts
+    first, second = ([tokenizer.decode(list(prompt.ids)) for prompt in of_one] for of_one in prompts)
+    assert first == ["\u0301clair is", "\u0301clair is", "A. \u0301clair is"]
+    assert second == ["S2 is", "eS2 is", "A. S2 is"]
 
 
 def test_a_subject_that_merges_is_a_warning() -> None:
