@@ -17,7 +17,7 @@ SELF = "self"
 """The value of `moments.corpus` that stands for this text."""
 TOGETHER, LONGEST = 32, 256
 """Texts written side by side, and the most tokens of each: what the keys and values of one launch may hold."""
-OWN_TEXT_CODE = 1  # raise it when the way of writing changes
+OWN_TEXT_CODE = 2  # raise it when the way of writing changes
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,22 @@ class OwnText:
         return cls({**on, "code": OWN_TEXT_CODE}, tokens, row, seed)
 
     def rows(self, lm: LanguageModel, store: Store, progress: Progress) -> list[tuple[int, ...]]:
-        """Read the rows that are kept, and let the model write the others. A longer text begins with the same rows."""
-        parts = -(-self.tokens // (TOGETHER * self.row))
-        with progress.phase("own text", parts * TOGETHER * self.row, "tokens") as advance:
-            kept = [self._part(lm, store, part, advance) for part in range(parts)]
+        """Read the rows that are kept, and let the model write the others: as many as hold the tokens.
+
+        A longer text begins with the same whole parts.
+        """
+        rows = -(-self.tokens // self.row)
+        parts = range(0, rows, TOGETHER)
+        with progress.phase("own text", rows * self.row, "tokens") as advance:
+            kept = [self._part(lm, store, at, min(TOGETHER, rows - at), advance) for at in parts]
         return [tuple(row) for ids in kept for row in ids.tolist()]
 
-    def _part(self, lm: LanguageModel, store: Store, part: int, advance: Advance) -> torch.Tensor:
-        on = {**self.on, "part": part}
+    def _part(self, lm: LanguageModel, store: Store, at: int, count: int, advance: Advance) -> torch.Tensor:
+        """Ids (count, row) of the part that begins with row `at`."""
+        on = {**self.on, "at": at, "count": count}
         found = store.find("own-text", on)
         if found is None:
-            mixed = self.seed * 1_000_003 + part
-            texts = write_texts(lm, TOGETHER, self.row, seed=mixed, seen=advance)
+            texts = write_texts(lm, count, self.row, seed=self.seed * 1_000_003 + at, seen=advance)
             found = {"ids": torch.tensor(texts)}
             store.keep("own-text", on, found)
         else:

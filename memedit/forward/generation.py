@@ -75,7 +75,7 @@ def write_texts(
             logits = run(lm, rows, logits_to_keep=1).logits[:, -1].float()
         else:
             logits = run_on(lm, new, cache, keep=1)[:, 0]
-        picks: list[int] = torch.multinomial(logits.cpu().softmax(-1), 1, generator=draw)[:, 0].tolist()
+        picks = _sampled(logits.cpu(), draw)
         for row, rest in enumerate(forced):
             if rest:
                 picks[row] = rest.pop(0)
@@ -87,6 +87,17 @@ def write_texts(
         if seen:
             seen(count)
     return [tuple(row) for row in rows[:, :length].tolist()]
+
+
+def _sampled(logits: Tensor, draw: torch.Generator) -> list[int]:
+    """A token of each row, logits (B, V) float32 on the CPU, at temperature 1, by one uniform number a row.
+
+    `torch.multinomial` draws a number for each token of the vocabulary, a ninth of the time of a small model's step.
+    """
+    below = logits.double().softmax(-1).cumsum(-1)
+    # In units of the sum, so that rounding leaves no place behind the last token.
+    at = torch.rand(len(logits), 1, generator=draw, dtype=torch.float64) * below[:, -1:]
+    return torch.searchsorted(below, at, right=True)[:, 0].tolist()
 
 
 def ends(lm: LanguageModel) -> set[int]:

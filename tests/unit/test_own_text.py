@@ -56,10 +56,21 @@ def test_rows_begin_as_a_text_does_and_are_what_whole_forwards_would_sample(lm: 
     while wanted.shape[1] < 24:
         with torch.no_grad():
             logits = lm.model(wanted).logits[:, -1].float()
-        wanted = torch.cat([wanted, torch.multinomial(logits.softmax(-1), 1, generator=draw)], 1)
+        shares = logits.double().softmax(-1).cumsum(-1)
+        drawn = torch.rand(3, 1, generator=draw, dtype=torch.float64)
+        wanted = torch.cat([wanted, (shares <= drawn).sum(-1, keepdim=True)], 1)
     first_end = min((n for row in wanted.tolist() for n, t in enumerate(row[1:], 1) if t in ends(lm)), default=24)
     assert first_end > 4  # the comparison covers some tokens
     assert [row[:first_end] for row in rows] == [tuple(row[:first_end]) for row in wanted.tolist()]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    shares = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0])
+    logits = shares.log().expand(20_000, -1)
+    drawn = torch.tensor(generation._sampled(logits, torch.Generator().manual_seed(0)))
+    counts = torch.bincount(drawn, minlength=5) / len(drawn)
+    assert counts[1] == counts[4] == 0
+    assert (counts - shares).abs().max() < 0.015  # four standard deviations
 
 
 def test_after_the_end_of_a_text_another_begins(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +88,8 @@ def test_without_a_corpus_the_model_writes_one_and_says_so(lm: LanguageModel, ti
     progress = Notes()
     moment = moments_for(lm, plan, progress, lambda _n: None)[1]
     assert moment.count == 300
+    assert plan.own_text
+    assert len(plan.own_text.rows(lm, moment_store(), NoProgress())) == 10  # 32 tokens each, no more than are read
     assert [note for note in progress.notes if "writes itself" in note]
     named = plan_moments(lm, tiny_folder, [1], recipe_for(tiny_folder, **{"moments.corpus": "self"}))
     assert named.missing == []  # the name says the same
