@@ -33,12 +33,14 @@ from memedit.editing.moment_cache import (
 from memedit.editing.moments import measure
 from memedit.editing.plan import Plan, encode_contexts, make_plan
 from memedit.editing.polish import solve_edits
+from memedit.editing.preserve import choose_preserved
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.editing.target_search import Search
 from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.read import write_lines
 from memedit.errors import MemeditError, UnsupportedModelError, UsageError
+from memedit.evaluation.made_facts import names_beside
 from memedit.forward.packing import packed
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
@@ -280,6 +282,7 @@ def _solved_update(
     return solve_edits(
         lm, [plan.edits[n] for n in order], [prompts[n] for n in order], targets.wanted[order],
         torch.zeros(len(order), dtype=torch.bool), sums.factor, stored, recipe,
+        preserve=lambda some: choose_preserved(some, names_beside(lm, some, recipe.seed), recipe.polish, recipe.seed),
         rounding=Rounding(recipe.output.rounding, sums.moment), whole=engine.whole, phase=progress.phase,
     )  # fmt: skip
 

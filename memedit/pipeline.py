@@ -115,6 +115,7 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
         with run.removed_on(UsageError, UnsupportedModelError):
             contexts = job.contexts(run)
             moments = job.moments()
+            job.make_facts(run)
             before = job.scored(run, "before")
             targets, engine = job.targets(run, contexts)
             update = job.update(contexts, moments, targets, engine)

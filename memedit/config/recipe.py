@@ -206,7 +206,7 @@ class EvalKnobs(_Knobs):
     """Questions to a model, beyond the forced answers to the list's own probes."""
 
     derive: bool = True
-    """Derive probes from the list where it has none."""
+    """Derive probes from the list where it has none, and facts that must stay from the model's own answers."""
     tokens: int = Field(default=24, ge=1)
     """Length of a free answer in tokens at most; what counts is its first sentence."""
     prefixes: tuple[int, ...] = (0, 50, 200)

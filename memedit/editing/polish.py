@@ -29,6 +29,8 @@ from memedit.editing.plan import Edit
 from memedit.editing.preserve import preserved_prompts
 from memedit.editing.rounding import Rounding, round_delta
 from memedit.editing.solve import Update, solve
+from memedit.edits.edit import EditRequest
+from memedit.evaluation.made_facts import Asked
 from memedit.forward.adapted import AdaptedRows, Factors, ReadRow, choose_adapted_rows
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt
@@ -222,6 +224,8 @@ def _rounded(
 
 Phase = Callable[[str, int | None, str], AbstractContextManager[Advance]]
 """Opens a phase of progress: its name, its total, its unit."""
+Preserve = Callable[[Sequence[EditRequest]], Sequence[Asked]]
+"""Chooses what must stay beside these edits."""
 
 
 def solve_edits(
@@ -234,6 +238,7 @@ def solve_edits(
     stored: Mapping[int, Tensor],
     recipe: Recipe,
     *,
+    preserve: Preserve,
     rounding: Rounding,
     whole: bool,
     phase: Phase,
@@ -249,7 +254,8 @@ def solve_edits(
     chosen, preserved = [edits[n] for n in moving], list[Prompt]()
     if polished:
         with phase("preserve", None, ""):
-            preserved = preserved_prompts(lm, chosen, knobs, chat=recipe.chat, seed=recipe.seed)
+            asked = preserve([edit.request for edit in chosen])
+            preserved = preserved_prompts(lm, asked, chat=recipe.chat)
     rows = [*prompts, *([prompt] * len(prompts[0]) for prompt in preserved)]
     more = torch.ones(len(preserved), dtype=torch.bool)
     with phase("solve", len(stored), "layers") as advance:

@@ -32,6 +32,7 @@ from memedit.editing.ledger_update import (
 from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
 from memedit.editing.plan import Contexts, Plan, encode_contexts, make_plan
 from memedit.editing.polish import solve_edits
+from memedit.editing.preserve import choose_preserved
 from memedit.editing.resources import check_room, check_weights, duration_text, estimate_seconds
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
@@ -42,6 +43,7 @@ from memedit.edits.edit import EditRequest
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
+from memedit.evaluation.made_facts import Asked, Names, filled, make_facts, names_beside
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
@@ -69,6 +71,8 @@ class EditRun:
         self.timings: dict[str, float] = {}
         self.used = ExitStack()
         """Marks what this run uses of the cache; closed when the run ends."""
+        self.made_facts = 0
+        """How many of the facts are the model's own answers."""
         self.traces: Store | None = None
         """What tracing kept, if it chose the layers."""
         # A base that the ledger names was found on this machine; its name is not looked up again.
@@ -189,6 +193,42 @@ class EditRun:
             measure_missing(self.lm, plan, self.progress, advance, self.used)
         return plan
 
+    @cached_property
+    def order(self) -> list[int]:
+        """The numbers of the edits, sorted by their digests."""
+        return sorted(range(len(self.requests)), key=lambda n: self.requests[n].digest)
+
+    @cached_property
+    def names(self) -> Names:
+        """The subjects that the model, unedited, names beside the edited ones."""
+        return names_beside(self.lm, [self.requests[n] for n in self.order], self.recipe.seed)
+
+    def _held(self, number: int) -> bool:
+        """Whether an edit keeps its state, since the run edits on top of it."""
+        return self.history.mode == "on top" and number in self.kept
+
+    def _preserved(self, requests: Sequence[EditRequest]) -> list[Asked]:
+        return choose_preserved(requests, self.names, self.recipe.polish, self.recipe.seed)
+
+    def make_facts(self, run: Store) -> None:
+        """Where no facts were given, take answers of the unedited model for them, if the recipe says so."""
+        if self.facts or not self.recipe.eval.derive:
+            return
+
+        def make() -> list[dict[str, Any]]:
+            moving = [self.requests[n] for n in self.order if not self._held(n)]
+            polished = self._preserved(moving) if self.recipe.polish.steps else []
+            facts = make_facts(
+                self.lm, [self.requests[n] for n in self.order], self.names,
+                unasked={filled(*one) for one in polished}, chat=self.recipe.chat, seed=self.recipe.seed,
+            )  # fmt: skip
+            return [fact.public() for fact in facts]
+
+        with self.timed("facts", None):
+            made = run.recall_json("facts", {"model": self.base.digest}, make)
+        self.facts = [EditRequest.model_validate(one) for one in made]
+        self.made_facts = len(made)
+
     def scored(self, run: Store | None, name: str) -> RunScores:
         """Score every edit and fact on the model as it is now; read from `run`, if given, if it was done before."""
         chat = self.recipe.chat
@@ -229,13 +269,12 @@ class EditRun:
         target the ledger has keeps its state, unless it was `retried` in this run.
         """
         method, edits = self.recipe.method, self.plan.edits
-        order = sorted(range(len(edits)), key=lambda n: edits[n].request.digest)
-        prompts = [contexts.prompts[n] for n in order]
-        held = torch.tensor([self.history.mode == "on top" and n in self.kept and n not in retried for n in order])
+        prompts = [contexts.prompts[n] for n in self.order]
+        order, held = self.order, torch.tensor([self._held(n) and n not in retried for n in self.order])
         return solve_edits(
             self.lm, [edits[n] for n in order], prompts, targets.wanted[order], held,
             lambda layer: factor_of(moments, layer, method), self.stored, self.recipe,
-            rounding=self.rounding(moments), whole=engine.whole, phase=self.timed,
+            preserve=self._preserved, rounding=self.rounding(moments), whole=engine.whole, phase=self.timed,
         )  # fmt: skip
 
     def rounding(self, moments: MomentPlan) -> Rounding:
@@ -272,7 +311,7 @@ class EditRun:
             output=self.recipe.output.dir, recipe=self.recipe.model_dump(mode="json"), device=str(self.lm.device),
             engine=engine.reason, edits=len(self.requests), layers=update.layers, polish=update.polish,
             redo=tuple(rounds),
-            before=summarize(before[0]),
+            made_facts=self.made_facts, before=summarize(before[0]),
             after=summarize(after[0], before[0]), difference=score_changes(before[0], after[0]),
             kept={**facts_kept(self.facts, before[1], after[1], self.requests), **earlier}, retention=retention,
             ledger=ledger_report(self.history, self.groups, self.kept), timings=self.timings, notes=self.notes,

@@ -243,6 +243,8 @@ class Report(_Value):
     after: Scores | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)
     """The metrics `kept.NAME`, without `kept.`: `others`, `siblings` and `earlier`."""
+    made_facts: int = 0
+    """Facts behind `kept` that are answers of the model before the edit, since no facts were given."""
     difference: dict[str, Figure] = Field(default_factory=dict)
     """After minus before by metric. The interval is paired by edit, so edits that are hard for both do not widen it."""
     drift: Drift | None = None

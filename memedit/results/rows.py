@@ -26,8 +26,8 @@ class Line:
     before: Figure | float | None
     after: Figure | float
     difference: Figure | None
-    derived: bool = False
-    """Some edits were measured on probes derived from the list."""
+    mark: str = ""
+    """What it was measured on, where the list gives no probes for it."""
 
     @property
     def label(self) -> str:
@@ -37,7 +37,7 @@ class Line:
     @property
     def meaning(self) -> str:
         """What the metric measures."""
-        return f"{self.metric.meaning} (some derived)" if self.derived else self.metric.meaning
+        return f"{self.metric.meaning} ({self.mark})" if self.mark else self.metric.meaning
 
     @property
     def count(self) -> str:
@@ -63,12 +63,18 @@ def score_lines(report: Report, *, brief: bool = False) -> Iterator[Line]:
     """Every metric that was measured, in the order of the table; `brief`: only those that `apply` prints."""
     return (
         line
-        for line in lines_of_model(report.scored[0], report.before, report.derived)
+        for line in lines_of_model(report.scored[0], report.before, _marks(report))
         if line.metric.brief or not brief
     )
 
 
-def lines_of_model(model: ModelReport, before: Scores | None, derived: dict[str, int]) -> Iterator[Line]:
+def _marks(report: Report) -> dict[str, str]:
+    """By metric or probe, what is said of probes that the list did not give."""
+    made = {"kept.others": "made", "kept.siblings": "made"} if report.made_facts else {}
+    return {**dict.fromkeys(report.derived, "some derived"), **made}
+
+
+def lines_of_model(model: ModelReport, before: Scores | None, marks: dict[str, str]) -> Iterator[Line]:
     """Every metric of one model that has an interval, and the score."""
     for name in model.names():
         metric, after = metric_of(name), model.value(name)
@@ -76,8 +82,8 @@ def lines_of_model(model: ModelReport, before: Scores | None, derived: dict[str,
         if metric is None or after is None or not shown or name in BASE_OF.values():
             continue
         was = model.value(BASE_OF[name]) if name in BASE_OF else before.value(name) if before else None
-        marked = metric.probe.removesuffix("_plus") in derived
-        yield Line(metric, was, after, model.difference.get(name), marked)
+        mark = marks.get(name) or marks.get(metric.probe.removesuffix("_plus"), "")
+        yield Line(metric, was, after, model.difference.get(name), mark)
 
 
 def headings(paired: bool) -> list[str]:
@@ -118,6 +124,10 @@ def remarks(report: Report) -> list[str]:
         f"{names.get(kind, kind)} of {count:,} of {report.edits:,} edits were derived from the list, which gives none"
         for kind, count in report.derived.items()
     ]
+    if report.made_facts:
+        found.append(
+            f"no facts were given: what is kept is told by {report.made_facts:,} answers of the model before the edit"
+        )
     return [" ".join(printable(line).split()) for line in (*found, *report.notes)]
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from memedit.config.recipe import PolishKnobs, Recipe
-from memedit.editing import preserve
 from memedit.editing.plan import Edit, check_edits
 from memedit.editing.polish import solve_edits
-from memedit.editing.preserve import preserved_prompts
+from memedit.editing.preserve import choose_preserved, preserved_prompts
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.edits.edit import EditRequest, Neighbor
+from memedit.evaluation import made_facts
+from memedit.evaluation.made_facts import names_beside
 from memedit.forward.adapted import AdaptedRows, ReadRow, choose_adapted_rows
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
@@ -142,8 +143,9 @@ def edits_of(lm: LanguageModel) -> list[Edit]:
 def texts(lm: LanguageModel, knobs: PolishKnobs, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> list[str]:
     """The preserved prompts where the model continues every list of names with Cy and Di."""
     said = tuple(lm.tokenizer(" Cy, Di and Ada, x", add_special_tokens=False)["input_ids"])
-    monkeypatch.setattr(preserve, "generate", lambda _lm, prompts, *_args, **_more: [said] * len(prompts))
-    found = preserved_prompts(lm, edits_of(lm), knobs, chat=False, seed=seed)
+    monkeypatch.setattr(made_facts, "generate", lambda _lm, prompts, *_args, **_more: [said] * len(prompts))
+    names = made_facts.names_beside(lm, LIST, seed)
+    found = preserved_prompts(lm, choose_preserved(LIST, names, knobs, seed), chat=False)
     return [str(lm.tokenizer.decode(list(prompt.ids))) for prompt in found]
 
 
@@ -183,6 +185,7 @@ def solved(lm: LanguageModel, **knobs: Any) -> Update:
     stored = {n: lm.weight(n).clone() for n in LAYERS}
     return solve_edits(
         lm, edits, prompts, wanted, torch.zeros(len(edits), dtype=torch.bool), factor, stored, recipe,
+        preserve=lambda some: choose_preserved(some, names_beside(lm, some, 0), recipe.polish, 0),
         rounding=Rounding(), whole=False, phase=phase,
     )  # fmt: skip
 

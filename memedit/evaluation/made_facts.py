@@ -1,0 +1,151 @@
+"""Facts that a model says itself, to see what an edit takes with it where no list of known facts is given.
+
+A fact is the model's own answer, before the edit, to a prompt of the list: asked of the edited subjects under the
+list's other relations (siblings), and of subjects of the same kind that the model names (others). Whether the answers
+are true does not matter: an edit should leave them as they are.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from memedit.edits.edit import SLOT, EditRequest
+from memedit.forward.generation import generate
+from memedit.forward.scoring import AnswerIds
+from memedit.model.load import LanguageModel
+from memedit.model.tokens import SubjectLost, decode_text, encode_bare, encode_text, text_opening
+
+LISTS, NAMES_SHOWN, LIST_TOKENS, TOP_K = 16, 8, 32, 8
+"""Lists of subjects that the model continues for each relation, subjects in each, tokens written, and top-k."""
+NAME = re.compile(r"(?=.{2,40}$)[^\W\d_](?:[^\W\d_]|[ .'-])*")
+"""Words of letters: a name, and no bullet, number or remark."""
+ANSWER_TOKENS = 8
+ANSWER = re.compile(r"\s*(?:[a-z]{1,4}\s+)*\w+")
+"""What counts of an answer: its first word of any length, with the short words before it, as in "the city of Lima"."""
+LEAST, MOST = 16, 64
+"""Facts of one kind are as many as the edits, but no fewer and no more than these, where there are so many."""
+
+Names = Mapping[str, Sequence[str]]
+"""For each relation the subjects that the model names beside the edited ones."""
+Asked = tuple[str, str]
+"""A prompt's template, and the subject it is asked of."""
+
+
+def relation_of(request: EditRequest) -> str:
+    """The relation of an edit: its label, or its prompt where it has none."""
+    return request.relation or request.prompt
+
+
+def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) -> dict[str, list[str]]:
+    """Let the model name other subjects for each relation of the list, the most frequent first.
+
+    It continues lists of the edited subjects, drawn by the seed.
+    """
+    draw = random.Random(seed)
+    opening = text_opening(lm.tokenizer)
+    subjects: dict[str, list[str]] = {}
+    for request in requests:
+        subjects.setdefault(relation_of(request), []).append(request.subject)
+    prompts: list[tuple[str, tuple[int, ...]]] = []
+    for relation, mine in subjects.items():
+        for _ in range(min(LISTS, 4 * len(mine))):
+            few = draw.sample(mine, min(NAMES_SHOWN, len(mine)))
+            prompts.append((relation, encode_bare(lm.tokenizer, ", ".join(few) + ",")))
+    # Rows of one length run together; a list may begin in the middle of a name.
+    least = min(len(ids) for _, ids in prompts)
+    prompts = [(relation, (*opening, *ids[-least:])) for relation, ids in prompts]
+    written = generate(lm, [ids for _, ids in prompts], LIST_TOKENS, top_k=TOP_K, seed=seed)
+    counted: dict[str, Counter[str]] = {relation: Counter() for relation in subjects}
+    for (relation, _), ids in zip(prompts, written, strict=True):
+        counted[relation].update(set(_split(decode_text(lm.tokenizer, ids))))  # once a list
+    edited = {request.subject for request in requests}
+    return {
+        relation: [name for name, _ in sorted(names.items(), key=lambda one: (-one[1], one[0])) if name not in edited]
+        for relation, names in counted.items()
+    }
+
+
+def _split(text: str) -> list[str]:
+    """The names in the continuation of a list; the last entry may be cut, and is left out."""
+    entries = text.replace("\n", ",").replace(";", ",").replace(" and ", ",").split(",")[:-1]
+    names = [entry.strip().removeprefix("and ").strip(" .") for entry in entries]
+    return [name for name in names if not name[:1].islower() and NAME.fullmatch(name)]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What can be asked beside the edits, by the list's prompts."""
+
+    siblings: list[Asked]
+    others: list[Asked]
+
+    @classmethod
+    def of(cls, requests: Sequence[EditRequest], names: Names) -> Beside:
+        """Every prompt of the list for every subject that it does not edit. Nothing that an edit is scored by is used:
+        no paraphrase and no neighbor."""
+        templates: dict[str, dict[str, None]] = {}
+        for request in requests:
+            templates.setdefault(relation_of(request), {})[request.prompt] = None
+        taken = {(request.subject, template) for request in requests for template in request.templates}
+        edited = {(request.subject, relation_of(request)) for request in requests}
+        siblings = [
+            (template, subject)
+            for subject in dict.fromkeys(request.subject for request in requests)
+            for relation, of_one in templates.items()
+            if (subject, relation) not in edited
+            for template in of_one
+            if (subject, template) not in taken
+        ]
+        others = [
+            (template, name)
+            for relation, found in names.items()
+            for name in found
+            for template in templates.get(relation, ())
+        ]
+        return cls(siblings, others)
+
+
+def make_facts(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    names: Names,
+    *,
+    unasked: Collection[str] = (),
+    chat: bool = False,
+    seed: int = 0,
+) -> list[EditRequest]:
+    """Make facts of the model's own answers, drawn by the seed.
+
+    `unasked` are prompts, as text, that are left out: those that the edit itself is made by.
+    """
+    draw, beside = random.Random(seed), Beside.of(requests, names)
+    asked: dict[str, tuple[Asked, str]] = {}
+    count = min(MOST, max(LEAST, len(requests)))
+    for kind, some in (("sibling", beside.siblings), ("other", beside.others)):
+        free = [(template, subject) for template, subject in some if filled(template, subject) not in unasked]
+        for one in draw.sample(free, min(count, len(free))):
+            asked.setdefault(filled(*one), (one, kind))
+    prompts: dict[str, AnswerIds] = {}
+    for text in asked:
+        with suppress(SubjectLost):  # a chat template changes this text
+            prompts[text] = encode_text(lm.tokenizer, text, chat=chat)
+    facts: list[EditRequest] = []
+    for number, (text, ids) in enumerate(
+        zip(prompts, generate(lm, list(prompts.values()), ANSWER_TOKENS), strict=True)
+    ):
+        if found := ANSWER.match(decode_text(lm.tokenizer, ids)):
+            (template, subject), kind = asked[text]
+            name = f"made-{kind}-{number}"
+            facts.append(EditRequest(id=name, subject=subject, prompt=template, object=found[0].strip()))
+    return facts
+
+
+def filled(template: str, subject: str) -> str:
+    """A template with its subject in it."""
+    head, _, tail = template.partition(SLOT)
+    return head + subject + tail

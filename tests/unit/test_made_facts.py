@@ -1,0 +1,99 @@
+"""Facts made of the model's own answers: asked by the list's prompts, known to the model, and none that is edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import memedit
+import pytest
+from memedit.edits.edit import EditRequest
+from memedit.evaluation import made_facts
+from memedit.evaluation.forced import facts_kept, says_object
+from memedit.evaluation.made_facts import ANSWER, Beside, filled, make_facts
+from memedit.model.architecture import find_architecture
+from memedit.model.load import LanguageModel
+from memedit.results.rows import remarks, rows
+from tests.conftest import ROOT, byte_tokenizer, tiny_model
+
+NAMES = {"city": ["Cy", "Di"], "trade": ["Di"]}
+
+
+def edit(number: int, subject: str, relation: str, prompt: str) -> EditRequest:
+    return EditRequest(id=str(number), subject=subject, relation=relation, prompt=prompt, object="x")
+
+
+LIST = [
+    edit(1, "Ada", "city", "{} lives in"),
+    edit(2, "Bo", "trade", "The trade of {} is"),
+    edit(3, "Bo", "city", "{} lives in"),
+]
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    model: Any = tiny_model("gpt2").requires_grad_(False)
+    return LanguageModel(model, byte_tokenizer(), find_architecture(model))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" Lima, the capital", "Lima"),
+        (" the city of Lima.", "the city of Lima"),
+        ("Spanish and Quechua", "Spanish"),
+        (" 1821", "1821"),
+        (" 東京都です", "東京都です"),
+        (" ...", None),
+    ],
+)
+def test_an_answer_is_its_first_words(text: str, answer: str | None) -> None:
+    found = ANSWER.match(text)
+    assert (found and found[0].strip()) == answer
+
+
+def test_only_what_is_not_edited_is_asked() -> None:
+    beside = Beside.of(LIST, NAMES)
+    assert beside.siblings == [("The trade of {} is", "Ada")]
+    assert {filled(*one) for one in beside.others} == {"Cy lives in", "Di lives in", "The trade of Di is"}
+
+
+def test_the_model_says_the_facts_that_are_made_of_its_answers(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {text: tuple(byte_tokenizer()(f" w{n} x")["input_ids"]) for n, text in enumerate(("a", "b", "c", "d"))}
+    with monkeypatch.context() as patch:
+        patch.setattr(made_facts, "generate", lambda _lm, prompts, *_: list(said.values())[: len(prompts)])
+        facts = make_facts(lm, LIST, NAMES)
+    assert {(one.subject, one.prompt, one.object[0]) for one in facts} == {
+        ("Ada", "The trade of {} is", "w"), ("Cy", "{} lives in", "w"), ("Di", "{} lives in", "w"),
+        ("Di", "The trade of {} is", "w"),
+    }  # fmt: skip
+    # Left out: what the edit is polished on.
+    left = make_facts(lm, LIST, NAMES, unasked={"Cy lives in", "The trade of Ada is"})
+    assert {(one.subject, one.prompt) for one in left} <= {("Di", "{} lives in"), ("Di", "The trade of {} is")}
+    # The tiny model's own answers: what it says counts as known, and an answer that changes is not kept.
+    own = make_facts(lm, LIST, NAMES)
+    known = says_object(lm, own)
+    kept = facts_kept(own, known, [False] * len(own), LIST)
+    assert all(figure is None or figure.mean == 0 for figure in kept.values())
+
+
+@pytest.mark.slow
+def test_apply_tells_what_it_took_where_no_facts_are_given(tmp_path: Path) -> None:
+    edits = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:20]
+    model = ROOT / "examples" / "models" / "made-gpt2"
+    report = memedit.apply(edits, model, tmp_path / "out")
+    assert report.made_facts > 0
+    assert report.kept["siblings"] and report.kept["siblings"].mean > 0.8
+    (row,) = [row for row in rows(report) if row[0] == "kept, edited subjects"]
+    assert row[-1].endswith("(made)")
+    assert any("no facts were given" in line for line in remarks(report))
+    given = memedit.apply(
+        edits, model, tmp_path / "given", facts=ROOT / "examples" / "world" / "facts.jsonl",
+    )  # fmt: skip
+    assert given.made_facts == 0
+    none = memedit.apply(edits, model, tmp_path / "none", settings={"eval.derive": False})
+    assert none.kept == {"others": None, "siblings": None}
+    out, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "none"))
+    assert out == other
