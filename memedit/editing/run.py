@@ -199,7 +199,7 @@ class EditRun:
         return sorted(range(len(self.requests)), key=lambda n: self.requests[n].digest)
 
     @cached_property
-    def names(self) -> Names:
+    def other_subjects(self) -> Names:
         """The subjects that the model, unedited, names beside the edited ones."""
         return names_beside(self.lm, [self.requests[n] for n in self.order], self.recipe.seed)
 
@@ -208,7 +208,7 @@ class EditRun:
         return self.history.mode == "on top" and number in self.kept
 
     def _preserved(self, requests: Sequence[EditRequest]) -> list[Asked]:
-        return choose_preserved(requests, self.names, self.recipe.polish, self.recipe.seed)
+        return choose_preserved(requests, self.other_subjects, self.recipe.polish, self.recipe.seed)
 
     def make_facts(self, run: Store) -> None:
         """Where no facts were given, take answers of the unedited model for them, if the recipe says so."""
@@ -219,7 +219,7 @@ class EditRun:
             moving = [self.requests[n] for n in self.order if not self._held(n)]
             polished = self._preserved(moving) if self.recipe.polish.steps else []
             facts = make_facts(
-                self.lm, [self.requests[n] for n in self.order], self.names,
+                self.lm, [self.requests[n] for n in self.order], self.other_subjects,
                 unasked={filled(*one) for one in polished}, chat=self.recipe.chat, seed=self.recipe.seed,
             )  # fmt: skip
             return [fact.public() for fact in facts]

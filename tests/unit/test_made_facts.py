@@ -86,6 +86,7 @@ def test_apply_tells_what_it_took_where_no_facts_are_given(tmp_path: Path) -> No
     report = memedit.apply(edits, model, tmp_path / "out")
     assert report.made_facts > 0
     assert report.kept["siblings"] and report.kept["siblings"].mean > 0.8
+    assert report.kept["others"] is None  # this model cannot continue a list of names
     (row,) = [row for row in rows(report) if row[0] == "kept, edited subjects"]
     assert row[-1].endswith("(made)")
     assert any("no facts were given" in line for line in remarks(report))
