@@ -54,7 +54,7 @@ class BaseCheckpoint:
         A change of another base loses all but its factors. Raises UsageError for a change of another base without
         `any_base`, and for one whose names or shapes do not fit.
         """
-        same = change.base == self.checkpoint.digest
+        same = self.checkpoint.has_digest(change.base)
         if not any_base and not same:
             raise UsageError(
                 f"{change.file} belongs to another base: it changes the model of digest {change.base[:12]}, and "
@@ -116,7 +116,7 @@ def originals(
     if folder is not None:
         with progress.phase("base"):
             checkpoint = Checkpoint.open(folder)
-            same = checkpoint.digest == change.base
+            same = checkpoint.has_digest(change.base)
         if same:
             return "base", {name: checkpoint.tensor(name) for name in names}, folder
         if base:

@@ -52,7 +52,7 @@ def run_export(
     with progress.phase("base"):
         found = base.admitted(found, any_base=any_base)
     if to == "full":
-        whole = rank is None and found.folder is not None and found.base == base.checkpoint.digest
+        whole = rank is None and found.folder is not None and base.checkpoint.has_digest(found.base)
         extra = {**records(found.folder), CARD: card_of(found.folder)} if whole and found.folder else None
         return _checkpoint([found], found.deltas, base, recipe, "export", rank, arguments, progress, extra)
     make = _adapter if to == "lora" else _dense
@@ -108,13 +108,14 @@ def run_revert(
         knobs = recipe.output
         write_checkpoint(
             checkpoint, out, weights, extra,
-            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, force=knobs.force,
-            note=progress.note,
+            link=knobs.link, max_shard=knobs.max_shard, keep_copies=knobs.keep_copies, overwrite=knobs.overwrite,
+            force=knobs.force, note=progress.note,
         )  # fmt: skip
-        digest = Checkpoint.open(out).digest
+        back = Checkpoint.open(out)
+        exact, digest = back.has_digest(base), back.digest
     return Outcome(
         command="revert", versions=versions(), arguments=list(arguments), model=recorded.path, output=str(out),
-        deltas=(str(change.file),), origin=origin, exact=digest == base, digests={"model": base, "output": digest},
+        deltas=(str(change.file),), origin=origin, exact=exact, digests={"model": base, "output": digest},
     )  # fmt: skip
 
 
@@ -149,8 +150,8 @@ def _checkpoint(
         knobs = recipe.output
         write_checkpoint(
             base.checkpoint, _out(recipe), weights, extra,
-            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, force=knobs.force,
-            note=progress.note,
+            link=knobs.link, max_shard=knobs.max_shard, keep_copies=knobs.keep_copies, overwrite=knobs.overwrite,
+            force=knobs.force, note=progress.note,
         )  # fmt: skip
     return outcome
 

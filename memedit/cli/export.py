@@ -39,6 +39,7 @@ def export_command(
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
     force: o.ForceOption = None,
+    keep_copies: o.KeepCopiesOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
@@ -57,6 +58,7 @@ def export_command(
         "output.link": link,
         "output.overwrite": overwrite,
         "output.force": force,
+        "output.keep_copies": keep_copies,
     }
     recipe, _ = o.read_recipe(None, sets, flags)
     o.need_model(recipe)
