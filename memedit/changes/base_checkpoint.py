@@ -82,14 +82,7 @@ class BaseCheckpoint:
         made, lost = (delta, 0.0) if rank is None else truncated(delta, rank)
         weight, change = self.weight(name), _multiplied(made)
         stored = rounded(weight, change)
-        figures = TensorChange(
-            parameter=self.parameters[name],
-            rank=made.rank,
-            norm=change.norm,
-            relative=change.norm / max(float(weight.double().norm()), TINY),
-            rounding_loss=rounding_loss(weight, change, stored),
-            lost=lost,
-        )
+        figures = tensor_change(self.parameters[name], weight, change, stored, made.rank, lost)
         return self.architecture.turned(stored).contiguous(), made, figures
 
     def distance(self, name: str, delta: Delta, made: Delta) -> float:
@@ -97,6 +90,20 @@ class BaseCheckpoint:
         weight, change = self.weight(name), _multiplied(delta)
         stored = rounded(weight, change)
         return float((stored.double() - weight.double() - made.dense()).norm()) / max(change.norm, TINY)
+
+
+def tensor_change(
+    parameter: str, weight: Tensor, change: Delta, stored: Tensor, rank: int, lost: float = 0.0
+) -> TensorChange:
+    """The figures of one tensor: weight and stored (D, F) before and after a change."""
+    return TensorChange(
+        parameter=parameter,
+        rank=rank,
+        norm=change.norm,
+        relative=change.norm / max(float(weight.double().norm()), TINY),
+        rounding_loss=rounding_loss(weight, change, stored),
+        lost=lost,
+    )
 
 
 def originals(

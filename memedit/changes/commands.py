@@ -12,6 +12,7 @@ import torch
 
 from memedit.changes.base_checkpoint import BaseCheckpoint, originals, subtracted
 from memedit.changes.delta_file import DeltaFile, in_dtype, sum_deltas
+from memedit.changes.merge import run_merge
 from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.errors import UsageError
 from memedit.model.load import locate
@@ -25,7 +26,7 @@ from memedit.storage.artifacts import digest_file
 from memedit.storage.checkpoint import CARD, Checkpoint
 from memedit.storage.comparison import compare
 from memedit.storage.deltas import delta_bytes, originals_bytes
-from memedit.storage.lora import adapter_bytes
+from memedit.storage.lora import CONFIG, adapter_bytes
 from memedit.storage.records import DELTA, EDITS, ORIGINALS, RUN, base_of, card_of, records
 from memedit.storage.tensorfile import stream
 from memedit.storage.writer import BASE_CARD, check_output, write_checkpoint, write_files
@@ -44,9 +45,14 @@ def run_export(
 ) -> Outcome:
     """Write a change as a checkpoint (`full`), a PEFT adapter (`lora`), or one file of float32 changes (`dense`).
 
-    With `rank` the change is cut to that rank first. Raises UsageError for a change of another base.
+    With `rank` the change is cut to that rank first. Raises UsageError for a change of another base. `change` can also
+    be the folder of a LoRA adapter; it becomes a checkpoint only, and its base is not checked but for shapes.
     """
     progress = progress or NoProgress()
+    if (change / CONFIG).is_file() and not (change / DELTA).is_file():
+        if to != "full" or rank is not None:
+            raise UsageError(f"{change} is a LoRA adapter, which is merged as it is", "say --to full, without --rank")
+        return run_merge(change, _out(recipe), recipe, arguments, progress)
     base, found, out = BaseCheckpoint(recipe.model, progress), DeltaFile.open(change), _out(recipe)
     _check(base, out, recipe, file=to == "dense")
     with progress.phase("base"):

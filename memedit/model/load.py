@@ -104,9 +104,9 @@ def at_hand(knobs: ModelKnobs) -> Path | None:
         return None
 
 
-def meta_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
+def meta_model(folder: Path, knobs: ModelKnobs, *, with_adapter: bool = False) -> PreTrainedModel:
     """The model as its config describes it, without weights: on the meta device. Raises as `auto_config` does."""
-    config = auto_config(folder, knobs)
+    config = auto_config(folder, knobs, with_adapter=with_adapter)
     with foreign_errors(f"{folder} cannot be opened", NOT_KNOWN, folder=folder), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, trust_remote_code=knobs.trust_remote_code, attn_implementation=None
