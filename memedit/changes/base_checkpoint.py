@@ -18,6 +18,7 @@ from memedit.errors import UsageError
 from memedit.model.architecture import find_architecture
 from memedit.model.config import read_config
 from memedit.model.load import at_hand, locate, meta_model
+from memedit.model.training_names import check_stored_names
 from memedit.numerics.delta import Delta, rounded, rounding_loss
 from memedit.numerics.lowrank import truncated
 from memedit.progress import Progress
@@ -45,6 +46,7 @@ class BaseCheckpoint:
         if self.card.warning:
             progress.note(f"warning: {self.card.warning}")
         every = [self.architecture.parameter(layer) for layer in range(self.architecture.n_layers)]
+        check_stored_names(self.folder, every, self.checkpoint.entries)
         self.parameters = {self.checkpoint.resolve(name): name for name in every}
         """Stored name -> parameter name in the model."""
 

@@ -19,6 +19,7 @@ from memedit.changes.base_checkpoint import tensor_change
 from memedit.config.recipe import Recipe
 from memedit.errors import UnsupportedModelError, UsageError
 from memedit.model.load import locate, meta_model
+from memedit.model.training_names import check_stored_names
 from memedit.numerics.delta import Delta, rounded
 from memedit.progress import Progress
 from memedit.results.changes import Outcome, TensorChange
@@ -47,6 +48,7 @@ class MergedWeights(Mapping[str, Tensor]):
         self.figures: dict[str, TensorChange] = {}
         self.parameters: dict[str, str] = {}
         self.turned: set[str] = set()
+        check_stored_names(base.folder, deltas, base.entries)
         for name, delta in deltas.items():
             weight, conv1d = _weight_of(model, name, delta, adapter)
             stored = _stored_name(base, model, name, weight, adapter)

@@ -173,6 +173,9 @@ def auto_config(folder: Path, knobs: ModelKnobs, *, with_adapter: bool = False) 
             folder, trust_remote_code=knobs.trust_remote_code, local_files_only=True
         )
         config._attn_implementation = None
+        for part in (config, config.get_text_config()):
+            if not getattr(part, "quantization_config", True):  # {} or null, which transformers takes for quantized
+                del part.quantization_config
         int(config.get_text_config().num_hidden_layers)
     return config
 
