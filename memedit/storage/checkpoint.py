@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
 from memedit.storage.artifacts import digest_file, digest_of, telling
-from memedit.storage.copies import other_copies
+from memedit.storage.copies import copies_text, other_copies
 from memedit.storage.index import INDEX, check_index, weight_map
 from memedit.storage.model_files import files_in
-from memedit.storage.tensorfile import TensorEntry, read_header
+from memedit.storage.tensorfile import TensorEntry, read_header, shown_name
 
 SINGLE = "model.safetensors"
 CARD = "README.md"
@@ -144,10 +145,22 @@ def _stamp(file: Path) -> Stamp:
 
 
 def _no_weights(folder: Path) -> MemeditError:
-    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    if (folder / "adapter_config.json").is_file():
+        here = shlex.quote(str(folder))
+        hint = f"merge it into its base: memedit export {here} --to full -m BASE -o MERGED; or memedit eval --adapter"
+        return UsageError(f"{folder} is an adapter: it holds no {SINGLE}", hint)
+    found = sorted(other_copies((Path(file.name) for file in folder.glob("*")), ()))
+    pickles = [name for name in found if name.suffix.lower() in (".bin", ".pt", ".pth")]
     if pickles:
         return UnsupportedModelError(
-            f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run code when it is opened",
+            f"{folder} holds its weights as a pickle ({shown_name(str(pickles[0]))}), which can run code when it is "
+            "opened",
             "convert it where you trust it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)",
+        )
+    if found:
+        return UsageError(
+            f"{folder} holds no {SINGLE}, but other weights ({copies_text(found)})",
+            'convert them: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW), with variant="fp16" for '
+            "model.fp16.safetensors and gguf_file=NAME for GGUF",
         )
     return UsageError(f"{folder} holds no {SINGLE}", "give a Hugging Face model folder with safetensors")

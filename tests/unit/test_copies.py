@@ -13,6 +13,7 @@ import torch
 from memedit.changes.commands import run_add, run_export, run_revert
 from memedit.config.resolve import resolve
 from memedit.editing.start import RunStart, write_base
+from memedit.errors import MemeditError, UnsupportedModelError, UsageError
 from memedit.numerics.delta import Delta
 from memedit.progress import NoProgress
 from memedit.storage.artifacts import digest_file, digest_of
@@ -122,7 +123,7 @@ def test_a_digest_does_not_depend_on_copies_and_older_ones_are_known(base: Path)
     assert not Checkpoint.open(base).has_digest(checkpoint.digest)
 
 
-def test_many_names_are_counted_and_odd_ones_are_quoted() -> None:
+def test_many_heldare_counted_and_odd_ones_are_quoted() -> None:
     many = copies_text([Path(f"{number}.pt") for number in range(9)])
     assert many == "0.pt, 1.pt, 2.pt, 3.pt, 4.pt, 5.pt and 3 more"
     assert copies_text([Path("a\x1b[2J.pt")]) == "'a\\x1b[2J.pt'"
@@ -180,3 +181,23 @@ def test_apply_leaves_copies_out(tiny_folder: Path, tmp_path: Path, keep: bool) 
     memedit.apply([edit], base, tmp_path / "out", settings=knobs, progress=progress)
     assert (tmp_path / "out" / "pytorch_model.bin").exists() == keep
     assert len([line for line in progress.said if line.startswith("left out of ")]) == (not keep)
+
+
+@pytest.mark.parametrize(
+    ("held", "error", "says", "hint"),
+    [
+        (["training_args.bin", "optimizer.pt"], UsageError, "holds no model.safetensors$", "Hugging Face model folder"),
+        (["training_args.bin", "pytorch_model.bin"], UnsupportedModelError, r"pickle \(pytorch_model.bin\)", "convert"),
+        (["model.fp16.safetensors"], UsageError, r"but other weights \(model.fp16.safetensors\)", 'variant="fp16"'),
+        (["Tiny-Q8_0.gguf"], UsageError, r"but other weights \(Tiny-Q8_0.gguf\)", "gguf_file="),
+        (["adapter_config.json", "adapter_model.bin"], UsageError, "is an adapter", "memedit export "),
+    ],
+)
+def test_a_folder_without_weights_to_edit_is_refused_by_what_it_holds(
+    tmp_path: Path, held: list[str], error: type[MemeditError], says: str, hint: str
+) -> None:
+    for name in held:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(error, match=says) as caught:
+        Checkpoint.open(tmp_path)
+    assert type(caught.value) is error and hint in caught.value.hint

@@ -156,6 +156,12 @@ def test_weights_that_are_not_there_are_still_said_to_be_missing(folder: Path) -
         load(folder, KNOBS)
 
 
+def test_more_tensors_than_the_config_asks_for_are_no_reason_to_refuse(folder: Path, sound: Path) -> None:
+    file = folder / "model.safetensors"
+    save_file({**load_file(file), "mtp.weight": torch.ones(2, 2)}, file, {"format": "pt"})
+    assert same_weights(folder, sound)
+
+
 @pytest.mark.parametrize("metadata", [..., None, [], "x", {}, {"total_size": 1}])
 def test_an_index_is_read_whatever_its_metadata(metadata: Any, shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shards, tmp_path / "model"))
