@@ -165,6 +165,22 @@ def test_commands_that_change_files_leave_copies_out(tiny_folder: Path, tmp_path
     assert len([line for line in progress.said if line.startswith("left out of ")]) == (0 if keep else 2)
 
 
+def test_a_delta_of_an_older_digest_still_belongs_to_its_base(tiny_folder: Path, tmp_path: Path) -> None:
+    """Version 0.1 counted copies in the digest of a base."""
+    base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+    (base / "pytorch_model.bin").write_text("old facts")
+    older = digest_of({name: digest_file(base / name) for name in names(base) - {"README.md"}})
+    checkpoint, delta = Checkpoint.open(base), tmp_path / "d.safetensors"
+    name = next(name for name in checkpoint.entries if name.endswith(("1.mlp.c_proj.weight", "1.mlp.down_proj.weight")))
+    shape = checkpoint.entries[name].shape if "down_proj" in name else checkpoint.entries[name].shape[::-1]
+    change = Delta(torch.ones(shape[0], 1) / 9, torch.ones(1, shape[1]))
+    delta.write_bytes(delta_bytes({name: change}, older, {"method": "made"}))
+    run_add([delta], recipe(base, tmp_path / "out", keep=False))
+    (base / "pytorch_model.bin").write_text("other")
+    with pytest.raises(UsageError, match="belongs to another base"):
+        run_add([delta], recipe(base, tmp_path / "again", keep=False))
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_forgetting_every_edit_leaves_copies_out(base: Path, tmp_path: Path, keep: bool) -> None:
     write_base(RunStart((), recipe(base, tmp_path / "out", keep=keep), base=Checkpoint.open(base)), Notes())
