@@ -144,7 +144,7 @@ def recipe(model: Path | str, out: Path, *, keep: bool) -> Any:
     return resolve([("flag", flags)])[0]
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_commands_that_change_files_leave_copies_out(tiny_folder: Path, tmp_path: Path, keep: bool) -> None:
     """apply --delta, export --to full and revert; a revert is exact though the copies are gone."""
     base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
@@ -187,6 +187,7 @@ def test_forgetting_every_edit_leaves_copies_out(base: Path, tmp_path: Path, kee
     assert names(tmp_path / "out") == (names(base) if keep else {"model.safetensors", *OTHERS})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True])
 def test_apply_leaves_copies_out(tiny_folder: Path, tmp_path: Path, keep: bool) -> None:
     base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))

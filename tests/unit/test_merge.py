@@ -27,7 +27,7 @@ PRODUCT = 2e-6  # float32 products of 32 and 128 terms of size one
 TARGETS = {"gpt2": ["attn.c_proj", "mlp.c_fc", "mlp.c_proj"], "llama": ["q_proj", "v_proj", "down_proj", "lm_head"]}
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A tiny model with an adapter in its folder, as PEFT writes one, and the weights after PEFT's own merge."""
     import peft
@@ -79,6 +79,7 @@ def test_a_folder_with_model_and_adapter_is_refused_with_both_ways_out(folder: P
     assert all(torch.equal(opened[name], part) for name, part in stored.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["apply", "eval", "check", "inspect", "stats", "trace"])
 def test_every_command_that_opens_the_model_refuses_it(folder: Path, tmp_path: Path, command: str) -> None:
     edits = tmp_path / "edits.jsonl"
@@ -91,7 +92,7 @@ def test_every_command_that_opens_the_model_refuses_it(folder: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_merge_is_the_sum_that_peft_makes(made: tuple[Path, Any], folder: Path, tmp_path: Path, apart: bool) -> None:
     adapter = folder
     if apart:
@@ -120,6 +121,7 @@ def test_a_merge_is_the_sum_that_peft_makes(made: tuple[Path, Any], folder: Path
         assert not torch.equal(merged, turned)
 
 
+@pytest.mark.slow
 def test_a_merge_in_shards_is_the_same(folder: Path, tmp_path: Path) -> None:
     whole = run_export(folder, "full", recipe(folder, tmp_path / "one"))
     flags = {"model.path": str(folder), "output.dir": str(tmp_path / "two"), "output.max_shard_size": "20KB"}
@@ -157,6 +159,7 @@ def test_a_start_that_leaves_the_base_alone_is_merged(folder: Path, tmp_path: Pa
     run_export(folder, "full", recipe(folder, tmp_path / "out"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", ["gpt2"], indirect=True)
 def test_a_change_of_a_tied_head_is_refused(folder: Path, tmp_path: Path) -> None:
     """Merged into the one tensor it would change the embedding too, which the adapter does not do."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ WRAPPED: dict[str, tuple[Rename, str]] = {
         "names with base_layer. and base_model.model. and module., such as",
     ),
 }
+
+
+def slow_but_first(values: Iterable[Any]) -> list[Any]:
+    """Parameters of which the fast tier takes the first alone."""
+    first, *rest = values
+    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in rest)]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +94,7 @@ def same_weights(folder: Path, sound: Path) -> bool:
     return all(torch.equal(opened[name], other[name]) for name in other)
 
 
-@pytest.mark.parametrize("kind", WRAPPED)
+@pytest.mark.parametrize("kind", slow_but_first(["both", *(kind for kind in WRAPPED if kind != "both")]))
 def test_names_of_a_wrapped_model_are_named_and_the_hint_takes_them_out(kind: str, folder: Path, sound: Path) -> None:
     name, says = WRAPPED[kind]
     rename(folder, name)
@@ -130,7 +136,7 @@ def test_factors_that_are_not_merged_are_not_renamed(folder: Path) -> None:
     assert "merge_and_unload()" in caught.value.hint and "load_file" not in caught.value.hint
 
 
-@pytest.mark.parametrize("kind", ["compiled", "replaced"])
+@pytest.mark.parametrize("kind", slow_but_first(["replaced", "compiled"]))
 def test_a_delta_is_not_added_to_names_that_no_program_reads(kind: str, folder: Path, tmp_path: Path) -> None:
     rename(folder, WRAPPED[kind][0])
     delta = Delta(torch.ones(32, 1), torch.ones(1, 88))
@@ -162,7 +168,7 @@ def test_more_tensors_than_the_config_asks_for_are_no_reason_to_refuse(folder: P
     assert same_weights(folder, sound)
 
 
-@pytest.mark.parametrize("metadata", [..., None, [], "x", {}, {"total_size": 1}])
+@pytest.mark.parametrize("metadata", slow_but_first([..., None, [], "x", {}, {"total_size": 1}]))
 def test_an_index_is_read_whatever_its_metadata(metadata: Any, shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shards, tmp_path / "model"))
     set_fields(folder / "model.safetensors.index.json", metadata=metadata)
@@ -172,6 +178,7 @@ def test_an_index_is_read_whatever_its_metadata(metadata: Any, shards: Path, tmp
     assert same_weights(folder, shards)
 
 
+@pytest.mark.slow
 def test_a_model_whose_index_has_no_metadata_is_edited_and_its_index_stays(shards: Path, tmp_path: Path) -> None:
     folder, index = Path(shutil.copytree(shards, tmp_path / "model")), "model.safetensors.index.json"
     set_fields(folder / index, metadata=...)
@@ -185,7 +192,7 @@ def test_a_model_whose_index_has_no_metadata_is_edited_and_its_index_stays(shard
     assert not same_weights(tmp_path / "out", shards)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", '{"weight_map": 1}'])
+@pytest.mark.parametrize("text", slow_but_first(["{", "[]", "null", '{"weight_map": 1}']))
 def test_a_damaged_index_is_still_refused(text: str, shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shards, tmp_path / "model"))
     (folder / "model.safetensors.index.json").write_text(text)
@@ -196,8 +203,10 @@ def test_a_damaged_index_is_still_refused(text: str, shards: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "fields", [{"quantization_config": {}}, {"quantization_config": None}, {"dtype": None}, {"torch_dtype": None},
-               {"dtype": ..., "torch_dtype": None}, {"dtype": ...}], ids=str,
+    "fields",
+    slow_but_first([{"quantization_config": {}}, {"quantization_config": None}, {"dtype": None}, {"torch_dtype": None},
+                    {"dtype": ..., "torch_dtype": None}, {"dtype": ...}]),
+    ids=str,
 )  # fmt: skip
 def test_empty_fields_of_a_config_are_no_reason_to_refuse(fields: dict[str, Any], folder: Path, sound: Path) -> None:
     set_fields(folder / "config.json", **fields)
