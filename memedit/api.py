@@ -342,8 +342,9 @@ def export(
 ) -> Outcome:
     """Write a delta as a checkpoint ("full"), as a LoRA adapter ("lora"), or as one file of float32 changes ("dense").
 
-    `delta` is a folder that `apply` wrote, or its delta.safetensors; `model` is its base. `rank` truncates the change
-    to that rank per layer; `dtype` is that of the adapter's factors. `any_base` allows another base than the delta's.
+    `delta` is a folder that `apply` wrote, or its delta.safetensors; `model` is its base. It can also be a LoRA
+    adapter, which is merged into the base (only "full"). `rank` truncates the change to that rank per layer; `dtype` is
+    that of the adapter's factors. `any_base` allows another base than the delta's.
     """
     if to not in ("full", "lora", "dense"):
         raise UsageError(f'to must be "full", "lora" or "dense", not {to!r}', "name one of them")

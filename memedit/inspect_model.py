@@ -108,7 +108,7 @@ def _found(
             weights=parameters * size,
             moments=moment_bytes(widths),
             cache=cache_bytes(widths),
-            output=base.size if base else None,
+            output=base.output_size() if base else None,
         ),
         problems=tuple(problems),
     )  # fmt: skip

@@ -18,6 +18,7 @@ from memedit.errors import UsageError
 from memedit.model.architecture import find_architecture
 from memedit.model.config import read_config
 from memedit.model.load import at_hand, locate, meta_model
+from memedit.model.training_names import check_stored_names
 from memedit.numerics.delta import Delta, rounded, rounding_loss
 from memedit.numerics.lowrank import truncated
 from memedit.progress import Progress
@@ -45,6 +46,7 @@ class BaseCheckpoint:
         if self.card.warning:
             progress.note(f"warning: {self.card.warning}")
         every = [self.architecture.parameter(layer) for layer in range(self.architecture.n_layers)]
+        check_stored_names(self.folder, every, self.checkpoint.entries)
         self.parameters = {self.checkpoint.resolve(name): name for name in every}
         """Stored name -> parameter name in the model."""
 
@@ -54,7 +56,7 @@ class BaseCheckpoint:
         A change of another base loses all but its factors. Raises UsageError for a change of another base without
         `any_base`, and for one whose names or shapes do not fit.
         """
-        same = change.base == self.checkpoint.digest
+        same = self.checkpoint.has_digest(change.base)
         if not any_base and not same:
             raise UsageError(
                 f"{change.file} belongs to another base: it changes the model of digest {change.base[:12]}, and "
@@ -82,14 +84,7 @@ class BaseCheckpoint:
         made, lost = (delta, 0.0) if rank is None else truncated(delta, rank)
         weight, change = self.weight(name), _multiplied(made)
         stored = rounded(weight, change)
-        figures = TensorChange(
-            parameter=self.parameters[name],
-            rank=made.rank,
-            norm=change.norm,
-            relative=change.norm / max(float(weight.double().norm()), TINY),
-            rounding_loss=rounding_loss(weight, change, stored),
-            lost=lost,
-        )
+        figures = tensor_change(self.parameters[name], weight, change, stored, made.rank, lost)
         return self.architecture.turned(stored).contiguous(), made, figures
 
     def distance(self, name: str, delta: Delta, made: Delta) -> float:
@@ -97,6 +92,20 @@ class BaseCheckpoint:
         weight, change = self.weight(name), _multiplied(delta)
         stored = rounded(weight, change)
         return float((stored.double() - weight.double() - made.dense()).norm()) / max(change.norm, TINY)
+
+
+def tensor_change(
+    parameter: str, weight: Tensor, change: Delta, stored: Tensor, rank: int, lost: float = 0.0
+) -> TensorChange:
+    """The figures of one tensor: weight and stored (D, F) before and after a change."""
+    return TensorChange(
+        parameter=parameter,
+        rank=rank,
+        norm=change.norm,
+        relative=change.norm / max(float(weight.double().norm()), TINY),
+        rounding_loss=rounding_loss(weight, change, stored),
+        lost=lost,
+    )
 
 
 def originals(
@@ -116,7 +125,7 @@ def originals(
     if folder is not None:
         with progress.phase("base"):
             checkpoint = Checkpoint.open(folder)
-            same = checkpoint.digest == change.base
+            same = checkpoint.has_digest(change.base)
         if same:
             return "base", {name: checkpoint.tensor(name) for name in names}, folder
         if base:

@@ -12,6 +12,7 @@ import torch
 
 from memedit.changes.base_checkpoint import BaseCheckpoint, originals, subtracted
 from memedit.changes.delta_file import DeltaFile, in_dtype, sum_deltas
+from memedit.changes.merge import run_merge
 from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.errors import UsageError
 from memedit.model.load import locate
@@ -25,7 +26,7 @@ from memedit.storage.artifacts import digest_file
 from memedit.storage.checkpoint import CARD, Checkpoint
 from memedit.storage.comparison import compare
 from memedit.storage.deltas import delta_bytes, originals_bytes
-from memedit.storage.lora import adapter_bytes
+from memedit.storage.lora import CONFIG, adapter_bytes
 from memedit.storage.records import DELTA, EDITS, ORIGINALS, RUN, base_of, card_of, records
 from memedit.storage.tensorfile import stream
 from memedit.storage.writer import BASE_CARD, check_output, write_checkpoint, write_files
@@ -44,15 +45,20 @@ def run_export(
 ) -> Outcome:
     """Write a change as a checkpoint (`full`), a PEFT adapter (`lora`), or one file of float32 changes (`dense`).
 
-    With `rank` the change is cut to that rank first. Raises UsageError for a change of another base.
+    With `rank` the change is cut to that rank first. Raises UsageError for a change of another base. `change` can also
+    be the folder of a LoRA adapter; it becomes a checkpoint only, and its base is not checked but for shapes.
     """
     progress = progress or NoProgress()
+    if (change / CONFIG).is_file() and not (change / DELTA).is_file():
+        if to != "full" or rank is not None:
+            raise UsageError(f"{change} is a LoRA adapter, which is merged as it is", "say --to full, without --rank")
+        return run_merge(change, _out(recipe), recipe, arguments, progress)
     base, found, out = BaseCheckpoint(recipe.model, progress), DeltaFile.open(change), _out(recipe)
     _check(base, out, recipe, file=to == "dense")
     with progress.phase("base"):
         found = base.admitted(found, any_base=any_base)
     if to == "full":
-        whole = rank is None and found.folder is not None and found.base == base.checkpoint.digest
+        whole = rank is None and found.folder is not None and base.checkpoint.has_digest(found.base)
         extra = {**records(found.folder), CARD: card_of(found.folder)} if whole and found.folder else None
         return _checkpoint([found], found.deltas, base, recipe, "export", rank, arguments, progress, extra)
     make = _adapter if to == "lora" else _dense
@@ -108,13 +114,14 @@ def run_revert(
         knobs = recipe.output
         write_checkpoint(
             checkpoint, out, weights, extra,
-            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, force=knobs.force,
-            note=progress.note,
+            link=knobs.link, max_shard=knobs.max_shard, keep_copies=knobs.keep_copies, overwrite=knobs.overwrite,
+            force=knobs.force, note=progress.note,
         )  # fmt: skip
-        digest = Checkpoint.open(out).digest
+        back = Checkpoint.open(out)
+        exact, digest = back.has_digest(base), back.digest
     return Outcome(
         command="revert", versions=versions(), arguments=list(arguments), model=recorded.path, output=str(out),
-        deltas=(str(change.file),), origin=origin, exact=digest == base, digests={"model": base, "output": digest},
+        deltas=(str(change.file),), origin=origin, exact=exact, digests={"model": base, "output": digest},
     )  # fmt: skip
 
 
@@ -149,8 +156,8 @@ def _checkpoint(
         knobs = recipe.output
         write_checkpoint(
             base.checkpoint, _out(recipe), weights, extra,
-            link=knobs.link, max_shard=knobs.max_shard, overwrite=knobs.overwrite, force=knobs.force,
-            note=progress.note,
+            link=knobs.link, max_shard=knobs.max_shard, keep_copies=knobs.keep_copies, overwrite=knobs.overwrite,
+            force=knobs.force, note=progress.note,
         )  # fmt: skip
     return outcome
 

@@ -62,6 +62,7 @@ def apply_command(
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
     force: o.ForceOption = None,
+    keep_copies: o.KeepCopiesOption = None,
     rounding: Annotated[
         Literal["auto", "nearest", "key-aware"] | None,
         typer.Option("--rounding", metavar="HOW", help="How weights are rounded to OUT's dtype: auto, nearest or "
@@ -111,7 +112,7 @@ def apply_command(
         "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
         "moments.corpus": corpus, "target.retry": redo if retry is None else retry, "polish.steps": polish,
         "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
-        "output.force": force, "output.keep_originals": keep_originals,
+        "output.force": force, "output.keep_copies": keep_copies, "output.keep_originals": keep_originals,
         "output.rounding": rounding, "output.max_shard_size": max_shard_size,
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags, preset)

@@ -13,7 +13,10 @@ from memedit.errors import UsageError
 
 
 def export_command(
-    delta: Annotated[str, typer.Argument(metavar="DELTA", help="Folder that apply wrote, or its delta.safetensors.")],
+    delta: Annotated[
+        str,
+        typer.Argument(metavar="DELTA", help="Folder that apply wrote, its delta.safetensors, or a LoRA adapter."),
+    ],
     to: Annotated[
         Literal["full", "lora", "dense"],
         typer.Option(
@@ -39,14 +42,18 @@ def export_command(
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
     force: o.ForceOption = None,
+    keep_copies: o.KeepCopiesOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
     """Convert a delta to a checkpoint, a LoRA adapter, or a file of plain tensors.
 
+    A LoRA adapter is merged into its base, with --to full.
+
     \b
-    Example:
+    Examples:
       memedit export edited --to lora -m gpt2 -o adapter
+      memedit export adapter --to full -m gpt2 -o merged
     """
     o.one_output(json, False, quiet)
     if dtype != "float32" and to != "lora":
@@ -57,6 +64,7 @@ def export_command(
         "output.link": link,
         "output.overwrite": overwrite,
         "output.force": force,
+        "output.keep_copies": keep_copies,
     }
     recipe, _ = o.read_recipe(None, sets, flags)
     o.need_model(recipe)

@@ -28,6 +28,7 @@ def forget_command(
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
     force: o.ForceOption = None,
+    keep_copies: o.KeepCopiesOption = None,
     fail_under: o.FailUnderOption = None,
     json: o.JsonOption = False,
     per_edit: o.PerEditOption = False,
@@ -45,7 +46,7 @@ def forget_command(
     bars = gates.gate_bars(fail_under)
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "output.dir": output, "output.link": link,
-        "output.overwrite": overwrite, "output.force": force,
+        "output.overwrite": overwrite, "output.force": force, "output.keep_copies": keep_copies,
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags)
     o.need_model(recipe)

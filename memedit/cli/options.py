@@ -124,6 +124,12 @@ OverwriteOption = Annotated[
     ),
 ]
 ForceOption = Annotated[bool | None, typer.Option("--force", help="Replace OUT whatever it holds.")]
+KeepCopiesOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-copies", help="Also copy files that hold the weights a second time, unedited (such as *.bin, *.gguf)."
+    ),
+]
 
 ENVIRONMENT = {"MEMEDIT_DEVICE": "model.device", "MEMEDIT_DTYPE": "model.dtype", "MEMEDIT_SEED": "seed"}
 """Environment variables that change a setting."""

@@ -23,6 +23,7 @@ def revert_command(
     link: o.LinkOption = None,
     overwrite: o.OverwriteOption = None,
     force: o.ForceOption = None,
+    keep_copies: o.KeepCopiesOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
@@ -39,6 +40,7 @@ def revert_command(
         "output.link": link,
         "output.overwrite": overwrite,
         "output.force": force,
+        "output.keep_copies": keep_copies,
     }
     recipe, _ = o.read_recipe(None, None, flags)
     from memedit.pipeline import run_revert

@@ -190,6 +190,9 @@ class OutputKnobs(_Knobs):
     keep_originals: bool = False
     """Keep the edited tensors as they were in memedit/originals.safetensors, so that the edit can be taken back to the
     bit without the base; as large as those tensors are."""
+    keep_copies: bool = False
+    """Also copy the files of MODEL that hold its weights a second time, such as consolidated.safetensors or
+    pytorch_model.bin. They are not edited, so a program that reads them serves the old facts."""
     rounding: Literal["auto", "nearest", "key-aware"] = "auto"
     """How an edited weight is rounded to the checkpoint's dtype: to nearest, or key-aware, so that the edited keys keep
     their change; auto: key-aware if nearest would lose over 1 % of the change. It counts in the digest."""

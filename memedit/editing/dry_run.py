@@ -73,7 +73,7 @@ def plan_dry_run(job: EditRun) -> DryRun:
         tokens=moments.tokens,
         moments_cached=moments.cached,
         moments_missing=tuple(moments.missing),
-        bytes_output=job.base.size,
+        bytes_output=job.base.output_size(keep_copies=job.recipe.output.keep_copies),
         bytes_cache=cache_bytes([lm.architecture.mlp_widths[layer] for layer in moments.missing]),
         bytes_memory=weights + moment_bytes(widths) + _search_bytes(job),
         seconds=job.takes(),

@@ -199,7 +199,7 @@ def run_stats(
             return [_import(lm, layers, Path(import_file).expanduser(), recipe.model.path)]
     plan = plan_moments(lm, folder, layers, recipe)
     if not dry_run:
-        check_room(None, None, "auto", lm.architecture, layers, plan.missing)
+        check_room(0, None, "auto", lm.architecture, layers, plan.missing)
         with progress.phase("moments", plan.tokens if plan.missing else None, "tokens") as advance:
             moments_for(lm, plan, progress, advance)
     rows = [

@@ -73,7 +73,7 @@ def check_weights(base: Checkpoint, knobs: ModelKnobs) -> None:
 
 
 def check_room(
-    base: Checkpoint | None,
+    written: int,
     out: Path | None,
     link: str,
     architecture: Architecture,
@@ -82,7 +82,8 @@ def check_room(
 ) -> str:
     """Raises ResourceError if memory or disk is too small for these layers; returns what they take, as text.
 
-    missing: layers whose moments must be measured. Raises UsageError for a limit of the cache that is no size.
+    written: bytes of the output. missing: layers whose moments must be measured. Raises UsageError for a limit of the
+    cache that is no size.
     """
     cache_limit()
     widths = [architecture.mlp_widths[layer] for layer in layers]
@@ -95,7 +96,7 @@ def check_room(
             few,
         )
     cache = cache_bytes([architecture.mlp_widths[layer] for layer in missing])
-    written = base.size if base is not None and out is not None and link != "hard" else 0
+    written = 0 if out is None or link == "hard" else written
     places = [
         (cache, cache_dir(), "MEMEDIT_CACHE"),
         *([(written, out, "-o, or --link hard")] if out is not None else []),

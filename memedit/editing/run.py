@@ -150,9 +150,8 @@ class EditRun:
     def preflight(self) -> None:
         """Report the time, memory and disk that the run takes. Raises ResourceError if memory or disk is too small."""
         plan, architecture = self.moment_plan, self.lm.architecture
-        resources = check_room(
-            self.base, self.out, self.recipe.output.link, architecture, self.plan.layers, plan.missing
-        )
+        written = self.base.output_size(keep_copies=self.recipe.output.keep_copies)
+        resources = check_room(written, self.out, self.recipe.output.link, architecture, self.plan.layers, plan.missing)
         self.progress.note(f"takes about {duration_text(self.takes())}, {resources}")
 
     def takes(self) -> float:
@@ -341,5 +340,5 @@ class EditRun:
         with self.progress.phase("write"):
             write_checkpoint(
                 self.base, self.out, weights, extra, link=knobs.link, max_shard=knobs.max_shard,
-                overwrite=knobs.overwrite, force=knobs.force, note=self.progress.note,
+                keep_copies=knobs.keep_copies, overwrite=knobs.overwrite, force=knobs.force, note=self.progress.note,
             )  # fmt: skip

@@ -118,7 +118,15 @@ def write_base(start: RunStart, progress: Progress) -> str:
     with progress.phase("write"):
         out = Path(knobs.dir).expanduser()
         write_checkpoint(
-            base, out, {}, {}, link=knobs.link, overwrite=knobs.overwrite, force=knobs.force, note=progress.note
+            base,
+            out,
+            {},
+            {},
+            link=knobs.link,
+            keep_copies=knobs.keep_copies,
+            overwrite=knobs.overwrite,
+            force=knobs.force,
+            note=progress.note,
         )
     return knobs.dir
 
@@ -180,7 +188,7 @@ def _choose_model(
     place = locate(knobs) if base else at_hand(knobs)
     if place is not None:
         files = Checkpoint.open(place)
-        if files.digest == identity.digest:
+        if files.has_digest(identity.digest):
             knobs = knobs if base else _without_trust(knobs, place)
             return recipe.model_copy(update={"model": knobs}), "re-solve", files
         if base:

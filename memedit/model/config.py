@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_positions"), (1, WORDS)),
 }
 """Name in config.json -> the least and the largest number that is believed. A list may give one for each layer."""
+ADAPTER = "adapter_config.json"
 NOT_KNOWN = "it must be a causal language model that the installed transformers knows: pip install -U transformers"
 
 
@@ -68,18 +70,20 @@ def first_line(error: BaseException) -> str:
     return lines[0].split(" for this kind of AutoModel")[0] if lines else type(error).__name__
 
 
-def read_config(folder: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Read and check config.json.
+def read_config(folder: Path, *, trust_remote_code: bool = False, with_adapter: bool = False) -> dict[str, Any]:
+    """Read and check config.json. with_adapter: a LoRA adapter in the folder is no reason to refuse it.
 
     Raises UsageError where there is none, or it is not JSON; StorageError where it cannot be read; and
     UnsupportedModelError for a model that memedit does not edit, or a size or type that no model has.
     """
     file = folder / "config.json"
     if not file.is_file():
-        adapter = (folder / "adapter_config.json").is_file()
+        adapter = (folder / ADAPTER).is_file()
         hint = "it is an adapter: memedit eval -m BASE --adapter DIR" if adapter else "give a Hugging Face model folder"
         raise UsageError(f"{folder} holds no config.json, so it is no model folder", hint)
     config = _parsed(file)
+    if not with_adapter:
+        check_no_adapter(folder)
     if quantization := config.get("quantization_config"):
         how = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         hint = "edit the unquantized checkpoint, then quantize the result"
@@ -93,6 +97,20 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> dict[str, A
         raise UnsupportedModelError(f"{folder} needs Python code that comes with it (auto_map)", hint)
     _check_values(file, config)
     return config
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Raise UnsupportedModelError where an adapter lies in a model's folder.
+
+    transformers adds it to the model that it opens, if peft is installed, and says nothing; another program may not.
+    """
+    if (folder / ADAPTER).is_file():
+        here = shlex.quote(str(folder))
+        raise UnsupportedModelError(
+            f"{folder} holds a model and an adapter ({ADAPTER}), so programs differ in what they take the model for",
+            f"merge it: memedit export {here} --to full -m {here} -o MERGED, and edit MERGED; or move the adapter's "
+            "files (adapter_*) out of the folder, and edit the model without it",
+        )
 
 
 def _parsed(file: Path) -> dict[str, Any]:
@@ -141,7 +159,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def auto_config(folder: Path, knobs: ModelKnobs) -> Any:
+def auto_config(folder: Path, knobs: ModelKnobs, *, with_adapter: bool = False) -> Any:
     """The model's configuration, as transformers reads it.
 
     The attention that the config asks for is dropped: it may name code to be fetched. transformers then takes
@@ -149,12 +167,15 @@ def auto_config(folder: Path, knobs: ModelKnobs) -> Any:
 
     Raises what `read_config` raises, and UnsupportedModelError for a model that transformers does not know.
     """
-    read_config(folder, trust_remote_code=knobs.trust_remote_code)
+    read_config(folder, trust_remote_code=knobs.trust_remote_code, with_adapter=with_adapter)
     with foreign_errors(f"{folder} cannot be opened: config.json", NOT_KNOWN, folder=folder):
         config: Any = AutoConfig.from_pretrained(
             folder, trust_remote_code=knobs.trust_remote_code, local_files_only=True
         )
         config._attn_implementation = None
+        for part in (config, config.get_text_config()):
+            if not getattr(part, "quantization_config", True):  # {} or null, which transformers takes for quantized
+                del part.quantization_config
         int(config.get_text_config().num_hidden_layers)
     return config
 

@@ -17,6 +17,8 @@ from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, U
 from memedit.model.architecture import Architecture, find_architecture
 from memedit.model.config import NOT_KNOWN, auto_config, check_readable, first_line, foreign_errors, read_config
 from memedit.model.probe import check_finite_weights, prove
+from memedit.model.training_names import check_stored_names
+from memedit.model.whole_index import whole_index
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,9 @@ def at_hand(knobs: ModelKnobs) -> Path | None:
         return None
 
 
-def meta_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
+def meta_model(folder: Path, knobs: ModelKnobs, *, with_adapter: bool = False) -> PreTrainedModel:
     """The model as its config describes it, without weights: on the meta device. Raises as `auto_config` does."""
-    config = auto_config(folder, knobs)
+    config = auto_config(folder, knobs, with_adapter=with_adapter)
     with foreign_errors(f"{folder} cannot be opened", NOT_KNOWN, folder=folder), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, trust_remote_code=knobs.trust_remote_code, attn_implementation=None
@@ -199,9 +201,12 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
     spread: dict[str, Any] = {"device_map": knobs.device_map} if knobs.device_map else {}
     try:
         hint = "it must be a causal LM in safetensors"
-        with foreign_errors(f"{folder} cannot be opened", hint, UsageError, folder=folder):
+        with (
+            foreign_errors(f"{folder} cannot be opened", hint, UsageError, folder=folder),
+            whole_index(folder) as place,
+        ):
             opened: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
+                place,
                 config=config,
                 dtype=dtype or "auto",
                 attn_implementation=None,
@@ -217,6 +222,7 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
         raise
     model, info = opened
     if info["missing_keys"]:
+        check_stored_names(folder, info["missing_keys"], info["unexpected_keys"])
         names = ", ".join(sorted(info["missing_keys"])[:3])
         hint = "fetch the checkpoint again: a weight that is missing would be random"
         raise UsageError(f"{folder} lacks weights that its config asks for: {names}", hint)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
 from memedit.storage.artifacts import digest_file, digest_of, telling
+from memedit.storage.copies import copies_text, other_copies
 from memedit.storage.index import INDEX, check_index, weight_map
 from memedit.storage.model_files import files_in
-from memedit.storage.tensorfile import TensorEntry, read_header
+from memedit.storage.tensorfile import TensorEntry, read_header, shown_name
 
 SINGLE = "model.safetensors"
 CARD = "README.md"
@@ -82,10 +84,15 @@ class Checkpoint:
         """Return the files that hold its tensors, sorted."""
         return sorted({entry.file for entry in self.entries.values()})
 
-    @property
-    def size(self) -> int:
-        """Return the size of the folder's files in bytes."""
-        return sum(size for size, _ in self.stamps.values())
+    @cached_property
+    def copies(self) -> frozenset[Path]:
+        """Return the files that are other copies of the weights, by their paths in the folder. See other_copies."""
+        used = {file.relative_to(self.folder) for file in self.files}
+        return other_copies(self.stamps, used if Path(SINGLE) in used else used | {Path(INDEX)})
+
+    def output_size(self, *, keep_copies: bool = False) -> int:
+        """Return the size in bytes of the files that an output takes over."""
+        return sum(size for name, (size, _) in self.stamps.items() if keep_copies or name not in self.copies)
 
     @cached_property
     def stamps(self) -> dict[Path, Stamp]:
@@ -107,11 +114,19 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """Return the sha256 over the folder's files: weights, config, tokenizer, but not the model card.
+        """Return the sha256 over the files that an output takes over: weights, config, tokenizer.
 
-        Raises StorageError where a file changes meanwhile.
+        The model card does not count, and other copies of the weights do not. Raises StorageError where a file changes
+        meanwhile.
         """
-        files = {str(name): digest_file(self.folder / name) for name in self.stamps if name != Path(CARD)}
+        return self._digest_over(name for name in self.stamps if name not in self.copies)
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether this is the model of a digest; in those of version 0.1, other copies of the weights count too."""
+        return digest == self.digest or bool(self.copies and digest == self._digest_over(self.stamps))
+
+    def _digest_over(self, names: Iterable[Path]) -> str:
+        files = {str(name): digest_file(self.folder / name) for name in names if name != Path(CARD)}
         self.check_unchanged()
         return digest_of(files)
 
@@ -130,10 +145,22 @@ def _stamp(file: Path) -> Stamp:
 
 
 def _no_weights(folder: Path) -> MemeditError:
-    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    if (folder / "adapter_config.json").is_file():
+        here = shlex.quote(str(folder))
+        hint = f"merge it into its base: memedit export {here} --to full -m BASE -o MERGED; or memedit eval --adapter"
+        return UsageError(f"{folder} is an adapter: it holds no {SINGLE}", hint)
+    found = sorted(other_copies((Path(file.name) for file in folder.glob("*")), ()))
+    pickles = [name for name in found if name.suffix.lower() in (".bin", ".pt", ".pth")]
     if pickles:
         return UnsupportedModelError(
-            f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run code when it is opened",
+            f"{folder} holds its weights as a pickle ({shown_name(str(pickles[0]))}), which can run code when it is "
+            "opened",
             "convert it where you trust it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)",
+        )
+    if found:
+        return UsageError(
+            f"{folder} holds no {SINGLE}, but other weights ({copies_text(found)})",
+            'convert them: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW), with variant="fp16" for '
+            "model.fp16.safetensors and gguf_file=NAME for GGUF",
         )
     return UsageError(f"{folder} holds no {SINGLE}", "give a Hugging Face model folder with safetensors")

@@ -30,8 +30,17 @@ REFUSED = (
     "trainable_token_indices",
     "use_qalora",
     "alora_invocation_tokens",
+    "target_parameters",
+    "layer_replication",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
 )
 """Fields of a config that, where set, change the model by more than the product of two factors."""
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights, beside true and false, that leave the base as it is. Under the others (pissa, olora,
+corda, loftq, lora_ga) PEFT also changes the base when it loads the adapter (peft/tuners/lora/layer.py)."""
 
 MOST_PATTERNS, MOST_WILDCARDS, LONGEST_PATTERN, LONGEST_MODULE = 4096, 8, 100, 300
 _ATOM = re.compile(r"([\w/-]|\.|\\[.d]|\[[\w-]{1,40}\])([*+?]?)")
@@ -115,6 +124,8 @@ def _config(folder: Path) -> dict[str, Any]:
         kind: Any = config.get("peft_type") if isinstance(config, dict) else None
         raise UnsupportedModelError(f"{folder} is no LoRA adapter (its peft_type is {repr(kind)[:60]})", LORA_HINT)
     more = [name for name in REFUSED if config.get(name)]
+    start = config.get("init_lora_weights")
+    more += [f"init_lora_weights = {start[:40]!r}"] if isinstance(start, str) and start not in PLAIN_STARTS else []
     if more or config.get("bias", "none") != "none":
         raise UnsupportedModelError(
             f"the adapter {folder} does more than add two factors' product ({(more or ['bias'])[0]})",

@@ -39,6 +39,9 @@ def write_shards(source: Checkpoint, folder: Path, weights: Mapping[str, Tensor]
     count = len(shards)
     names = [SINGLE] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
     for name, shard in zip(names, shards, strict=True):
+        with telling(f"write {folder / name}"):
+            # A copy that was kept can have this name, and be a hard link to the source's own file.
+            (folder / name).unlink(missing_ok=True)
         with telling(f"write {folder / name}"), (folder / name).open("wb") as stream:
             stream.write(_header(shard))
             for entry in shard:

@@ -15,6 +15,7 @@ from memedit.errors import ResourceError, StorageError
 from memedit.results.units import bytes_text
 from memedit.storage.artifacts import READ_BLOCK, sync_folder, telling
 from memedit.storage.checkpoint import CARD, Checkpoint
+from memedit.storage.copies import copies_text
 from memedit.storage.index import INDEX
 from memedit.storage.model_files import regular_file
 from memedit.storage.output import Replaceable, check_output, folder_aside
@@ -40,6 +41,7 @@ def write_checkpoint(
     *,
     link: Link = "auto",
     max_shard: int | None = None,
+    keep_copies: bool = False,
     overwrite: bool = False,
     force: bool = False,
     note: Callable[[str], None] = _silent,
@@ -48,7 +50,8 @@ def write_checkpoint(
 
     weights: stored name -> tensor in the file's own dtype and orientation. extra: relative path -> bytes, written over
     the source's file, or None to leave that file out. max_shard: write the tensors into new files of at most this many
-    bytes. overwrite, force: see check_output. note: called where the output is in use and the process waits.
+    bytes. keep_copies: also copy the files that hold the weights a second time, as they are. overwrite, force: see
+    check_output. note: called where such files are left out, and where the output is in use and the process waits.
 
     Raises UsageError (check_output), ResourceError (disk full), or StorageError, also where the source changes
     meanwhile.
@@ -56,14 +59,16 @@ def write_checkpoint(
     check_output(source.folder, out, overwrite=overwrite, force=force)
     source.check_unchanged()
     with folder_aside(source.folder, out, overwrite=overwrite, force=force, note=note) as aside:
-        _check_space(source, aside, link, reshard=max_shard is not None)
+        _check_space(source.output_size(keep_copies=keep_copies), aside, link, reshard=max_shard is not None)
+        copies = frozenset[Path]() if keep_copies else source.copies
+        left_out = {*extra, *map(str, copies)}
         if max_shard is None:
-            _copy_files(source, aside, set(extra), {source.entries[name].file for name in weights}, link)
+            _copy_files(source, aside, left_out, {source.entries[name].file for name in weights}, link)
             for name, tensor in weights.items():
                 _patch(aside / source.entries[name].file.relative_to(source.folder), source.entries[name], tensor)
         else:
             shards = {str(file.relative_to(source.folder)) for file in source.files}
-            _copy_files(source, aside, {*extra, *shards, INDEX}, set(), link)
+            _copy_files(source, aside, {*left_out, *shards, INDEX}, set(), link)
             write_shards(source, aside, weights, max_shard)
         if CARD in extra and BASE_CARD not in extra and (source.folder / CARD).is_file():
             (aside / BASE_CARD).parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +77,9 @@ def write_checkpoint(
         _sync(aside)
         (verify if max_shard is None else verify_shards)(aside, weights, source)
         source.check_unchanged()
+    if copies:
+        said = "other copies of the weights, which memedit does not edit; --keep-copies keeps them"
+        note(f"left out of {out}: {copies_text(copies)} ({said})")
 
 
 def write_files(
@@ -159,10 +167,10 @@ def _sync(folder: Path) -> None:
         sync_folder(Path(root))
 
 
-def _check_space(source: Checkpoint, aside: Path, link: Link, *, reshard: bool) -> None:
+def _check_space(needed: int, aside: Path, link: Link, *, reshard: bool) -> None:
     if link == "hard" and not reshard:
         return
-    needed, free = source.size, shutil.disk_usage(aside).free
+    free = shutil.disk_usage(aside).free
     if needed > free:
         raise ResourceError(
             f"the output needs {bytes_text(needed)} and {aside.parent} has {bytes_text(free)} free",

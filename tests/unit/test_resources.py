@@ -65,27 +65,25 @@ def test_moments_that_do_not_fit_are_refused(
     needed = moment_bytes([1536] * 3)
     assert needed == 8 * 8 * 1536**2
     short("free_memory", monkeypatch, needed)
-    said = check_room(base, tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [0, 1, 2])
-    assert (
-        said
-        == f"memory {bytes_text(needed)} beside the model, disk {bytes_text(base.size)} of output and 113.2 MB of cache"
-    )
+    said = check_room(base.output_size(), tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [0, 1, 2])
+    disk = f"disk {bytes_text(base.output_size())} of output and 113.2 MB of cache"
+    assert said == f"memory {bytes_text(needed)} beside the model, {disk}"
     short("free_memory", monkeypatch, needed - 1)
     with pytest.raises(ResourceError, match="3 layers of 1,536 units") as caught:
-        check_room(base, tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [0, 1, 2])
+        check_room(base.output_size(), tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [0, 1, 2])
     assert "--layers" in caught.value.hint
     # What the cache holds is not measured: a layer at a time is all that a solve needs.
-    check_room(base, tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [])
+    check_room(base.output_size(), tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [])
 
 
 def test_a_disk_that_is_too_small_is_refused(
     base: Checkpoint, lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short("free_disk", monkeypatch, base.size - 1)
+    short("free_disk", monkeypatch, base.output_size() - 1)
     with pytest.raises(ResourceError, match="its disk has") as caught:
-        check_room(base, tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [])
+        check_room(base.output_size(), tmp_path / "out", "auto", lm.architecture, (0, 1, 2), [])
     assert "--link hard" in caught.value.hint
-    check_room(base, tmp_path / "out", "hard", lm.architecture, (0, 1, 2), [])
+    check_room(base.output_size(), tmp_path / "out", "hard", lm.architecture, (0, 1, 2), [])
 
 
 def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:
