@@ -43,6 +43,7 @@ from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
 from memedit.model.load import LanguageModel, load, locate
+from memedit.model.stored_names import StoredNames
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
 from memedit.results.report import Report, RetryRound
@@ -99,9 +100,9 @@ class EditRun:
         """Edits whose target the ledger has: {number of the edit: row in the ledger}."""
         for finding in self.history.conflicts:
             self.progress.note(finding.line)
-        architecture = self.lm.architecture
-        self.names = {layer: self.base.resolve(architecture.parameter(layer)) for layer in self.plan.layers}
-        self.stored = {layer: architecture.turned(self.base.tensor(name)) for layer, name in self.names.items()}
+        stored = StoredNames.of(self.lm.model, self.base)
+        self.names = {layer: stored.name(self.lm.architecture.parameter(layer)) for layer in self.plan.layers}
+        self.stored = {layer: stored.weight(self.lm, layer) for layer in self.plan.layers}
         """The weights to edit, (D, F), in the checkpoint's own dtype."""
 
     @contextmanager
