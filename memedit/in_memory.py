@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memedit.changes.stored_names import StoredNames
 from memedit.config.layers import layers_text
 from memedit.config.recipe import MethodKnobs, Recipe
 from memedit.config.resolve import Source
@@ -43,7 +44,6 @@ from memedit.forward.packing import packed
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from memedit.model.probe import check_finite_weights, prove
-from memedit.model.stored_names import StoredNames
 from memedit.model.weights import applied, put_
 from memedit.numerics.delta import Delta
 from memedit.numerics.moments import Moment

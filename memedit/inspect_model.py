@@ -11,7 +11,7 @@ from memedit.config.layers import default_layers
 from memedit.config.recipe import Recipe
 from memedit.editing.resources import cache_bytes, check_weights, moment_bytes
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
-from memedit.model.architecture import ARCHITECTURE_HINT, FAILED, Architecture, find_architecture, spans
+from memedit.model.architecture import FAILED, FAILED_HINT, Architecture, find_architecture, spans
 from memedit.model.config import foreign_errors
 from memedit.model.head import describe_head
 from memedit.model.load import PATTERNS, forward_dtype, load_tokenizer, locate, meta_model, open_model
@@ -70,7 +70,7 @@ def _stored(folder: Path, problems: list[str]) -> Checkpoint | None:
 def _found(
     recipe: Recipe, model: Any, architecture: Architecture, base: Checkpoint | None, problems: list[str], proved: bool
 ) -> Inspection:
-    with foreign_errors(FAILED, ARCHITECTURE_HINT):
+    with foreign_errors(FAILED, FAILED_HINT):
         around = describe_head(model, architecture, measure=proved)
     config: Any = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())

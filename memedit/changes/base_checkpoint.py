@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from memedit.changes.delta_file import DeltaFile
+from memedit.changes.stored_names import StoredNames
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import UsageError
 from memedit.model.architecture import find_architecture
 from memedit.model.load import at_hand, locate, meta_model
-from memedit.model.stored_names import StoredNames
 from memedit.numerics.delta import Delta, rounded, rounding_loss
 from memedit.numerics.lowrank import truncated
 from memedit.progress import Progress

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from memedit.changes.stored_names import StoredNames
 from memedit.editing.auto_layers import choose_traced_layers
 from memedit.editing.batches import suffix_of
 from memedit.editing.contexts import context_shape, sample_contexts
@@ -43,7 +44,6 @@ from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
 from memedit.model.load import LanguageModel, load, locate
-from memedit.model.stored_names import StoredNames
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
 from memedit.results.report import Report, RetryRound

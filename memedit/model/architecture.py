@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,7 +20,8 @@ MIXERS = ("attention", "mamba", "conv", "recurrent", "deltanet", "mixer")
 ARCHITECTURE_HINT = (
     "memedit edits decoder models with a dense down-projection in their blocks that adds to the residual stream"
 )
-FAILED = "this model cannot be edited: a forward of text alone fails"
+FAILED = f"this model cannot be edited: a forward of text alone fails in transformers {transformers.__version__}"
+FAILED_HINT = "memedit edits models that run on text alone; another version of transformers may run this one"
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def find_architecture(model: nn.Module) -> Architecture:
 
     The block list is the outermost ModuleList under the decoder with as many entries as the config has layers. A
     block's down-projection is the Linear or Conv1D to the model's width with the widest input, outside attention and
-    lists of experts; the last one of equals. A block without one is refused alone. Raises UnsupportedModelError, with the reason, where there is not exactly one
-    such list, or down-projections are of both kinds.
+    lists of experts; the last one of equals. A block without one is refused alone. Raises UnsupportedModelError, with
+    the reason, where there is not exactly one such list, down-projections are of both kinds, or a forward fails.
     """
     with foreign_errors("this model cannot be edited: its config or decoder is not as expected", ARCHITECTURE_HINT):
         config: Any = model.config.get_text_config()  # type: ignore[operator]
@@ -110,7 +112,7 @@ def find_architecture(model: nn.Module) -> Architecture:
     conv = any(type(module) is Conv1D for module in modules)
     inner = iter([int(module.weight.shape[0 if conv else 1]) for module in modules])
     down_projections = tuple(f"{blocks}.{index}.{name}" if name else "" for index, (name, _) in enumerate(found))
-    with foreign_errors(FAILED, ARCHITECTURE_HINT):
+    with foreign_errors(FAILED, FAILED_HINT):
         norms = find_norms(model, blocks, down_projections, vocabulary)
     return Architecture(
         blocks=blocks,

@@ -129,9 +129,11 @@ def meta_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
     """The model as its config describes it, without weights: on the meta device. Raises as `auto_config` does."""
     config = auto_config(folder, knobs)
     with foreign_errors(f"{folder} cannot be opened", NOT_KNOWN, folder=folder), torch.device("meta"):
-        return auto_class(config).from_config(
-            config, trust_remote_code=knobs.trust_remote_code, attn_implementation=None
-        ).eval()
+        return (
+            auto_class(config)
+            .from_config(config, trust_remote_code=knobs.trust_remote_code, attn_implementation=None)
+            .eval()
+        )
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

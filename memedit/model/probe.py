@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from memedit.errors import UnsupportedModelError
-from memedit.model.architecture import ARCHITECTURE_HINT, FAILED, Architecture
+from memedit.model.architecture import ARCHITECTURE_HINT, FAILED, FAILED_HINT, Architecture
 from memedit.model.config import foreign_errors
 from memedit.model.forward_hooks import Hook, hooked
 from memedit.model.norms import gain_of, is_rms
@@ -38,7 +38,7 @@ def prove(model: nn.Module, architecture: Architecture) -> Architecture:
     if not layers:
         raise _refused(architecture.refusals[0])
     pushes = torch.randn(len(layers), len(PUSHED), architecture.width, generator=torch.Generator().manual_seed(0))
-    with foreign_errors(FAILED, ARCHITECTURE_HINT):
+    with foreign_errors(FAILED, FAILED_HINT):
         clean, made = _outputs(model, architecture, layers, None)
         # In the stream's own scale, so that its rounding is small beside the push.
         pushes = torch.stack([push * states[PUSHED].std() for push, states in zip(pushes, clean, strict=True)])

@@ -98,7 +98,7 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
     recipe = Recipe(model=ModelKnobs(path=str(base)), method=method, target=TargetKnobs(steps=3))
     found = run_inspect(recipe)
     assert found.proved and not found.problems
-    named = [block.down_projection for block in found.each if block.editable]
+    named = [block.down_projection or "" for block in found.each if block.editable]
     edit = EditRequest(
         id="a", subject="Mara", prompt="The home of {} is", object=" north", object_old=" south", origin="here:1"
     )

@@ -1,4 +1,4 @@
-"""Find the tensor of a checkpoint that holds a model's parameter: transformers renames many tensors as it loads them."""
+"""Find the tensor of a checkpoint that holds a parameter: transformers renames many tensors as it loads them."""
 
 from __future__ import annotations
 
