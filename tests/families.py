@@ -134,6 +134,10 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3n_text": ("gemma3n_text", {**PER_LAYER, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 4}),
     "gemma4_per_layer": ("gemma4_text", PER_LAYER),
+    "gemma4_experts": (
+        "gemma4_text",
+        {**GEMMA4, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
+    ),
     "gemma4_shared_keys": ("gemma4_text", {**PER_LAYER, "num_kv_shared_layers": 2}),
 }
 """Families with more in a block behind the MLP: no change of the down-projection's output is added to the stream."""
@@ -212,5 +216,7 @@ def family_model(name: str, *, seed: int = 3) -> Any:
     return model
 
 
-POST_NORM = ("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4", "glm4")
+POST_NORM = ("gemma2", "gemma3_text", "gemma3", "olmo2", "olmo3", "exaone4", "glm4")
 """A norm stands between the down-projection and the residual stream."""
+POST_NORM_SCALED = ("gemma4_text", "gemma4")
+"""Besides, each block scales the stream behind that norm."""

@@ -16,6 +16,7 @@ from tests.families import (
     NEWER,
     OTHERS,
     POST_NORM,
+    POST_NORM_SCALED,
     SCALED,
     each_family,
     family_model,
@@ -23,10 +24,10 @@ from tests.families import (
 from torch import nn
 
 GAINS = {"granite_scaled": 0.5, "granitemoeshared": 0.22, "gemma4": SCALED, "gemma4_text": SCALED}
-POST_NORM_TOWERS = ("gemma3", "gemma4", "gemma4_text")
 REASONS = {
     "gemma3n_text": r"the block of layer 0 gives \(4, 4, 5, 32\) instead of one vector for each token",
     "gemma4_per_layer": "the MLP of block 2 does not add to the residual stream through its norm",
+    "gemma4_experts": "the MLP of block 2 does not add to the residual stream through its norm",
     "gemma4_shared_keys": r"the down-projection of layer 2 gives \(4, 1, 32\) instead of one vector for each token",
 }
 EDITABLE = {"qwen3_moe": [0, 1], "qwen2_moe": [0], "mixtral": [], "gpt_oss": []}
@@ -52,7 +53,7 @@ def test_every_editable_block_is_proved_with_its_gain(family: str) -> None:
 def test_a_norm_behind_the_down_projection_is_found_where_there_is_one_and_without_weights_too(family: str) -> None:
     model = family_model(family)
     architecture = find_architecture(model)
-    assert [bool(norm) for norm in architecture.norms] == [family in (*POST_NORM, *POST_NORM_TOWERS)] * 4
+    assert [bool(norm) for norm in architecture.norms] == [family in (*POST_NORM, *POST_NORM_SCALED)] * 4
     with torch.device("meta"):
         assert find_architecture(type(model)(model.config)) == architecture
 
