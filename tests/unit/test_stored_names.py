@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 import transformers.conversion_mapping
+from memedit.changes.base_checkpoint import BaseCheckpoint
 from memedit.changes.stored_names import StoredNames
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import UnsupportedModelError
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load, meta_model
+from memedit.progress import NoProgress
 from memedit.storage.checkpoint import Checkpoint
 from safetensors.torch import load_file, save_file
 from tests.conftest import byte_tokenizer
@@ -121,3 +123,9 @@ def test_the_class_that_the_config_names_opens_the_model(named: list[str] | None
     names = StoredNames.of(lm.model, checkpoint)
     assert names.name(lm.architecture.parameter(1)) == "model.language_model." + DOWN.format(1)
     assert torch.equal(names.weight(lm, 1), lm.weight(1))
+
+
+@pytest.mark.slow
+def test_a_base_whose_other_layers_are_routed_experts_has_names_for_the_dense_ones(tmp_path: Path) -> None:
+    base = BaseCheckpoint(ModelKnobs(path=str(saved("qwen3_moe", tmp_path))), NoProgress())
+    assert list(base.parameters) == ["model." + DOWN.format(layer) for layer in (0, 1)]
