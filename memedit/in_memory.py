@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memedit.changes.stored_names import StoredNames
 from memedit.config.layers import layers_text
 from memedit.config.recipe import MethodKnobs, Recipe
 from memedit.config.resolve import Source
@@ -77,7 +78,7 @@ class InMemoryUpdate:
     """The second moments that were measured from an iterable of texts, to be given to the next call; else empty."""
     method: str
     _lm: LanguageModel
-    _checkpoint: Checkpoint | None
+    _stored: StoredNames | None
     _base: dict[int, Tensor]
     """The weights before the edit, (D, F), as the model holds them."""
     _edited: dict[int, Tensor]
@@ -132,10 +133,10 @@ class InMemoryUpdate:
         the file. Raises StorageError or ResourceError where it cannot be written.
         """
         names = {layer: self._lm.architecture.parameter(layer) for layer in self.deltas}
-        base = _same_checkpoint(self._lm, self._checkpoint, self._base)
+        base = _still_same(self._lm, self._stored, self._base)
         if base is not None:
-            names = {layer: base.resolve(name) for layer, name in names.items()}
-        digest = _digest_of_weights(self._lm, self._base) if base is None else base.digest
+            names = {layer: base.name(name) for layer, name in names.items()}
+        digest = _digest_of_weights(self._lm, self._base) if base is None else base.checkpoint.digest
         deltas = {names[layer]: delta for layer, delta in self.deltas.items()}
         file = Path(folder).expanduser() / DELTA
         write_whole(file, delta_bytes(deltas, digest, {"method": self.method}))
@@ -239,7 +240,7 @@ def _make_update(
     progress: Progress,
 ) -> InMemoryUpdate:
     """The steps of a run, from the edit list to the edited weights; the model is unchanged when this returns."""
-    checkpoint = _checkpoint_of(lm)
+    names = _stored_names(lm)
     plan = make_plan(requests, lm.tokenizer, lm.architecture, recipe, findings)
     if recipe.method.layers == "auto":
         recipe, plan, _, traces = choose_traced_layers(lm, _digest_of_weights(lm, {}), recipe, plan, progress)
@@ -247,7 +248,7 @@ def _make_update(
     sums = _moments(lm, plan, recipe, moments, corpus, progress)
     with progress.phase("contexts"):
         contexts = sample_contexts(lm, recipe.contexts, recipe.seed, chat=recipe.chat)
-    stored = {layer: _stored_weight(lm, checkpoint, layer) for layer in plan.layers}
+    stored = {layer: _stored_weight(lm, names, layer) for layer in plan.layers}
     update = _solved_update(lm, plan, recipe, contexts, sums, stored, progress)
     return InMemoryUpdate(
         edits=tuple(edit.request for edit in plan.edits),
@@ -257,7 +258,7 @@ def _make_update(
         moments=sums.measured,
         method=recipe.method.name,
         _lm=lm,
-        _checkpoint=checkpoint,
+        _stored=names,
         _base={layer: lm.weight(layer).clone() for layer in plan.layers},
         _edited={n: weight.to(lm.device, lm.dtype) for n, weight in update.weights.items()},
     )
@@ -374,47 +375,45 @@ def _texts(corpus: Iterable[str]) -> Generator[str]:
         yield text
 
 
-def _checkpoint_of(lm: LanguageModel) -> Checkpoint | None:
+def _stored_names(lm: LanguageModel) -> StoredNames | None:
     """The local checkpoint that a model was loaded from; None where there is none that can be read."""
     name = str(lm.model.name_or_path or "")
     try:
-        return Checkpoint.open(Path(name).expanduser()) if name and Path(name).expanduser().is_dir() else None
+        if not name or not Path(name).expanduser().is_dir():
+            return None
+        return StoredNames.of(lm.model, Checkpoint.open(Path(name).expanduser()))
     except MemeditError:
         return None
 
 
-def _stored_weight(lm: LanguageModel, checkpoint: Checkpoint | None, layer: int) -> Tensor:
+def _stored_weight(lm: LanguageModel, stored: StoredNames | None, layer: int) -> Tensor:
     """The weight to edit, (D, F), on the CPU.
 
     In the checkpoint's dtype where the model still holds the checkpoint's value, so that the edited weight is the one
     that `memedit apply` writes; else as the model holds it.
     """
-    now = lm.weight(layer)
-    if checkpoint is not None:
+    if stored is not None:
         try:
-            name = checkpoint.resolve(lm.architecture.parameter(layer))
+            return stored.weight(lm, layer)
         except UnsupportedModelError:
-            return now.cpu().clone()
-        stored = lm.architecture.turned(checkpoint.tensor(name))
-        if stored.shape == now.shape and torch.equal(stored.to(now.dtype), now.cpu()):
-            return stored
-    return now.cpu().clone()
+            pass  # the model holds another value, or the checkpoint stores it in another form
+    return lm.weight(layer).cpu().clone()
 
 
-def _same_checkpoint(lm: LanguageModel, checkpoint: Checkpoint | None, base: Mapping[int, Tensor]) -> Checkpoint | None:
+def _still_same(lm: LanguageModel, stored: StoredNames | None, base: Mapping[int, Tensor]) -> StoredNames | None:
     """The checkpoint, if every weight of the model is still its own; the edited layers count as they were before."""
-    if checkpoint is None:
+    if stored is None:
         return None
     for name, tensor in _base_weights(lm, base):
         try:
-            stored = checkpoint.tensor(checkpoint.resolve(name))
+            found = stored.checkpoint.tensor(stored.name(name))
         except UnsupportedModelError:
             if name in {lm.architecture.parameter(layer) for layer in base}:
                 return None
             continue  # a weight that is made on loading, such as a tied one
-        if stored.shape != tensor.shape or not torch.equal(stored.to(tensor.dtype), tensor):
+        if found.shape != tensor.shape or not torch.equal(found.to(tensor.dtype), tensor):
             return None
-    return checkpoint
+    return stored
 
 
 def _digest_of_weights(lm: LanguageModel, base: Mapping[int, Tensor]) -> str:

@@ -11,7 +11,8 @@ from memedit.config.layers import default_layers
 from memedit.config.recipe import Recipe
 from memedit.editing.resources import cache_bytes, check_weights, moment_bytes
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
-from memedit.model.architecture import Architecture, find_architecture, spans
+from memedit.model.architecture import FAILED, FAILED_HINT, Architecture, find_architecture, spans
+from memedit.model.config import foreign_errors
 from memedit.model.head import describe_head
 from memedit.model.load import PATTERNS, forward_dtype, load_tokenizer, locate, meta_model, open_model
 from memedit.model.probe import prove
@@ -69,7 +70,8 @@ def _stored(folder: Path, problems: list[str]) -> Checkpoint | None:
 def _found(
     recipe: Recipe, model: Any, architecture: Architecture, base: Checkpoint | None, problems: list[str], proved: bool
 ) -> Inspection:
-    around = describe_head(model, architecture, measure=proved)
+    with foreign_errors(FAILED, FAILED_HINT):
+        around = describe_head(model, architecture, measure=proved)
     config: Any = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     default = default_layers(architecture.n_layers)
@@ -103,7 +105,7 @@ def _found(
         editable=spans(architecture.editable),
         default=spans(default),
         peft=_carrier(*peft_support(model, architecture)),
-        vllm=_carrier(*vllm_support(config.get_text_config().model_type)),
+        vllm=_carrier(*vllm_support(config.model_type)),
         costs=Costs(
             weights=parameters * size,
             moments=moment_bytes(widths),
@@ -120,7 +122,7 @@ def _block(architecture: Architecture, layer: int, proved: bool) -> Block:
         layer=layer,
         down_projection=architecture.down_projections[layer] or None,
         inputs=architecture.mlp_widths[layer],
-        gain=architecture.gains[layer] if proved and not reason and not architecture.norms[layer] else None,
+        gain=architecture.gains[layer] if proved and not reason else None,
         norm=architecture.norms[layer] or None,
         editable=not reason,
         reason=reason or None,

@@ -29,18 +29,27 @@ _NO_ADAPTERS = AdapterSupport(False, "vLLM runs this family but accepts no LoRA 
 _NOT_LISTED = AdapterSupport(False, "vLLM's table of supported models does not have this family")
 
 # Source: vLLM, docs/models/supported_models.md, column LoRA, as of November 2026. Families that vLLM runs through its
-# Transformers backend (gpt_bigcode, olmo, olmo2, smollm3, starcoder2) are in that document's second table.
+# Transformers backend (gpt_bigcode, olmo, olmo2, smollm3, starcoder2) are in that document's second table, composite
+# models (language beside vision) in its third. A composite model's adapter has the module paths of the transformers
+# class (model.language_model.layers.N...): vLLM maps them to its own (hf_to_vllm_mapper of each model class), and
+# PEFT finds them as they are. Families that the table says different things of in different versions (gemma4) are out.
 SUPPORT: dict[str, AdapterSupport] = {
     **dict.fromkeys(
         (
             "llama", "mistral", "mixtral", "ministral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma", "gemma2",
             "gemma3_text", "gemma3", "phi", "phi3", "opt", "olmo", "olmo2", "olmo3", "starcoder2", "smollm3", "gpt_oss",
             "deepseek_v2", "deepseek_v3", "granite", "cohere", "cohere2", "glm", "glm4", "gpt_bigcode", "nemotron",
+            "llava", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "paligemma", "idefics3",
+            "smolvlm", "lfm2_vl", "glm4v", "llama4",
         ),
         _SERVED,
     ),
     **dict.fromkeys(
-        ("gpt2", "gptj", "gpt_neox", "bloom", "falcon", "mpt", "stablelm", "olmoe"), _NO_ADAPTERS
+        (
+            "gpt2", "gptj", "gpt_neox", "bloom", "falcon", "mpt", "stablelm", "olmoe", "gemma3n", "llava_next",
+            "llava_next_video", "llava_onevision", "aya_vision", "cohere2_vision", "aria", "fuyu", "chameleon",
+        ),
+        _NO_ADAPTERS,
     ),
     **dict.fromkeys(("gpt_neo", "codegen"), _NOT_LISTED),
 }  # fmt: skip

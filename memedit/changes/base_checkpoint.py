@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from memedit.changes.delta_file import DeltaFile
+from memedit.changes.stored_names import StoredNames
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import UsageError
 from memedit.model.architecture import find_architecture
-from memedit.model.config import read_config
 from memedit.model.load import at_hand, locate, meta_model
 from memedit.model.training_names import check_stored_names
 from memedit.numerics.delta import Delta, rounded, rounding_loss
@@ -38,16 +38,19 @@ class BaseCheckpoint:
     def __init__(self, knobs: ModelKnobs, progress: Progress) -> None:
         self.folder = locate(knobs)
         self.checkpoint = Checkpoint.open(self.folder)
-        self.family = _family(read_config(self.folder, trust_remote_code=knobs.trust_remote_code))
         with progress.phase("structure"):
-            self.architecture = find_architecture(meta_model(self.folder, knobs))
+            model: Any = meta_model(self.folder, knobs)
+            self.architecture = find_architecture(model)
+            stored = StoredNames.of(model, self.checkpoint)
+        self.family = str(model.config.model_type)
+        """The model_type that `inspect` shows, of the class that opens the model."""
         # Read before the work: a card that cannot be read costs a warning, not the run.
         self.card = read_base_card(self.folder, knobs.path)
         if self.card.warning:
             progress.note(f"warning: {self.card.warning}")
-        every = [self.architecture.parameter(layer) for layer in range(self.architecture.n_layers)]
+        every = [f"{path}.weight" for path in self.architecture.down_projections if path]
         check_stored_names(self.folder, every, self.checkpoint.entries)
-        self.parameters = {self.checkpoint.resolve(name): name for name in every}
+        self.parameters = {stored.name(name): name for name in every}
         """Stored name -> parameter name in the model."""
 
     def admitted(self, change: DeltaFile, *, any_base: bool) -> DeltaFile:
@@ -148,13 +151,6 @@ def subtracted(edited: Checkpoint, deltas: Mapping[str, Delta], knobs: ModelKnob
 def _multiplied(delta: Delta) -> Delta:
     """The same change with its product computed, so that it is computed once."""
     return replace(delta, left=delta.dense(), right=None)
-
-
-def _family(config: dict[str, Any]) -> str:
-    """The model_type that `inspect` shows: that of the language model inside a multimodal config."""
-    text = config.get("text_config")
-    inner = text.get("model_type") if isinstance(text, dict) else None
-    return str(inner or config.get("model_type"))
 
 
 def _size(shape: Sequence[int]) -> str:

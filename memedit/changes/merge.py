@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from memedit.changes.base_checkpoint import tensor_change
+from memedit.changes.stored_names import StoredNames
 from memedit.config.recipe import Recipe
 from memedit.errors import UnsupportedModelError, UsageError
 from memedit.model.load import locate, meta_model
@@ -49,9 +50,10 @@ class MergedWeights(Mapping[str, Tensor]):
         self.parameters: dict[str, str] = {}
         self.turned: set[str] = set()
         check_stored_names(base.folder, deltas, base.entries)
+        names = StoredNames.of(model, base)
         for name, delta in deltas.items():
             weight, conv1d = _weight_of(model, name, delta, adapter)
-            stored = _stored_name(base, model, name, weight, adapter)
+            stored = _stored_name(names, model, name, weight, adapter)
             self.parameters[stored] = name
             self.turned |= {stored} if conv1d else set()
 
@@ -116,14 +118,14 @@ def _weight_of(model: Any, name: str, delta: Delta, adapter: Path) -> tuple[Tens
     return weight, conv1d
 
 
-def _stored_name(base: Checkpoint, model: torch.nn.Module, name: str, weight: Tensor, adapter: Path) -> str:
+def _stored_name(names: StoredNames, model: torch.nn.Module, name: str, weight: Tensor, adapter: Path) -> str:
     """Return the stored name of a parameter that no other parameter shares its tensor with."""
     hint = "merge it with peft (merge_and_unload), save that model, and edit it"
     tied = [other for other, one in model.named_parameters(remove_duplicate=False) if one is weight and other != name]
     if tied:
         raise UnsupportedModelError(f"{adapter} changes {name}, which is tied to {tied[0]}", hint)
     try:
-        return base.resolve(name)
+        return names.name(name)
     except UnsupportedModelError as error:
-        said = f"{adapter} changes {name}, which {base.folder} does not store under a name of its own"
+        said = f"{adapter} changes {name}, which {names.checkpoint.folder} does not store under a name of its own"
         raise UnsupportedModelError(said, hint) from error

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from memedit.changes.stored_names import StoredNames
 from memedit.editing.auto_layers import choose_traced_layers
 from memedit.editing.batches import suffix_of
 from memedit.editing.contexts import context_shape, sample_contexts
@@ -103,9 +104,9 @@ class EditRun:
         """Edits whose target the ledger has: {number of the edit: row in the ledger}."""
         for finding in self.history.conflicts:
             self.progress.note(finding.line)
-        architecture = self.lm.architecture
-        self.names = {layer: self.base.resolve(architecture.parameter(layer)) for layer in self.plan.layers}
-        self.stored = {layer: architecture.turned(self.base.tensor(name)) for layer, name in self.names.items()}
+        stored = StoredNames.of(self.lm.model, self.base)
+        self.names = {layer: stored.name(self.lm.architecture.parameter(layer)) for layer in self.plan.layers}
+        self.stored = {layer: stored.weight(self.lm, layer) for layer in self.plan.layers}
         """The weights to edit, (D, F), in the checkpoint's own dtype."""
 
     @contextmanager

@@ -46,7 +46,7 @@ def added(lm: LanguageModel, layer: int, made: Tensor) -> Tensor:
     if not lm.architecture.norms[layer]:
         return made * lm.architecture.gains[layer]
     norm: Any = lm.model.get_submodule(lm.architecture.norms[layer])
-    return norm(made.to(lm.weight(layer).device)).to(made.device)
+    return norm(made.to(lm.weight(layer).device)).to(made.device) * lm.architecture.gains[layer]
 
 
 def residual_change(lm: LanguageModel, layer: int, made: Tensor | None, change: Tensor) -> Tensor:
@@ -61,5 +61,6 @@ def residual_change(lm: LanguageModel, layer: int, made: Tensor | None, change: 
 
 
 def norm_gain(lm: LanguageModel, layer: int) -> Tensor:
-    """The gain of the norm behind the down-projection, (D,) float32, on the CPU."""
-    return gain_of(lm.model.get_submodule(lm.architecture.norms[layer]), lm.architecture.width).cpu()
+    """The gain of the norm behind the down-projection, and of what is behind that: (D,) float32, on the CPU."""
+    norm = gain_of(lm.model.get_submodule(lm.architecture.norms[layer]), lm.architecture.width).cpu()
+    return norm * lm.architecture.gains[layer]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +20,8 @@ MIXERS = ("attention", "mamba", "conv", "recurrent", "deltanet", "mixer")
 ARCHITECTURE_HINT = (
     "memedit edits decoder models with a dense down-projection in their blocks that adds to the residual stream"
 )
+FAILED = f"this model cannot be edited: a forward of text alone fails in transformers {transformers.__version__}"
+FAILED_HINT = "memedit edits models that run on text alone; another version of transformers may run this one"
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Architecture:
     mlp_widths: tuple[int, ...]
     """F for each block, the width of its down-projection's input; 0 where it has none."""
     gains: tuple[float, ...]
-    """For each block, the factor between its down-projection's output and what reaches the residual stream. It is 1
-    until `probe.prove` has measured it."""
+    """For each block, the factor between its down-projection's output, or that of the norm behind it, and what reaches
+    the residual stream. It is 1 until `probe.prove` has measured it."""
     norms: tuple[str, ...]
     """For each block, the module path of the norm between its down-projection and the residual stream; often empty."""
     vocabulary: int
@@ -81,9 +84,9 @@ def find_architecture(model: nn.Module) -> Architecture:
     """Detect a model's architecture; works on the meta device.
 
     The block list is the outermost ModuleList under the decoder with as many entries as the config has layers. A
-    block's down-projection is its last Linear or Conv1D to the model's width, outside attention and lists of experts. A
-    block without one is refused alone. Raises UnsupportedModelError, with the reason, where there is not exactly one
-    such list, or down-projections are of both kinds.
+    block's down-projection is the Linear or Conv1D to the model's width with the widest input, outside attention and
+    lists of experts; the last one of equals. A block without one is refused alone. Raises UnsupportedModelError, with
+    the reason, where there is not exactly one such list, down-projections are of both kinds, or a forward fails.
     """
     with foreign_errors("this model cannot be edited: its config or decoder is not as expected", ARCHITECTURE_HINT):
         config: Any = model.config.get_text_config()  # type: ignore[operator]
@@ -109,6 +112,8 @@ def find_architecture(model: nn.Module) -> Architecture:
     conv = any(type(module) is Conv1D for module in modules)
     inner = iter([int(module.weight.shape[0 if conv else 1]) for module in modules])
     down_projections = tuple(f"{blocks}.{index}.{name}" if name else "" for index, (name, _) in enumerate(found))
+    with foreign_errors(FAILED, FAILED_HINT):
+        norms = find_norms(model, blocks, down_projections, vocabulary)
     return Architecture(
         blocks=blocks,
         down_projections=down_projections,
@@ -117,7 +122,7 @@ def find_architecture(model: nn.Module) -> Architecture:
         width=width,
         mlp_widths=tuple(next(inner) if name else 0 for name, _ in found),
         gains=(1.0,) * n_layers,
-        norms=find_norms(model, blocks, down_projections, vocabulary),
+        norms=norms,
         vocabulary=vocabulary,
         positions=getattr(config, "max_position_embeddings", None),
     )
@@ -127,15 +132,18 @@ def _down_projection(block: nn.Module, width: int) -> tuple[str, str]:
     """The name of a block's down-projection and "", or "" and the reason why it has none.
 
     Modules in a list inside a block (routed experts) run for some tokens only, so they do not count. An expert that
-    all tokens pass (a shared one) is a linear map like any other.
+    all tokens pass (a shared one) is a linear map like any other. Some families have narrow maps to the width behind
+    their MLP (per-layer embeddings in Gemma 3n and 4), so the widest counts.
     """
-    found = ""
+    found, most = "", 0
     for name, module in block.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
-            wide = module.weight.shape[1] if isinstance(module, Conv1D) else module.weight.shape[0]
+            shape: tuple[int, ...] = tuple(module.weight.shape)
+            wide, inner = (shape[1], shape[0]) if isinstance(module, Conv1D) else shape
             within = _parents(block, name)
-            if wide == width and not any(isinstance(parent, nn.ModuleList) or _mixes(parent) for parent in within):
-                found = name
+            listed = any(isinstance(parent, nn.ModuleList) or _mixes(parent) for parent in within)
+            if wide == width and inner >= most and not listed:
+                found, most = name, inner
     if found:
         return found, ""
     experts = [

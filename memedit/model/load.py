@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
@@ -106,13 +113,29 @@ def at_hand(knobs: ModelKnobs) -> Path | None:
         return None
 
 
+def auto_class(config: Any) -> Any:
+    """The auto class of transformers that opens a model: for image and text where config.json says so, else for text.
+
+    Some composite models can also be opened as their text part alone. The class that config.json names comes first: it
+    is the one that others open the folder with, and that an adapter's module paths are for.
+    """
+    whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    if whole is None:
+        return AutoModelForCausalLM
+    named = config.architectures or ()
+    alone = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and whole.__name__ not in named
+    return AutoModelForCausalLM if alone else AutoModelForImageTextToText
+
+
 def meta_model(folder: Path, knobs: ModelKnobs, *, with_adapter: bool = False) -> PreTrainedModel:
     """The model as its config describes it, without weights: on the meta device. Raises as `auto_config` does."""
     config = auto_config(folder, knobs, with_adapter=with_adapter)
     with foreign_errors(f"{folder} cannot be opened", NOT_KNOWN, folder=folder), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, trust_remote_code=knobs.trust_remote_code, attn_implementation=None
-        ).eval()
+        return (
+            auto_class(config)
+            .from_config(config, trust_remote_code=knobs.trust_remote_code, attn_implementation=None)
+            .eval()
+        )
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -205,7 +228,7 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
             foreign_errors(f"{folder} cannot be opened", hint, UsageError, folder=folder),
             whole_index(folder) as place,
         ):
-            opened: Any = AutoModelForCausalLM.from_pretrained(
+            opened: Any = auto_class(config).from_pretrained(
                 place,
                 config=config,
                 dtype=dtype or "auto",

@@ -63,7 +63,7 @@ def _run(model: nn.Module, vocabulary: int) -> None:
     mask = torch.zeros(1, 1, _TOKENS, _TOKENS, device=device)
     try:
         model(input_ids=ids, use_cache=False, logits_to_keep=1, attention_mask=mask)
-    except (RuntimeError, ValueError, NotImplementedError):
+    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
         return
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from memedit.errors import UnsupportedModelError
-from memedit.model.architecture import ARCHITECTURE_HINT, Architecture
+from memedit.model.architecture import ARCHITECTURE_HINT, FAILED, FAILED_HINT, Architecture
+from memedit.model.config import foreign_errors
 from memedit.model.forward_hooks import Hook, hooked
 from memedit.model.norms import gain_of, is_rms
 
@@ -28,25 +30,26 @@ def prove(model: nn.Module, architecture: Architecture) -> Architecture:
     Two forwards: one unchanged, and one in which row n has a vector added to the n-th down-projection's output, at two
     tokens. At these tokens the block's output must move by the same multiple of either vector (its gain), and at the
     others not at all. So a gate that differs from token to token is refused, and a gain of zero. Where a norm was found
-    behind the down-projection, the output must move as the norm's does, and the norm must be an RMS norm.
+    behind the down-projection, the output must move as a multiple of the norm's does, and the norm must be an RMS norm.
 
-    Raises UnsupportedModelError where no block is left, or the logits are not finite.
+    Raises UnsupportedModelError where no block is left, the logits are not finite, or a forward of text alone fails.
     """
     layers = architecture.editable
     if not layers:
         raise _refused(architecture.refusals[0])
     pushes = torch.randn(len(layers), len(PUSHED), architecture.width, generator=torch.Generator().manual_seed(0))
-    clean, made = _outputs(model, architecture, layers, None)
-    # In the stream's own scale, so that its rounding is small beside the push.
-    pushes = torch.stack([push * states[PUSHED].std() for push, states in zip(pushes, clean, strict=True)])
-    moved, _ = _outputs(model, architecture, layers, pushes)
+    with foreign_errors(FAILED, FAILED_HINT):
+        clean, made = _outputs(model, architecture, layers, None)
+        # In the stream's own scale, so that its rounding is small beside the push.
+        pushes = torch.stack([push * states[PUSHED].std() for push, states in zip(pushes, clean, strict=True)])
+        moved, _ = _outputs(model, architecture, layers, pushes)
     half = next(model.parameters()).dtype != torch.float32
     gains, refusals = list(architecture.gains), list(architecture.refusals)
     for layer, push, was, now, given in zip(layers, pushes, clean, moved, made, strict=True):
         if architecture.norms[layer]:
             norm = model.get_submodule(architecture.norms[layer])
             rounding = torch.finfo(next(model.parameters()).dtype).eps * float(was[PUSHED].norm())
-            refusals[layer] = _through_norm(layer, norm, given[PUSHED], push, now - was, rounding)
+            gains[layer], refusals[layer] = _through_norm(layer, norm, given[PUSHED], push, now - was, rounding)
         else:
             gains[layer], refusals[layer] = _gain(layer, push, now - was, half)
     if all(refusals):
@@ -59,29 +62,36 @@ def _outputs(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Per layer, the outputs of its block and of its down-projection: each (TOKENS, D) float32 on the CPU.
 
-    Row n of the batch serves layers[n]; pushes[n] (tokens pushed, D) is added to its down-projection's output.
+    Row n of the batch serves layers[n]; pushes[n] (tokens pushed, D) is added to its down-projection's output. Raises
+    UnsupportedModelError for a block or a down-projection that does not give one vector for each token.
     """
     seen: list[Tensor] = [torch.empty(0)] * len(layers)
     made: list[Tensor] = [torch.empty(0)] * len(layers)
 
+    def by_token(states: Tensor, what: str, row: int) -> Tensor:
+        wanted = (len(layers), TOKENS, architecture.width)
+        if states.numel() != math.prod(wanted):
+            shapes = f"{tuple(states.shape)} instead of one vector for each token, {wanted}"
+            raise _refused(f"the {what} of layer {layers[row]} gives {shapes}")
+        return states.view(wanted)
+
     def read(row: int) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            states: Tensor = output if isinstance(output, Tensor) else output[0]
-            seen[row] = states.view(len(layers), TOKENS, -1)[row].float().cpu()
+            seen[row] = by_token(output if isinstance(output, Tensor) else output[0], "block", row)[row].float().cpu()
 
         return hook
 
     def push(row: int, vectors: Tensor) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
             changed = output.clone()
-            changed.view(len(layers), TOKENS, -1)[row, PUSHED] += vectors.to(output.device, output.dtype)
+            by_token(changed, "down-projection", row)[row, PUSHED] += vectors.to(output.device, output.dtype)
             return changed
 
         return hook
 
     def note(row: int) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            made[row] = output.view(len(layers), TOKENS, -1)[row].float().cpu()
+            made[row] = by_token(output, "down-projection", row)[row].float().cpu()
 
         return hook
 
@@ -144,19 +154,30 @@ def _gain(layer: int, push: Tensor, moved: Tensor, half: bool) -> tuple[float, s
     return 1.0, f"the MLP of block {layer} does not add to the residual stream one to one (off by {error:.1%})"
 
 
-def _through_norm(layer: int, norm: nn.Module, made: Tensor, push: Tensor, moved: Tensor, rounding: float) -> str:
-    """made, push (tokens pushed, D), moved (TOKENS, D) -> the reason for a refusal, or nothing.
+def _through_norm(
+    layer: int, norm: nn.Module, made: Tensor, push: Tensor, moved: Tensor, rounding: float
+) -> tuple[float, str]:
+    """made, push (tokens pushed, D), moved (TOKENS, D) -> the gain behind the norm and no reason, or 1 and the reason.
 
     A norm's output is bounded, however large the push. So the rounding of a long stream counts beside it.
     """
-    gain = gain_of(norm, made.shape[-1])
-    expected = torch.zeros_like(moved)
-    expected[PUSHED] = (norm((made + push).to(gain.device)) - norm(made.to(gain.device))).to(moved.device)
-    scale = float(expected.norm())
-    error = float((moved - expected).norm()) / scale
-    if not error <= min(PROBE_AGREEMENT + 2 * rounding / scale, NEVER):
-        return f"the MLP of block {layer} does not add to the residual stream through its norm (off by {error:.1%})"
-    return "" if is_rms(norm, len(gain)) else f"the norm behind the MLP of block {layer} is no RMS norm"
+    width = made.shape[-1]
+    device = gain_of(norm, width).device
+    through = torch.zeros_like(moved)
+    through[PUSHED] = (norm((made + push).to(device)) - norm(made.to(device))).to(moved.device)
+    size = float(through.norm())
+    gain = float((moved * through).sum()) / size**2
+    scale = abs(gain) * size
+    error = float((moved - gain * through).norm()) / scale if scale else float("inf")
+    allowed = min(PROBE_AGREEMENT + 2 * rounding / scale, NEVER) if scale else 0.0
+    if not error <= allowed:
+        reason = f"the MLP of block {layer} does not add to the residual stream through its norm (off by {error:.1%})"
+        return 1.0, reason
+    if not is_rms(norm, width):
+        return 1.0, f"the norm behind the MLP of block {layer} is no RMS norm"
+    # One within the error is one: where the norm is the last thing before the stream, nothing is to be divided by.
+    digits = DIGITS if allowed < IN_HALF / 10 else DIGITS_IN_HALF
+    return (1.0 if abs(gain - 1) <= allowed else float(f"{gain:.{digits}g}")), ""
 
 
 def _refused(reason: str) -> UnsupportedModelError:

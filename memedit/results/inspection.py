@@ -20,9 +20,9 @@ class Block(_Value):
     inputs: int = 0
     """F, the MLP's width here."""
     gain: float | None = None
-    """What its output is multiplied with where it joins the residual stream; None where that was not measured."""
+    """What its output, or the norm's, is multiplied with where it joins the residual stream; None: not measured."""
     norm: str | None = None
-    """The norm that stands before it joins; None where none does. What goes through one has no gain."""
+    """The norm that stands before it joins; None where none does."""
     editable: bool
     reason: str | None = None
     """Why it cannot be edited."""

@@ -64,5 +64,6 @@ def _block(block: Block, proved: bool) -> str:
     path = (block.down_projection or "").replace(f".{block.layer}.", ".N.")
     joins = f"gain {block.gain:g}" if proved and block.gain is not None else "gain not measured"
     if block.norm:
-        joins = f"through {block.norm.replace(f'.{block.layer}.', '.N.')}"
+        behind = f", gain {block.gain:g} behind it" if block.gain not in (None, 1.0) else ""
+        joins = f"through {block.norm.replace(f'.{block.layer}.', '.N.')}{behind}"
     return f"{path}, {block.inputs:,} units, {joins}"

@@ -23,23 +23,24 @@ from memedit.inspect_model import run_inspect
 from memedit.model.load import load
 from safetensors.torch import load_file
 from tests.conftest import byte_tokenizer
-from tests.families import FAMILIES, MIXTURES, OTHERS, family_model
+from tests.families import COMPOSITES, FAMILIES, MIXTURES, NEWER, OTHERS, family_model
 from torch import Tensor
 
 LAYERS = {"qwen3_moe": "0-1", "qwen2_moe": "0", "mixtral": "", "gpt_oss": ""}
-EDITABLE = [name for name in (*FAMILIES, *OTHERS, *MIXTURES) if LAYERS.get(name, "1-2")]
-WHOLE = ("lfm2",)
+EDITABLE = [name for name in (*FAMILIES, *OTHERS, *MIXTURES, *NEWER, *COMPOSITES) if LAYERS.get(name, "1-2")]
+WHOLE = ("lfm2", "qwen3_5", "qwen3_5_text")
 """Families whose tokens carry more than keys and values: the search falls back on whole forwards."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SAME = 1e-3  # relative, on targets after three steps: each carries the rounding of the one before
 IDS = (9, 80, 17, 30, 41, 99, 5)
 # Nothing of memedit is imported here.
 LOADS = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM
+import json, sys, torch, transformers
 for line in sys.stdin:
     folder, ids, file = json.loads(line)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with open(folder + "/config.json") as config:
+        kind = getattr(transformers, json.load(config)["architectures"][0])
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         torch.save(model(input_ids=torch.tensor([ids]), use_cache=False).logits, file)
     print("done", flush=True)
@@ -97,7 +98,7 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
     recipe = Recipe(model=ModelKnobs(path=str(base)), method=method, target=TargetKnobs(steps=3))
     found = run_inspect(recipe)
     assert found.proved and not found.problems
-    named = [block.down_projection for block in found.each if block.editable]
+    named = [block.down_projection or "" for block in found.each if block.editable]
     edit = EditRequest(
         id="a", subject="Mara", prompt="The home of {} is", object=" north", object_old=" south", origin="here:1"
     )
@@ -132,4 +133,9 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
     assert was.keys() == now.keys()
     moved = sorted(name for name in was if not torch.equal(was[name], now[name]))
     assert len(moved) == len(report.layers)
-    assert all(any(name.endswith(f"{path}.weight") for path in named) for name in moved)
+    # The checkpoint of a composite model names the path to its blocks otherwise: `language_model.model`.
+    tails = [path.removeprefix("model.language_model.") for path in named]
+    assert all(any(name.endswith(f"{tail}.weight") for tail in tails) for name in moved)
+    assert not any("vis" in name for name in moved)
+    if family in COMPOSITES:
+        assert any("vis" in name for name in was)

@@ -9,10 +9,27 @@ import torch
 from memedit.errors import UnsupportedModelError
 from memedit.model.architecture import Architecture, find_architecture, spans
 from memedit.model.probe import prove
-from tests.families import FAMILIES, MIXTURES, OTHERS, POST_NORM, each_family, family_model
+from tests.families import (
+    COMPOSITES,
+    FAMILIES,
+    MIXTURES,
+    NEWER,
+    OTHERS,
+    POST_NORM,
+    POST_NORM_SCALED,
+    SCALED,
+    each_family,
+    family_model,
+)
 from torch import nn
 
-GAINS = {"granite_scaled": 0.5, "granitemoeshared": 0.22}
+GAINS = {"granite_scaled": 0.5, "granitemoeshared": 0.22, "gemma4": SCALED, "gemma4_text": SCALED}
+REASONS = {
+    "gemma3n_text": r"the block of layer 0 gives \(4, 4, 5, 32\) instead of one vector for each token",
+    "gemma4_per_layer": "the MLP of block 2 does not add to the residual stream through its norm",
+    "gemma4_experts": "the MLP of block 2 does not add to the residual stream through its norm",
+    "gemma4_shared_keys": r"the down-projection of layer 2 gives \(4, 1, 32\) instead of one vector for each token",
+}
 EDITABLE = {"qwen3_moe": [0, 1], "qwen2_moe": [0], "mixtral": [], "gpt_oss": []}
 
 
@@ -22,7 +39,8 @@ def proved(family: str) -> Architecture:
 
 
 @pytest.mark.parametrize(
-    "family", each_family([*FAMILIES, *OTHERS, *(name for name in MIXTURES if EDITABLE.get(name) != [])])
+    "family",
+    each_family([*FAMILIES, *OTHERS, *NEWER, *COMPOSITES, *(name for name in MIXTURES if EDITABLE.get(name) != [])]),
 )
 def test_every_editable_block_is_proved_with_its_gain(family: str) -> None:
     architecture = proved(family)
@@ -31,11 +49,11 @@ def test_every_editable_block_is_proved_with_its_gain(family: str) -> None:
     assert all(architecture.mlp_widths[layer] for layer in architecture.editable)
 
 
-@pytest.mark.parametrize("family", each_family(FAMILIES))
+@pytest.mark.parametrize("family", each_family([*FAMILIES, *NEWER, *COMPOSITES]))
 def test_a_norm_behind_the_down_projection_is_found_where_there_is_one_and_without_weights_too(family: str) -> None:
     model = family_model(family)
     architecture = find_architecture(model)
-    assert [bool(norm) for norm in architecture.norms] == [family in POST_NORM] * 4
+    assert [bool(norm) for norm in architecture.norms] == [family in (*POST_NORM, *POST_NORM_SCALED)] * 4
     with torch.device("meta"):
         assert find_architecture(type(model)(model.config)) == architecture
 
@@ -61,12 +79,32 @@ def test_a_norm_that_is_not_seen_is_refused() -> None:
         prove(model, replace(find_architecture(model), norms=("",) * 4))
 
 
-def test_a_norm_behind_which_something_else_is_done_is_refused() -> None:
-    model = family_model("olmo2")
-    model.get_submodule("model.layers.2").register_forward_hook(lambda _module, _args, output: output * 1.1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_behind_the_norm_is_a_gain_and_anything_else_is_refused(dtype: torch.dtype) -> None:
+    model = family_model("olmo2").to(dtype)
+    model.get_submodule("model.layers.1").register_forward_hook(lambda _module, _args, output: output * 0.25)
+    model.get_submodule("model.layers.2").register_forward_hook(lambda _module, _args, output: output.tanh())
     found = prove(model, find_architecture(model))
-    assert found.editable == [0, 1, 3]
+    assert found.editable == [0, 1, 3] and found.gains == (1.0, 0.25, 1.0, 1.0)
     assert "through its norm" in found.refusals[2]
+
+
+@pytest.mark.parametrize(("family", "reason"), REASONS.items())
+def test_a_block_with_more_behind_its_mlp_is_refused_in_words(family: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason) as caught:
+        proved(family)
+    assert "memedit edits decoder models" in caught.value.hint
+
+
+def test_a_forward_that_fails_is_a_refusal_with_its_reason() -> None:
+    model = family_model("llama")
+    architecture = find_architecture(model)
+    model.get_submodule("model.layers.2").register_forward_pre_hook(lambda _module, _args: {}["images"])
+    for step in (lambda: prove(model, architecture), lambda: find_architecture(model)):
+        with pytest.raises(
+            UnsupportedModelError, match=r"a forward of text alone fails in transformers [\d.]+: 'images'"
+        ):
+            step()
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])

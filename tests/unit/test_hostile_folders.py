@@ -111,6 +111,23 @@ def test_the_attention_that_a_config_names_is_dropped(
         assert model.config._attn_implementation == "sdpa"
 
 
+def test_the_attention_that_a_part_of_a_composite_config_names_is_dropped(tmp_path: Path) -> None:
+    from tests.families import family_model
+
+    family_model("llava").save_pretrained(tmp_path)
+    asked = "someone/evil:run"
+    named = {"attn_implementation": asked, "_attn_implementation": asked, "_attn_implementation_internal": asked}
+    file = tmp_path / "config.json"
+    whole = json.loads(file.read_text())
+    for part in ("text_config", "vision_config"):
+        whole[part] |= named
+    file.write_text(json.dumps({**whole, **named}))
+    for model in (meta_model(tmp_path, KNOBS), open_model(tmp_path, KNOBS)):
+        parts: Any = model.config
+        found = [one._attn_implementation for one in (parts, parts.text_config, parts.vision_config)]
+        assert found == ["sdpa"] * 3
+
+
 def test_a_class_without_sdpa_runs_eager(tmp_path: Path) -> None:
     from tests.families import family_model
 

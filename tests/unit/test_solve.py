@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from memedit.config.methods import METHODS
 from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.editing import solve as module
-from memedit.editing.solve import Update, solve
+from memedit.editing.solve import Update, _residual_at_projection, solve
+from memedit.forward.residual import residual_change
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load
 from memedit.model.probe import prove
@@ -18,7 +21,7 @@ from memedit.model.tokens import Prompt
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare
 from tests.conftest import byte_tokenizer
-from tests.families import family_model
+from tests.families import SCALED, family_model
 
 SAME = 1e-4  # relative: key noise of 1e-7 through a metric of condition 1e3
 
@@ -83,3 +86,21 @@ def test_a_scaled_family_gets_what_it_is_asked_for() -> None:
     assert told.residual_after < 1e-3 * told.residual_before
     assert blind.residual_after > 0.4 * blind.residual_before
     assert (told.gain, blind.gain) == (0.5, 1.0)
+
+
+def test_what_a_norm_and_a_scale_behind_it_do_is_undone_on_the_way_back() -> None:
+    model = family_model("gemma4_text")
+    plain = find_architecture(model)
+    proved, unaware = (LanguageModel(model, byte_tokenizer(), one) for one in (prove(model, plain), plain))
+    generator = torch.Generator().manual_seed(2)
+    made, change = (torch.randn(3, plain.width, generator=generator) for _ in range(2))
+    wanted = residual_change(proved, 1, made, 0.05 * change).double()
+    sweep: Any = SimpleNamespace(ends=lambda _site: made)
+    told, blind = (
+        residual_change(proved, 1, made, _residual_at_projection(lm, sweep, 1, wanted).float())
+        for lm in (proved, unaware)
+    )
+    # To first order, and damped where the norm's gain is small.
+    assert float((told - wanted).norm() / wanted.norm()) < 0.15
+    assert float((blind - wanted).norm() / wanted.norm()) > 0.4
+    assert proved.architecture.gains[1] == SCALED
