@@ -149,7 +149,7 @@ def _edits(
     prompts = [[next(located) for _ in one.templates] for one in requests]
     bare = locate_subjects(tokenizer, [("", one.subject, "") for one in requests])
     asked = [
-        (one.text, first.ids, one.object)
+        (one.text, first.ids, one.object, one.glue)
         for one, (first, *_) in zip(requests, prompts, strict=True)
         if not isinstance(first, SubjectLost)
     ]

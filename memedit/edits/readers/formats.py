@@ -20,6 +20,7 @@ FIELDS = (
     "prompt",
     "object",
     "object_old",
+    "glue",
     "wordings",
     "paraphrases",
     "neighborhood",
@@ -37,6 +38,8 @@ ALIASES = {
     "target_new": "object",
     "target_true": "object_old",
     "ground_truth": "object_old",
+    "target_old": "object_old",
+    "entity": "subject",
 }
 """Other names of a field on input."""
 
