@@ -33,7 +33,9 @@ ROOT = Path(__file__).parents[2]
 def asked(count: int) -> list[tuple[str, list[str], Glue | None]]:
     """Prompts of requests/world.jsonl with both their objects: `count` scorings."""
     requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
-    both = [(one.text, [one.right[0], one.wrong], one.glue) for one in list_probes(requests) if one.wrong]
+    both: list[tuple[str, list[str], Glue | None]] = [
+        (one.text, [one.right[0], one.wrong], one.glue) for one in list_probes(requests) if one.wrong
+    ]
     return both[: count // 2]
 
 

@@ -12,11 +12,17 @@ from memedit.edits.edit import SLOT, EditRequest, Neighbor, Question, shown
 from memedit.edits.glue import Glue
 from memedit.edits.lint import trimmed
 from memedit.edits.readers.document import Document, RecordRow, RefusedError
-from memedit.edits.readers.formats import ALIASES, FIELDS, convert_record
+from memedit.edits.readers.formats import convert_record
+from memedit.edits.readers.parts import ALIASES, FIELDS
 from memedit.results.report import EditResult
 
 NO_OBJECT = "<|endoftext|>"
 """The old object of some public records that have none."""
+
+_MISSING = {
+    "subject": 'add "subject": the words of the prompt that name what the fact is about',
+    "object": 'add "object": what the model should say after the prompt',
+}
 
 DEEPEST = 50
 """Levels of lists and mappings in one record: far more than any edit needs, far fewer than Python's stack allows."""
@@ -120,7 +126,7 @@ def _request(
     texts = {key: _text(key, record.get(key)) for key in FIELDS[:6]}
     prompt, relation, row = _prompt(texts["prompt"], texts["relation"], relations)
     if missing := [key for key in ("subject", "object") if texts[key] is None]:
-        raise RefusedError("E009", f"the edit has no {' and no '.join(missing)}")
+        raise RefusedError("E009", f"the edit has no {' and no '.join(missing)}; {_MISSING[missing[0]]}")
     subject = texts["subject"] or ""
     old = texts["object_old"]
     paraphrases = _texts("paraphrases", record.get("paraphrases"))
