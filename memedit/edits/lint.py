@@ -165,7 +165,7 @@ def _joints(request: EditRequest) -> _Found:
     for template in request.templates:
         text, name = template.replace(SLOT, request.subject, 1), "prompt" if template == request.prompt else "wording"
         if mark := joining_mark(text, request.object):
-            side = f"the {name} {shown(template)} ends in" if text.endswith(mark) else "it begins with"
+            side = f"the {name} {shown(template)} ends in" if joining_mark(text, "a") else "it begins with"
             yield (
                 "W208",
                 f"the object {shown(request.object)} follows without a space, since {side} {shown(mark)}; "

@@ -164,6 +164,10 @@ def test_the_object_of_ripple_edits_is_found_by_the_old_fact_or_given(tmp_path: 
         assert not requests and finding.code == "E009" and 'add "target"' in finding.message
         (request,), found = made(**unclear, target=target)
         assert (request.prompt, request.object, found) == ("The home of {} is", target, [])
+    (request,), found = listed(tmp_path, {**whole, "subject": "Anwen"})  # the name in the edit comes first
+    assert (request.subject, request.meta["subject"], found) == ("Anwen Holt", "Anwen", [])
+    (request,), found = listed(tmp_path, {**whole, "edit": {**edit, "subject": None}, "subject": "Anwen Holt"})
+    assert (request.subject, found) == ("Anwen Holt", []) and "subject" not in request.meta
     assert made(**alike, target="New Harl")[0][0].object_old == "New Lea"
     requests, (finding,) = made(target="Harl")
     assert not requests and "does not end in its object" in finding.message

@@ -190,6 +190,8 @@ def test_a_border_at_punctuation_is_a_warning_unless_the_edit_has_glue() -> None
     assert (finding.code, finding.severity) == ("W208", "warning")
     assert 'ends in "$"' in finding.message and '"glue": ""' in finding.message
     assert [one.code for one in check_edit(edit(prompt="{} has a name", object=", a long one"))] == ["W208"]
+    (finding,) = check_edit(edit(prompt="{} (a town)", object=") is"))
+    assert 'it begins with ")"' in finding.message
     assert [one.code for one in check_edit(edit(prompt="{} is", wordings=("{} = $",)))] == ["W208", "W209"]
     for sure in (edit(glue=""), edit(glue=" "), edit(prompt="{} costs"), edit(prompt="{}の値段は")):
         assert not check_edit(sure)

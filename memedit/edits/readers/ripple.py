@@ -32,8 +32,9 @@ def is_ripple(record: dict[str, Any]) -> bool:
 def convert_ripple(record: dict[str, Any]) -> dict[str, Any]:
     """Convert a record; criteria are also in meta, whole, for their conditions."""
     edit: dict[str, Any] = record["edit"]
-    subject = next((one["subject"] for one in (edit, record) if isinstance(one.get("subject"), str)), None)
-    if subject is None:
+    beside = isinstance(record.get("subject"), str) and not isinstance(edit.get("subject"), str)
+    subject = record["subject"] if beside else edit.get("subject")
+    if not isinstance(subject, str):
         message = f"the edit names its subject only by an id, {shown(edit.get('subject_id'))}"
         raise RefusedError("E009", f'{message}; add "subject" to "edit": the name as it is written in the prompt')
     given = next((name for name in _TARGETS if isinstance(edit.get(name), str)), None)
@@ -48,9 +49,10 @@ def convert_ripple(record: dict[str, Any]) -> dict[str, Any]:
         {"prompt": one["prompt"], "answer": one["answer"], "group": one["group"]}
         for name in _STAYS for one in _questions(record.get(name), name)
     ]  # fmt: skip
-    read = {"prompt", "subject", "relation", given}
+    read = {"prompt", "relation", given} | (set() if beside else {"subject"})
     unread = {key: value for key, value in edit.items() if key not in read}
-    return with_rest(ours, record, {"edit", "subject"}, {"source": "RippleEdits", "edit": unread})
+    used = {"edit", "subject"} if beside else {"edit"}
+    return with_rest(ours, record, used, {"source": "RippleEdits", "edit": unread})
 
 
 def _split(statement: Any, wanted: str | None, before: Any) -> tuple[str, str]:
