@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +98,26 @@ def test_whatever_stands_in_a_record_is_in_its_edits_or_refuses_it(name: str, ot
         _, findings = listed(tmp_path, changed)
         refused = any(one.severity == "error" for one in findings)  # of a case with two edits, one may be read
         assert refused or "7777" in told(tmp_path, changed), (n, holder, place)
+
+
+def nodes(value: Any) -> Iterator[Node]:
+    """Where each value stands in a record, lists and mappings too."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for place, child in pairs:
+        yield value, place
+        yield from nodes(child)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_damaged_record_is_lost_without_an_error(name: str) -> None:
+    whole = record(name)
+    for n in range(sum(1 for _ in nodes(whole))):
+        for wrong in (None, [[{}]]):
+            changed = copy.deepcopy(whole)
+            holder, place = list(nodes(changed))[n]
+            holder[place] = wrong  # type: ignore[index]
+            requests, findings = read("-", input_format="json", stdin=io.StringIO(json.dumps([changed])))
+            assert requests or any(one.severity == "error" for one in findings), (place, wrong)
 
 
 def counts(one: EditRequest) -> tuple[int, int, int]:
