@@ -20,7 +20,7 @@ from memedit.config.recipe import Recipe
 from memedit.config.resolve import Source, flatten, resolve
 from memedit.editing.ledger import Mode
 from memedit.edits.edit import EditRequest, Finding
-from memedit.edits.lint import lint, raise_errors
+from memedit.edits.lint import lint, raise_errors, trimmed
 from memedit.edits.read import STDIN, read
 from memedit.errors import MemeditError, UsageError, file_error, is_file_error
 from memedit.in_memory import InMemoryUpdate, LayerMoments, make_update
@@ -520,15 +520,17 @@ def _read(name: str, edits: object) -> tuple[list[EditRequest], list[Finding]]:
             raise UsageError(
                 f"{name}[{number - 1}] cannot be written as JSON: {error}", "use text and lists"
             ) from error
-    made: dict[int, list[EditRequest]] = {n: [one] for n, one in enumerate(items, 1) if isinstance(one, EditRequest)}
+    cut = {n: trimmed(one) for n, one in enumerate(items, 1) if isinstance(one, EditRequest)}
+    made: dict[int, list[EditRequest]] = {n: [one] for n, (one, _) in cut.items()}
+    found = [finding for _, findings in cut.values() for finding in findings]
     if len(made) == len(items):
-        return items, []
+        return [one for one, _ in cut.values()], found
     requests, findings = read(STDIN, input_format="jsonl", stdin=StringIO("\n".join(lines)))
     for one in requests:
         number = int(one.origin.rpartition(":")[2])
         own = one.id if "id" in items[number - 1] else one.id.replace("stdin-", f"{name}-")
         made.setdefault(number, []).append(one.model_copy(update={"id": own, "origin": f"{name}:{number}"}))
-    renamed = [one.model_copy(update={"origin": one.origin.replace("<stdin>", name)}) for one in findings]
+    renamed = [*found, *(one.model_copy(update={"origin": one.origin.replace("<stdin>", name)}) for one in findings)]
     return [one for _, group in sorted(made.items()) for one in group], renamed
 
 

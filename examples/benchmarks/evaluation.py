@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from memedit.config.recipe import ModelKnobs
+from memedit.edits.glue import Glue
 from memedit.edits.read import read
 from memedit.evaluation.probes import list_probes
 from memedit.forward import scoring
@@ -29,10 +30,12 @@ from examples.reference.evaluation import Plain
 ROOT = Path(__file__).parents[2]
 
 
-def asked(count: int) -> list[tuple[str, list[str]]]:
+def asked(count: int) -> list[tuple[str, list[str], Glue | None]]:
     """Prompts of requests/world.jsonl with both their objects: `count` scorings."""
     requests, _ = read(str(ROOT / "requests" / "world.jsonl"))
-    both = [(one.text, [one.right[0], one.wrong]) for one in list_probes(requests) if one.wrong]
+    both: list[tuple[str, list[str], Glue | None]] = [
+        (one.text, [one.right[0], one.wrong], one.glue) for one in list_probes(requests) if one.wrong
+    ]
     return both[: count // 2]
 
 
@@ -46,7 +49,7 @@ def evaluation(folder: Path, count: int = 10_000, sample: int = 400) -> dict[str
         rows = [(prompt, ids) for prompt, of_one in encoded for ids in of_one]
         found = scoring.score_answers(lm, rows)
         mine = time.perf_counter() - start
-    flat = [(text, one) for text, of_one in questions for one in of_one]
+    flat = [(text, one) for text, of_one, _ in questions for one in of_one]
     every = max(1, len(flat) // sample)
     plain = Plain(lm.model, lm.tokenizer)
     gap = 0.0

@@ -118,9 +118,7 @@ def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
     for n, request in enumerate(requests):
         for question in request.questions:
             rivals = [m for m in asked.get(question, []) if m not in gone]
-            gone |= {
-                m: n for m in rivals if requests[m].object != request.object or requests[m].digest == request.digest
-            }
+            gone |= {m: n for m in rivals if request.contradicts(requests[m]) or requests[m].digest == request.digest}
             asked[question] = [*(m for m in rivals if m not in gone), n]
     return gone
 

@@ -11,6 +11,7 @@ from memedit.config.layers import layers_of
 from memedit.config.recipe import Recipe
 from memedit.editing.contexts import context_shape
 from memedit.edits.edit import SLOT, EditRequest, Finding, shown
+from memedit.edits.glue import Glue
 from memedit.edits.lint import lint, raise_errors
 from memedit.errors import RecipeError
 from memedit.model.architecture import Architecture
@@ -153,8 +154,8 @@ def _edits(
     located = iter(locate_subjects(tokenizer, frames, chat=chat))
     prompts = [[next(located) for _ in one.templates] for one in requests]
     bare = locate_subjects(tokenizer, [("", one.subject, "") for one in requests])
-    asked = [
-        (one.text, first.ids, one.object)
+    asked: list[tuple[str, tuple[int, ...], str, Glue | None]] = [
+        (one.text, first.ids, one.object, one.glue)
         for one, (first, *_) in zip(requests, prompts, strict=True)
         if not isinstance(first, SubjectLost)
     ]

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from memedit.edits.glue import Glue, behind, glue_between
+
 SLOT = "{}"
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # what a terminal could take for a command
 
@@ -75,6 +77,8 @@ class EditRequest(BaseModel):
     """The text that the model should give after the prompt."""
     object_old: str | None = None
     """The text that it gives now."""
+    glue: Glue | None = None
+    """What joins the object to the prompt and the wordings, "" or " "; if None, the rule for punctuation decides."""
     wordings: tuple[str, ...] = ()
     """Other templates for the same fact, each with one `{}`; the edit is made to hold under them too."""
     paraphrases: tuple[str, ...] = ()
@@ -109,6 +113,19 @@ class EditRequest(BaseModel):
         return head, tail
 
     @property
+    def ending(self) -> str:
+        """The object with what joins it to the prompt, as it follows the prompt."""
+        return behind(self.text, self.object, self.glue)
+
+    @property
+    def glue_elsewhere(self) -> Glue | None:
+        """The glue behind paraphrases and neighbors: the edit's own if it differs from the rule; None is the rule.
+
+        A glue that only confirms the rule was given for the end of the prompt; a paraphrase may end in another way.
+        """
+        return None if self.glue == glue_between(self.text, self.object) else self.glue
+
+    @property
     def templates(self) -> tuple[str, ...]:
         """The prompt and the wordings that are not empty: all templates that the edit is made by."""
         return (self.prompt, *(wording for wording in self.wordings if wording.strip()))
@@ -127,6 +144,15 @@ class EditRequest(BaseModel):
         by_relation = (("relation", self.subject, self.relation),) if self.relation else ()
         return (("prompt", self.text), *by_relation)
 
+    def contradicts(self, other: EditRequest) -> bool:
+        """Whether two edits that answer one question say different texts; white space around an object does not count.
+
+        The same object joined to the same prompt by another glue is another text.
+        """
+        if self.object.strip() != other.object.strip():
+            return True
+        return self.text == other.text and self.ending.rstrip() != other.ending.rstrip()
+
     def finding(self, code: str, message: str) -> Finding:
         """A finding about this edit, with its id, file and line."""
         return Finding(origin=self.origin, code=code, message=f"edit {shown(self.id)}: {message}", edit=self.id)
@@ -140,9 +166,9 @@ class EditRequest(BaseModel):
 
     @property
     def digest(self) -> str:
-        """sha256 of subject, prompt, object, and the wordings where there are any."""
-        wordings = [list(self.wordings)] if self.wordings else []
-        return hashlib.sha256(json.dumps([self.subject, self.prompt, self.object, *wordings]).encode()).hexdigest()
+        """sha256 of subject, prompt, object, and the wordings and the glue where they are given."""
+        more = [*([list(self.wordings)] if self.wordings else []), *([] if self.glue is None else [self.glue])]
+        return hashlib.sha256(json.dumps([self.subject, self.prompt, self.object, *more]).encode()).hexdigest()
 
 
 def _filled(record: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from memedit.edits.edit import SLOT, EditRequest, Finding, shown
+from memedit.edits.glue import glue_between, joining_mark
 from memedit.errors import EditListError
 
 CODES: dict[str, str] = {
@@ -44,6 +45,8 @@ CODES: dict[str, str] = {
     "W205": "there is white space around the subject, or a space at the end of the prompt",
     "W206": "there is white space around the object or the old object",
     "W207": "a paraphrase is also a prompt or wording of the edit, so its score does not show generalization",
+    "W208": "punctuation joins the object to the prompt or a wording without a space, and the edit has no glue",
+    "W209": "the object follows a wording in another way than the prompt, and its tokens are those after the prompt",
     "W220": "the tokenizer merges the subject with the text after it",
     "W221": "two edits have the same key and different objects",
     "W230": "the edit takes the place of an earlier edit of this model: the same fact with another object",
@@ -71,8 +74,7 @@ def lint(requests: Sequence[EditRequest]) -> list[Finding]:
         if earlier is not request:
             findings.append(_duplicate(request, earlier))
         same_question = [answers.setdefault(question, request) for question in request.questions]
-        # white space around an object does not make it another object
-        if rivals := [other for other in same_question if other.object.strip() != request.object.strip()]:
+        if rivals := [other for other in same_question if request.contradicts(other)]:
             findings.append(_contradiction(request, rivals[0]))
     return findings
 
@@ -100,9 +102,9 @@ def raise_errors(
 
 def check_edit(request: EditRequest) -> list[Finding]:
     """Check one edit by itself."""
-    return [
+    return trimmed(request)[1] + [
         request.finding(code, message)
-        for check in (_prompt, _subject_and_object, _wordings, _lists)
+        for check in (_prompt, _subject_and_object, _wordings, _joints, _lists)
         for code, message in check(request)
     ]
 
@@ -142,9 +144,6 @@ def _subject_and_object(request: EditRequest) -> _Found:
         yield "E104", f"the object {shown(request.object)} is empty; say what the model should answer"
     elif request.object == request.object_old:
         yield "W204", f"the object {shown(request.object)} is also the old object; this edit asks for no change"
-    for name, text in (("object", request.object), ("old object", request.object_old or "")):
-        if text.strip() and text != text.strip():
-            yield "W206", f"the {name} {shown(text)} has white space around it; leave it out"
 
 
 def _wordings(request: EditRequest) -> _Found:
@@ -156,6 +155,50 @@ def _wordings(request: EditRequest) -> _Found:
     for text in request.paraphrases:
         if text in made:
             yield "W207", f"the paraphrase {shown(text)} is also a prompt of this edit; ask by another"
+
+
+def _joints(request: EditRequest) -> _Found:
+    """Report where the rule joins the object in a way that may not be meant; with a glue nothing is in doubt."""
+    if request.glue is not None or not request.object.strip():
+        return
+    joint = glue_between(request.text, request.object)
+    for template in request.templates:
+        text, name = template.replace(SLOT, request.subject, 1), "prompt" if template == request.prompt else "wording"
+        if mark := joining_mark(text, request.object):
+            side = f"the {name} {shown(template)} ends in" if joining_mark(text, "a") else "it begins with"
+            yield (
+                "W208",
+                f"the object {shown(request.object)} follows without a space, since {side} {shown(mark)}; "
+                'add "glue": "" if that is right, or "glue": " " for a space',
+            )
+            break
+    for wording in request.templates[1:]:
+        if glue_between(wording.replace(SLOT, request.subject, 1), request.object) != joint:
+            here, there = ("a", "no") if joint else ("no", "a")
+            yield (
+                "W209",
+                f"the object follows the prompt with {here} space and the wording {shown(wording)} with {there} space; "
+                'it is edited as behind the prompt: end both alike, or add "glue"',
+            )
+
+
+def trimmed(request: EditRequest) -> tuple[EditRequest, list[Finding]]:
+    """The request without white space around its object and old object, and a finding for each text that was cut.
+
+    Text of white space alone is kept: it is an error of its own.
+    """
+    texts = {"object": request.object, "object_old": request.object_old or ""}
+    cut = {name: text.strip() for name, text in texts.items() if text.strip() not in ("", text)}
+    findings = [
+        request.finding(
+            "W206", f"the {_OBJECTS[name]} {shown(texts[name])} has white space around it, which is removed"
+        )
+        for name in cut
+    ]
+    return (request.model_copy(update=cut) if cut else request), findings
+
+
+_OBJECTS = {"object": "object", "object_old": "old object"}
 
 
 def _lists(request: EditRequest) -> _Found:
@@ -207,8 +250,11 @@ def _duplicate(request: EditRequest, earlier: EditRequest) -> Finding:
 
 def _contradiction(request: EditRequest, known: EditRequest) -> Finding:
     subject, relation = request.fact
+    new, old = request.object, known.object
+    if new.strip() == old.strip():  # only what joins them differs
+        new, old = request.ending, known.ending
     return request.finding(
         "E106",
-        f"the object {shown(request.object)} contradicts {shown(known.object)} at {known.origin} for subject "
+        f"the object {shown(new)} contradicts {shown(old)} at {known.origin} for subject "
         f"{shown(subject)} and {shown(relation)}; keep one of the two",
     )

@@ -16,9 +16,10 @@ from typing import TextIO
 from memedit.edits.edit import EditRequest, Finding, shown
 from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError
 from memedit.edits.readers.fields import Relation, build_request, did_you_mean, read_relations
-from memedit.edits.readers.formats import ALIASES, FIELDS, is_easyedit
+from memedit.edits.readers.formats import is_foreign
 from memedit.edits.readers.json_rows import read_json, read_lines
 from memedit.edits.readers.mquake import expand_cases
+from memedit.edits.readers.parts import ALIASES, FIELDS
 from memedit.edits.readers.table_rows import read_table
 from memedit.edits.readers.yaml_rows import read_yaml
 from memedit.errors import UsageError
@@ -173,7 +174,7 @@ def _check_head(document: Document) -> None:
 
 def _check_header(document: Document, row: RecordRow) -> None:
     """Report an unknown column once, in the header's line, and remove its cells."""
-    if is_easyedit(dict.fromkeys(row.value, "")) or "src" in row.value:
+    if is_foreign(dict.fromkeys(row.value, "")):
         return
     for name in row.value:
         if name not in FIELDS and name not in ALIASES:

@@ -82,7 +82,9 @@ def says_object(
     lm: LanguageModel, requests: Sequence[EditRequest], *, chat: bool = False, advance: Advance | None = None
 ) -> list[bool]:
     """For each record, whether greedy decoding says its object after its prompt."""
-    asked = [Probe(n, "efficacy", one.text, (one.object, *one.aliases)) for n, one in enumerate(requests)]
+    asked = [
+        Probe(n, "efficacy", one.text, (one.object, *one.aliases), glue=one.glue) for n, one in enumerate(requests)
+    ]
     return [answer.exact for answer in ask(lm, asked, chat=chat, advance=advance)]
 
 
@@ -161,7 +163,7 @@ def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advan
     """Score the answers of every probe. Raises UsageError if a probe is too long for the model."""
     answers = [[*one.right, *([one.rival] if one.rival else []), *([one.wrong] if one.wrong else [])] for one in asked]
     encoded = encode_questions(
-        lm.tokenizer, [(one.text, of_one) for one, of_one in zip(asked, answers, strict=True)], chat=chat
+        lm.tokenizer, [(one.text, of_one, one.glue) for one, of_one in zip(asked, answers, strict=True)], chat=chat
     )
     rows = [(prompt, ids) for prompt, of_one in encoded for ids in of_one]
     _check_lengths(

@@ -16,6 +16,7 @@ from statistics import fmean
 
 from memedit.config.recipe import EvalKnobs
 from memedit.edits.edit import EditRequest
+from memedit.edits.glue import behind
 from memedit.evaluation.probes import Probe, list_probes
 from memedit.evaluation.text_metrics import answered, cosine, document_weights, n_gram_entropy, words
 from memedit.forward.generation import generate
@@ -99,7 +100,10 @@ def written(
 
 def _rooms(lm: LanguageModel, asked: Sequence[Probe], tokens: int) -> list[int]:
     """For each probe how many tokens an answer may take: `tokens`, and as many again as its longest answer fills."""
-    longest = [max(len(encode_bare(lm.tokenizer, f" {answer}")) for answer in probe.right) for probe in asked]
+    longest = [
+        max(len(encode_bare(lm.tokenizer, behind(probe.text, answer, probe.glue))) for answer in probe.right)
+        for probe in asked
+    ]
     return [tokens * (1 + length // tokens) for length in longest]
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Literal
 
 from memedit.edits.edit import SLOT, EditRequest, Question
+from memedit.edits.glue import Glue, behind
 
 ProbeKind = Literal["efficacy", "paraphrase", "neighborhood", "neighborhood_plus", "portability", "reversal"]
 NEIGHBORS = 5  # derived neighbors of one edit at most
@@ -35,6 +36,8 @@ class Probe:
     """The list's name for this kind of question."""
     rival: str | None = None
     """Another right answer, scored as well: a derived neighbor's old object."""
+    glue: Glue | None = None
+    """What joins the answers to the prompt; if None, the rule decides."""
     derived: bool = False
     """Made from other edits of the list, since this edit has no probe of this kind."""
 
@@ -45,11 +48,12 @@ def list_probes(requests: Sequence[EditRequest], *, derive: bool = False, plus: 
     found: list[Probe] = []
     for n, request in enumerate(requests):
         right, old = (request.object, *request.aliases), request.object_old
-        found.append(Probe(n, "efficacy", request.text, right, old))
+        found.append(Probe(n, "efficacy", request.text, right, old, glue=request.glue))
         same = related.get(_relation(request))
         own = request.paraphrases
         paraphrases = own or (_other_prompts(request, same) if same else ())
-        found += [Probe(n, "paraphrase", text, right, old, derived=not own) for text in paraphrases]
+        glue = request.glue_elsewhere
+        found += [Probe(n, "paraphrase", text, right, old, glue=glue, derived=not own) for text in paraphrases]
         neighbors = list(_neighbors(n, request)) or (_other_subjects(n, request, same) if same else [])
         found += neighbors
         if plus:
@@ -71,7 +75,10 @@ def derived(requests: Sequence[EditRequest]) -> dict[str, int]:
 def _neighbors(n: int, request: EditRequest) -> Iterator[Probe]:
     for neighbor in request.neighborhood:
         if answer := neighbor.answer or request.object_old:
-            yield Probe(n, "neighborhood", neighbor.prompt, (answer,), request.object, neighbor.group)
+            yield Probe(
+                n, "neighborhood", neighbor.prompt, (answer,), request.object, neighbor.group,
+                glue=request.glue_elsewhere,
+            )  # fmt: skip
 
 
 def _question(n: int, kind: ProbeKind, one: Question) -> Probe:
@@ -85,7 +92,8 @@ def _plus(request: EditRequest, neighbor: Probe) -> Probe:
 
 def said(request: EditRequest) -> str:
     """The edited fact as a sentence."""
-    return f"{request.text.rstrip()} {request.object.strip()}."
+    text = request.text.rstrip()
+    return f"{text}{behind(text, request.object.strip(), request.glue)}."
 
 
 class _Related:
@@ -134,7 +142,7 @@ def _other_subjects(n: int, request: EditRequest, same: _Related) -> list[Probe]
             text = request.prompt.replace(SLOT, other.subject, 1)
             probe = Probe(
                 n, "neighborhood", text, (other.object, *other.aliases), request.object,
-                rival=other.object_old, derived=True,
+                rival=other.object_old, glue=request.glue, derived=True,
             )  # fmt: skip
             found.setdefault(text, probe)
         if len(found) == NEIGHBORS:

@@ -14,7 +14,7 @@ from memedit.errors import UsageError
 def successful_edits(files: Iterable[str]) -> list[str]:
     """Digests of the edits that held right after they were made, from results.jsonl files (or folders that hold one).
 
-    Edits are identified by subject, prompt and object: their ids depend on the file they come from.
+    Edits are identified by their digest, not by their ids: these depend on the file they come from.
     """
     found: dict[str, None] = {}
     for name in files:
@@ -35,4 +35,5 @@ def successful_edits(files: Iterable[str]) -> list[str]:
 def _digest(record: dict[str, Any]) -> str:
     edit: dict[str, Any] = record.get("edit") or record  # --per-edit prints an edit's fields beside its outcome
     fields = {name: edit[name] for name in ("subject", "prompt", "object")}
-    return EditRequest(id=str(record["id"]), **fields).digest
+    wordings = tuple(edit.get("wordings", ()))
+    return EditRequest(id=str(record["id"]), **fields, wordings=wordings, glue=edit.get("glue")).digest

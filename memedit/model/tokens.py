@@ -16,6 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from memedit.edits.edit import EditRequest
+from memedit.edits.glue import Glue, behind
 from memedit.errors import UsageError
 from memedit.model.chat_template import rendered_chat
 
@@ -189,38 +190,47 @@ def object_ids(
     prompt_ids: tuple[int, ...],
     answer: str,
     *,
+    glue: Glue | None = None,
     chat: bool = False,
 ) -> tuple[int, ...]:
-    """The ids that follow `prompt_ids` when `answer` follows `text`.
+    """The ids that follow `prompt_ids` when `answer` follows `text`, joined by `glue` or, if None, by the rule.
 
     Prompt and answer are tokenized together. Where the result does not begin with the prompt's ids (a token crosses
-    the border), the answer is tokenized alone. A space joins them, unless the prompt ends in one or the script has
-    none.
+    the border), the answer is tokenized alone. In a chat the template decides what stands before the answer.
     """
-    return encode_objects(tokenizer, [(text, prompt_ids, answer)], chat=chat)[0]
+    return encode_objects(tokenizer, [(text, prompt_ids, answer, glue)], chat=chat)[0]
 
 
 def encode_objects(
-    tokenizer: PreTrainedTokenizerBase, asked: Sequence[tuple[str, tuple[int, ...], str]], *, chat: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[tuple[str, tuple[int, ...], str, Glue | None]],
+    *,
+    chat: bool = False,
 ) -> list[tuple[int, ...]]:
-    """`object_ids` of many (text, its ids, answer), tokenized in batches."""
+    """`object_ids` of many (text, its ids, answer, glue), tokenized in batches."""
     gap = _gap(tokenizer) if chat and asked else ""
-    tails = [(gap if chat else _glue(text, answer)) + answer for text, _, answer in asked]
-    texts = [in_chat(tokenizer, text)[0] if chat else text for text, _, _ in asked]
+    tails = [gap + answer if chat else behind(text, answer, glue) for text, _, answer, glue in asked]
+    texts = [in_chat(tokenizer, text)[0] if chat else text for text, *_ in asked]
     wholes = _batch(tokenizer, [text + tail for text, tail in zip(texts, tails, strict=True)], special=not chat)
     return [
         _beyond(tokenizer, prompt, tuple(whole), tail)
-        for (_, prompt, _), (whole, _), tail in zip(asked, wholes, tails, strict=True)
+        for (_, prompt, *_), (whole, _), tail in zip(asked, wholes, tails, strict=True)
     ]
 
 
 def encode_questions(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[str, Sequence[str]]], *, chat: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[tuple[str, Sequence[str], Glue | None]],
+    *,
+    chat: bool = False,
 ) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
-    """`encode_text` of each prompt and `object_ids` of its answers, all tokenized in one batch."""
-    texts = [in_chat(tokenizer, text)[0] if chat else text for text, _ in questions]
+    """`encode_text` of each prompt and `object_ids` of its answers with its glue, all tokenized in one batch."""
+    texts = [in_chat(tokenizer, text)[0] if chat else text for text, *_ in questions]
     gap = _gap(tokenizer) if chat and questions else ""
-    glued = [[(gap if chat else _glue(text, answer)) + answer for answer in answers] for text, answers in questions]
+    glued = [
+        [gap + answer if chat else behind(text, answer, glue) for answer in answers]
+        for text, answers, glue in questions
+    ]
     wholes = [text + tail for text, tails in zip(texts, glued, strict=True) for tail in tails]
     prompts = [tuple(ids) for ids, _ in _batch(tokenizer, texts, special=not chat)]
     ends = iter(_batch(tokenizer, wholes, special=not chat))
@@ -230,30 +240,12 @@ def encode_questions(
     ]
 
 
-def _glue(text: str, answer: str) -> str:
-    return " " if _spaced(text, answer) else ""
-
-
 def _beyond(
     tokenizer: PreTrainedTokenizerBase, prompt: tuple[int, ...], whole: tuple[int, ...], answer: str
 ) -> tuple[int, ...]:
     if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
         return whole[len(prompt) :]
     return tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
-
-
-def _spaced(text: str, answer: str) -> bool:
-    if not text or text[-1].isspace() or answer[:1].isspace():
-        return False
-    border = (text[-1], answer[:1])
-    # Han, kana, Thai and similar scripts have no spaces between words; neither is one put after an opening quote.
-    return not any(unicodedata.category(c) == "Lo" and not _is_rtl(c) and ord(c) > 0xE00 for c in border) and (
-        text[-1] not in '([{"“«‘' or (text.count('"') % 2 == 0 and text[-1] == '"')
-    )
-
-
-def _is_rtl(character: str) -> bool:
-    return unicodedata.bidirectional(character) in ("R", "AL")
 
 
 _Encoded = tuple[list[int], list[tuple[int, int]]]

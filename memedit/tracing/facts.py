@@ -83,7 +83,7 @@ def _wanted(request: EditRequest) -> str:
 
 
 def _answer(lm: LanguageModel, request: EditRequest, prompt: Prompt, chat: bool) -> tuple[int, ...]:
-    return object_ids(lm.tokenizer, request.text, prompt.ids, _wanted(request), chat=chat)
+    return object_ids(lm.tokenizer, request.text, prompt.ids, _wanted(request), glue=request.glue, chat=chat)
 
 
 def _prompts(

@@ -246,7 +246,7 @@ def test_an_end_of_text_as_old_object_means_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("end", "codes"), [("A:\n", []), (" is", []), (" is ", ["W205"]), ("\t", ["W205"])])
 def test_a_newline_at_the_end_of_a_prompt_is_right(end: str, codes: list[str], tmp_path: Path) -> None:
-    (request,), findings = listed(tmp_path, {**RECORD, "prompt": "{}" + end})
+    (request,), findings = listed(tmp_path, {**RECORD, "prompt": "{}" + end, "wordings": []})
     assert request.prompt == "{}" + end
     assert [one.code for one in findings] == codes
 

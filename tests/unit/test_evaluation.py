@@ -147,7 +147,7 @@ def test_a_shared_beginning_changes_no_answer(lm: LanguageModel) -> None:
     from memedit.model.tokens import encode_questions
 
     before = "The tower was small and heavy. Nobody knows where the boat is. " * 2
-    asked = [(before + one.text, [one.object, one.object_old or ""]) for one in requests[:60]]
+    asked = [(before + one.text, [one.object, one.object_old or ""], None) for one in requests[:60]]
     rows = [(ids, answer) for ids, answers in encode_questions(lm.tokenizer, asked) for answer in answers]
     groups = list(leads(list(dict.fromkeys(prompt for prompt, _ in rows))))
     assert groups[0][0] >= 10  # converse: there is something to share

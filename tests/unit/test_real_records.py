@@ -90,6 +90,7 @@ def test_made_records_of_every_format_are_read_without_loss(
 def test_every_made_file_is_read_by_a_test() -> None:
     assert {file.stem for file in MADE.iterdir()} == {
         "counterfact", "counterfact_flat", "zsre", "knowedit", "easyedit", "qaedit", "mquake", "known_1000",
+        "akew", "cknowedit", "easyedit_call", "ripple_edits", "rome", "unke", "wikibigedit", "wikibio",
     }  # fmt: skip
 
 

@@ -89,11 +89,11 @@ def test_many_prompts_are_located_as_one_by_one(monkeypatch: pytest.MonkeyPatch,
         else:
             assert locate_subject(tokenizer, *frame, chat=chat) == one
     asked = [
-        ("".join(frame), one.ids, "Paris")
+        ("".join(frame), one.ids, "Paris", None)
         for frame, one in zip(frames, found, strict=True)
         if not isinstance(one, SubjectLost)
     ]
-    assert encode_objects(tokenizer, asked, chat=chat) == [object_ids(tokenizer, *one, chat=chat) for one in asked]
+    assert encode_objects(tokenizer, asked, chat=chat) == [object_ids(tokenizer, *one[:3], chat=chat) for one in asked]
 
 
 def test_a_merged_token_is_told() -> None:

@@ -9,12 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from memedit.edits.edit import SLOT, EditRequest, Neighbor, Question, shown
+from memedit.edits.glue import Glue
+from memedit.edits.lint import trimmed
 from memedit.edits.readers.document import Document, RecordRow, RefusedError
-from memedit.edits.readers.formats import ALIASES, FIELDS, convert_record
+from memedit.edits.readers.formats import convert_record
+from memedit.edits.readers.parts import ALIASES, FIELDS
 from memedit.results.report import EditResult
 
 NO_OBJECT = "<|endoftext|>"
 """The old object of some public records that have none."""
+
+_MISSING = {
+    "subject": 'add "subject": the words of the prompt that name what the fact is about',
+    "object": 'add "object": what the model should say after the prompt',
+}
 
 DEEPEST = 50
 """Levels of lists and mappings in one record: far more than any edit needs, far fewer than Python's stack allows."""
@@ -118,32 +126,37 @@ def _request(
     texts = {key: _text(key, record.get(key)) for key in FIELDS[:6]}
     prompt, relation, row = _prompt(texts["prompt"], texts["relation"], relations)
     if missing := [key for key in ("subject", "object") if texts[key] is None]:
-        raise RefusedError("E009", f"the edit has no {' and no '.join(missing)}")
+        raise RefusedError("E009", f"the edit has no {' and no '.join(missing)}; {_MISSING[missing[0]]}")
     subject = texts["subject"] or ""
-    wanted, old = (_trimmed(document, line, key, texts[key] or "") for key in ("object", "object_old"))
+    old = texts["object_old"]
     paraphrases = _texts("paraphrases", record.get("paraphrases"))
     meta = {} if record.get("meta") in (None, "") else record["meta"]
     if not isinstance(meta, dict):
         raise RefusedError("E010", f"meta is a mapping, not {_kind(meta)}")
-    return EditRequest(
-        id=texts["id"] or name,
-        subject=subject,
-        relation=relation,
-        prompt=prompt,
-        object=wanted,
-        object_old=None if old == NO_OBJECT else old or None,
-        wordings=_texts("wordings", record.get("wordings")) or row.wordings,
-        paraphrases=tuple(_filled(text, subject) for text in paraphrases)
-        or tuple(text.replace(SLOT, subject) for text in row.paraphrases),
-        neighborhood=_neighbors(record.get("neighborhood")),
-        aliases=_texts("aliases", record.get("aliases")),
-        portability=_questions("portability", record.get("portability")),
-        reversal=_questions("reversal", record.get("reversal")),
-        generation=tuple(_filled(text, subject) for text in _texts("generation", record.get("generation"))),
-        references=_texts("references", record.get("references")),
-        meta=meta,
-        origin=f"{document.name}:{line}",
+    request, cut = trimmed(
+        EditRequest(
+            id=texts["id"] or name,
+            subject=subject,
+            relation=relation,
+            prompt=prompt,
+            object=texts["object"] or "",
+            object_old=None if not old or old.strip() == NO_OBJECT else old,
+            glue=_glue(record.get("glue")),
+            wordings=_texts("wordings", record.get("wordings")) or row.wordings,
+            paraphrases=tuple(_filled(text, subject) for text in paraphrases)
+            or tuple(text.replace(SLOT, subject) for text in row.paraphrases),
+            neighborhood=_neighbors(record.get("neighborhood")),
+            aliases=_texts("aliases", record.get("aliases")),
+            portability=_questions("portability", record.get("portability")),
+            reversal=_questions("reversal", record.get("reversal")),
+            generation=tuple(_filled(text, subject) for text in _texts("generation", record.get("generation"))),
+            references=_texts("references", record.get("references")),
+            meta=meta,
+            origin=f"{document.name}:{line}",
+        )
     )
+    document.findings += cut
+    return request
 
 
 def _prompt(
@@ -162,13 +175,10 @@ def _prompt(
     return relations[relation].prompt, relation, relations[relation]
 
 
-def _trimmed(document: Document, line: int, name: str, text: str) -> str:
-    """An object without the white space around it: the tokenizer adds a space itself. A cut is a finding."""
-    trimmed = text.strip()
-    if trimmed and trimmed != text:
-        message = f"the {name.replace('_old', ' (old)')} {shown(text)} has white space around it, which was removed"
-        document.complain(line, "W206", message)
-    return trimmed or text
+def _glue(value: Any) -> Glue | None:
+    if value is None or value in ("", " "):
+        return value
+    raise RefusedError("E010", f'glue is "" or " ", not {shown(value)}: it joins the object to the prompt')
 
 
 def _filled(text: str, subject: str) -> str:

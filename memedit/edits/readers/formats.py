@@ -1,134 +1,98 @@
-"""Convert records of other projects: CounterFact, zsRE, KnowEdit, EasyEdit, QAEdit, known_1000.
+"""Recognize and convert records of other projects: one row for each format, tried in turn.
 
 A value goes into the field that has its meaning (paraphrases, neighborhood, aliases), everything else into `meta`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
-from memedit.edits.edit import SLOT, shown
-from memedit.edits.lint import find_mentions
 from memedit.edits.readers.document import RefusedError
-from memedit.edits.readers.mquake import target_rest, target_text
+from memedit.edits.readers.easyedit import convert_easyedit, convert_wikibio, is_easyedit, is_wikibio
+from memedit.edits.readers.parts import field_texts, numbered_id, target_rest, target_text, template, with_rest
+from memedit.edits.readers.questions import convert_unke, convert_wikibigedit, is_unke, is_wikibigedit
+from memedit.edits.readers.ripple import convert_ripple, is_ripple
 
-FIELDS = (
-    "id",
-    "subject",
-    "relation",
-    "prompt",
-    "object",
-    "object_old",
-    "wordings",
-    "paraphrases",
-    "neighborhood",
-    "aliases",
-    "portability",
-    "reversal",
-    "generation",
-    "references",
-    "meta",
-)
-"""The public names of an edit's fields."""
+Record = dict[str, Any]
 
-ALIASES = {
-    "target": "object",
-    "target_new": "object",
-    "target_true": "object_old",
-    "ground_truth": "object_old",
-}
-"""Other names of a field on input."""
-
-EASYEDIT = ("rephrase", "rephrase_prompt", "locality_prompt", "locality", "portability")
-"""Keys of records of KnowEdit, EasyEdit or QAEdit, whose prompts contain the subject."""
+_REWRITE = ("subject", "prompt", "relation_id", "target_new", "target_true", "question")
 
 
-def convert_record(record: dict[str, Any]) -> dict[str, Any]:
+def convert_record(record: Record) -> Record:
     """Convert a record of another project to memedit's fields; a record of memedit is returned unchanged."""
-    if "requested_rewrite" in record:
-        return _counterfact(record)
-    if "src" in record:
-        return _zsre(record)
-    if "known_id" in record:
-        return _known(record)
-    if is_easyedit(record):
-        return _easyedit(record)
+    named = _with_subject(record)
+    return next((convert(named) for recognizes, convert in _FORMATS if recognizes(named)), record)
+
+
+def is_foreign(record: Record) -> bool:
+    """Whether a record is in the format of another project."""
+    return any(recognizes(record) for recognizes, _ in _FORMATS)
+
+
+def _with_subject(record: Record) -> Record:
+    """The record with the subject under that name: some records of ROME's authors call it `entity`."""
+    rewrite = record.get("requested_rewrite")
+    if isinstance(rewrite, dict):
+        record = {**record, "requested_rewrite": _with_subject(rewrite)}
+    if "entity" in record and "subject" not in record:
+        return {"subject" if key == "entity" else key: value for key, value in record.items()}
     return record
 
 
-def is_easyedit(record: dict[str, Any]) -> bool:
-    """Whether a record is in EasyEdit's format; `target_new` alone also counts if the prompt has no `{}`."""
-    if "prompt" not in record or "object" in record:
-        return False
-    prompt = record["prompt"]
-    bare = "target_new" in record and isinstance(prompt, str) and prompt != "" and SLOT not in prompt
-    return bare or any(name in record for name in EASYEDIT)
+def _is_counterfact(record: Record) -> bool:
+    return "requested_rewrite" in record
 
 
-def template(prompt: Any, subject: Any) -> Any:
-    """Replace the subject in a prompt by `{}`: of several mentions, the first that is a whole word.
-
-    Raises RefusedError E014 if the prompt does not contain the subject.
-    """
-    if not (isinstance(prompt, str) and isinstance(subject, str) and subject.strip()) or SLOT in prompt:
-        return prompt
-    whole = find_mentions(prompt, subject)
-    at = whole[0] if whole else prompt.find(subject)
-    if at < 0:
-        raise RefusedError("E014", f"{_absent(prompt, subject)} {shown(prompt)}")
-    return prompt[:at] + SLOT + prompt[at + len(subject) :]
-
-
-def _absent(prompt: str, subject: str) -> str:
-    """The message for a prompt without its subject, up to the prompt itself."""
-    longest = min(len(subject) - 1, 200)  # bounded: for two long texts the search would be quadratic
-    cut = next((n for n in range(longest, 1, -1) if prompt.endswith(subject[:n])), 0)
-    if cut:
-        return f"the prompt ends in the middle of the subject {shown(subject)}, after {shown(subject[:cut])}:"
-    return f"the subject {shown(subject)} is not in the prompt"
-
-
-def _known(record: dict[str, Any]) -> dict[str, Any]:
-    """A fact of ROME's known_1000: the attribute is a model's present answer."""
-    ours: dict[str, Any] = {"subject": record.get("subject"), "relation": record.get("relation_id")}
-    ours["prompt"] = template(record.get("prompt"), record.get("subject"))
-    ours["object"] = ours["object_old"] = record.get("attribute")
-    used = {"known_id", "subject", "attribute", "prompt", "relation_id"}
-    return _rest(ours, record, used, {"id": f"known-{record['known_id']}", "source": "known_1000"})
-
-
-def _counterfact(record: dict[str, Any]) -> dict[str, Any]:
-    """CounterFact and multi-CounterFact: the neighbors' true answer is the edit's old object."""
+def _counterfact(record: Record) -> Record:
+    """CounterFact, multi-CounterFact and AKEW: the neighbors' true answer is the edit's old object."""
     rewrite = record["requested_rewrite"]
     if not isinstance(rewrite, dict):
         raise RefusedError("E010", "requested_rewrite is a mapping of prompt, subject, target_new, target_true")
-    ours: dict[str, Any] = {name: rewrite[name] for name in ("subject", "prompt") if name in rewrite}
+    ours: Record = {name: rewrite[name] for name in ("subject", "prompt") if name in rewrite}
     ours["object"] = target_text(rewrite.get("target_new"))
     ours["object_old"] = target_text(rewrite.get("target_true"))
     ours["relation"] = rewrite.get("relation_id")
-    ours["paraphrases"] = record.get("paraphrase_prompts")
+    question = rewrite.get("question")
+    asked = [question] if isinstance(question, str) else []
+    paraphrases = record.get("paraphrase_prompts")
+    ours["paraphrases"] = [*paraphrases, *asked] if isinstance(paraphrases, list) else paraphrases or asked
     ours["neighborhood"] = record.get("neighborhood_prompts")
     ours["generation"] = record.get("generation_prompts")
     used = {"requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"}
-    read = {"subject", "prompt", "relation_id", "target_new", "target_true"}
+    read = set(_REWRITE if asked or question is None else _REWRITE[:-1])
     unread = {key: value for key, value in rewrite.items() if key not in read}
     for key in ("target_new", "target_true"):
         if rest := target_rest(rewrite.get(key)):
             unread[key] = rest
     more = {"requested_rewrite": unread} if unread else {}
-    return _rest(ours, record, used, {"id": _case(record), "source": "CounterFact", **more})
+    return with_rest(ours, record, used, {"id": numbered_id(record, "case_id", "cf"), "source": "CounterFact", **more})
 
 
-def _zsre(record: dict[str, Any]) -> dict[str, Any]:
+def _is_rewrite(record: Record) -> bool:
+    return "prompt" in record and "object" not in record and isinstance(record.get("target_new"), dict)
+
+
+def _rewrite(record: Record) -> Record:
+    """A request as ROME's and MEMIT's functions take it: CounterFact's requested_rewrite by itself."""
+    rewrite = {key: value for key, value in record.items() if key in _REWRITE}
+    rest = {key: value for key, value in record.items() if key not in _REWRITE}
+    return _counterfact({**rest, "requested_rewrite": rewrite})
+
+
+def _is_zsre(record: Record) -> bool:
+    return "src" in record
+
+
+def _zsre(record: Record) -> Record:
     """zsRE in MEND's form, where `cond` describes the edit: "predicted >> alt || question".
 
     With `alt` (MEND, EasyEdit, LocFT) the edit is the counterfactual answer `alt`, the old object answers[0].
     Without it the edit is the true answer answers[0], as in MEMIT; the other answers are its aliases.
     """
-    answers = _texts(record.get("answers"))
+    answers = field_texts(record.get("answers"))
     alt = record.get("alt")
-    ours: dict[str, Any] = {"subject": record.get("subject")}
+    ours: Record = {"subject": record.get("subject")}
     ours["prompt"] = template(record["src"], record.get("subject"))
     if alt:
         ours["object"] = alt
@@ -137,115 +101,36 @@ def _zsre(record: dict[str, Any]) -> dict[str, Any]:
         ours["object"] = answers[0] if answers else None
         ours["aliases"] = answers[1:]
     ours["paraphrases"] = record.get("rephrase")
+    used = {"subject", "src", "alt", "rephrase"}
     if record.get("loc"):
         ours["neighborhood"] = [{"prompt": record["loc"], "answer": record.get("loc_ans")}]
-    used = {"subject", "src", "alt", "rephrase", "loc", "loc_ans"}
-    return _rest(ours, record, used, {"source": "zsRE"})
+        used |= {"loc", "loc_ans"}
+    return with_rest(ours, record, used, {"source": "zsRE"})
 
 
-def _easyedit(record: dict[str, Any]) -> dict[str, Any]:
-    """KnowEdit, EasyEdit, flat CounterFact and QAEdit: complete prompts, and answers in nested lists."""
-    ours: dict[str, Any] = {name: record[name] for name in FIELDS if name in record}
-    ours["prompt"] = template(record["prompt"], record.get("subject"))
-    for name in ("target", "target_new"):
-        if name in record:
-            wanted = _texts(record[name])
-            ours["object"] = wanted[0] if wanted else record[name]
-            ours["aliases"] = wanted[1:]
-    ours["object_old"] = next(iter(_texts(record.get("ground_truth", record.get("target_true")))), None)
-    ours["paraphrases"] = [
-        text for name in ("rephrase", "rephrase_prompt", "paraphrases") for text in _texts(record.get(name))
-    ]
-    own = record.get("neighborhood")
-    ours["neighborhood"] = [
-        *(own if isinstance(own, list) else [] if own is None else [own]),
-        *_neighbors(record.get("locality")),
-        *_flat_neighbor(record),
-    ]
-    ours["portability"] = list(_questions(record.get("portability")))
-    used = {*FIELDS, *ALIASES, *EASYEDIT, "locality_ground_truth"}
-    more: dict[str, Any] = {"id": _case(record)} if "id" not in record else {}
-    more |= {name: record[name] for name in ("locality", "portability") if _has_unread(record.get(name))}
-    return _rest(ours, record, used, more)
+def _is_known(record: Record) -> bool:
+    objects = {"object", "target", "target_new"}
+    return "known_id" in record or ({"attribute", "prompt"} <= record.keys() and not objects & record.keys())
 
 
-def _neighbors(locality: Any) -> Iterator[dict[str, Any]]:
-    """The neighbors in a locality table; of several spellings of an answer, the first."""
-    for prompt, spellings, group in _asked(locality):
-        yield {"prompt": prompt, "answer": next(iter(spellings), None), "group": group}
+def _known(record: Record) -> Record:
+    """A fact of ROME's known_1000: the attribute is a model's present answer."""
+    ours: Record = {"subject": record.get("subject"), "relation": record.get("relation_id")}
+    ours["prompt"] = template(record.get("prompt"), record.get("subject"))
+    ours["object"] = ours["object_old"] = record.get("attribute")
+    used = {"known_id", "subject", "attribute", "prompt", "relation_id"}
+    more = {"id": numbered_id(record, "known_id", "known"), "source": "known_1000"}
+    return with_rest(ours, record, used, more)
 
 
-def _questions(portability: Any) -> Iterator[dict[str, Any]]:
-    """The questions in a portability table that have an answer; questions in memedit's form are returned unchanged."""
-    if _is_own_form(portability):
-        yield from portability
-        return
-    for prompt, spellings, group in _asked(portability):
-        if spellings:
-            yield {"prompt": prompt, "answer": spellings[0], "aliases": spellings[1:], "group": group}
-
-
-def _is_own_form(portability: Any) -> bool:
-    return isinstance(portability, list) and all(isinstance(entry, dict) and "answer" in entry for entry in portability)
-
-
-def _has_unread(table: Any) -> bool:
-    """Whether `_asked` leaves out anything in a table; such a table is also kept whole, in `meta`."""
-    if table is None or _is_own_form(table):
-        return False
-    if isinstance(table, list):
-        return any(_has_unread(entry) for entry in table)
-    if not isinstance(table, dict):
-        return True
-    prompts = table.get("prompt", table.get("loc"))
-    if not _texts(prompts):
-        return any(_has_unread(entry) for entry in table.values())
-    answers = table.get("ground_truth", table.get("loc_ans"))
-    return bool(set(table) - {"prompt", "loc", "ground_truth", "loc_ans"}) or not _texts(answers)
-
-
-def _asked(table: Any, group: str | None = None) -> Iterator[tuple[str, list[str], str | None]]:
-    """Every {prompt, ground_truth} or {loc, loc_ans} in a table: prompt, spellings of the answer, group."""
-    if isinstance(table, list):
-        for entry in table:
-            yield from _asked(entry, group)
-    elif isinstance(table, dict):
-        prompts = _texts(table.get("prompt", table.get("loc")))
-        answers = table.get("ground_truth", table.get("loc_ans"))
-        # parallel lists, as in EasyEdit's interface; otherwise one prompt with several spellings of its answer
-        several = isinstance(answers, list) and len(answers) == len(prompts) > 1
-        each: list[Any] = answers if several else [answers] * len(prompts)  # type: ignore[assignment]
-        for prompt, answer in zip(prompts, each, strict=True):
-            yield prompt, _texts(answer), group
-        if not prompts:
-            for name, entries in table.items():
-                yield from _asked(entries, name)
-
-
-def _flat_neighbor(record: dict[str, Any]) -> list[dict[str, Any]]:
-    prompts = _texts(record.get("locality_prompt"))
-    answers = _texts(record.get("locality_ground_truth"))
-    return [
-        {"prompt": prompt, "answer": answers[min(number, len(answers) - 1)] if answers else None}
-        for number, prompt in enumerate(prompts)
-    ]
-
-
-def _texts(value: Any) -> list[str]:
-    """All texts in a value, from nested lists too."""
-    if isinstance(value, str):
-        return [value]
-    return [text for entry in value for text in _texts(entry)] if isinstance(value, list) else []
-
-
-def _case(record: dict[str, Any]) -> str | None:
-    return f"cf-{record['case_id']}" if "case_id" in record else None
-
-
-def _rest(ours: dict[str, Any], record: dict[str, Any], used: set[str], more: dict[str, Any]) -> dict[str, Any]:
-    """Add everything that has no field to `meta`, which the record may have already."""
-    meta = record.get("meta", {})
-    rest = {name: value for name, value in record.items() if name not in used | {"meta", "id"}}
-    ours["id"] = record.get("id", more.pop("id", None))
-    ours["meta"] = {**more, **rest, **meta} if isinstance(meta, dict) else meta
-    return {name: value for name, value in ours.items() if value is not None}
+_FORMATS: tuple[tuple[Callable[[Record], bool], Callable[[Record], Record]], ...] = (
+    (_is_counterfact, _counterfact),
+    (_is_rewrite, _rewrite),
+    (_is_zsre, _zsre),
+    (_is_known, _known),
+    (is_ripple, convert_ripple),
+    (is_wikibigedit, convert_wikibigedit),
+    (is_wikibio, convert_wikibio),
+    (is_easyedit, convert_easyedit),
+    (is_unke, convert_unke),
+)

@@ -1,4 +1,7 @@
-"""Read MQuAKE's records (Zhong et al. 2023): several edits, and questions that need all of them."""
+"""Read MQuAKE's records (Zhong et al. 2023): several edits, and questions that need all of them.
+
+Records of several edits are replaced by their edits here, before single records are read.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Any
 
 from memedit.edits.edit import shown
 from memedit.edits.readers.document import Document, RecordRow, RefusedError
+from memedit.edits.readers.easyedit import call_edits, is_call
+from memedit.edits.readers.parts import target_rest, target_text
 
 _READ = {"case_id", "requested_rewrite", "questions", "new_answer", "new_answer_alias"}
 _READ_OF_REWRITE = {"subject", "relation_id", "prompt", "target_new", "target_true", "question"}
@@ -14,18 +19,22 @@ _READ_OF_HOP = {"question", "cloze", "answer", "answer_alias"}
 
 
 def expand_cases(document: Document) -> Iterator[RecordRow]:
-    """The document's rows, each MQuAKE case replaced by its edits; a case with wrong types becomes a finding."""
+    """The document's rows, each MQuAKE case and each call of EasyEdit replaced by its edits.
+
+    One with wrong types becomes a finding.
+    """
     for row in document.rows:
-        if isinstance(row.value, dict) and isinstance(row.value.get("requested_rewrite"), list):
-            try:
-                edits = list(_case_edits(row.value))
-            except RefusedError as error:
-                document.complain(row.line, error.code, error.message)
-                continue
-            for record in edits:
-                yield RecordRow(row.line, record)
-        else:
+        case = isinstance(row.value, dict) and isinstance(row.value.get("requested_rewrite"), list)
+        if not case and not is_call(row.value):
             yield row
+            continue
+        try:
+            edits = list(_case_edits(row.value) if case else call_edits(row.value))
+        except RefusedError as error:
+            document.complain(row.line, error.code, error.message)
+            continue
+        for record in edits:
+            yield RecordRow(row.line, record)
 
 
 def _case_edits(case: dict[str, Any]) -> Iterator[Any]:
@@ -63,14 +72,19 @@ def _case_edits(case: dict[str, Any]) -> Iterator[Any]:
 
 
 def _unread_of_case(case: dict[str, Any]) -> dict[str, Any]:
-    """Everything in the case that no field of its edits holds; single hops are kept whole if one has other keys."""
+    """Everything in the case that no field of its edits holds; single hops are kept whole if one is not read whole."""
     rest = {key: value for key, value in case.items() if key not in _READ and key != "new_single_hops"}
     hops = _listed(case, "new_single_hops")
-    if any(not isinstance(hop, dict) or set(hop) - _READ_OF_HOP for hop in hops):
+    if any(not isinstance(hop, dict) or set(hop) - _READ_OF_HOP or _asks_twice(hop) for hop in hops):
         rest["new_single_hops"] = hops
-    if case.get("new_answer") is not None and not _listed(case, "questions"):
-        rest["new_answer"] = case["new_answer"]
+    if not _listed(case, "questions"):
+        rest |= {key: case[key] for key in ("new_answer", "new_answer_alias") if case.get(key)}
     return rest
+
+
+def _asks_twice(hop: dict[str, Any]) -> bool:
+    """Whether a hop has a question beside its cloze, which is the one that is asked."""
+    return bool(hop.get("cloze") and hop.get("question")) and hop["cloze"] != hop["question"]
 
 
 def _questions(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -96,13 +110,3 @@ def _listed(case: dict[str, Any], name: str) -> list[Any]:
     if value is not None and not isinstance(value, list):
         raise RefusedError("E010", f"{name} is a list, not {shown(value)}")
     return value or []
-
-
-def target_text(target: Any) -> Any:
-    """The text of a target, which CounterFact and MQuAKE write as {"str": text, "id": Wikidata's id}."""
-    return target.get("str") if isinstance(target, dict) else target
-
-
-def target_rest(target: Any) -> dict[str, Any]:
-    """Everything in a target but its text."""
-    return {key: value for key, value in target.items() if key != "str"} if isinstance(target, dict) else {}

@@ -52,8 +52,10 @@ def _header(document: Document, cells: list[str], line: int) -> list[str]:
 
 
 def _cells(record: dict[str, str]) -> dict[str, Any]:
-    """Cells that hold lists or mappings are in JSON; any other cell is plain text."""
+    """Cells that hold lists or mappings are in JSON, and glue may be (an empty cell is none); others are plain text."""
     values: dict[str, Any] = dict(record)
+    if (glue := record.get("glue")) is not None:
+        values["glue"] = JsonWalk(glue).value().value if glue.startswith('"') else glue or None
     for name in LISTS:
         if record.get(name, "").startswith(("[", "{")):
             values[name] = JsonWalk(record[name]).value().value
