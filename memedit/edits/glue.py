@@ -75,7 +75,8 @@ def _joins_before(prompt: str, answer: str) -> bool:
     if mark == "'":
         return _CONTRACTION.match(answer) is not None
     closing = unicodedata.category(mark) in ("Pe", "Pf")
-    return mark in _JOINS_BEFORE or closing or (_unspaced(mark) and unicodedata.category(mark) == "Po")
+    ends = mark in _JOINS_BEFORE and not answer[1:2].isalnum()  # .NET and %PATH% are words
+    return ends or closing or (_unspaced(mark) and unicodedata.category(mark) == "Po")
 
 
 def _unspaced(character: str) -> bool:
