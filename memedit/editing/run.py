@@ -32,7 +32,7 @@ from memedit.editing.ledger_update import (
 from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
 from memedit.editing.plan import Contexts, Plan, encode_contexts, make_plan
 from memedit.editing.polish import solve_edits
-from memedit.editing.resources import check_room, check_weights, duration_text, estimate_seconds
+from memedit.editing.resources import check_room, check_weights, estimate_seconds
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.editing.start import RunStart
@@ -46,7 +46,7 @@ from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
 from memedit.results.report import Report, RetryRound
-from memedit.results.units import plain_json
+from memedit.results.units import duration_text, plain_json
 from memedit.results.versions import versions
 from memedit.show import card
 from memedit.storage.artifacts import Store, digest_of
