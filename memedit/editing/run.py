@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from memedit.config.layers import layers_text
 from memedit.editing.auto_layers import choose_traced_layers
 from memedit.editing.batches import suffix_of
 from memedit.editing.contexts import context_shape, sample_contexts
@@ -150,6 +151,12 @@ class EditRun:
             self.base, self.out, self.recipe.output.link, architecture, self.plan.layers, plan.missing
         )
         self.progress.note(f"takes about {duration_text(self.takes())}, {resources}")
+        recipe, edits = self.recipe, len(self.requests)
+        self.progress.detail(
+            f"plan: {edits:,} edits, {len(self.kept):,} targets from the ledger; {recipe.method.name} at layers "
+            f"{layers_text(self.plan.layers)}; {self.lm.dtype} on {self.lm.device}".replace("torch.", "")
+        )
+        self.progress.detail(f"moments: {len(plan.cached)} of {len(plan.on)} layers are in the cache")
 
     def takes(self) -> float:
         """Estimate the seconds that moments, targets and polish take."""
@@ -197,6 +204,8 @@ class EditRun:
             edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance)
             return {"edits": [asdict(one) for one in edit_scores], "facts": says_object(self.lm, self.facts, chat=chat)}
 
+        if run is not None and run.find_json(name, {"model": self.base.digest}) is not None:
+            self.progress.detail(f"{name}: found in the run folder")
         with self.timed(name, None, "answers") as advance:
             scores = run.recall_json(name, {"model": self.base.digest}, measure) if run else measure()
         return [EditScores(**one) for one in scores["edits"]], scores["facts"]
@@ -208,6 +217,7 @@ class EditRun:
         rest = [n for n in range(len(plan.edits)) if n not in self.kept]
         with self.timed("targets", len(rest), "edits") as advance:
             engine = search.choose_engine()
+            self.progress.detail(f"targets: {engine.reason}")
             on = {"contexts": list(contexts.texts), "layer": search.layer, "engine": engine.kind.__name__}
             found = search.run(run, on, engine.kind, advance, rest) if rest else None
         if found is not None and (note := not_found(found, self.recipe)):

@@ -28,7 +28,7 @@ class PhaseCount:
     done: int = 0
     under_way: float = 0.0
     told: str = ""
-    start: float = field(default_factory=time.monotonic)
+    start: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def seconds(self) -> float:
