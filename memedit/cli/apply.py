@@ -98,6 +98,7 @@ def apply_command(
     ] = False,
     show_config: o.ShowConfigOption = False,
     fail_under: o.FailUnderOption = None,
+    everything: o.AllOption = False,
     json: o.JsonOption = False,
     per_edit: o.PerEditOption = False,
     *,
@@ -157,7 +158,7 @@ def apply_command(
         print(plan.model_dump_json(indent=2) if json else "\n".join(plan.lines()))
         return
     report = run_apply(inputs, progress)
-    o.print_edited(report, json=json, per_edit=per_edit, terminal=terminal)
+    o.print_edited(report, everything=everything, json=json, per_edit=per_edit, terminal=terminal)
     gates.gate(report, bars)
 
 

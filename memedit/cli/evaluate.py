@@ -14,8 +14,6 @@ from memedit.cli.terminal import Terminal, with_terminal
 from memedit.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from memedit.edits.edit import EditRequest, Finding
     from memedit.results.report import Report
 
@@ -72,6 +70,7 @@ def evaluate_command(
     ] = None,
     fail_under: o.FailUnderOption = None,
     fail_over: o.FailOverOption = None,
+    everything: o.AllOption = False,
     json: o.JsonOption = False,
     per_edit: o.PerEditOption = False,
     *,
@@ -107,7 +106,7 @@ def evaluate_command(
     if json or per_edit:
         o.print_results(report, json=json, per_edit=per_edit)
     elif not terminal.quiet:
-        _tables(report, terminal.console())
+        _tables(report, terminal, everything=everything)
     gates.gate(report, under, over)
 
 
@@ -129,10 +128,16 @@ def _pages(report: Report, html: str | None, markdown: str | None) -> None:
             write_whole(Path(path).expanduser(), make(report).encode())
 
 
-def _tables(report: Report, console: Console) -> None:
+def _tables(report: Report, terminal: Terminal, *, everything: bool) -> None:
     from memedit.results.rows import remarks
-    from memedit.show.evaluation import evaluation_table, models_table
+    from memedit.show.evaluation import evaluation_table, models_table, more_figures, unsuccessful_lines
 
-    console.print(models_table(report) if report.models else evaluation_table(report, console.width))
-    for line in remarks(report):
-        console.print(line, markup=False, highlight=False)
+    console = terminal.console()
+    if report.models:
+        console.print(models_table(report, everything=everything))
+    else:
+        console.print(evaluation_table(report, console.width, everything=everything))
+    for line in (*unsuccessful_lines(report, console.width), *remarks(report)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not everything:
+        terminal.hint(more_figures(report))

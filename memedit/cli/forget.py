@@ -31,6 +31,7 @@ def forget_command(
     overwrite: o.OverwriteOption = None,
     force: o.ForceOption = None,
     fail_under: o.FailUnderOption = None,
+    everything: o.AllOption = False,
     json: o.JsonOption = False,
     per_edit: o.PerEditOption = False,
     *,
@@ -64,6 +65,6 @@ def forget_command(
 
     inputs = RunInputs(recipe, facts=known, sources=sources, base=base, arguments=sys.argv[1:])
     report = run_forget(names, inputs, terminal.progress())
-    o.print_edited(report, json=json, per_edit=per_edit, terminal=terminal)
+    o.print_edited(report, everything=everything, json=json, per_edit=per_edit, terminal=terminal)
     if report.edits:
         gates.gate(report, bars)

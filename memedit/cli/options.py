@@ -106,6 +106,9 @@ FactsOption = Annotated[
     str | None, typer.Option("--facts", metavar="FILE", help="Known facts (an edit list); report how many stay.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+AllOption = Annotated[
+    bool, typer.Option("--all", help="Print every figure, not the six that tell most; apply: the layers too.")
+]
 PerEditOption = Annotated[bool, typer.Option("--per-edit", help="Print JSON Lines, one record per edit.")]
 QUIET_PATH = "Print only the path of the result; no progress, no notes."
 """What -q does in a command that writes a folder."""
@@ -235,24 +238,29 @@ def print_outcome(outcome: Outcome, *, json: bool, terminal: Terminal) -> None:
         print("\n".join([*lines, outcome.output]))
 
 
-def print_edited(report: Report, *, json: bool, per_edit: bool, terminal: Terminal) -> None:
-    """Print the result of apply or forget on stdout."""
+def print_edited(report: Report, *, everything: bool, json: bool, per_edit: bool, terminal: Terminal) -> None:
+    """Print the result of apply or forget on stdout; `everything`: all figures, and the table of the layers."""
     if terminal.quiet:
         print(report.output)
     elif json or per_edit:
         print_results(report, json=json, per_edit=per_edit)
     else:
-        from memedit.show.evaluation import evaluation_table
-        from memedit.show.terminal import layers_table
+        from memedit.show.evaluation import evaluation_table, more_figures, unsuccessful_lines
+        from memedit.show.terminal import layers_line, layers_table
 
         out = terminal.console()
+        lines = [report.polish.line] if report.polish else []
         if report.layers:
-            out.print(layers_table(report), evaluation_table(report, out.width, brief=True))
-        if report.polish:
-            out.print(report.polish.line, markup=False, highlight=False, soft_wrap=True)
-        if report.ledger:
-            out.print(report.ledger.line, markup=False, highlight=False, soft_wrap=True)
-        out.print(f"{report.output}", markup=False, highlight=False, soft_wrap=True)
+            if everything:
+                out.print(layers_table(report))
+            out.print(evaluation_table(report, out.width, everything=everything))
+            lines += [] if everything else [layers_line(report)]
+            lines += unsuccessful_lines(report, out.width)
+        lines += [report.ledger.line] if report.ledger else []
+        for line in [*lines, str(report.output)]:
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        if not everything:
+            terminal.hint(more_figures(report))
 
 
 LARGEST_RECIPE = 1 << 20

@@ -43,6 +43,7 @@ from memedit.edits.edit import EditRequest
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
+from memedit.evaluation.generated import written
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
@@ -57,6 +58,8 @@ from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes, originals_bytes
 from memedit.storage.writer import check_output, write_checkpoint
 
+ANSWERS_SHOWN = 5
+"""Failed edits whose answers are shown: they are generated, which takes time."""
 RunScores = tuple[list[EditScores], list[bool]]
 """The scores of every edit, and for each fact whether the model says it."""
 
@@ -251,6 +254,14 @@ class EditRun:
     def rounding(self, moments: MomentPlan) -> Rounding:
         """How changes are rounded into the stored weights."""
         return Rounding(self.recipe.output.rounding, lambda layer: moment_of(moments, layer))
+
+    def answers_of_failed(self, after: RunScores) -> dict[str, str]:
+        """What the model, as it is now, writes after the prompts of the first failed edits; by id."""
+        failed = [self.requests[n] for n, one in enumerate(after[0]) if one.accuracy != 1][:ANSWERS_SHOWN]
+        if not failed:
+            return {}
+        writing, _ = written(self.lm, failed, self.recipe.eval, chat=self.recipe.chat, bare=True)
+        return {request.id: one.said for request, one in zip(failed, writing, strict=True)}
 
     def updated_ledger(
         self,
