@@ -106,9 +106,7 @@ FactsOption = Annotated[
     str | None, typer.Option("--facts", metavar="FILE", help="Known facts (an edit list); report how many stay.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-AllOption = Annotated[
-    bool, typer.Option("--all", help="Print every figure, not the six that tell most; apply: the layers too.")
-]
+AllOption = Annotated[bool, typer.Option("--all", help="Print every figure, not six; after an edit, the layers too.")]
 PerEditOption = Annotated[bool, typer.Option("--per-edit", help="Print JSON Lines, one record per edit.")]
 QUIET_PATH = "Print only the path of the result; no progress, no notes."
 """What -q does in a command that writes a folder."""

@@ -202,4 +202,5 @@ def _drawing(plot: Literal["png", "svg"] | None) -> Callable[[TracingResult], Ma
 def _show(found: TracingResult, console: Console) -> None:
     from memedit.show.heatmap import average_maps, fact_maps
 
-    console.print(fact_maps(found.facts[0]) if len(found.facts) == 1 else average_maps(found.average))
+    one, width = len(found.facts) == 1, console.width
+    console.print(fact_maps(found.facts[0], width) if one else average_maps(found.average, width))

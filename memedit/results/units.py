@@ -38,7 +38,16 @@ def rate_text(done: float, seconds: float, unit: str) -> str:
     if rate >= 1:
         return f"{rate:,.{int(rate < 10)}f} {unit}/s"
     each = seconds / done
-    return f"{each:,.{int(each < 10)}f} s/{unit.removesuffix('s')}"
+    return f"{each:,.{int(each < 10)}f} s/{counted_unit(1, unit)}"
+
+
+def counted_unit(count: int, unit: str) -> str:
+    """The unit of a count: its plural, or for one the singular.
+
+    >>> counted_unit(1, "edits"), counted_unit(2, "edits")
+    ('edit', 'edits')
+    """
+    return unit.removesuffix("s") if count == 1 else unit
 
 
 def plain_json(text: str) -> str:

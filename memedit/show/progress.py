@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 from memedit.progress import Advance
-from memedit.results.units import duration_text, printable, rate_text
+from memedit.results.units import counted_unit, duration_text, printable, rate_text
 
 FIRST_LINE, LINE_EVERY = 5.0, 30.0
 """Seconds before the first line of a phase, and between two lines, if stderr is no terminal."""
@@ -45,7 +45,7 @@ class PhaseCount:
     def line(self) -> str:
         """The count, the rate, the time left, and what is being done."""
         of = "" if self.total is None else f" of {self.total:,}"
-        parts = [f"{self.done:,}{of} {self.unit}"] if self.unit else []
+        parts = [f"{self.done:,}{of} {counted_unit(self.total or self.done, self.unit)}"] if self.unit else []
         if self.unit and self.worked:
             parts.append(rate_text(self.worked, self.seconds, self.unit))
         if self.total is not None and 0 < self.worked < self.total:
@@ -101,7 +101,8 @@ class TerminalProgress:
             yield advance
         seconds = count.seconds
         if count.done and unit:
-            self.note(f"{name}: {count.done:,} {unit} in {seconds:,.1f} s, {rate_text(count.done, seconds, unit)}")
+            done, rate = f"{count.done:,} {counted_unit(count.done, unit)}", rate_text(count.done, seconds, unit)
+            self.note(f"{name}: {done} in {seconds:,.1f} s, {rate}")
         else:
             self.detail(f"{name}: {seconds:,.1f} s")
 
@@ -116,7 +117,7 @@ class TerminalProgress:
         def show() -> None:
             nonlocal due
             now = time.monotonic()
-            if now >= due:
+            if now >= due and count.done != count.total:  # its end has a line of its own
                 due = now + LINE_EVERY
                 self.note(f"{count.name}: {count.line}")
 
