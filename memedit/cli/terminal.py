@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 ColorChoice = Literal["auto", "always", "never"]
 PIPE_WIDTH = 160
 """Columns of tables in a pipe, which has no width of its own."""
+LONGEST_NAME = 100
+"""Characters of a model's name that the first line shows."""
 
 
 class RunLog:
@@ -75,7 +77,7 @@ class Terminal:
 
     def loading(self, name: str) -> None:
         """Show the first word of a command that loads a model, before torch is imported."""
-        text = f"loading {name if not Path(name).expanduser().is_dir() else Path(name).expanduser().resolve().name} ..."
+        text = f"loading {_short_name(name)} ..."
         if self.log is not None:
             self.log.line(text)
         if not self.quiet:
@@ -116,8 +118,19 @@ class Terminal:
         return Console(stderr=stderr, width=PIPE_WIDTH, **colors)
 
 
+def _short_name(name: str) -> str:
+    """The name of a model's folder, or the name of a Hub repository; a path that cannot be used is refused later."""
+    try:
+        folder = Path(name).expanduser()
+        return folder.resolve().name if folder.is_dir() else name[:LONGEST_NAME]
+    except (OSError, RuntimeError, ValueError):
+        return name[:LONGEST_NAME]
+
+
 def _silence(*, downloads: bool) -> None:
     """Switch off progress bars and warnings of other libraries; bars of downloads stay if wanted."""
+    if os.environ.get("MEMEDIT_DEBUG"):
+        return
     import warnings
 
     from transformers.utils import logging

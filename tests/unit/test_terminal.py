@@ -143,3 +143,20 @@ def test_the_first_word_comes_before_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.stderr == "loading made-gpt2 ...[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("examples/models/made-gpt2", "made-gpt2"), ("examples/models/../models/made-gpt2/", "made-gpt2"),
+        ("owner/name", "owner/name"), ("x" * 5000, "x" * 100), ("a\0b", "ab"), ("~nobody-of-this-name/x", None),
+    ],
+)  # fmt: skip
+def test_the_first_word_names_the_model_and_never_fails(
+    name: str, said: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    Terminal().loading(name)
+    assert capsys.readouterr().err == f"loading {said or name} ...\n"
+    Terminal(quiet=True).loading(name)
+    assert capsys.readouterr().err == ""
