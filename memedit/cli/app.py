@@ -104,7 +104,7 @@ def main() -> NoReturn:
             signal.signal(number, stop)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns while it is
     try:
-        sys.exit(app(prog_name="memedit", standalone_mode=False))
+        sys.exit(app(prog_name="memedit", standalone_mode=False) or 0)
     except MemeditError as error:
         if debug:
             raise

@@ -156,7 +156,8 @@ def test_a_figure_that_was_not_measured_before_has_no_number_there() -> None:
 
 def failed(n: int, **knobs: Any) -> EditResult:
     edit = {"subject": f"Person {n}", "prompt": "{} speaks", "object": "Catalan"}
-    return EditResult(**{"id": f"e{n}", "status": "failed", "edit": edit, "said": {"after": " Finnish.\nA"}, **knobs})
+    said = {"after": " Finnish.\nA"}
+    return EditResult.model_validate({"id": f"e{n}", "status": "failed", "edit": edit, "said": said, **knobs})
 
 
 def test_failed_and_skipped_edits_are_named_with_what_the_model_says_instead() -> None:
