@@ -14,6 +14,8 @@ from rich.table import Column
 from memedit.progress import Advance
 from memedit.results.units import counted_unit, duration_text, printable, rate_text
 
+BAR, ELAPSED, GAPS = 10, 7, 4
+"""Cells of a bar, of the time since its begin, and between the columns."""
 FIRST_LINE, LINE_EVERY = 5.0, 30.0
 """Seconds before the first line of a phase, and between two lines, if stderr is no terminal."""
 
@@ -41,16 +43,19 @@ class PhaseCount:
         worked = self.done + self.under_way
         return worked if self.total is None else min(worked, float(self.total))
 
-    @property
-    def line(self) -> str:
-        """The count, the rate, the time left, and what is being done."""
+    def line(self, room: int | None = None) -> str:
+        """The count, the rate, the time left, and what is being done; without the rate if `room` cells need it."""
         of = "" if self.total is None else f" of {self.total:,}"
         parts = [f"{self.done:,}{of} {counted_unit(self.total or self.done, self.unit)}"] if self.unit else []
+        rated = len(parts)
         if self.unit and self.worked:
             parts.append(rate_text(self.worked, self.seconds, self.unit))
         if self.total is not None and 0 < self.worked < self.total:
             parts.append(f"{duration_text((self.total - self.worked) * self.seconds / self.worked)} left")
-        return ", ".join([*parts, self.told] if self.told else parts)
+        parts += [self.told] if self.told else []
+        if room is not None and len(", ".join(parts)) > room and len(parts) > 2:
+            del parts[rated]
+        return ", ".join(parts)[:room]
 
 
 class TerminalProgress:
@@ -109,7 +114,9 @@ class TerminalProgress:
     def _bar(self, stack: ExitStack, count: PhaseCount) -> Callable[[], None]:
         bar = stack.enter_context(_drawn(self.console))
         task = bar.add_task(count.name, total=count.total, line="")
-        return lambda: bar.update(task, completed=count.worked, line=count.line)
+        # Cut here: where a row is too long, rich would shorten the bar and the time as well.
+        room = max(self.console.width - len(count.name) - BAR - ELAPSED - GAPS, 10)
+        return lambda: bar.update(task, completed=count.worked, line=count.line(room))
 
     def _lines(self, count: PhaseCount) -> Callable[[], None]:
         due = count.start + FIRST_LINE
@@ -119,15 +126,13 @@ class TerminalProgress:
             now = time.monotonic()
             if now >= due and count.done != count.total:  # its end has a line of its own
                 due = now + LINE_EVERY
-                self.note(f"{count.name}: {count.line}")
+                self.note(f"{count.name}: {count.line()}")
 
         return show
 
 
 def _drawn(console: Console) -> Progress:
-    """A bar that moves, the time since its begin, and one line that is cut where the terminal ends."""
-    line = TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=10), TimeElapsedColumn(), line,
-        console=console, transient=True,
-    )  # fmt: skip
+    """A bar that moves, the time since its begin, and one line."""
+    line = TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True))
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=BAR), TimeElapsedColumn(), line
+    return Progress(*columns, console=console, transient=True)

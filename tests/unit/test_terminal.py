@@ -27,7 +27,7 @@ def progress(*, tty: bool = False, **knobs: bool) -> tuple[TerminalProgress, io.
 
 
 def at(seconds: float, total: int | None, done: int, under_way: float = 0.0, told: str = "") -> str:
-    return PhaseCount("targets", total, "edits", done, under_way, told, time.monotonic() - seconds).line
+    return PhaseCount("targets", total, "edits", done, under_way, told, time.monotonic() - seconds).line()
 
 
 def test_a_slow_rate_is_seconds_for_one() -> None:
@@ -69,11 +69,13 @@ def test_a_pipe_gets_a_line_soon_and_then_seldom(monkeypatch: pytest.MonkeyPatch
 def test_a_bar_fits_80_columns_and_can_be_switched_off() -> None:
     tell, stream, _ = progress(tty=True)
     with tell.phase("targets", 1000, "edits") as advance:
-        advance(0, 1.5, "step 12 of 40, mean loss 0.83")
+        advance(256, 1.5, "step 12 of 40, mean loss 0.83")
         time.sleep(0.3)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
-    assert max(map(len, re.split(r"[\r\n]", plain))) <= 80
-    assert "step 12 of 40" in plain
+    rows = [row.rstrip() for row in re.split(r"[\r\n]", plain) if "step" in row]
+    assert rows and max(map(len, rows)) <= 80
+    assert re.match(r"targets .{10} 0:00:00 256 of 1,000 edits, 1 s left, step 12 of 40, mean", rows[-1])
+    assert "\u2026" not in plain
     for knobs in ({"bars": False}, {"quiet": True}):
         tell, stream, _ = progress(tty=True, **knobs)
         with tell.phase("targets", 10, "edits") as advance:
