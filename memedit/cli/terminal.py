@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ColorChoice = Literal["auto", "always", "never"]
 PIPE_WIDTH = 160
 """Columns of tables in a pipe, which has no width of its own."""
-LONGEST_NAME = 100
+NAME_SHOWN = 100
 """Characters of a model's name that the first line shows."""
 
 
@@ -122,9 +122,9 @@ def _short_name(name: str) -> str:
     """The name of a model's folder, or the name of a Hub repository; a path that cannot be used is refused later."""
     try:
         folder = Path(name).expanduser()
-        return folder.resolve().name if folder.is_dir() else name[:LONGEST_NAME]
+        return folder.resolve().name if folder.is_dir() else name[:NAME_SHOWN]
     except (OSError, RuntimeError, ValueError):
-        return name[:LONGEST_NAME]
+        return name[:NAME_SHOWN]
 
 
 def _silence(*, downloads: bool) -> None:
