@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 
 class MemeditError(Exception):
@@ -58,6 +60,16 @@ class ResourceError(MemeditError):
 
 class StorageError(MemeditError):
     """A file is damaged or locked, or cannot be written."""
+
+
+def nearest_hint(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Return `did you mean NAME?` for the known name nearest to a misspelled word, else the hint `otherwise`.
+
+    >>> nearest_hint("aply", ["apply", "eval"], "memedit --help lists the commands")
+    'did you mean apply?'
+    """
+    near = difflib.get_close_matches(word[:100], list(known), 1)
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 def file_error(error: OSError, action: str = "") -> MemeditError:

@@ -122,11 +122,12 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
             made = retry_failed(job, run, contexts, moments, targets, engine, update)
             with applied(job.lm, job.weights(made.update)):
                 after = job.scored(None, "after")
+                said = job.answers_of_failed(after)
         report = job.report(arguments, engine, before, after, made.targets, made.update, made.rounds)
         job.write(report, made.update, job.updated_ledger(contexts, moments, made.targets, after, made.rounds))
         job.finish(run)
     trim_cache(job.progress.note)
-    return report
+    return report.with_answers(said)
 
 
 def run_trace(

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Reports the work inside a phase."""
+
+    def __call__(self, done: int, under_way: float = 0.0, told: str = "") -> object:
+        """Report progress.
+
+        done: units finished since the last call; under_way: how many units the work on the next ones amounts to so far,
+        such as 2.5 for ten edits in step 10 of 40; told: what is being done, in a few words.
+        """
+        ...
 
 
 class Progress(Protocol):
@@ -14,6 +24,10 @@ class Progress(Protocol):
 
     def note(self, text: str) -> None:
         """Show one line of information."""
+        ...
+
+    def detail(self, text: str) -> None:
+        """Show one line to those who asked for more: which engine, which plan, what was found in the cache."""
         ...
 
     def phase(self, name: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
@@ -27,7 +41,14 @@ class NoProgress:
     def note(self, text: str) -> None:
         """Ignore the note."""
 
+    def detail(self, text: str) -> None:
+        """Ignore the detail."""
+
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:
         """Ignore the phase."""
-        yield lambda _done: None
+        yield ignore_advance
+
+
+def ignore_advance(done: int, under_way: float = 0.0, told: str = "") -> None:
+    """Ignore the work inside a phase."""

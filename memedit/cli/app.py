@@ -7,24 +7,27 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
 
 from memedit import __version__
 from memedit.cli.apply import apply_command
-from memedit.cli.cache import cache_app
+from memedit.cli.cache import cache_app, clean_command, dir_command, ls_command
 from memedit.cli.check import check_command
 from memedit.cli.diff import diff_command
 from memedit.cli.evaluate import evaluate_command
 from memedit.cli.export import export_command
 from memedit.cli.forget import forget_command
-from memedit.cli.help import help_command
+from memedit.cli.help import help_command, version_command
 from memedit.cli.inspect import inspect_command
+from memedit.cli.layout import HelpCommand, HelpGroup
 from memedit.cli.revert import revert_command
 from memedit.cli.schema import schema_command
 from memedit.cli.stats import stats_command
 from memedit.cli.trace import trace_command
+from memedit.cli.usage import is_parser_error
 from memedit.errors import EditListError, MemeditError, file_error, is_file_error
 
 CLEANING = 5.0
@@ -32,26 +35,49 @@ CLEANING = 5.0
 
 app = typer.Typer(
     name="memedit",
+    cls=HelpGroup,
     help="Edit facts in a language model, many at a time, and measure what changed.",
+    epilog="memedit COMMAND --help explains a command; memedit help lists topics to read in the terminal.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("apply", short_help="Edit facts in a model.")(apply_command)
-app.command("forget", short_help="Remove edits from an edited model.")(forget_command)
-app.command("eval", short_help="Evaluate a model on an edit list.")(evaluate_command)
-app.command("check", short_help="List what is wrong with an edit list.")(check_command)
-app.command("stats", short_help="Measure the second moments of layers.")(stats_command)
-app.command("trace", short_help="Trace where a model recalls facts.")(trace_command)
-app.command("inspect", short_help="Show how a model is built and what can be edited.")(inspect_command)
-app.command("export", short_help="Convert a delta to a checkpoint or an adapter.")(export_command)
-app.command("revert", short_help="Undo an edit.")(revert_command)
-app.command("diff", short_help="Compare two models.")(diff_command)
+
+
+def _add(
+    name: str, command: Callable[..., None], usage: str, summary: str, topics: str, parent: typer.Typer = app
+) -> None:
+    """Add a command: how it is called, one line about it, and the help topics that tell more."""
+    parent.command(
+        name, cls=HelpCommand, short_help=summary, options_metavar=f"{usage} [OPTIONS]".strip(),
+        epilog=f"Read more: memedit help {topics}.",
+    )(command)  # fmt: skip
+
+
+_add("apply", apply_command, "-m MODEL -o OUT", "Edit facts in a model.", "methods, memedit help checkpoints")
+_add("forget", forget_command, "-m MODEL -o OUT", "Remove edits from an edited model.", "sequences")
+_add("eval", evaluate_command, "-m MODEL", "Evaluate a model on an edit list.", "evaluation")
+_add("check", check_command, "", "List what is wrong with an edit list.", "edit-lists")
+_add("stats", stats_command, "-m MODEL", "Measure the second moments of layers.", "methods, memedit help cache")
+_add("trace", trace_command, "-m MODEL", "Trace where a model recalls facts.", "tracing")
+_add("inspect", inspect_command, "", "Show how a model is built and what can be edited.", "models")
+_add(
+    "export",
+    export_command,
+    "--to FORM -m BASE -o OUT",
+    "Convert a delta to a checkpoint or an adapter.",
+    "checkpoints",
+)
+_add("revert", revert_command, "-o BACK", "Undo an edit.", "checkpoints")
+_add("diff", diff_command, "", "Compare two models.", "checkpoints")
+_add("dir", dir_command, "", "Print the folder of the cache.", "cache", cache_app)
+_add("ls", ls_command, "", "List what is kept, with sizes and ages.", "cache", cache_app)
+_add("clean", clean_command, "", "Remove what is kept: by kind, by age, down to a size, or all.", "cache", cache_app)
 app.add_typer(cache_app, name="cache", short_help="Show and remove what is kept for later runs.")
-app.command("schema", short_help="Print the JSON schema of a format.")(schema_command)
-app.command("help", short_help="Read the documentation in the terminal.")(help_command)
+_add("schema", schema_command, "", "Print the JSON schema of a format.", "file-formats")
+_add("help", help_command, "", "Read the documentation in the terminal.", "settings")
+_add("version", version_command, "", "Print the version.", "changelog")
 
 
 def _version(asked: bool) -> None:
@@ -76,11 +102,9 @@ def main() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup lets a run outlive its terminal
             signal.signal(number, stop)
-    if not sys.stderr.isatty():  # progress bars of other libraries are only for a terminal
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns while it is
     try:
-        app(prog_name="memedit")
-        sys.exit(0)
+        sys.exit(app(prog_name="memedit", standalone_mode=False) or 0)
     except MemeditError as error:
         if debug:
             raise
@@ -93,6 +117,9 @@ def main() -> NoReturn:
         _say("hint: use --memory 1GB, --dtype bfloat16 or fewer --layers; finished work is kept")
         sys.exit(5)
     except Exception as error:
+        if is_parser_error(error):  # the help of a command that needs another one after it
+            _say(str(error).rstrip())
+            sys.exit(2)
         if debug:
             raise
         if _bad_path(error):

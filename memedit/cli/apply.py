@@ -11,6 +11,7 @@ import typer
 
 from memedit.cli import gates
 from memedit.cli import options as o
+from memedit.cli.terminal import Terminal, with_terminal
 from memedit.config.recipe import Recipe
 from memedit.errors import UsageError
 
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
     from memedit.editing.ledger import Mode
 
 
+USAGE = "memedit apply EDITS -m MODEL -o OUT"
+
+
+@with_terminal(o.QUIET_PATH)
 def apply_command(
     edits: Annotated[
         str | None, typer.Argument(metavar="EDITS", help="Edit list (a file); - reads stdin.", show_default=False)
     ] = None,
     model: o.ModelOption = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")] = None,
+    output: o.OutputOption = None,
     method: o.MethodOption = None,
     layers: o.LayersOption = None,
     corpus: o.CorpusOption = None,
@@ -94,19 +99,21 @@ def apply_command(
     ] = False,
     show_config: o.ShowConfigOption = False,
     fail_under: o.FailUnderOption = None,
+    everything: o.AllOption = False,
     json: o.JsonOption = False,
     per_edit: o.PerEditOption = False,
-    quiet: o.QuietOption = False,
+    *,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Edit facts in a model; write the edited checkpoint to OUT and print the scores.
 
     \b
     Examples:
-      memedit apply edits.yaml -m gpt2 -o edited --corpus hf:wikitext:wikitext-103-raw-v1
+      memedit apply edits.yaml -m gpt2 -o edited --facts facts.jsonl
       memedit apply more.yaml -m edited -o edited-2
       memedit apply --delta edited -m gpt2 -o edited-again
     """
-    o.one_output(json, per_edit, quiet)
+    o.one_output(json, per_edit, terminal.quiet)
     bars = gates.gate_bars(fail_under)
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
@@ -121,6 +128,8 @@ def apply_command(
 
         print(recipe_text(recipe.model_dump(mode="json"), sources))
         return
+    if edits is None and not deltas:
+        raise UsageError("no edit list was given", f"write {USAGE}, or --delta DELTA to add a delta")
     o.need_model(recipe)
     if deltas:
         given = {
@@ -130,36 +139,39 @@ def apply_command(
             "--per-edit": per_edit, "--rounding": rounding, "--re-solve": re_solve, "--on-top": re_solve is False,
             "--base": base,
         }  # fmt: skip
-        _add(deltas, recipe, given, any_base=any_base, json=json, quiet=quiet)
+        _add(deltas, recipe, given, any_base=any_base, json=json, terminal=terminal)
         return
     if any_base:
         raise UsageError("--any-base only works with --delta", "leave it out")
-    if edits is None:
-        raise UsageError("no edit list was given", "write memedit apply EDITS, or --delta DELTA to add a delta")
+    assert edits is not None
+    if not dry_run:
+        o.need_output(recipe)
+    terminal.loading(recipe.model.path)
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     known = o.read_facts(facts)
     mode: Mode | None = None if re_solve is None else "re-solve" if re_solve else "on top"
     from memedit.pipeline import RunInputs, run_apply, run_dry_run
 
     inputs = RunInputs(recipe, requests, findings, known, sources, mode, base, sys.argv[1:])
-    progress = o.progress_bar(quiet)
+    progress = terminal.progress()
     if dry_run:
         plan = run_dry_run(inputs, progress)
         print(plan.model_dump_json(indent=2) if json else "\n".join(plan.lines()))
         return
     report = run_apply(inputs, progress)
-    o.print_edited(report, json=json, per_edit=per_edit, quiet=quiet)
+    o.print_edited(report, everything=everything, json=json, per_edit=per_edit, terminal=terminal)
     gates.gate(report, bars)
 
 
 def _add(
-    deltas: list[str], recipe: Recipe, given: Mapping[str, object], *, any_base: bool, json: bool, quiet: bool
+    deltas: list[str], recipe: Recipe, given: Mapping[str, object], *, any_base: bool, json: bool, terminal: Terminal
 ) -> None:
     """Add deltas that exist already. Raises UsageError for an option that is only for new edits."""
     if unused := [name for name, value in given.items() if value]:
         raise UsageError(f"{unused[0]} cannot be used with --delta, which adds a delta as it is", "leave one out")
+    terminal.loading(recipe.model.path)
     from memedit.pipeline import run_add
 
     paths = [Path(delta).expanduser() for delta in deltas]
-    outcome = run_add(paths, recipe, any_base=any_base, arguments=sys.argv[1:], progress=o.progress_bar(quiet))
-    o.print_outcome(outcome, json=json, quiet=quiet)
+    outcome = run_add(paths, recipe, any_base=any_base, arguments=sys.argv[1:], progress=terminal.progress())
+    o.print_outcome(outcome, json=json, terminal=terminal)

@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from memedit.cli import options as o
+from memedit.cli.layout import HelpGroup
+from memedit.cli.terminal import Terminal
 from memedit.errors import UsageError
 from memedit.results.cache import CACHE_KINDS
 
 cache_app = typer.Typer(
+    cls=HelpGroup,
     help="Show and remove what memedit keeps for later runs.\n\nSecond moments and their factors are reused by every "
     "run on the same model; the state of a run that was interrupted is reused when the same command is run again.",
     no_args_is_help=True,
@@ -24,25 +27,25 @@ KindOption = Annotated[
 ]
 
 
-@cache_app.command("dir", short_help="Print the folder of the cache.")
 def dir_command() -> None:
     """Print the folder of the cache; it need not exist.
 
     \b
-    Example:
+    Examples:
       memedit cache dir
+      du -sh "$(memedit cache dir)"
     """
     from memedit.storage.cache import cache_dir
 
     print(cache_dir())
 
 
-@cache_app.command("ls", short_help="List what is kept, with sizes and ages.")
 def ls_command(kind: KindOption = None, json: o.JsonOption = False) -> None:
     """List what is kept, the largest first: its kind and model, its size, and when it was last used.
 
     \b
-    Example:
+    Examples:
+      memedit cache ls
       memedit cache ls --kind moment
     """
     from memedit.storage.cache import cache_dir, checked_kinds, kept_entries
@@ -54,11 +57,10 @@ def ls_command(kind: KindOption = None, json: o.JsonOption = False) -> None:
     from memedit.show.cache import cache_table, cache_total
 
     if entries:
-        o.wide_console().print(cache_table(entries))
+        Terminal().console().print(cache_table(entries))
     print(cache_total(entries, str(cache_dir())))
 
 
-@cache_app.command("clean", short_help="Remove what is kept: by kind, by age, down to a size, or all.")
 def clean_command(
     kind: KindOption = None,
     older_than: Annotated[
@@ -103,5 +105,5 @@ def clean_command(
         from memedit.show.cache import cache_table, cleaning_text
 
         if done.removed and dry_run:
-            o.wide_console().print(cache_table(done.removed))
+            Terminal().console().print(cache_table(done.removed))
         print(cleaning_text(done))

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from memedit.cli import options as o
+from memedit.cli.terminal import Terminal, with_terminal
 from memedit.errors import GateError
 
 
+@with_terminal("Print nothing but the error line.")
 def check_command(
     edits: o.EditsArgument,
-    model: o.ModelOption = None,
+    model: o.CheckedModelOption = None,
     relations: o.RelationsOption = None,
     input_format: o.FormatOption = None,
     limit: o.LimitOption = None,
     config: o.ConfigOption = None,
     sets: o.SetOption = None,
     json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """List everything that is wrong with an edit list, by file and line; exit 3 if it has errors.
 
     With MODEL, also check that its tokenizer finds every subject.
 
     \b
-    Example:
+    Examples:
+      memedit check edits.yaml
       memedit check edits.yaml -m gpt2
     """
     recipe, _ = o.read_recipe(config, sets, {"model.path": model})
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     if recipe.model.path:
+        terminal.loading(recipe.model.path)
         from memedit.pipeline import RunInputs, run_check
 
         findings = run_check(RunInputs(recipe, requests, findings))
@@ -39,7 +44,7 @@ def check_command(
     if json:
         for finding in findings:
             print(finding.model_dump_json())
-    elif not quiet:
+    elif not terminal.quiet:
         from memedit.show.terminal import findings_text
 
         print(findings_text(findings))

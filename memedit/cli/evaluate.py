@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memedit.cli import gates
 from memedit.cli import options as o
-from memedit.edits.edit import EditRequest, Finding
+from memedit.cli.terminal import Terminal, with_terminal
 from memedit.errors import UsageError
 
+if TYPE_CHECKING:
+    from memedit.edits.edit import EditRequest, Finding
+    from memedit.results.report import Report
 
+
+@with_terminal("Print nothing but errors.")
 def evaluate_command(
     edits: o.EditsArgument,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="Model folder or Hub name; repeat it to compare models."),
+        typer.Option(
+            "--model", "-m", metavar="MODEL", help="Model folder or Hub name; repeat it to compare models.  [required]"
+        ),
     ] = None,
     base: Annotated[
         str | None,
@@ -63,9 +70,11 @@ def evaluate_command(
     ] = None,
     fail_under: o.FailUnderOption = None,
     fail_over: o.FailOverOption = None,
+    everything: o.AllOption = False,
     json: o.JsonOption = False,
     per_edit: o.PerEditOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Evaluate a model on an edit list: edit success, generalization, and what else changed.
 
@@ -74,7 +83,7 @@ def evaluate_command(
       memedit eval edits.yaml -m edited --base gpt2 --text held-out.txt
       memedit eval edits.yaml -m gpt2 --adapter lora --fail-under efficacy=0.95
     """
-    o.one_output(json, per_edit, quiet)
+    o.one_output(json, per_edit, terminal.quiet)
     under, over = gates.gate_bars(fail_under), gates.gate_bars(fail_over, "--fail-over")
     models, adapters = list(dict.fromkeys(model or [])), list(dict.fromkeys(adapter or []))
     if adapters and len(models) > 1:
@@ -82,6 +91,7 @@ def evaluate_command(
     flags = {"model.path": models[0] if models else None, **o.placed(device, device_map, dtype), "chat": chat}
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
+    terminal.loading(recipe.model.path)
     requests = _sound(*o.read_edits(edits, relations, input_format, limit))
     known = o.read_facts(facts)
     from memedit.evaluation.retention import successful_edits
@@ -90,13 +100,13 @@ def evaluate_command(
     inputs = RunInputs(recipe, requests, facts=known, base=base, arguments=sys.argv[1:])
     report = run_evaluate(
         inputs, others=models[1:], adapters=adapters, text=text, generate=generate,
-        held=successful_edits(right_after or []), progress=o.progress_bar(quiet),
+        held=successful_edits(right_after or []), progress=terminal.progress(),
     )  # fmt: skip
     _pages(report, html, markdown)
     if json or per_edit:
         o.print_results(report, json=json, per_edit=per_edit)
-    elif not quiet:
-        _tables(report)
+    elif not terminal.quiet:
+        _tables(report, terminal, everything=everything)
     gates.gate(report, under, over)
 
 
@@ -108,7 +118,7 @@ def _sound(requests: list[EditRequest], findings: list[Finding]) -> list[EditReq
     return requests
 
 
-def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:
+def _pages(report: Report, html: str | None, markdown: str | None) -> None:
     from memedit.show.report_page import evaluation_page
     from memedit.show.tables import markdown as tables
     from memedit.storage.artifacts import write_whole
@@ -118,11 +128,16 @@ def _pages(report: o.Report, html: str | None, markdown: str | None) -> None:
             write_whole(Path(path).expanduser(), make(report).encode())
 
 
-def _tables(report: o.Report) -> None:
+def _tables(report: Report, terminal: Terminal, *, everything: bool) -> None:
     from memedit.results.rows import remarks
-    from memedit.show.evaluation import evaluation_table, models_table
+    from memedit.show.evaluation import evaluation_table, models_table, more_figures, unsuccessful_lines
 
-    console = o.wide_console()
-    console.print(models_table(report) if report.models else evaluation_table(report, console.width))
-    for line in remarks(report):
-        console.print(line, markup=False, highlight=False)
+    console = terminal.console()
+    if report.models:
+        console.print(models_table(report, everything=everything))
+    else:
+        console.print(evaluation_table(report, console.width, everything=everything))
+    for line in (*unsuccessful_lines(report, console.width), *remarks(report)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not everything:
+        terminal.hint(more_figures(report))

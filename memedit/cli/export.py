@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 import typer
 
 from memedit.cli import options as o
+from memedit.cli.terminal import Terminal, with_terminal
 from memedit.errors import UsageError
 
 
+@with_terminal(o.QUIET_PATH)
 def export_command(
     delta: Annotated[
         str,
@@ -26,10 +28,11 @@ def export_command(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="BASE", help="Model that the delta was made for.")
+        str | None, typer.Option("--model", "-m", metavar="BASE", help="Model that the delta was made for.  [required]")
     ] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="OUT", help="Folder to write; for dense, the file.")
+        str | None,
+        typer.Option("--output", "-o", metavar="OUT", help="Folder to write; for dense, the file.  [required]"),
     ] = None,
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, metavar="N", help="Truncate the change to rank N in each layer.")
@@ -44,7 +47,8 @@ def export_command(
     force: o.ForceOption = None,
     keep_copies: o.KeepCopiesOption = None,
     json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Convert a delta to a checkpoint, a LoRA adapter, or a file of plain tensors.
 
@@ -53,9 +57,10 @@ def export_command(
     \b
     Examples:
       memedit export edited --to lora -m gpt2 -o adapter
+      memedit export edited --to full -m gpt2 -o edited-again
       memedit export adapter --to full -m gpt2 -o merged
     """
-    o.one_output(json, False, quiet)
+    o.one_output(json, False, terminal.quiet)
     if dtype != "float32" and to != "lora":
         raise UsageError(f"--dtype is for LoRA factors, and --to {to} has none", "use --to lora, or leave it out")
     flags = {
@@ -68,12 +73,13 @@ def export_command(
     }
     recipe, _ = o.read_recipe(None, sets, flags)
     o.need_model(recipe)
+    terminal.loading(recipe.model.path)
     import torch
 
     from memedit.pipeline import run_export
 
     outcome = run_export(
         Path(delta).expanduser(), to, recipe, rank=rank, dtype=getattr(torch, dtype), any_base=any_base,
-        arguments=sys.argv[1:], progress=o.progress_bar(quiet),
+        arguments=sys.argv[1:], progress=terminal.progress(),
     )  # fmt: skip
-    o.print_outcome(outcome, json=json, quiet=quiet)
+    o.print_outcome(outcome, json=json, terminal=terminal)

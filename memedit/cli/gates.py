@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from memedit.errors import GateError, UsageError
-from memedit.results.metrics import gate_names, metric_of
-from memedit.results.report import Figure, Report
+from memedit.errors import GateError, UsageError, nearest_hint
+
+if TYPE_CHECKING:
+    from memedit.results.report import Report
 
 
 def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str, float] | None = None) -> None:
     """Check a report against limits by metric. Raises GateError that names every metric beyond its limit."""
+    from memedit.results.report import Figure
+
     missed: list[str] = []
     for model in report.scored:
         of = f"{model.model}: " if report.models else ""
@@ -30,6 +34,8 @@ def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str
 
 def gate_bars(text: str | None, option: str = "--fail-under") -> dict[str, float]:
     """Read `efficacy=0.95,drift.ppl=1.02` as a mapping. Raises UsageError for anything else."""
+    from memedit.results.metrics import gate_names, metric_of
+
     found: dict[str, float] = {}
     for part in (text or "").split(","):
         if not part.strip():
@@ -37,7 +43,9 @@ def gate_bars(text: str | None, option: str = "--fail-under") -> dict[str, float
         name, _, value = part.partition("=")
         name = {"specificity": "neighborhood"}.get(name.strip(), name.strip())
         if metric_of(name) is None:
-            raise UsageError(f"{option}: there is no metric {name!r}", f"metrics are {', '.join(gate_names())}")
+            known = list(gate_names())
+            hint = nearest_hint(name, known, f"metrics are {', '.join(known)}")
+            raise UsageError(f"{option}: there is no metric {name!r}", hint)
         try:
             bar = float(value)
         except ValueError:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import resources
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from memedit.errors import UsageError
+from memedit import __version__
+from memedit.errors import UsageError, nearest_hint
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -26,6 +26,7 @@ TOPICS: dict[str, str] = {
     "sequences": "edit a model that was edited before; the ledger; forget edits",
     "models": "which models can be edited, how that is decided, what is refused",
     SETTINGS: "every setting with its default; help settings PREFIX shows one section",
+    "terminal": "quiet, verbose, log, color, progress, tables, shell completion",
     "exit-codes": "exit codes, error messages, environment variables, what goes to stdout",
     "file-formats": "delta file, ledger, run.json, results.jsonl and the other files",
     "cache": "what is kept for later runs; list it, remove it, limit its size",
@@ -38,14 +39,26 @@ TOPICS: dict[str, str] = {
 
 def help_command(
     topic: Annotated[
-        str | None, typer.Argument(metavar="TOPIC", help="A topic; without one, list them.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="TOPIC",
+            help="A topic; without one, list them.",
+            show_default=False,
+            autocompletion=lambda: list(TOPICS.items()),
+        ),
     ] = None,
     prefix: Annotated[
         str | None,
         typer.Argument(metavar="PREFIX", help="With settings: show only names that start so.", show_default=False),
     ] = None,
 ) -> None:
-    """Show the documentation in the terminal; without TOPIC, list the topics."""
+    """Show the documentation in the terminal; without TOPIC, list the topics.
+
+    \b
+    Examples:
+      memedit help methods
+      memedit help settings target
+    """
     if topic is None:
         print(topic_list())
         return
@@ -63,6 +76,17 @@ def help_command(
     console.print(Markdown(text, hyperlinks=False))
 
 
+def version_command() -> None:
+    """Print the version.
+
+    \b
+    Examples:
+      memedit version
+      memedit --version
+    """
+    print(__version__)
+
+
 def topic_list() -> str:
     """Return the list of topics as text, one topic a line."""
     width = max(map(len, TOPICS))
@@ -73,8 +97,7 @@ def topic_list() -> str:
 def topic_text(topic: str, prefix: str | None = None) -> str:
     """Return a topic as Markdown. Raises UsageError for an unknown topic, or a prefix of no setting."""
     if topic not in TOPICS:
-        near = difflib.get_close_matches(topic, list(TOPICS), 1)
-        hint = f"did you mean {near[0]}?" if near else "memedit help lists the topics"
+        hint = nearest_hint(topic, TOPICS, "memedit help lists the topics")
         raise UsageError(f"unknown help topic {topic!r}", hint)
     if topic == SETTINGS:
         return settings_text(prefix or "")
@@ -94,10 +117,9 @@ def settings_text(prefix: str = "") -> str:
     names = list(known_keys())
     shown = [name for name in names if name.startswith(prefix)]
     if not shown:
-        near = difflib.get_close_matches(prefix, names, 1)
-        raise UsageError(
-            f"no setting starts with {prefix!r}", f"did you mean {near[0]}?" if near else "memedit help settings"
-        )
+        sections = dict.fromkeys(name.partition(".")[0] for name in names)
+        hint = nearest_hint(prefix, [*sections, *names], "memedit help settings lists them")
+        raise UsageError(f"no setting starts with {prefix!r}", hint)
     parts = ["# Settings", _SETTINGS_INTRODUCTION] if not prefix else []
     defaults = Recipe()
     loose: list[str] = []

@@ -9,23 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from memedit.config.methods import Name
-from memedit.config.presets import preset
+from memedit.config.presets import PRESETS, preset
 from memedit.config.recipe import Recipe
-from memedit.config.resolve import Source, flatten, resolve
-from memedit.edits.edit import EditRequest, Finding
+from memedit.config.resolve import Source, flatten, known_keys, resolve
 from memedit.errors import RecipeError, UsageError
-from memedit.results.report import Report
 from memedit.results.units import plain_json
 
 if TYPE_CHECKING:
+    from memedit.cli.terminal import Terminal
+    from memedit.edits.edit import EditRequest, Finding
     from memedit.results.changes import Outcome
-    from memedit.show.progress import TerminalProgress
+    from memedit.results.report import Report
 
 EditsArgument = Annotated[str, typer.Argument(metavar="EDITS", help="Edit list (a file); - reads stdin.")]
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="Model folder or Hub name.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="MODEL", help="Model folder or Hub name.  [required]")
+]
+OutputOption = Annotated[str | None, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.  [required]")]
+CheckedModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="MODEL", help="Also check the list with this model's tokenizer.")
+]
 RelationsOption = Annotated[
     str | None,
     typer.Option("--relations", metavar="FILE", help="File with prompts by relation, for edits without one."),
@@ -45,12 +50,20 @@ ConfigOption = Annotated[
 PresetOption = Annotated[
     str | None,
     typer.Option(
-        "--preset", metavar="NAME", help="Named settings: specific, or those published for a model, such as gpt2-xl."
+        "--preset",
+        metavar="NAME",
+        help="Named settings: specific, or those published for a model, such as gpt2-xl.",
+        autocompletion=lambda: ["specific", *PRESETS],
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as method.ridge=2; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting, such as method.ridge=2; repeatable.",
+        autocompletion=lambda: [f"{key}=" for key in known_keys()],
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
@@ -93,8 +106,10 @@ FactsOption = Annotated[
     str | None, typer.Option("--facts", metavar="FILE", help="Known facts (an edit list); report how many stay.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Print every figure, not six; after an edit, the layers too.")]
 PerEditOption = Annotated[bool, typer.Option("--per-edit", help="Print JSON Lines, one record per edit.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path of the result, and no progress.")]
+QUIET_PATH = "Print only the path of the result; no progress, no notes."
+"""What -q does in a command that writes a folder."""
 FailUnderOption = Annotated[
     str | None,
     typer.Option("--fail-under", metavar="NAME=X,...", help="Exit 3 if a score is below X, such as efficacy=0.95."),
@@ -185,28 +200,16 @@ def need_model(recipe: Recipe) -> None:
         raise UsageError("no model was given", "name one: -m MODEL")
 
 
+def need_output(recipe: Recipe) -> None:
+    """Raises UsageError if no folder to write is named."""
+    if not recipe.output.dir:
+        raise UsageError("no output folder was given", "name one: -o OUT")
+
+
 def one_output(json: bool, per_edit: bool, quiet: bool) -> None:
     """Raises UsageError if two output formats are asked for."""
     if json + per_edit + quiet > 1:
         raise UsageError("only one of --json, --per-edit and -q can be given", "choose one")
-
-
-def progress_bar(quiet: bool) -> TerminalProgress:
-    """Progress on stderr; none with `quiet`."""
-    from memedit.show.progress import TerminalProgress
-
-    return TerminalProgress(error_console(), quiet=quiet)
-
-
-def error_console() -> Console:
-    """The console for progress and notes: stderr, since results go to stdout."""
-    return Console(stderr=True)
-
-
-def wide_console() -> Console:
-    """The console for wide tables: a pipe has no width of its own, so it gets 160 columns."""
-    console = Console()
-    return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=160)
 
 
 def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
@@ -219,11 +222,11 @@ def print_results(report: Report, *, json: bool, per_edit: bool) -> None:
         sys.stdout.write(plain_json(report.model_dump_json(indent=2)) + "\n")
 
 
-def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
+def print_outcome(outcome: Outcome, *, json: bool, terminal: Terminal) -> None:
     """Print the result of export, revert or apply --delta on stdout."""
     from memedit.changes.adapter_support import serving_notes, vllm_command
 
-    if quiet:
+    if terminal.quiet:
         print(outcome.output)
     elif json:
         served = {"serve": vllm_command(outcome), "limits": serving_notes(outcome)}
@@ -232,31 +235,36 @@ def print_outcome(outcome: Outcome, *, json: bool, quiet: bool) -> None:
         from memedit.show.changes import reverted, tensors_table
 
         if outcome.tensors:
-            wide_console().print(tensors_table(outcome))
+            terminal.console().print(tensors_table(outcome))
         lines = [reverted(outcome)] if outcome.command == "revert" else []
         if outcome.kind == "lora":
             lines += [line for line in (vllm_command(outcome), *serving_notes(outcome)) if line]
         print("\n".join([*lines, outcome.output]))
 
 
-def print_edited(report: Report, *, json: bool, per_edit: bool, quiet: bool) -> None:
-    """Print the result of apply or forget on stdout."""
-    if quiet:
+def print_edited(report: Report, *, everything: bool, json: bool, per_edit: bool, terminal: Terminal) -> None:
+    """Print the result of apply or forget on stdout; `everything`: all figures, and the table of the layers."""
+    if terminal.quiet:
         print(report.output)
     elif json or per_edit:
         print_results(report, json=json, per_edit=per_edit)
     else:
-        from memedit.show.evaluation import evaluation_table
-        from memedit.show.terminal import layers_table
+        from memedit.show.evaluation import evaluation_table, more_figures, unsuccessful_lines
+        from memedit.show.terminal import layers_line, layers_table
 
-        out = wide_console()
+        out = terminal.console()
+        lines = [report.polish.line] if report.polish else []
         if report.layers:
-            out.print(layers_table(report), evaluation_table(report, out.width, brief=True))
-        if report.polish:
-            out.print(report.polish.line, markup=False, highlight=False, soft_wrap=True)
-        if report.ledger:
-            out.print(report.ledger.line, markup=False, highlight=False, soft_wrap=True)
-        out.print(f"{report.output}", markup=False, highlight=False, soft_wrap=True)
+            if everything:
+                out.print(layers_table(report))
+            out.print(evaluation_table(report, out.width, everything=everything))
+            lines += [] if everything else [layers_line(report)]
+            lines += unsuccessful_lines(report, out.width)
+        lines += [report.ledger.line] if report.ledger else []
+        for line in [*lines, str(report.output)]:
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        if not everything:
+            terminal.hint(more_figures(report))
 
 
 LARGEST_RECIPE = 1 << 20

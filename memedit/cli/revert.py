@@ -9,11 +9,15 @@ from typing import Annotated
 import typer
 
 from memedit.cli import options as o
+from memedit.cli.terminal import Terminal, with_terminal
 
 
+@with_terminal(o.QUIET_PATH)
 def revert_command(
     edited: Annotated[str, typer.Argument(metavar="OUT", help="Folder that apply wrote.")],
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="BACK", help="Folder to write.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="BACK", help="Folder to write.  [required]")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -25,15 +29,17 @@ def revert_command(
     force: o.ForceOption = None,
     keep_copies: o.KeepCopiesOption = None,
     json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Undo an edit: exactly if the base or the original tensors are available, else up to rounding.
 
     \b
-    Example:
+    Examples:
       memedit revert edited -o back
+      memedit revert edited -o back -m gpt2
     """
-    o.one_output(json, False, quiet)
+    o.one_output(json, False, terminal.quiet)
     flags = {
         "model.path": model,
         "output.dir": output,
@@ -43,7 +49,8 @@ def revert_command(
         "output.keep_copies": keep_copies,
     }
     recipe, _ = o.read_recipe(None, None, flags)
+    terminal.loading(edited)
     from memedit.pipeline import run_revert
 
-    outcome = run_revert(Path(edited).expanduser(), recipe, arguments=sys.argv[1:], progress=o.progress_bar(quiet))
-    o.print_outcome(outcome, json=json, quiet=quiet)
+    outcome = run_revert(Path(edited).expanduser(), recipe, arguments=sys.argv[1:], progress=terminal.progress())
+    o.print_outcome(outcome, json=json, terminal=terminal)

@@ -9,12 +9,15 @@ import typer
 
 
 def schema_command(
-    what: Annotated[Literal["edits", "recipe", "report"], typer.Argument(help="Which schema to print.")],
+    what: Annotated[
+        Literal["edits", "recipe", "report"], typer.Argument(metavar="FORMAT", help="edits, recipe or report.")
+    ],
 ) -> None:
     """Print the JSON schema of an edit, a recipe (all settings) or a report.
 
     \b
-    Example:
+    Examples:
+      memedit schema edits
       memedit schema recipe
     """
     from memedit.config.recipe import Recipe

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from memedit.cli import options as o
+from memedit.cli.terminal import Terminal, with_terminal
 
 
+@with_terminal("Print only the files in the cache, and no progress.")
 def stats_command(
     model: o.ModelOption = None,
     layers: o.LayersOption = None,
@@ -30,15 +32,15 @@ def stats_command(
         bool, typer.Option("--dry-run", help="Print what would be measured and its size; measure nothing.")
     ] = False,
     json: o.JsonOption = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print only the files in the cache, and no progress.")
-    ] = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Measure the second moments of the layers to edit, in one pass over the text, and keep them in the cache.
 
     \b
-    Example:
+    Examples:
       memedit stats -m gpt2 --corpus hf:wikitext:wikitext-103-raw-v1
+      memedit stats -m gpt2 --layers 3-8 --dry-run
     """
     flags = {
         "model.path": model, "method.layers": layers, "moments.corpus": corpus, "moments.tokens": tokens,
@@ -46,11 +48,12 @@ def stats_command(
     }  # fmt: skip
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
+    terminal.loading(recipe.model.path)
     from memedit.pipeline import run_stats
 
-    rows = run_stats(recipe, import_file=import_, dry_run=dry_run, progress=o.progress_bar(quiet))
+    rows = run_stats(recipe, import_file=import_, dry_run=dry_run, progress=terminal.progress())
     if json:
         print("[" + ",\n ".join(row.model_dump_json() for row in rows) + "]")
     else:
         for row in rows:
-            print(row.file if quiet else row.line)
+            print(row.file if terminal.quiet else row.line)

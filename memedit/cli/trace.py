@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memedit.cli import options as o
-from memedit.edits.edit import EditRequest, Finding
+from memedit.cli.terminal import Terminal, with_terminal
 from memedit.errors import GateError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from memedit.edits.edit import EditRequest, Finding
     from memedit.pipeline import RunInputs
     from memedit.results.traces import TracingResult
 
 
+@with_terminal(o.QUIET_PATH)
 def trace_command(
     facts: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FACTS]", help="Edit list or known_1000 records (a file); - reads stdin.", show_default=False
+            metavar="FACTS", help="Edit list or known_1000 records (a file); - reads stdin.", show_default=False
         ),
     ] = None,
     model: o.ModelOption = None,
@@ -74,18 +78,19 @@ def trace_command(
     device_map: o.DeviceMapOption = None,
     dtype: o.DtypeOption = None,
     json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Trace where a model recalls facts, and which layers that suggests to edit.
 
     \b
     Examples:
       memedit trace facts.json -m gpt2 -o traces
-      memedit trace -m gpt2 --prompt "The Space Needle is in" --subject "The Space Needle"
+      memedit trace -m gpt2 --prompt "Paris is the capital of" --subject Paris
       memedit trace edits.yaml -m gpt2 --suggest-layers
     """
     o.one_output(json, suggest_layers, False)
-    o.one_output(json, False, quiet)
+    o.one_output(json, False, terminal.quiet)
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "trace.noise": noise, "trace.samples": samples,
         "trace.window": window,
@@ -96,6 +101,7 @@ def trace_command(
         raise UsageError("--plot writes figures, and no folder was given for them", "add -o DIR")
     if by and not suggest_layers:
         raise UsageError("--by only works with --suggest-layers", "add --suggest-layers")
+    terminal.loading(recipe.model.path)
     if prompt is None:
         requests, findings = _listed(facts, subject, answer, relations, input_format, limit)
     else:
@@ -104,10 +110,10 @@ def trace_command(
 
     inputs = RunInputs(recipe, requests, findings)
     if by == "edit-score":
-        print(run_layer_search(inputs, o.progress_bar(quiet)))
+        print(run_layer_search(inputs, terminal.progress()))
         return
     own = prompt is not None and answer is None
-    _trace(inputs, output, plot, own=own, suggest_layers=suggest_layers, json=json, quiet=quiet)
+    _trace(inputs, output, plot, own=own, suggest_layers=suggest_layers, json=json, terminal=terminal)
 
 
 def _trace(
@@ -118,13 +124,13 @@ def _trace(
     own: bool,
     suggest_layers: bool,
     json: bool,
-    quiet: bool,
+    terminal: Terminal,
 ) -> None:
     """Trace, and print the result in the form that was asked for."""
     from memedit.pipeline import run_trace
     from memedit.show.heatmap import summary
 
-    progress = o.progress_bar(quiet)
+    progress = terminal.progress()
     folder = Path(output).expanduser() if output else None
     found = run_trace(inputs, own=own, output=folder, draw=_drawing(plot), progress=progress)
     if suggest_layers:
@@ -134,10 +140,10 @@ def _trace(
         print(found.average.layers)
     elif json:
         print(found.average.model_dump_json(indent=2))
-    elif quiet:
+    elif terminal.quiet:
         print(output or "", end="\n" if output else "")
     else:
-        _show(found)
+        _show(found, terminal.console())
         print(summary(found))
         if output:
             print(output)
@@ -167,6 +173,7 @@ def _one_prompt(facts: str | None, prompt: str, subject: str | None, answer: str
         raise UsageError("--prompt was given without its subject", "add --subject TEXT")
     if answer is not None and not answer.strip():
         raise UsageError("--answer is empty", "give the answer, or leave it out to trace the model's own")
+    from memedit.edits.edit import EditRequest
     from memedit.edits.readers.document import RefusedError
     from memedit.edits.readers.formats import template
 
@@ -192,9 +199,8 @@ def _drawing(plot: Literal["png", "svg"] | None) -> Callable[[TracingResult], Ma
     return draw
 
 
-def _show(found: TracingResult) -> None:
-    from rich.console import Console
-
+def _show(found: TracingResult, console: Console) -> None:
     from memedit.show.heatmap import average_maps, fact_maps
 
-    Console().print(fact_maps(found.facts[0]) if len(found.facts) == 1 else average_maps(found.average))
+    one, width = len(found.facts) == 1, console.width
+    console.print(fact_maps(found.facts[0], width) if one else average_maps(found.average, width))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from memedit.config.methods import METHODS
-from memedit.errors import RecipeError
+from memedit.errors import RecipeError, nearest_hint
 
 
 def _published(
@@ -48,7 +48,8 @@ def preset(name: str, method: str = "memit") -> dict[str, Any]:
     if name == "specific":
         return dict(SPECIFIC)
     if name not in PRESETS:
-        raise RecipeError(f"there is no preset {name!r}", f"there are specific, {', '.join(PRESETS)}")
+        known = ("specific", *PRESETS)
+        raise RecipeError(f"there is no preset {name!r}", nearest_hint(name, known, f"there are {', '.join(known)}"))
     knobs, found = dict(PRESETS[name]), METHODS.get(method)
     if method != "memit":
         del knobs["method.ridge"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from memedit.config.recipe import Recipe
-from memedit.errors import RecipeError
+from memedit.errors import RecipeError, nearest_hint
 
 RENAMED = {"target.redo": "target.retry"}
 """Settings of version 0.1 and their names now; both are read from every source."""
@@ -38,8 +37,7 @@ def resolve(layers: list[tuple[Source, Mapping[str, Any]]]) -> tuple[Recipe, dic
         for name, value in layer.items():
             key = RENAMED.get(name, name)
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {near[0]}?" if near else "memedit apply --show-config lists every setting"
+                hint = nearest_hint(key, known, "memedit help settings lists every setting")
                 raise RecipeError(f"the recipe has no setting {key!r} (from {source})", hint)
             values[key], sources[key] = value, source
     tree: dict[str, Any] = {}
@@ -55,7 +53,8 @@ def resolve(layers: list[tuple[Source, Mapping[str, Any]]]) -> tuple[Recipe, dic
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         message = f"{key} = {first['input']!r} (from {sources.get(key, 'file')}): {first['msg'].lower()}"
-        raise RecipeError(message, "memedit apply --show-config lists every setting and its default") from error
+        where = f"memedit help settings {key}" if key in known else "memedit help settings"
+        raise RecipeError(message, f"{where} tells which values it takes") from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

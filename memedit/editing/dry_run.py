@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict
 from memedit.editing.batches import Sizes, plan_batches
 from memedit.editing.contexts import context_shape
 from memedit.editing.ledger_update import ledger_report
-from memedit.editing.resources import cache_bytes, duration_text, moment_bytes
+from memedit.editing.resources import cache_bytes, moment_bytes
 from memedit.editing.run import EditRun
 from memedit.editing.target_search import memory_for
 from memedit.results.report import LedgerReport
-from memedit.results.units import bytes_text
+from memedit.results.units import bytes_text, duration_text
 
 
 class DryRun(BaseModel):

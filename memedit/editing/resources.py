@@ -109,13 +109,6 @@ def check_room(
     return f"memory {bytes_text(memory)} beside the model, {disk}"
 
 
-def duration_text(seconds: float) -> str:
-    """Format a time for people."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 @torch.no_grad()
 def token_seconds(lm: LanguageModel) -> float:
     """Measure the seconds that a token of a forward takes."""

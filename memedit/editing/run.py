@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from memedit.changes.stored_names import StoredNames
+from memedit.config.layers import layers_text
 from memedit.editing.auto_layers import choose_traced_layers
 from memedit.editing.batches import suffix_of
 from memedit.editing.contexts import context_shape, sample_contexts
@@ -34,7 +35,7 @@ from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing,
 from memedit.editing.plan import Contexts, Plan, encode_contexts, make_plan
 from memedit.editing.polish import solve_edits
 from memedit.editing.preserve import choose_preserved
-from memedit.editing.resources import check_room, check_weights, duration_text, estimate_seconds
+from memedit.editing.resources import check_room, check_weights, estimate_seconds
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.editing.start import RunStart
@@ -44,12 +45,13 @@ from memedit.edits.edit import EditRequest
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
+from memedit.evaluation.generated import written
 from memedit.evaluation.made_facts import Asked, Names, filled, make_facts, names_beside
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
 from memedit.results.report import Report, RetryRound
-from memedit.results.units import plain_json
+from memedit.results.units import duration_text, plain_json
 from memedit.results.versions import versions
 from memedit.show import card
 from memedit.storage.artifacts import Store, digest_of
@@ -59,6 +61,8 @@ from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes, originals_bytes
 from memedit.storage.writer import check_output, write_checkpoint
 
+ANSWERS_SHOWN = 5
+"""Failed edits whose answers are shown: they are generated, which takes time."""
 RunScores = tuple[list[EditScores], list[bool]]
 """The scores of every edit, and for each fact whether the model says it."""
 
@@ -154,6 +158,12 @@ class EditRun:
         written = self.base.output_size(keep_copies=self.recipe.output.keep_copies)
         resources = check_room(written, self.out, self.recipe.output.link, architecture, self.plan.layers, plan.missing)
         self.progress.note(f"takes about {duration_text(self.takes())}, {resources}")
+        recipe, edits = self.recipe, len(self.requests)
+        self.progress.detail(
+            f"plan: {edits:,} edits, {len(self.kept):,} targets from the ledger; {recipe.method.name} at layers "
+            f"{layers_text(self.plan.layers)}; {self.lm.dtype} on {self.lm.device}".replace("torch.", "")
+        )
+        self.progress.detail(f"moments: {len(plan.cached)} of {len(plan.on)} layers are in the cache")
 
     def takes(self) -> float:
         """Estimate the seconds that moments, targets and polish take."""
@@ -237,6 +247,8 @@ class EditRun:
             edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance)
             return {"edits": [asdict(one) for one in edit_scores], "facts": says_object(self.lm, self.facts, chat=chat)}
 
+        if run is not None and run.find_json(name, {"model": self.base.digest}) is not None:
+            self.progress.detail(f"{name}: found in the run folder")
         with self.timed(name, None, "answers") as advance:
             scores = run.recall_json(name, {"model": self.base.digest}, measure) if run else measure()
         return [EditScores(**one) for one in scores["edits"]], scores["facts"]
@@ -248,6 +260,7 @@ class EditRun:
         rest = [n for n in range(len(plan.edits)) if n not in self.kept]
         with self.timed("targets", len(rest), "edits") as advance:
             engine = search.choose_engine()
+            self.progress.detail(f"targets: {engine.reason}")
             on = {"contexts": list(contexts.texts), "layer": search.layer, "engine": engine.kind.__name__}
             found = search.run(run, on, engine.kind, advance, rest) if rest else None
         if found is not None and (note := not_found(found, self.recipe)):
@@ -280,6 +293,14 @@ class EditRun:
     def rounding(self, moments: MomentPlan) -> Rounding:
         """How changes are rounded into the stored weights."""
         return Rounding(self.recipe.output.rounding, lambda layer: moment_of(moments, layer))
+
+    def answers_of_failed(self, after: RunScores) -> dict[str, str]:
+        """What the model, as it is now, writes after the prompts of the first failed edits; by id."""
+        failed = [self.requests[n] for n, one in enumerate(after[0]) if one.accuracy != 1][:ANSWERS_SHOWN]
+        if not failed:
+            return {}
+        writing, _ = written(self.lm, failed, self.recipe.eval, chat=self.recipe.chat, bare=True)
+        return {request.id: one.said for request, one in zip(failed, writing, strict=True)}
 
     def updated_ledger(
         self,

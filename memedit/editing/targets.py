@@ -102,7 +102,7 @@ def find_targets(
         if step % look_every == 0:
             gone = search.pack()
             if advance:
-                advance(gone)
+                advance(gone, *search.under_way(step, steps))
             if not search.edits:
                 return search.found
     search.open = torch.zeros_like(search.open)
@@ -228,6 +228,15 @@ class _Search:
             self.open = self.open & ~standing
         moved = into_ball(proposed, self.radius)
         self.change = torch.where(self.open[:, None], moved, self.change)
+
+    def under_way(self, step: int, steps: int) -> tuple[float, str]:
+        """After a step: how many edits the work on those in the launches amounts to, and the step and mean loss."""
+        searched = self.loss[self.open]
+        if not len(searched):
+            return float(len(self.edits)), ""
+        found = len(self.edits) - len(searched)
+        told = f"step {min(step + 1, steps)} of {steps}, mean loss {float(searched.mean()):.2f}"
+        return found + len(searched) * step / max(steps, 1), told
 
     def settle(self) -> None:
         """Go back to the best point of each closed edit, where the method also tries worse points."""

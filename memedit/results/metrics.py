@@ -43,8 +43,6 @@ class MetricRow:
     """The probes it is measured on; empty: on no probe of an edit."""
     title: str = ""
     """The label where it is not the name."""
-    brief: bool = False
-    """Among the few that `apply` prints."""
 
     @property
     def label(self) -> str:
@@ -61,17 +59,15 @@ MENG, MITCHELL, EASYEDIT = "Meng et al. 2022", "Mitchell et al. 2022", "Wang et 
 PLUS_PAPER, FLUENCY_PAPER = "Hoelscher-Obermaier et al. 2023", "Zhang et al. 2018"
 
 METRICS = (
-    MetricRow("efficacy", "success", "new object more likely than the old", True, False, MENG, "efficacy", brief=True),
-    MetricRow("paraphrase", "success", "the same in other words", True, False, MENG, "paraphrase", brief=True),
+    MetricRow("efficacy", "success", "new object more likely than the old", True, False, MENG, "efficacy"),
+    MetricRow("paraphrase", "success", "the same in other words", True, False, MENG, "paraphrase"),
     MetricRow(
         "neighborhood", "success", "neighbors: own object more likely than the new", True, False, MENG, "neighborhood",
-        brief=True,
     ),
-    MetricRow("accuracy", "exact", "every token of the new object is on top", probe="efficacy", brief=True),
-    MetricRow("paraphrase_accuracy", "exact", "the same in other words", probe="paraphrase", brief=True),
+    MetricRow("accuracy", "exact", "every token of the new object is on top", probe="efficacy"),
+    MetricRow("paraphrase_accuracy", "exact", "the same in other words", probe="paraphrase"),
     MetricRow(
-        "neighborhood_accuracy", "exact", "neighbors: every token of the own object is on top",
-        probe="neighborhood", brief=True,
+        "neighborhood_accuracy", "exact", "neighbors: every token of the own object is on top", probe="neighborhood"
     ),
     MetricRow(
         "efficacy_magnitude", "magnitude", "probability per token: new object minus old", False, True, MENG, "efficacy"
@@ -120,23 +116,24 @@ METRICS = (
     MetricRow("drift.kl", "drift", "KL(base, model) per token, in nats", False),
     MetricRow("drift.top1", "drift", "tokens where both models predict the same"),
     MetricRow(
-        "kept.others", "kept", "known facts of other subjects that are still right", title="kept, other subjects",
-        brief=True,
+        "kept.others", "kept", "known facts of other subjects that are still right", title="kept, other subjects"
     ),
     MetricRow(
-        "kept.siblings", "kept", "known facts of edited subjects that are still right", title="kept, edited subjects",
-        brief=True,
+        "kept.siblings", "kept", "known facts of edited subjects that are still right", title="kept, edited subjects"
     ),
     MetricRow(
         "kept.earlier", "kept", "edits of earlier runs, right before this run and still right",
-        title="kept, earlier edits", brief=True,
+        title="kept, earlier edits",
     ),
-    MetricRow("retention", "retention", "edits that held right after they were made and still hold", brief=True),
-    MetricRow(
-        "score", "score", "harmonic mean of efficacy, paraphrase and neighborhood", True, False, MENG, brief=True,
-    ),
+    MetricRow("retention", "retention", "edits that held right after they were made and still hold"),
+    MetricRow("score", "score", "harmonic mean of efficacy, paraphrase and neighborhood", True, False, MENG),
 )  # fmt: skip
 """Every metric, in the order in which tables show them."""
+MOST_TELLING = (
+    "efficacy", "accuracy", "paraphrase", "neighborhood", "kept.siblings", "kept.others", "drift.ppl", "retention",
+    "kept.earlier", "generated.efficacy", "score", "paraphrase_accuracy", "neighborhood_accuracy",
+)  # fmt: skip
+"""The metrics that a terminal shows first, the most important ones first."""
 METRICS_BY_NAME = {one.name: one for one in METRICS}
 FORCED_METRICS = tuple(one for one in METRICS if one.kind in FORCED_KINDS)
 """The metrics of one edit's forced answers: the fields of `EditScores`, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -260,6 +261,16 @@ class Report(_Value):
     """Seconds by phase."""
     notes: tuple[str, ...] = ()
     per_edit: tuple[EditResult, ...] = ()
+
+    def with_answers(self, said: Mapping[str, str]) -> Report:
+        """The same report with what the edited model says, by id of the edit; files are written without it."""
+        if not said:
+            return self
+        told = (
+            one.model_copy(update={"said": {**one.said, "after": said[one.id]}}) if one.id in said else one
+            for one in self.per_edit
+        )
+        return self.model_copy(update={"per_edit": tuple(told)})
 
     def __repr__(self) -> str:
         """One line: the command, the number of edits, and efficacy after."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 
-from memedit.results.metrics import MetricRow, metric_of, table_order
+from memedit.results.metrics import MOST_TELLING, MetricRow, metric_of, table_order
 from memedit.results.report import Figure, ModelReport, Report, Scores
 from memedit.results.units import printable
 
@@ -50,22 +50,32 @@ class Line:
             return "-"
         return self.metric.number(figure.mean if isinstance(figure, Figure) else figure, difference=difference)
 
+    def interval(self, figure: Figure | float | None, *, difference: bool = False) -> str:
+        """Format the 95 % interval of a value; empty for a value without one."""
+        if not isinstance(figure, Figure):
+            return ""
+        low, high = (self.metric.number(end, difference=difference).rstrip("%") for end in (figure.low, figure.high))
+        return f"{low} to {high}"
+
     def span(self, figure: Figure | float | None, *, difference: bool = False) -> str:
         """Format a value with its 95 % interval."""
-        value = self.text(figure, difference=difference)
-        if not isinstance(figure, Figure):
-            return value
-        low, high = (self.metric.number(end, difference=difference).rstrip("%") for end in (figure.low, figure.high))
-        return f"{value} ({low} to {high})"
+        value, interval = self.text(figure, difference=difference), self.interval(figure, difference=difference)
+        return f"{value} ({interval})" if interval else value
 
 
-def score_lines(report: Report, *, brief: bool = False) -> Iterator[Line]:
-    """Every metric that was measured, in the order of the table; `brief`: only those that `apply` prints."""
-    return (
-        line
-        for line in lines_of_model(report.scored[0], report.before, _marks(report))
-        if line.metric.brief or not brief
-    )
+def score_lines(report: Report) -> list[Line]:
+    """Every metric that was measured, in the order of the table."""
+    return list(lines_of_model(report.scored[0], report.before, _marks(report)))
+
+
+def first_names(names: Iterable[str], most: int) -> list[str]:
+    """The `most` names of metrics that tell most, in the order of the table.
+
+    >>> first_names(["fluency", "accuracy", "efficacy"], 2)
+    ['efficacy', 'accuracy']
+    """
+    ranks = {name: n for n, name in enumerate(MOST_TELLING)}
+    return table_order(sorted(names, key=lambda name: ranks.get(name, len(ranks)))[:most])
 
 
 def _marks(report: Report) -> dict[str, str]:
@@ -91,25 +101,29 @@ def headings(paired: bool) -> list[str]:
     return ["", "before", "after, 95 %", "difference, 95 %", "n", ""] if paired else ["", "value, 95 %", "n", ""]
 
 
-def rows(report: Report, *, brief: bool = False) -> list[list[str]]:
+def rows(report: Report) -> list[list[str]]:
     """Every line as texts; with `before` and the difference where the report has differences."""
     paired = bool(report.difference)
     found: list[list[str]] = []
-    for line in score_lines(report, brief=brief):
+    for line in score_lines(report):
         change = ["" if line.difference is None else line.span(line.difference, difference=True)] if paired else []
         was = [line.text(line.before)] if paired else []
         found.append([line.label, *was, line.span(line.after), *change, line.count, line.meaning])
     return found
 
 
-def beside(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Several models, one column each, after the base's where there is one: headings and rows."""
+def beside(report: Report, most: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Several models, one column each, after the base's where there is one: headings and rows.
+
+    most: how many metrics, those that tell most; None: all of them.
+    """
     columns = {
         one.model: {line.metric.name: line for line in lines_of_model(one, report.before, {})} for one in report.models
     }
     base = [report.base or "base"] if report.before is not None else []
     found: list[list[str]] = []
-    for name in table_order(name for column in columns.values() for name in column):
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    for name in table_order(names) if most is None else first_names(names, most):
         row = [column.get(name) for column in columns.values()]
         first = next(line for line in row if line is not None)
         was = [first.text(first.before)] if base else []

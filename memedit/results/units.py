@@ -17,6 +17,39 @@ def bytes_text(count: int) -> str:
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
+def duration_text(seconds: float) -> str:
+    """Format a time for people.
+
+    >>> duration_text(7.2), duration_text(200), duration_text(9000)
+    ('7 s', '3 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def rate_text(done: float, seconds: float, unit: str) -> str:
+    """Format a rate; of fewer than one a second, say how long one takes.
+
+    >>> rate_text(30, 10, "edits"), rate_text(1, 13, "edits"), rate_text(24_340, 10, "tokens")
+    ('3.0 edits/s', '13 s/edit', '2,434 tokens/s')
+    """
+    rate = done / max(seconds, 1e-9)
+    if rate >= 1:
+        return f"{rate:,.{int(rate < 10)}f} {unit}/s"
+    each = seconds / done
+    return f"{each:,.{int(each < 10)}f} s/{counted_unit(1, unit)}"
+
+
+def counted_unit(count: int, unit: str) -> str:
+    """The unit of a count: its plural, or for one the singular.
+
+    >>> counted_unit(1, "edits"), counted_unit(2, "edits")
+    ('edit', 'edits')
+    """
+    return unit.removesuffix("s") if count == 1 else unit
+
+
 def plain_json(text: str) -> str:
     """Escape the control characters that JSON leaves as they are (U+007F to U+009F); the value stays the same.
 

@@ -5,22 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from memedit.results.cache import CacheCleaning, CacheEntry
 from memedit.results.units import bytes_text
+from memedit.show.terminal import plain_table
 
 
 def cache_table(entries: Sequence[CacheEntry]) -> Table:
     """One row an entry: its kind, model, layer or contents, size, and the time since its last use."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("kind", "model", "layer", "holds"):
-        table.add_column(title, overflow="fold")
-    for title in ("size", "last used"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("file or folder", overflow="fold")
+    table = plain_table(["kind", "model", "layer", "holds", "size", "last used", "file or folder"], (0, 1, 2, 3, 6))
     for one in entries:
         layer = "" if one.layer is None else str(one.layer)
         table.add_row(

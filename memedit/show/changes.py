@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
 
 from memedit.results.changes import Comparison, Outcome
+from memedit.show.terminal import plain_table
 
 
 def tensors_table(outcome: Outcome) -> Table:
     """One row a tensor: how much it changes, and what a dtype or a rank lost of that."""
     cut, apart = any(one.lost for one in outcome.tensors), any(one.distance is not None for one in outcome.tensors)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("parameter", overflow="fold")
-    titles = ["rank", "|delta| / |W|", "lost to rounding"]
+    titles = ["parameter", "rank", "|delta| / |W|", "lost to rounding"]
     titles += ["energy lost to --rank"] if cut else []
     titles += ["from the checkpoint"] if apart else []
-    for title in titles:
-        table.add_column(title, justify="right")
+    table = plain_table(titles)
     for one in outcome.tensors:
         row = [f"{one.rank:,}", f"{one.relative:.2%}", f"{one.rounding_loss:.2%}"]
         row += [f"{one.lost:.2%}"] if cut else []
@@ -42,11 +39,7 @@ def reverted(outcome: Outcome) -> str:
 
 def comparison_table(found: Comparison) -> Table:
     """One row for each tensor that differs."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("tensor", overflow="fold")
-    table.add_column("file", overflow="fold")
-    for title in ("|B - A|", "/ |A|", "largest", "changed", "rank"):
-        table.add_column(title, justify="right")
+    table = plain_table(["tensor", "file", "|B - A|", "/ |A|", "largest", "changed", "rank"], left=(0, 1))
     for one in found.tensors:
         if one.norm is None:
             words = [*(_two(*pair) for pair in (one.shapes, one.dtypes) if pair[0] != pair[1]), "not compared"]

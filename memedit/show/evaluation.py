@@ -1,37 +1,111 @@
-"""Metrics in a terminal: before, after and the paired difference, with what each measures."""
+"""Metrics in a terminal: before, after, the paired difference, what each measures; and the edits that failed."""
 
 from __future__ import annotations
 
-from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.markup import escape
 from rich.table import Table
 
-from memedit.results.report import Report
-from memedit.results.rows import beside, headings, rows
+from memedit.results.report import EditResult, Report
+from memedit.results.rows import Line, beside, first_names, lines_of_model, score_lines
+from memedit.results.units import printable
+from memedit.show.terminal import plain_table
+
+FIRST_FIGURES = 6
+"""Rows of figures that are shown unless all are asked for: with the lines around them they fit 24 rows."""
+FIRST_EDITS = 5
+"""Failed edits, and skipped ones, that are named."""
+LEAST_PROMPT = 16
+"""Cells in which the prompt of a failed edit is still worth showing beside its id."""
+WIDE, WIDEST = 100, 150
+"""Columns from which the interval of the difference is shown, and what each figure means."""
 
 
-def evaluation_table(report: Report, width: int = 140, *, brief: bool = False) -> Table:
-    """One model: before, after and the paired difference with 95 % intervals, and n; meanings if `width` allows.
+def evaluation_table(report: Report, width: int = 80, *, everything: bool = False) -> Table:
+    """One model: before, after, the 95 % interval of after, the paired difference, and n.
 
-    `brief`: only the metrics that `apply` prints.
+    width: columns of the terminal. everything: all figures that were measured, not the six that tell most.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    lines = score_lines(report)
+    if not everything:
+        names = first_names((line.metric.name for line in lines), FIRST_FIGURES)
+        lines = [line for line in lines if line.metric.name in names]
     paired = bool(report.difference)
-    fits = width >= (130 if paired else 95)
-    heads = headings(paired)[:-1] + ([""] if fits else [])
-    for n, head in enumerate(heads):
-        table.add_column(head, justify="left" if n == 0 or head == "" else "right", no_wrap=n == 0)
-    for row in rows(report, brief=brief):
-        table.add_row(*map(escape, row if fits else row[:-1]))
+    heads = ["", "before", "after", "95 %", "difference", "95 %", "n", ""] if paired else ["", "value", "95 %", "n", ""]
+    cells = [_cells(line, paired=paired) for line in lines]
+    leave = {len(heads) - 1} if width < (WIDEST if paired else WIDE) else set[int]()
+    leave |= {5} if paired and width < WIDE else set[int]()
+    last = len(heads) - 1
+    kept = [n for n in range(len(heads)) if n not in leave]
+    table = plain_table([heads[n] for n in kept], left=[place for place, n in enumerate(kept) if n in (0, last)])
+    for row in cells:
+        table.add_row(*(escape(row[n]) for n in kept))
     return table
 
 
-def models_table(report: Report) -> Table:
+def models_table(report: Report, *, everything: bool = False) -> Table:
     """Several models, one column each."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    heads, cells = beside(report)
-    for n, head in enumerate(heads):
-        table.add_column(escape(head), justify="right" if n else "left", overflow="fold")
+    heads, cells = beside(report, None if everything else FIRST_FIGURES)
+    table = plain_table(list(map(escape, heads)))
     for row in cells:
         table.add_row(*map(escape, row))
     return table
+
+
+def more_figures(report: Report) -> str:
+    """Say how many figures the short table leaves out; empty if none."""
+    lines = (line for model in report.scored for line in lines_of_model(model, report.before, report.derived))
+    names = {line.metric.name for line in lines}
+    more = len(names) - FIRST_FIGURES
+    return f"{more:,} more figures: add --all" if more > 0 else ""
+
+
+def unsuccessful_lines(report: Report, width: int = 80) -> list[str]:
+    """Name the edits that failed, with what the model says instead, and the skipped ones: the first five of each."""
+    where = f", as does {report.output}/memedit/results.jsonl" if report.output else ""
+    lines: list[str] = []
+    for status, tell in (("failed", _failed), ("skipped", _skipped)):
+        found = [one for one in report.per_edit if one.status == status]
+        if not found:
+            continue
+        verb = "failed" if status == "failed" else "was skipped" if len(found) == 1 else "were skipped"
+        lines.append(f"{len(found):,} of {len(report.per_edit):,} edits {verb}:")
+        lines += [f"  {tell(one, width - 2)}" for one in found[:FIRST_EDITS]]
+        if (more := len(found) - FIRST_EDITS) > 0:
+            lines.append(f"  and {more:,} more: --per-edit lists them{where}")
+    return lines
+
+
+def short_text(text: str, cells: int) -> str:
+    """A text on one line of at most `cells` terminal cells; a cut is marked.
+
+    >>> short_text("Paris is\\n the capital", 12), short_text("東京都", 5)
+    ('Paris is th…', '東京…')
+    """
+    line = " ".join(printable(text).split())
+    return line if cell_len(line) <= cells else set_cell_size(line, max(cells - 1, 0)).rstrip() + "\u2026"
+
+
+def _cells(line: Line, *, paired: bool) -> list[str]:
+    after = [line.text(line.after), line.interval(line.after)]
+    if not paired:
+        return [line.label, *after, line.count, line.meaning]
+    change = ["", ""]
+    if line.difference is not None:
+        change = [line.text(line.difference, difference=True), line.interval(line.difference, difference=True)]
+    return [line.label, line.text(line.before), *after, *change, line.count, line.meaning]
+
+
+def _failed(one: EditResult, cells: int) -> str:
+    prompt = str(one.edit.get("prompt", "")).replace("{}", str(one.edit.get("subject", "")))
+    each = cells // 5
+    said = one.said.get("after", "")
+    says = f'says "{short_text(said, each)}"' if said.strip() else "says nothing" if "after" in one.said else ""
+    tail = f'wanted "{short_text(str(one.edit.get("object", "")), each)}"' + (f", {says}" if says else "")
+    head = short_text(one.id, cells - cell_len(f": {tail}"))
+    room = cells - cell_len(f"{head}: : {tail}")
+    return f"{head}: {short_text(prompt, room)}: {tail}" if room >= LEAST_PROMPT else f"{head}: {tail}"
+
+
+def _skipped(one: EditResult, cells: int) -> str:
+    return short_text(f"{one.id}: {one.reason or 'skipped'}", cells)

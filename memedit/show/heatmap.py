@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Group
 from rich.text import Text
 from torch import Tensor
@@ -20,7 +22,10 @@ TITLES = {
 COLORS = {"hidden": (84, 39, 143), "mlp": (0, 109, 44), "attention": (165, 15, 21)}
 """The darkest shade of each kind: the published purples, greens and reds."""
 SHADES = " ░▒▓█"
-LABEL = 28
+LABEL, LAYER, NUMBER = 28, "layer", 6
+"""Cells of a label at most; the label of the row of layers; cells of a column of numbers."""
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""In the text of a token: bytes that are no whole character."""
 
 
 def shown_token(token: str) -> str:
@@ -33,6 +38,31 @@ def labels(fact: FactTrace) -> list[str]:
     """The tokens of a prompt, those of the subject starred."""
     first, last = fact.subject_tokens or (0, -1)
     return [f"{shown_token(token)}{'*' if first <= n <= last else ''}" for n, token in enumerate(fact.tokens)]
+
+
+def whole_labels(fact: FactTrace) -> list[str]:
+    """The tokens of a prompt as `labels` has them, but a character of several tokens is shown on each: `京 1/3`.
+
+    A token that is a part of a character has no text of its own. A run of such tokens stands for the text between the
+    tokens around it.
+    """
+    tokens, found, at = fact.tokens, labels(fact), 0
+    first, last = fact.subject_tokens or (0, -1)
+    n = 0
+    while n < len(tokens):
+        end = n
+        while end < len(tokens) and BROKEN in tokens[end]:
+            end += 1
+        if end == n:  # a special token, such as one that begins a text, is not in the prompt
+            spaced = next((one for one in (tokens[n], f" {tokens[n]}") if fact.prompt.startswith(one, at)), "")
+            at, n = at + len(spaced), n + 1
+            continue
+        stop = fact.prompt.find(tokens[end], at) if end < len(tokens) else len(fact.prompt)
+        text = shown_token(fact.prompt[at:stop]) if stop > at else "bytes"
+        for place in range(n, end):
+            found[place] = f"{text} {place - n + 1}/{end - n}{'*' if first <= place <= last else ''}"
+        at, n = max(at, stop), end
+    return found
 
 
 def tint(kind: str, share: float) -> tuple[int, int, int]:
@@ -49,8 +79,11 @@ def share_of(value: float, low: float, high: float) -> float:
     return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
-def fact_maps(traced: TracedFact) -> Group:
-    """The three heat-maps of one fact, shaded from its corrupted probability up to the highest score of the three."""
+def fact_maps(traced: TracedFact, width: int = 80) -> Group:
+    """The three heat-maps of one fact, shaded from its corrupted probability up to the highest score of the three.
+
+    width: columns of the terminal.
+    """
     fact = traced.fact
     low, clean = fact.corrupted or 0.0, fact.clean or 0.0
     top = max(float(traced.scores[kind].max()) for kind in TITLES)
@@ -58,28 +91,26 @@ def fact_maps(traced: TracedFact) -> Group:
     details = (
         f"p = {clean:.3f}, corrupted {low:.3f}, total effect {clean - low:.3f}; subject *; shades {low:.3f}-{top:.3f}"
     )
+    names = whole_labels(fact)
     maps = [
         _map(
-            title if kind == "hidden" else f"{title}, window {fact.window}",
-            kind,
-            traced.scores[kind],
-            labels(fact),
-            low,
-            top,
+            title if kind == "hidden" else f"{title}, window {fact.window}", kind, traced.scores[kind], names,
+            (low, top), width,
         )
         for kind, title in TITLES.items()
-    ]
+    ]  # fmt: skip
     return Group(head, Text(details), *maps)
 
 
-def average_maps(average: Average) -> Group:
-    """The three heat-maps of the averages: roles down, layers across."""
+def average_maps(average: Average, width: int = 80) -> Group:
+    """The three heat-maps of the averages: roles down, layers across; width: columns of the terminal."""
     top = max(max(curve.mean) for roles in average.effects.values() for curve in roles.values())
     maps: list[Text] = []
     for kind, roles in average.effects.items():
         title = TITLES[kind] if kind == "hidden" else f"{TITLES[kind]}, window {average.window}"
         rows = [list(curve.mean) for curve in roles.values()]
-        maps.append(_map(f"{title}: mean effect", kind, rows, list(roles), 0.0, top, numbers=True))
+        title = f"{title}: mean effect 0-{top:.3f}"
+        maps.append(_map(title, kind, rows, list(roles), (0.0, top), width, numbers=True))
     return Group(*maps)
 
 
@@ -102,29 +133,57 @@ def _map(
     kind: str,
     table: Tensor | Sequence[Sequence[float]],
     names: Sequence[str],
-    low: float,
-    top: float,
+    scale: tuple[float, float],
+    room: int,
     *,
     numbers: bool = False,
 ) -> Text:
+    """One map in `room` columns; `numbers`: with the values, where they fit.
+
+    If there are more layers than columns, a column is the mean of neighboring layers.
+    """
     rows: list[list[float]] = table.tolist() if isinstance(table, Tensor) else [list(row) for row in table]
-    width = min(LABEL, max(len(name) for name in names))
-    wide = 6 if numbers else max(2, len(str(len(rows[0]) - 1)) + 1)
-    text = Text(f"\n{title}\n")
-    text.append(" " * width + " " + "".join(f"{n:>{wide}}" for n in range(len(rows[0]))) + "  layer\n")
+    width = max(len(LAYER), min(LABEL, max(map(cell_len, names))))
+    n_layers, room = len(rows[0]), max(room - width - 1, 1)
+    together = -(-n_layers // room)
+    rows = [[fmean(row[n : n + together]) for n in range(0, n_layers, together)] for row in rows]
+    digits = len(str(n_layers - 1))
+    numbers = numbers and len(rows[0]) * NUMBER <= room
+    wide = NUMBER if numbers else max(1, min(max(2, digits + 1), room // len(rows[0])))
+    text = Text(f"\n{title}{f', {together} layers a column' if together > 1 else ''}\n")
+    text.append(f"{LAYER:>{width}} {_heads(range(0, n_layers, together), wide)}\n")
     for name, row in zip(names, rows, strict=True):
-        text.append(f"{_cut(name, width):>{width}} ")
+        text.append(" " * (width - cell_len(_cut(name, width))) + f"{_cut(name, width)} ")
         for value in row:
-            share = share_of(value, low, top)
-            red, green, blue = tint(kind, share)
-            # Block characters show the shade where color is off: in a pipe, or with NO_COLOR.
-            block = SHADES[min(len(SHADES) - 1, round(share * (len(SHADES) - 1)))]
-            cell = f"{value:>{wide}.2f}" if numbers else block * wide
-            ink = "white" if share > 0.5 else "black"
-            text.append(cell, style=f"{ink if numbers else f'rgb({red},{green},{blue})'} on rgb({red},{green},{blue})")
+            text.append(*_cell(kind, value, scale, wide, numbers=numbers))
         text.append("\n")
     return text
 
 
+def _cell(kind: str, value: float, scale: tuple[float, float], wide: int, *, numbers: bool) -> tuple[str, str]:
+    """The text and the style of one value."""
+    share = share_of(value, *scale)
+    red, green, blue = tint(kind, share)
+    # Block characters show the shade where color is off: in a pipe, or with NO_COLOR.
+    block = SHADES[min(len(SHADES) - 1, round(share * (len(SHADES) - 1)))]
+    text = f"{value:>{wide}.2f}" if numbers else block * wide
+    ink = "white" if share > 0.5 else "black"
+    return text, f"{ink if numbers else f'rgb({red},{green},{blue})'} on rgb({red},{green},{blue})"
+
+
+def _heads(layers: Sequence[int], wide: int) -> str:
+    """Numbers of layers above columns of this width, as many as fit: each ends where its column ends.
+
+    >>> _heads(range(12), 1)
+    '0    5    10 '
+    """
+    space = len(str(layers[-1])) + 1
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * wide >= space)
+    line = ""
+    for n in range(0, len(layers), step):
+        line += f"{layers[n]:>{max((n + 1) * wide - len(line), 0)}}"
+    return line.ljust(len(layers) * wide)
+
+
 def _cut(name: str, width: int) -> str:
-    return name if len(name) <= width else name[: width - 1] + "\u2026"
+    return name if cell_len(name) <= width else set_cell_size(name, width - 1) + "\u2026"

@@ -2,86 +2,137 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from memedit.progress import Advance
-from memedit.results.units import printable
+from memedit.results.units import counted_unit, duration_text, printable, rate_text
 
-LINE_EVERY = 30.0
-"""Seconds between two lines if stderr is no terminal."""
+BAR, ELAPSED, GAPS = 10, 7, 4
+"""Cells of a bar, of the time since its begin, and between the columns."""
+FIRST_LINE, LINE_EVERY = 5.0, 30.0
+"""Seconds before the first line of a phase, and between two lines, if stderr is no terminal."""
+
+
+@dataclass
+class PhaseCount:
+    """How far a phase is: counted in units of work, timed from its begin."""
+
+    name: str
+    total: int | None
+    unit: str
+    done: int = 0
+    under_way: float = 0.0
+    told: str = ""
+    start: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the phase began."""
+        return max(time.monotonic() - self.start, 1e-9)
+
+    @property
+    def worked(self) -> float:
+        """Units finished, and what the work on the next ones amounts to."""
+        worked = self.done + self.under_way
+        return worked if self.total is None else min(worked, float(self.total))
+
+    def line(self, room: int | None = None) -> str:
+        """The count, the rate, the time left, and what is being done; without the rate if `room` cells need it."""
+        of = "" if self.total is None else f" of {self.total:,}"
+        parts = [f"{self.done:,}{of} {counted_unit(self.total or self.done, self.unit)}"] if self.unit else []
+        rated = len(parts)
+        if self.unit and self.worked:
+            parts.append(rate_text(self.worked, self.seconds, self.unit))
+        if self.total is not None and 0 < self.worked < self.total:
+            parts.append(f"{duration_text((self.total - self.worked) * self.seconds / self.worked)} left")
+        parts += [self.told] if self.told else []
+        if room is not None and len(", ".join(parts)) > room and len(parts) > 2:
+            del parts[rated]
+        return ", ".join(parts)[:room]
 
 
 class TerminalProgress:
-    """Show notes and phases on stderr; with `quiet`, notes only."""
+    """Show notes and phases on a console; `log` gets every line.
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self.console, self.quiet = console, quiet
-        self.bars = console.is_terminal and not quiet and not os.environ.get("MEMEDIT_NO_PROGRESS")
+    quiet: show nothing; verbose: show details too; bars: draw bars if the console is a terminal.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        bars: bool = True,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        self.console, self.quiet, self.verbose, self.log = console, quiet, verbose, log
+        self.bars = console.is_terminal and bars and not quiet
 
     def note(self, text: str) -> None:
         """Print one line; control sequences in it are removed."""
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        self._line(text, shown=not self.quiet)
+
+    def detail(self, text: str) -> None:
+        """Print one line if more was asked for."""
+        self._line(text, shown=self.verbose and not self.quiet)
+
+    def _line(self, text: str, *, shown: bool) -> None:
+        if self.log is not None:
+            self.log(printable(text))
+        if shown:
+            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:
         """Show a bar or lines while a phase runs, and its rate after it."""
-        start, done = time.monotonic(), 0
+        count = PhaseCount(name, total, unit)
+        if self.log is not None:
+            self.log(f"{name}: begins")
         with ExitStack() as stack:
-            show = self._shower(stack, name, total, unit)
+            show = self._bar(stack, count) if self.bars else self._lines(count)
 
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                show(count)
+            def advance(done: int, under_way: float = 0.0, told: str = "") -> None:
+                count.done, count.under_way, count.told = count.done + done, under_way, told
+                show()
 
             yield advance
-        spent = time.monotonic() - start
-        if done and unit and not self.quiet:
-            self.note(f"{name}: {done:,} {unit} in {spent:,.1f} s, {done / max(spent, 1e-9):,.0f} {unit}/s")
+        seconds = count.seconds
+        if count.done and unit:
+            done, rate = f"{count.done:,} {counted_unit(count.done, unit)}", rate_text(count.done, seconds, unit)
+            self.note(f"{name}: {done} in {seconds:,.1f} s, {rate}")
+        else:
+            self.detail(f"{name}: {seconds:,.1f} s")
 
-    def _shower(self, stack: ExitStack, name: str, total: int | None, unit: str) -> Advance:
-        if self.quiet:
-            return lambda _count: None
-        return self._bars(stack, name, total, unit) if self.bars else self._lines(name, total, unit)
+    def _bar(self, stack: ExitStack, count: PhaseCount) -> Callable[[], None]:
+        bar = stack.enter_context(_drawn(self.console))
+        task = bar.add_task(count.name, total=count.total, line="")
+        # Cut here: where a row is too long, rich would shorten the bar and the time as well.
+        room = max(self.console.width - len(count.name) - BAR - ELAPSED - GAPS, 10)
+        return lambda: bar.update(task, completed=count.worked, line=count.line(room))
 
-    def _bars(self, stack: ExitStack, name: str, total: int | None, unit: str) -> Advance:
-        bar = stack.enter_context(self._bar())
-        task = bar.add_task(name, total=total, unit=unit, rate="")
-        start, done = time.monotonic(), 0
+    def _lines(self, count: PhaseCount) -> Callable[[], None]:
+        due = count.start + FIRST_LINE
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            spent = max(time.monotonic() - start, 1e-9)
-            bar.update(task, advance=count, rate=f"{done / spent:,.0f} {unit}/s" if unit else "")
-
-        return advance
-
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True,
-        )  # fmt: skip
-
-    def _lines(self, name: str, total: int | None, unit: str) -> Advance:
-        start = last = time.monotonic()
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done, last
-            done += count
+        def show() -> None:
+            nonlocal due
             now = time.monotonic()
-            if now - last >= LINE_EVERY:
-                last = now
-                rate = done / (now - start)
-                left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
-                of = f" of {total:,}" if total else ""
-                self.note(f"{name}: {done:,}{of} {unit}, {rate:,.0f} {unit}/s{left}")
+            if now >= due and count.done != count.total:  # its end has a line of its own
+                due = now + LINE_EVERY
+                self.note(f"{count.name}: {count.line()}")
 
-        return advance
+        return show
+
+
+def _drawn(console: Console) -> Progress:
+    """A bar that moves, the time since its begin, and one line."""
+    line = TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True))
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=BAR), TimeElapsedColumn(), line
+    return Progress(*columns, console=console, transient=True)

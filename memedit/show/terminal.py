@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from memedit.config.layers import layers_text
 from memedit.edits.edit import Finding
 from memedit.results.report import Report
 from memedit.results.units import printable
 
 ROUNDING_SHOWN = 0.01  # the loss of rounding to nearest above which it is shown beside the loss of what was used
+
+
+def plain_table(titles: Sequence[str], left: Collection[int] = (0,)) -> Table:
+    """A table without lines, but one under its head; `left`: the columns of text. What does not fit is folded."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for n, title in enumerate(titles):
+        table.add_column(title, justify="left" if n in left else "right", overflow="fold")
+    return table
 
 
 def layers_table(report: Report) -> Table:
@@ -21,15 +30,11 @@ def layers_table(report: Report) -> Table:
     Columns for dead units and the moment's shift appear if a layer has any. Columns for rounding to nearest appear if
     it would lose over 1 % of a layer's effect.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     singular = any(one.dead or one.shift for one in report.layers)
     titles = ["layer", "missing before", "after", "leverage", "fitted", "|delta| / |W|", "lost to rounding"]
-    for title in titles + (["dead units", "moment's shift"] if singular else []):
-        table.add_column(title, justify="right")
+    titles += ["dead units", "moment's shift"] if singular else []
     matters = any(one.nearest_loss > ROUNDING_SHOWN for one in report.layers)
-    if matters:
-        table.add_column("if to nearest", justify="right")
-        table.add_column("rounding")
+    table = plain_table(titles + (["if to nearest", "rounding"] if matters else []), left=())
     for one in report.layers:
         table.add_row(
             str(one.layer), f"{one.residual_before:.3g}", f"{one.residual_after:.3g}", f"{one.leverage:.2f}",
@@ -38,6 +43,17 @@ def layers_table(report: Report) -> Table:
             *((f"{one.nearest_loss:.2%}", one.rounding) if matters else ()),
         )  # fmt: skip
     return table
+
+
+def layers_line(report: Report) -> str:
+    """The same in one line: how well the keys are fitted, the largest change, the largest loss to rounding."""
+    layers = report.layers
+    fitted = [one.fitted for one in layers]
+    span = f"{min(fitted):.0%}" if len(layers) == 1 else f"{min(fitted):.0%} to {max(fitted):.0%}"
+    return (
+        f"layers {layers_text([one.layer for one in layers])}: fitted {span}, |delta| / |W| up to "
+        f"{max(one.delta_norm for one in layers):.1%}, rounding lost {max(one.rounding_loss for one in layers):.1%}"
+    )
 
 
 def findings_text(findings: list[Finding]) -> str:

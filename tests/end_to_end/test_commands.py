@@ -92,7 +92,7 @@ def test_show_config_can_be_read_back(tmp_path: Path) -> None:
         (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--device", "cuda:7"], 5, "no cuda:7 device"),
         (["apply", "EDITS", "-m", "MODEL", "-o", "OUT", "--json", "-q"], 2, "choose one"),
         (["eval", "EDITS", "-m", "MODEL", "--fail-under", "beauty=1"], 2, "there is no metric"),
-        (["apply", "EDITS", "--no-such-flag"], 2, "No such option"),
+        (["apply", "EDITS", "--no-such-flag"], 2, "has no option --no-such-flag"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_a_line_a_hint_and_a_code(
@@ -105,9 +105,8 @@ def test_bad_input_ends_in_a_line_a_hint_and_a_code(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "out").exists()
-    if "No such option" not in says:
-        last = done.stderr.strip().splitlines()[-2:]
-        assert [line.split(":")[0] for line in last] == ["error", "hint"]
+    last = done.stderr.strip().splitlines()[-2:]
+    assert [line.split(":")[0] for line in last] == ["error", "hint"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

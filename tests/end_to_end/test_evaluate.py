@@ -127,5 +127,5 @@ def test_what_a_list_says_is_text_on_the_page_and_the_worst_come_first() -> None
     assert remarks(report) == ["neighbors of 2 of 2 edits were derived from the list, which gives none"]
     assert "(some derived)" in markdown(report)
     shown = io.StringIO()
-    Console(width=140, file=shown).print(evaluation_table(report))
-    assert "50.0% (40.0 to 60.0)" in shown.getvalue()
+    Console(width=80, file=shown).print(evaluation_table(report))
+    assert "50.0%  40.0 to 60.0" in shown.getvalue()

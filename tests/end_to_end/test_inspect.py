@@ -72,7 +72,9 @@ def test_a_mixture_says_which_layers_and_why(
     assert code == 0 and "editable    0-1" in out and "2-3       not editable: its MLP is a mixture" in out
     code, out, err = ran(monkeypatch, capfd, config_of("mixtral", tmp_path / "none"), "--json")
     assert code == 4 and json.loads(out)["editable"] == ""
-    assert err.startswith("error: no block of this model can be edited: its MLP is a mixture of routed experts")
+    assert err.splitlines()[1].startswith(
+        "error: no block of this model can be edited: its MLP is a mixture of routed experts"
+    )
 
 
 def test_what_keeps_a_model_from_being_edited_is_all_said(

@@ -227,7 +227,7 @@ def test_auto_needs_edits(made_gpt2: Path, tmp_path: Path) -> None:
 def test_layers_can_be_chosen_by_editing(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
     few = ["--limit", 4, "--set", "target.steps=20", "--set", "moments.tokens=4000"]
     done = command(
-        "trace", EDITS, "-m", made_gpt2, "--suggest-layers", "--by", "edit-score", "-q", *few, cache=moments_folder
+        "trace", EDITS, "-m", made_gpt2, "--suggest-layers", "--by", "edit-score", *few, cache=moments_folder
     )
     assert done.returncode == 0, done.stderr
     tried = [line for line in done.stderr.splitlines() if line.startswith("layers ")]

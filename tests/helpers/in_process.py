@@ -52,8 +52,8 @@ def faults(ended: Ended) -> list[str]:
     lines = ended.err.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     hints = [line for line in lines if line.startswith("hint: ")]
-    # Wrong options are reported by the library that parses them: "Usage: ..." and one "Error: ...".
-    usage = ended.code == 2 and any(line.startswith(("Error: ", "Usage: ")) for line in lines)
+    # A command that needs another one after it shows its help.
+    usage = ended.code == 2 and any(line.startswith("Usage: ") for line in lines)
     found: list[str] = []
     if ended.code not in CODES:
         found.append(f"exit code {ended.code}")

@@ -50,13 +50,16 @@ class KillingProgress:
     def note(self, text: str) -> None:
         """Ignore a note."""
 
+    def detail(self, text: str) -> None:
+        """Ignore a detail."""
+
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:
         """Count the beginning, the steps and the end of a phase."""
         self.phases.append(name)
         try:
             self.happens("begins")
-            yield lambda _done: self.happens("advances")
+            yield lambda done, under_way=0.0, told="": self.happens("advances")
             self.happens("ends")
         finally:
             self.phases.pop()

@@ -80,7 +80,8 @@ def shell_commands(line: str) -> Iterator[list[str]]:
 def check_command(words: list[str]) -> None:
     """Parse a memedit command line as the program does, without running it. Raises an error for what is not real."""
     name, *arguments = words
-    if name in ("--help", "--version", "-h", "-V"):
+    if name.startswith("-"):
+        assert name in {"-h", "--help", *(option for param in COMMAND.params for option in param.opts)}, name
         return
     assert name in COMMAND.commands, f"there is no command {name}"
     command = COMMAND.commands[name]

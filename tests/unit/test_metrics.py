@@ -8,6 +8,7 @@ import re
 from dataclasses import fields
 from html import unescape
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from memedit.cli.gates import gate, gate_bars
@@ -20,9 +21,16 @@ from memedit.results.report import Drift, EditResult, Figure, ModelReport, Repor
 from memedit.results.rows import score_lines
 from memedit.results.units import printable
 from memedit.show import tables
-from memedit.show.evaluation import evaluation_table, models_table
+from memedit.show.evaluation import (
+    FIRST_EDITS,
+    evaluation_table,
+    models_table,
+    more_figures,
+    unsuccessful_lines,
+)
 from memedit.show.report_page import evaluation_page
 from memedit.show.tables import markdown, markdown_text
+from rich.cells import cell_len
 from rich.console import Console
 
 SECTIONS = {"groups", "generated"}
@@ -73,9 +81,9 @@ def a_report(group: str = "Reasoning", note: str = "a note", model: str = "m") -
     )  # fmt: skip
 
 
-def shown(report: Report, *, brief: bool = False) -> str:
+def shown(report: Report, *, everything: bool = True, width: int = 200) -> str:
     stream = io.StringIO()
-    Console(width=200, file=stream).print(evaluation_table(report, 200, brief=brief))
+    Console(width=width, file=stream).print(evaluation_table(report, width, everything=everything))
     return stream.getvalue()
 
 
@@ -115,7 +123,8 @@ def test_terminal_page_and_card_show_one_label_value_and_meaning() -> None:
     lines = list(score_lines(report))
     for line in lines:
         row = next(found for found in terminal.splitlines() if found.strip().startswith(f"{line.label}  "))
-        assert line.meaning in row and line.span(line.after) in row
+        assert line.meaning in row
+        assert f"{line.text(line.after)}  {line.interval(line.after)}".rstrip() in re.sub("   +", "  ", row)
         cells = re.search(rf"<tr>\s*<td[^>]*>{re.escape(line.label)}</td>.*?</tr>", page, re.S)
         assert cells and line.meaning in cells[0] and line.span(line.after) in cells[0]
         assert f"| {line.label} |" in card and markdown_text(line.meaning) in card
@@ -124,13 +133,59 @@ def test_terminal_page_and_card_show_one_label_value_and_meaning() -> None:
     assert "paraphrase (some derived)" not in card and "than the new (some derived)" in card
 
 
-def test_apply_prints_rows_of_the_same_table() -> None:
+def test_a_terminal_of_80_columns_shows_six_figures_uncut_and_the_rest_where_it_is_asked() -> None:
     report = a_report()
-    whole, brief = ([line.strip() for line in shown(report, brief=few).splitlines()] for few in (False, True))
-    labels = [{line.split("  ")[0] for line in lines if "%" in line} for lines in (brief, whole)]
-    assert labels[0] < labels[1]
-    kept = next(line for line in brief if line.startswith("kept, earlier edits"))
-    assert "100.0%" not in kept  # nothing was measured before: no number is made up
+    few, every = (shown(report, everything=every, width=80).splitlines() for every in (False, True))
+    labels = [
+        {line.split("  ")[0].strip() for line in lines if re.search(r"\d", line)} - {""} for lines in (few, every)
+    ]
+    assert len(labels[0]) == 6 and labels[0] < labels[1]
+    assert "kept, edited subjects" in labels[0] and "efficacy" in labels[0]
+    assert len(few) <= 10 and max(map(cell_len, [*few, *every])) <= 80
+    assert "\u2026" not in "".join(few + every)
+    missing = len({line.metric.name for line in score_lines(report)}) - 6
+    assert more_figures(report) == f"{missing:,} more figures: add --all"
+    wide = shown(report, everything=False, width=160)
+    assert "new object more likely than the old" in wide and "new object" not in "".join(few)
+
+
+def test_a_figure_that_was_not_measured_before_has_no_number_there() -> None:
+    kept = next(line for line in shown(a_report()).splitlines() if "kept, earlier edits" in line)
+    assert re.search(r"edits +- ", kept)
+
+
+def failed(n: int, **knobs: Any) -> EditResult:
+    edit = {"subject": f"Person {n}", "prompt": "{} speaks", "object": "Catalan"}
+    said = {"after": " Finnish.\nA"}
+    return EditResult.model_validate({"id": f"e{n}", "status": "failed", "edit": edit, "said": said, **knobs})
+
+
+def test_failed_and_skipped_edits_are_named_with_what_the_model_says_instead() -> None:
+    results = (failed(0), failed(1, status="ok"), failed(2, status="skipped", reason="an exact duplicate"))
+    report = a_report().model_copy(update={"per_edit": results})
+    assert unsuccessful_lines(report) == [
+        "1 of 3 edits failed:", '  e0: Person 0 speaks: wanted "Catalan", says "Finnish. A"',
+        "1 of 3 edits was skipped:", "  e2: an exact duplicate",
+    ]  # fmt: skip
+    assert unsuccessful_lines(report.model_copy(update={"per_edit": results[1:2]})) == []
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_only_five_are_named_and_the_rest_is_counted_on_lines_that_fit(width: int) -> None:
+    long = {"subject": "東京" * 60, "prompt": "{} is", "object": "京" * 40}
+    results = tuple(failed(n, id=f"{n}" * 60, edit=long, said={"after": "都" * 90}) for n in range(9))
+    report = a_report().model_copy(update={"per_edit": results, "output": "out"})
+    lines = unsuccessful_lines(report, width)
+    assert len(lines) == 1 + FIRST_EDITS + 1
+    assert lines[-1] == "  and 4 more: --per-edit lists them, as does out/memedit/results.jsonl"
+    assert max(map(cell_len, lines)) <= width
+
+
+def test_answers_are_added_to_the_report_and_to_no_other_edit() -> None:
+    report = a_report().model_copy(update={"per_edit": (failed(0, said={}), failed(1, said={}))})
+    told = report.with_answers({"e1": "Finnish"})
+    assert [one.said for one in told.per_edit] == [{}, {"after": "Finnish"}]
+    assert report.with_answers({}) is report
 
 
 def test_formats_follow_the_row_and_not_a_part_of_the_name() -> None:
@@ -160,7 +215,9 @@ def test_text_of_a_list_stays_text_in_every_table(text: str) -> None:
         update={"models": tuple(ModelReport(model=name, scores=one.after) for name in (text, "b"))}
     )
     stream = io.StringIO()
-    Console(width=300, file=stream).print(evaluation_table(one, 300), models_table(several))
+    Console(width=300, file=stream).print(
+        evaluation_table(one, 300, everything=True), models_table(several, everything=True)
+    )
     card, terminal = markdown(several), stream.getvalue()
     for control in ("\x1b", "\x07", "\x9b", "\x85"):
         assert control not in terminal + card

@@ -23,7 +23,7 @@ from memedit.model.load import LanguageModel
 from memedit.model.weights import applied
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import decomposed, factor_metric
-from memedit.progress import Advance
+from memedit.progress import Advance, ignore_advance
 from tests.conftest import byte_tokenizer, tiny_model
 
 SAME = 1e-4  # on log-probabilities: float32 sums in another order
@@ -166,7 +166,7 @@ def test_what_must_stay_are_other_relations_and_other_subjects(
 
 @contextmanager
 def phase(_name: str, _total: int | None = None, _unit: str = "") -> Generator[Advance]:
-    yield lambda _n: None
+    yield ignore_advance
 
 
 def solved(lm: LanguageModel, **knobs: Any) -> Update:

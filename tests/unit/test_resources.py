@@ -13,13 +13,13 @@ from memedit.editing.resources import (
     bytes_text,
     check_room,
     check_weights,
-    duration_text,
     estimate_seconds,
     moment_bytes,
     weight_bytes,
 )
 from memedit.errors import ResourceError
 from memedit.model.load import LanguageModel, load
+from memedit.results.units import duration_text
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.machine import free_disk
 from tests.conftest import ROOT

@@ -30,7 +30,13 @@ def lm(tiny_folder: Path) -> LanguageModel:
 
 
 def found(
-    lm: LanguageModel, *, engine: Any = Suffix, which: Any = range(N), tokens: int = 1024, **knobs: Any
+    lm: LanguageModel,
+    *,
+    engine: Any = Suffix,
+    which: Any = range(N),
+    tokens: int = 1024,
+    advance: Any = None,
+    **knobs: Any,
 ) -> Targets:
     """Targets of edits with objects of one to three tokens, under three contexts."""
     generator = torch.Generator().manual_seed(8)
@@ -45,7 +51,7 @@ def found(
         edits.append(Edit(request, prompts[-1][0], draw(1 + n % 3), subject))
     recipe = resolve([("flag", {"target.steps": 8, **knobs})])[0]
     mine = [edits[n] for n in which], [prompts[n] for n in which]
-    return find_targets(lm, *mine, 1, recipe, engine=engine, tokens=tokens)
+    return find_targets(lm, *mine, 1, recipe, engine=engine, tokens=tokens, advance=advance)
 
 
 def gap(one: Targets, other: Targets) -> float:
@@ -66,6 +72,17 @@ def test_edits_stop_where_they_would_alone(lm: LanguageModel) -> None:
     alone = Targets.join([found(lm, which=[n], **knobs) for n in range(N)])
     assert torch.equal(together.steps, alone.steps)
     assert gap(together, alone) < SAME
+
+
+def test_the_search_tells_its_steps_and_loss_and_counts_every_edit_once(lm: LanguageModel) -> None:
+    told: list[tuple[int, float, str]] = []
+    made = found(lm, advance=lambda done, share=0.0, text="": told.append((done, share, text)), **{"target.stop": 0})
+    assert sum(done for done, _, _ in told) == N
+    assert [text.split(",")[0] for _, _, text in told[:-1]][:8] == [f"step {n} of 8" for n in range(1, 9)]
+    work = [sum(done for done, _, _ in told[: n + 1]) + told[n][1] for n in range(len(told))]
+    assert work == sorted(work) and work[-1] == N
+    losses = [float(text.rpartition(" ")[2]) for _, _, text in told if text]
+    assert losses[0] > losses[-1] and abs(losses[-1] - float(made.loss.mean())) < 0.5
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 import pytest
 from memedit.errors import UsageError
 from memedit.results.traces import TracedFact, TracingResult
-from memedit.show.heatmap import average_maps, fact_maps, summary
+from memedit.show.heatmap import average_maps, fact_maps, labels, summary, whole_labels
 from memedit.show.html import trace_page
 from memedit.show.trace_figures import FACTS
+from rich.cells import cell_len
 from rich.console import Console
 from tests.helpers.tracings import TOKENS, a_tracing
 
@@ -120,6 +121,70 @@ def test_a_terminal_shows_the_maps_with_and_without_color(color: str | None) -> 
     assert ("\u2588" in said) or color is not None
     assert "last subject token" in said
     assert "2 facts (1 not known, skipped)" in summary(tracing)
+
+
+def drawn(width: int, n_layers: int, **fact: object) -> list[str]:
+    """The maps of one fact and of the averages as lines, without color."""
+    stream = io.StringIO()
+    tracing = a_tracing(n_layers=n_layers)
+    traced = tracing.facts[0]
+    one = TracedFact(traced.fact.model_copy(update=fact), traced.scores)
+    console = Console(file=stream, width=width, color_system=None)
+    console.print(fact_maps(one, width), average_maps(tracing.average, width))
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "width", "binned"), [(30, 80, False), (80, 80, True), (5, 80, False), (126, 60, True)]
+)
+def test_maps_of_many_layers_fit_the_terminal(n_layers: int, width: int, binned: bool) -> None:
+    wide = ("東京" * 20, *TOKENS[1:])
+    lines = drawn(width, n_layers, prompt="x", tokens=wide)
+    assert max(map(cell_len, lines)) <= width
+    heads = [line for line in lines if line.strip().startswith("layer ")]
+    assert len(heads) == 6
+    numbers = [int(word) for word in heads[0].split()[1:]]
+    assert numbers[0] == 0 and numbers == sorted(set(numbers)) and n_layers * 2 // 3 <= numbers[-1] < n_layers
+    assert " ".join(" ".join(lines).split()).count("layers a column") == (6 if binned else 0)
+    # Every row begins at the same cell, whatever its label is.
+    rows = [line for line in lines if re.search("[░▒▓█]", line)]
+    assert len(rows) >= 3
+    ends = {cell_len(line) for line in rows if line.endswith("█")}
+    assert not ends or max(ends) <= width
+
+
+def test_averages_have_numbers_where_they_fit_and_their_scale_where_not() -> None:
+    assert any(re.search(r"\d\.\d\d +\d\.\d\d", line) for line in drawn(80, 5)[-12:])
+    narrow = drawn(80, 30)
+    assert not any(re.search(r"\d\.\d\d +\d\.\d\d", line) for line in narrow[-12:])
+    assert any("mean effect 0-" in line for line in narrow)
+
+
+BYTES = "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "expected"),
+    [
+        ("京 is", (BYTES, BYTES, BYTES, " is"), ["京 1/3*", "京 2/3*", "京 3/3*", "·is"]),
+        (
+            "In 東京",
+            ("<s>", "In", f" {BYTES}", BYTES, BYTES * 2),
+            ["<s>*", "In*", "·東京 1/3*", "·東京 2/3", "·東京 3/3"],
+        ),
+        ("a é b", ("a", " ", BYTES, BYTES, "b"), ["a*", "·*", "é· 1/2*", "é· 2/2", "b"]),
+        ("a\nb", ("a", "\n", "b"), ["a*", "\\n*", "b*"]),
+        ("x", ("y", BYTES, "z"), ["y*", "bytes 1/1*", "z*"]),
+    ],
+)
+def test_a_character_of_several_tokens_is_shown_on_each(
+    prompt: str, tokens: tuple[str, ...], expected: list[str]
+) -> None:
+    fact = a_tracing().facts[0].fact.model_copy(update={"prompt": prompt, "tokens": tokens, "subject_tokens": (0, 2)})
+    assert whole_labels(fact) == expected
+    assert BYTES not in "".join(whole_labels(fact))
+    # The page and the files keep what they had.
+    assert (BYTES in "".join(labels(fact))) == (BYTES in "".join(tokens))
 
 
 @pytest.mark.parametrize("suffix", [pytest.param("png", marks=pytest.mark.slow), "svg"])
