@@ -13,7 +13,7 @@ from memedit.editing.resources import cache_bytes, moment_bytes
 from memedit.editing.run import EditRun
 from memedit.editing.target_search import memory_for
 from memedit.results.report import LedgerReport
-from memedit.results.units import bytes_text, duration_text
+from memedit.results.units import bytes_text, range_text
 
 
 class DryRun(BaseModel):
@@ -36,7 +36,9 @@ class DryRun(BaseModel):
     bytes_memory: int
     """Estimate for model, second moments and target search together."""
     seconds: float
-    """Estimate for second moments, targets and polish."""
+    """Estimate of the run's time, if the search ends early."""
+    seconds_most: float
+    """The same if it takes long."""
     ledger: LedgerReport | None = None
     resumes: bool
     """A run of the same edits, model and recipe was interrupted, and will continue."""
@@ -53,7 +55,7 @@ class DryRun(BaseModel):
             f"moments   {len(self.moments_cached)} cached; to measure: {missing} ({self.tokens:,} tokens)",
             f"writes    {bytes_text(self.bytes_output)} of output, {bytes_text(self.bytes_cache)} of cache",
             f"memory    about {bytes_text(self.bytes_memory)}",
-            f"time      about {duration_text(self.seconds)}",
+            f"time      about {range_text(self.seconds, self.seconds_most)}",
             f"resumes   {'an unfinished run' if self.resumes else 'nothing'}",
         ]
 
@@ -63,6 +65,7 @@ def plan_dry_run(job: EditRun) -> DryRun:
     lm, moments = job.lm, job.moment_plan
     weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
     widths = [lm.architecture.mlp_widths[layer] for layer in job.plan.layers]
+    seconds, most = job.takes()
     return DryRun(
         edits=len(job.requests),
         skipped=len(job.plan.skipped) + len(job.history.duplicates),
@@ -76,7 +79,8 @@ def plan_dry_run(job: EditRun) -> DryRun:
         bytes_output=job.base.output_size(keep_copies=job.recipe.output.keep_copies),
         bytes_cache=cache_bytes([lm.architecture.mlp_widths[layer] for layer in moments.missing]),
         bytes_memory=weights + moment_bytes(widths) + _search_bytes(job),
-        seconds=job.takes(),
+        seconds=seconds,
+        seconds_most=most,
         ledger=ledger_report(job.history, job.groups, job.kept),
         resumes=job.store().folder.is_dir(),
     )

@@ -35,7 +35,7 @@ from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing,
 from memedit.editing.plan import Contexts, Plan, encode_contexts, make_plan
 from memedit.editing.polish import solve_edits
 from memedit.editing.preserve import choose_preserved
-from memedit.editing.resources import check_room, check_weights, estimate_seconds
+from memedit.editing.resources import Work, check_room, check_weights, estimate_seconds
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.editing.start import RunStart
@@ -47,11 +47,12 @@ from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
 from memedit.evaluation.generated import written
 from memedit.evaluation.made_facts import Asked, Names, filled, make_facts, names_beside
+from memedit.evaluation.probes import list_probes
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
 from memedit.results.report import Report, RetryRound
-from memedit.results.units import duration_text, plain_json
+from memedit.results.units import plain_json, range_text
 from memedit.results.versions import versions
 from memedit.show import card
 from memedit.storage.artifacts import Store, digest_of
@@ -157,7 +158,7 @@ class EditRun:
         plan, architecture = self.moment_plan, self.lm.architecture
         written = self.base.output_size(keep_copies=self.recipe.output.keep_copies)
         resources = check_room(written, self.out, self.recipe.output.link, architecture, self.plan.layers, plan.missing)
-        self.progress.note(f"takes about {duration_text(self.takes())}, {resources}")
+        self.progress.note(f"takes about {range_text(*self.takes())}, {resources}")
         recipe, edits = self.recipe, len(self.requests)
         self.progress.detail(
             f"plan: {edits:,} edits, {len(self.kept):,} targets from the ledger; {recipe.method.name} at layers "
@@ -165,18 +166,20 @@ class EditRun:
         )
         self.progress.detail(f"moments: {len(plan.cached)} of {len(plan.on)} layers are in the cache")
 
-    def takes(self) -> float:
-        """Estimate the seconds that moments, targets and polish take."""
+    def takes(self) -> tuple[float, float]:
+        """Estimate the seconds that the run takes, at least and at most."""
         count, _ = context_shape(self.lm.tokenizer, self.recipe.contexts, chat=self.recipe.chat)
-        plan = self.moment_plan
-        suffixes = (count + 1) * sum(suffix_of(edit) for n, edit in enumerate(self.plan.edits) if n not in self.kept)
+        plan, polish = self.moment_plan, self.recipe.polish
+        suffixes = [suffix_of(edit) for edit in self.plan.edits]
+        mean = sum(len(edit.prompt.ids) + len(edit.target) for edit in self.plan.edits) / len(self.plan.edits)
         read = plan.tokens if plan.missing else 0
-        polish = self.recipe.polish
-        return estimate_seconds(
-            self.lm, self.plan.layers, read, suffixes, self.recipe.target.steps,
-            written_tokens=read if plan.own_text else 0,
-            polish_tokens=round(polish.steps * (1 + polish.ratio) * sum(map(suffix_of, self.plan.edits))),
+        work = Work(
+            read=read, written=read if plan.own_text else 0,
+            scored=round(2 * mean * (len(list_probes(self.requests)) + len(self.facts))),
+            searched=(count + 1) * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
+            polished=round(polish.steps * (1 + polish.ratio) * sum(suffixes)),
         )  # fmt: skip
+        return estimate_seconds(self.lm, self.plan.layers, work, self.recipe.target)
 
     def contexts(self, run: Store) -> Contexts:
         """The contexts (the ledger's own if there is one), and every edit's prompts under them."""

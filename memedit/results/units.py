@@ -28,6 +28,19 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def range_text(least: float, most: float) -> str:
+    """Format a range of times for people.
+
+    >>> range_text(7.2, 31), range_text(40, 200), range_text(100, 110)
+    ('7 to 31 s', '40 s to 3 min', '2 min')
+    """
+    low, high = duration_text(least), duration_text(most)
+    if low == high:
+        return high
+    same = low.split()[1] == high.split()[1]
+    return f"{low.split()[0] if same else low} to {high}"
+
+
 def rate_text(done: float, seconds: float, unit: str) -> str:
     """Format a rate; of fewer than one a second, say how long one takes.
 

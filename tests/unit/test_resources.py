@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from memedit.config.recipe import ModelKnobs
+from memedit.config.recipe import ModelKnobs, TargetKnobs
 from memedit.editing import resources as preflight
 from memedit.editing.resources import (
+    Work,
     bytes_text,
     check_room,
     check_weights,
@@ -92,12 +92,19 @@ def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Pat
 
 def test_time_grows_with_what_is_read_and_searched(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     short("token_seconds", monkeypatch, 1)  # type: ignore[arg-type]
-    none, read, searched = (estimate_seconds(lm, (0, 1, 2), *asked, 40) for asked in ((0, 0), (1000, 0), (0, 1000)))
-    assert none == 0 and read > 500 and searched == pytest.approx(1000 * 0.5 * 3 * 20)
-    assert estimate_seconds(lm, (5,), 0, 1000, 40) == 0  # nothing runs above the last block
-    assert torch.isfinite(torch.tensor([read, searched])).all()
-    more = estimate_seconds(lm, (5,), 0, 0, 40, written_tokens=100, polish_tokens=10)
-    assert more == pytest.approx(100 * 3 + 10 * 3)
+    target = TargetKnobs(steps=40)
+
+    def takes(layers: tuple[int, ...], **tokens: int) -> tuple[float, float]:
+        return estimate_seconds(lm, layers, Work(**tokens), target)
+
+    assert takes((0, 1, 2)) == (0, 0)
+    least, most = takes((0, 1, 2), read=1000)
+    assert least == most > 500
+    assert takes((0, 1, 2), searched=1000) == pytest.approx((1000 * 0.5 * 3 * 4, 1000 * 0.5 * 3 * 20))
+    assert takes((5,), searched=1000) == (0, 0)  # nothing runs above the last block
+    assert takes((5,), written=100, polished=10, scored=7)[0] == pytest.approx(100 * 3 + 10 * 3 + 7)
+    adam = estimate_seconds(lm, (0, 1, 2), Work(searched=1000), TargetKnobs(steps=40, optimizer="adam"))
+    assert adam[1] > takes((0, 1, 2), searched=1000)[1]
 
 
 @pytest.mark.parametrize(("spent", "said"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
