@@ -28,6 +28,7 @@ from memedit.pipeline import RunInputs
 from memedit.progress import Progress
 from memedit.results.cache import CacheCleaning, CacheEntry, CacheKind
 from memedit.results.changes import Comparison, ExportKind, Outcome
+from memedit.results.history import EditLog
 from memedit.results.inspection import Inspection, MomentRow
 from memedit.results.report import Report
 from memedit.results.traces import TracingResult
@@ -398,6 +399,15 @@ def diff(a: Folder, b: Folder, *, progress: Progress | None = None) -> Compariso
     True
     """
     return pipeline.run_diff(_path("a", a) or "", _path("b", b) or "", progress=progress)
+
+
+@_python
+def log(edited: Folder) -> EditLog:
+    """List the edits of an edited model in order, and what became of each.
+
+    `.edits` have `.id`, `.prompt`, `.object` and `.state`. Raises UsageError for a model without a ledger.
+    """
+    return pipeline.run_log(_path("edited", edited) or "")
 
 
 @_python

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from memedit.changes.commands import run_add, run_diff, run_export, run_revert
 from memedit.config.layers import layers_text
-from memedit.config.recipe import Recipe
+from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.editing.dry_run import DryRun, plan_dry_run
+from memedit.editing.edit_log import edit_log
 from memedit.editing.layer_search import search_layers
 from memedit.editing.ledger import Mode
+from memedit.editing.ledger_files import read_ledger
 from memedit.editing.moment_cache import run_stats
 from memedit.editing.plan import check_edits
 from memedit.editing.resources import check_weights
@@ -31,6 +33,7 @@ from memedit.inspect_model import run_inspect
 from memedit.model.load import at_hand, load, locate, open_tokenizer
 from memedit.model.weights import applied
 from memedit.progress import NoProgress, Progress
+from memedit.results.history import EditLog
 from memedit.results.report import Report
 from memedit.results.traces import TracingResult
 from memedit.storage.cache import cache_limit, trim_cache
@@ -41,7 +44,7 @@ from memedit.tracing.run import trace_all
 
 __all__ = [
     "RunInputs", "run_add", "run_apply", "run_check", "run_diff", "run_dry_run", "run_evaluate", "run_export",
-    "run_forget", "run_inspect", "run_layer_search", "run_revert", "run_stats", "run_trace",
+    "run_forget", "run_inspect", "run_layer_search", "run_log", "run_revert", "run_stats", "run_trace",
 ]  # fmt: skip
 
 
@@ -128,6 +131,16 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
         job.finish(run)
     trim_cache(job.progress.note)
     return report.with_answers(said)
+
+
+def run_log(model: str) -> EditLog:
+    """List the edits of an edited model. Raises UsageError for a model that has no ledger."""
+    folder = locate(ModelKnobs(path=model))
+    ledger = read_ledger(folder)
+    if ledger is None:
+        hint = "give a folder that memedit apply wrote, with its folder memedit"
+        raise UsageError(f"{model} has no ledger of edits (memedit/ledger.jsonl)", hint)
+    return edit_log(model, ledger)
 
 
 def run_trace(

@@ -43,6 +43,7 @@ SOUND: list[list[str]] = [
     ["export", "edited", "--to", "dense", "-m", "model", "-o", "out.safetensors"],
     ["revert", "edited", "-o", "out", "-m", "model"],
     ["diff", "model", "edited", "--exit-code"],
+    ["log", "edited", "--json"],
     ["schema", "recipe"],
     ["help", "settings", "method"],
     ["cache", "ls", "--kind", "moment", "--json"],
