@@ -25,5 +25,5 @@ def log_line(log: EditLog) -> str:
     counts: dict[str, int] = {}
     for edit in log.edits:
         counts[edit.state] = counts.get(edit.state, 0) + 1
-    said = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    said = ", ".join(f"{state} {count:,}" for state, count in counts.items())
     return f"{len(log.edits):,} edits of {printable(log.base)}: {said}"

@@ -43,7 +43,7 @@ def test_every_edit_has_its_state(ledger: Ledger) -> None:
     ]  # fmt: skip
     assert [one.id for one in found.active] == ["lost", "failed", "old", "later"]
     assert found.edits[0].prompt == "Ada lives in"
-    assert log_line(found) == "5 edits of base: 1 replaced, 1 lost, 1 failed, 1 not measured, 1 holds"
+    assert log_line(found) == "5 edits of base: replaced 1, lost 1, failed 1, not measured 1, holds 1"
 
 
 def test_the_table_shows_foreign_text_as_it_is_and_no_control_characters(ledger: Ledger) -> None:
