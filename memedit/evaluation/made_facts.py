@@ -55,7 +55,7 @@ def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) 
     for relation, mine in subjects.items():
         for _ in range(min(LISTS, 4 * len(mine))):
             few = draw.sample(mine, min(NAMES_SHOWN, len(mine)))
-            prompts.append((relation, encode_bare(lm.tokenizer, ", ".join(few) + ",")))
+            prompts.append((relation, encode_bare(lm.tokenizer, _opened(few))))
     # Rows of one length run together; a list may begin in the middle of a name.
     least = min(len(ids) for _, ids in prompts)
     prompts = [(relation, (*opening, *ids[-least:])) for relation, ids in prompts]
@@ -68,6 +68,11 @@ def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) 
         relation: [name for name, _ in sorted(names.items(), key=lambda one: (-one[1], one[0])) if name not in edited]
         for relation, names in counted.items()
     }
+
+
+def _opened(subjects: Sequence[str]) -> str:
+    """The beginning of a list; one or two names alone would be continued as a sentence about them."""
+    return ("Examples: " if len(subjects) < 3 else "") + ", ".join(subjects) + ","
 
 
 def _split(text: str) -> list[str]:

@@ -130,8 +130,8 @@ METRICS = (
 )  # fmt: skip
 """Every metric, in the order in which tables show them."""
 MOST_TELLING = (
-    "efficacy", "accuracy", "paraphrase", "neighborhood", "kept.siblings", "kept.others", "drift.ppl", "retention",
-    "kept.earlier", "generated.efficacy", "score", "paraphrase_accuracy", "neighborhood_accuracy",
+    "efficacy", "accuracy", "paraphrase", "kept.earlier", "neighborhood", "kept.siblings", "kept.others", "drift.ppl",
+    "retention", "generated.efficacy", "score", "paraphrase_accuracy", "neighborhood_accuracy",
 )  # fmt: skip
 """The metrics that a terminal shows first, the most important ones first."""
 METRICS_BY_NAME = {one.name: one for one in METRICS}

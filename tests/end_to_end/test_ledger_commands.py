@@ -48,7 +48,7 @@ def test_a_second_list_is_solved_with_the_first_and_told(edited: Path, tmp_path:
     done = memedit(*said, cache=edited / "cache", stdin=more)
     assert done.returncode == 0, done.stderr
     assert line in done.stdout
-    assert "kept, earlier" in done.stdout and "retention" in done.stdout
+    assert "kept, earlier" in done.stdout
     assert '<stdin>:1: W230 edit "jobissa-brerandor-language": the object "Polish" replaces "Catalan", as ' \
         'edited at <stdin>:1' in done.stderr  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "more/memedit/ledger.jsonl").read_text().splitlines()]

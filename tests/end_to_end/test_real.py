@@ -128,7 +128,7 @@ def test_a_loaded_model_gets_the_same_edit_as_the_folder(
     one = edited.edits[:1]
     report = memedit.apply(one, edited.model, tmp_path / "out", settings=SETTINGS)
     # No facts were given: the model names other subjects, and its own answers about them stay.
-    assert report.made_facts and report.kept["others"] and report.kept["others"].mean > 0.7
+    assert report.made_facts and report.kept["others"] and report.kept["others"].mean > 0.5
     model = AutoModelForCausalLM.from_pretrained(edited.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(edited.model)
     with memedit.edited(model, tokenizer, one, settings=SETTINGS) as update:

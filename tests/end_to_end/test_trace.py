@@ -72,7 +72,7 @@ def test_facts_that_the_model_does_not_know_are_skipped_and_counted(made_gpt2: P
     file = tmp_path / "known.json"
     file.write_text(json.dumps(records))
     out = tmp_path / "out"
-    done = command("trace", file, "-m", made_gpt2, "-o", out, "-q", *QUICK, cache=tmp_path / "cache")
+    done = command("trace", file, "-m", made_gpt2, "-o", out, *QUICK, cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (out / "trace.jsonl").read_text().splitlines()]
     assert [(row["id"], row["status"]) for row in rows] == [("known-7", "traced"), ("known-8", "unknown")]
@@ -205,7 +205,6 @@ def test_apply_takes_the_layers_of_a_trace_and_says_so(made_gpt2: Path, moments_
         40,
         "--layers",
         "auto",
-        "-q",
         *knobs,
         cache=moments_folder,
     )

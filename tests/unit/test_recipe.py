@@ -99,10 +99,11 @@ def test_a_presets_ridge_is_memits_alone() -> None:
             assert ("-" in recipe.method.layers) == (not kind.single)
 
 
-def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
-    with pytest.raises(RecipeError) as caught:
-        preset("gpt-5")
-    assert "gpt-j-6b" in caught.value.hint
+def test_an_unknown_preset_is_refused_with_the_nearest_or_those_there_are() -> None:
+    for name, hint in (("gpt2xl", "did you mean gpt2-xl?"), ("x", "gpt-j-6b")):
+        with pytest.raises(RecipeError) as caught:
+            preset(name)
+        assert hint in caught.value.hint
 
 
 def test_how_weights_are_rounded_counts_in_the_digest() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers.conversion_mapping
+import transformers.conversion_mapping as conversion_mapping
 from memedit.changes.base_checkpoint import BaseCheckpoint
 from memedit.changes.stored_names import StoredNames
 from memedit.config.recipe import ModelKnobs
@@ -104,7 +104,7 @@ def test_without_the_renames_of_transformers_a_composite_model_is_refused(
     def missing(_model: object) -> Any:
         raise error("another version")
 
-    monkeypatch.setattr(transformers.conversion_mapping, INTERNAL.rpartition(".")[2], missing)
+    monkeypatch.setattr(conversion_mapping, INTERNAL.rpartition(".")[2], missing)
     with pytest.raises(UnsupportedModelError, match="has no tensor"):
         StoredNames.of(lm.model, Checkpoint.open(tmp_path / "llava")).weight(lm, 1)
     names = StoredNames.of(plain.model, Checkpoint.open(tmp_path / "llama"))
