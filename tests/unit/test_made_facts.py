@@ -81,20 +81,18 @@ def test_the_model_says_the_facts_that_are_made_of_its_answers(
 
 @pytest.mark.slow
 def test_apply_tells_what_it_took_where_no_facts_are_given(tmp_path: Path) -> None:
-    edits = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:20]
-    model = ROOT / "examples" / "models" / "made-gpt2"
-    report = memedit.apply(edits, model, tmp_path / "out")
+    edits = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:6]
+    model, few = ROOT / "examples" / "models" / "made-gpt2", {"moments.tokens": 768, "method.ridge": 20}
+    report = memedit.apply(edits, model, tmp_path / "out", settings=few)
     assert report.made_facts > 0
-    assert report.kept["siblings"] and report.kept["siblings"].mean > 0.8
+    assert report.kept["siblings"] and report.kept["siblings"].mean > 0.5
     assert report.kept["others"] is None  # this model cannot continue a list of names
     (row,) = [row for row in rows(report) if row[0] == "kept, edited subjects"]
     assert row[-1].endswith("(made)")
     assert any("no facts were given" in line for line in remarks(report))
-    given = memedit.apply(
-        edits, model, tmp_path / "given", facts=ROOT / "examples" / "world" / "facts.jsonl",
-    )  # fmt: skip
+    given = memedit.apply(edits, model, tmp_path / "given", facts=edits[:1], settings=few)
     assert given.made_facts == 0
-    none = memedit.apply(edits, model, tmp_path / "none", settings={"eval.derive": False})
+    none = memedit.apply(edits, model, tmp_path / "none", settings={**few, "eval.derive": False})
     assert none.kept == {"others": None, "siblings": None}
     out, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "none"))
     assert out == other
