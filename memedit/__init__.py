@@ -4,7 +4,7 @@
 >>> report = memedit.apply("edits.yaml", "MODEL", "OUT")  # doctest: +SKIP
 
 Functions: `check`, `stats`, `trace`, `apply`, `forget`, `evaluate`, `inspect`, `export`, `add`, `revert`, `diff`,
-`log`, `list_cache`, `clean_cache`, `load_edits`, and `edited` for a model that is loaded in memory.
+`log`, `push`, `list_cache`, `clean_cache`, `load_edits`, and `edited` for a model that is loaded in memory.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from memedit.api import list_cache as list_cache
     from memedit.api import load_edits as load_edits
     from memedit.api import log as log
+    from memedit.api import push as push
     from memedit.api import revert as revert
     from memedit.api import stats as stats
     from memedit.api import trace as trace
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "EditRequest", "MemeditError", "__version__", "add", "apply", "check", "clean_cache", "diff", "edited", "evaluate",
-    "export", "forget", "inspect", "list_cache", "load_edits", "log", "revert", "stats", "trace",
+    "export", "forget", "inspect", "list_cache", "load_edits", "log", "push", "revert", "stats", "trace",
 ]  # fmt: skip
 
 _OTHER_HOMES = {"EditRequest": "edits.edit", "MemeditError": "errors"}

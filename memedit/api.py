@@ -29,6 +29,7 @@ from memedit.progress import Progress
 from memedit.results.cache import CacheCleaning, CacheEntry, CacheKind
 from memedit.results.changes import Comparison, ExportKind, Outcome
 from memedit.results.history import EditLog
+from memedit.results.hub import Upload
 from memedit.results.inspection import Inspection, MomentRow
 from memedit.results.report import Report
 from memedit.results.traces import TracingResult
@@ -408,6 +409,27 @@ def log(edited: Folder) -> EditLog:
     `.edits` have `.id`, `.prompt`, `.object` and `.state`. Raises UsageError for a model without a ledger.
     """
     return pipeline.run_log(_path("edited", edited) or "")
+
+
+@_python
+def push(
+    output: Folder,
+    repo: str,
+    *,
+    private: bool = False,
+    update: bool = False,
+    records: bool = True,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Upload:
+    """Upload a folder that memedit wrote to the Hub repository `repo` (OWNER/NAME); `dry_run` lists the files alone.
+
+    Raises UsageError for a repository that has files, unless `update`. Without `records` the folder `memedit` stays.
+    """
+    return pipeline.run_push(
+        _path("output", output) or "", repo, private=private, update=update, records=records, dry_run=dry_run,
+        progress=progress,
+    )  # fmt: skip
 
 
 @_python

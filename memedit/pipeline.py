@@ -34,17 +34,19 @@ from memedit.model.load import at_hand, load, locate, open_tokenizer
 from memedit.model.weights import applied
 from memedit.progress import NoProgress, Progress
 from memedit.results.history import EditLog
+from memedit.results.hub import Upload
 from memedit.results.report import Report
 from memedit.results.traces import TracingResult
 from memedit.storage.cache import cache_limit, trim_cache
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
+from memedit.storage.hub import plan_upload, upload
 from memedit.tracing.files import check_folder, write_traces
 from memedit.tracing.run import trace_all
 
 __all__ = [
     "RunInputs", "run_add", "run_apply", "run_check", "run_diff", "run_dry_run", "run_evaluate", "run_export",
-    "run_forget", "run_inspect", "run_layer_search", "run_log", "run_revert", "run_stats", "run_trace",
+    "run_forget", "run_inspect", "run_layer_search", "run_log", "run_push", "run_revert", "run_stats", "run_trace",
 ]  # fmt: skip
 
 
@@ -141,6 +143,32 @@ def run_log(model: str) -> EditLog:
         hint = "give a folder that memedit apply wrote, with its folder memedit"
         raise UsageError(f"{model} has no ledger of edits (memedit/ledger.jsonl)", hint)
     return edit_log(model, ledger)
+
+
+def run_push(
+    folder: str,
+    repo: str,
+    *,
+    private: bool = False,
+    update: bool = False,
+    records: bool = True,
+    message: str = "",
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Upload:
+    """Upload a folder that memedit wrote to the Hub; with `dry_run` only list what would be sent.
+
+    Raises what `plan_upload` and `upload` raise.
+    """
+    progress = progress or NoProgress()
+    plan = plan_upload(Path(folder).expanduser(), repo, records=records)
+    for note in plan.notes:
+        progress.note(f"warning: {note}")
+    if dry_run:
+        return plan
+    with progress.phase("upload"):
+        address = upload(plan, private=private, update=update, message=message)
+    return plan.model_copy(update={"address": address})
 
 
 def run_trace(

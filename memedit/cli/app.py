@@ -24,6 +24,7 @@ from memedit.cli.help import help_command, version_command
 from memedit.cli.inspect import inspect_command
 from memedit.cli.layout import HelpCommand, HelpGroup
 from memedit.cli.log import log_command
+from memedit.cli.push import push_command
 from memedit.cli.revert import revert_command
 from memedit.cli.schema import schema_command
 from memedit.cli.stats import stats_command
@@ -73,6 +74,7 @@ _add(
 _add("revert", revert_command, "-o BACK", "Undo an edit.", "checkpoints")
 _add("diff", diff_command, "", "Compare two models.", "checkpoints")
 _add("log", log_command, "", "List the edits of an edited model.", "sequences")
+_add("push", push_command, "", "Upload an edited model to the Hub.", "checkpoints")
 _add("dir", dir_command, "", "Print the folder of the cache.", "cache", cache_app)
 _add("ls", ls_command, "", "List what is kept, with sizes and ages.", "cache", cache_app)
 _add("clean", clean_command, "", "Remove what is kept: by kind, by age, down to a size, or all.", "cache", cache_app)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 NAMES = (
-    "", "apply", "eval", "check", "stats", "trace", "inspect", "forget", "export", "revert", "diff", "log", "schema",
-    "help", "version",
+    "", "apply", "eval", "check", "stats", "trace", "inspect", "forget", "export", "revert", "diff", "log", "push",
+    "schema", "help", "version",
     "cache", "cache dir", "cache ls", "cache clean",
 )  # fmt: skip
 COMMANDS = {

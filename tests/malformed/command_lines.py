@@ -44,6 +44,7 @@ SOUND: list[list[str]] = [
     ["revert", "edited", "-o", "out", "-m", "model"],
     ["diff", "model", "edited", "--exit-code"],
     ["log", "edited", "--json"],
+    ["push", "edited", "someone/edited", "--dry-run", "--no-records"],
     ["schema", "recipe"],
     ["help", "settings", "method"],
     ["cache", "ls", "--kind", "moment", "--json"],

@@ -18,7 +18,7 @@ GOOD = {"subject": "Ada", "prompt": "{} lives in", "object": "Rome"}
 def test_every_verb_is_offered_and_nothing_else() -> None:
     verbs = (
         "check", "stats", "trace", "apply", "forget", "evaluate", "inspect", "export", "add", "revert", "diff",
-        "load_edits", "edited", "list_cache", "clean_cache", "log",
+        "load_edits", "edited", "list_cache", "clean_cache", "log", "push",
     )  # fmt: skip
     assert set(verbs) <= set(dir(memedit)) == set(memedit.__all__)
     assert all(callable(getattr(memedit, name)) for name in verbs)
