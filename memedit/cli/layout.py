@@ -23,8 +23,8 @@ GROUPS = {
     ),
     "Output": (
         "--output", "--to", "--rank", "--plot", "--html", "--markdown", "--overwrite", "--force", "--link",
-        "--rounding", "--max-shard-size", "--keep-originals", "--keep-copies", "--all", "--json", "--per-edit", "--fail-under",
-        "--fail-over", "--exit-code", "--kind", "--older-than", "--to-size",
+        "--rounding", "--max-shard-size", "--keep-originals", "--keep-copies", "--all", "--json", "--per-edit",
+        "--fail-under", "--fail-over", "--exit-code", "--kind", "--older-than", "--to-size",
     ),
     "Running": (),
 }  # fmt: skip
