@@ -24,7 +24,9 @@ def share(mean: float, n: int = 4) -> Figure:
 
 def an_edit(name: str, status: Literal["ok", "failed", "skipped"] = "ok", **more: Any) -> EditResult:
     edit = {"subject": f"Subject-{name}", "prompt": "{} is in", "object": f"new-{name}", "object_old": f"old-{name}"}
-    measured = {} if status == "skipped" else {"accuracy": float(status == "ok"), "efficacy_magnitude": 0.25}
+    measured: dict[str, float | None] = (
+        {} if status == "skipped" else {"accuracy": float(status == "ok"), "efficacy_magnitude": 0.25}
+    )
     return EditResult(id=name, status=status, edit=edit, after=measured, **more)
 
 
@@ -34,7 +36,11 @@ def a_run(**more: Any) -> Report:
         an_edit("a"), an_edit("b", "failed", said={"after": " Oslo town"}), an_edit("c"),
         an_edit("d", "skipped", reason="it is there already"),
     )  # fmt: skip
-    scores = {"accuracy": share(2 / 3, 3), "paraphrase_accuracy": share(0.625), "neighborhood_accuracy": share(0.5)}
+    scores: dict[str, Any] = {
+        "accuracy": share(2 / 3, 3),
+        "paraphrase_accuracy": share(0.625),
+        "neighborhood_accuracy": share(0.5),
+    }
     known: dict[str, Any] = {
         "command": "apply", "model": "/models/deep/base", "output": "/out/there/edited", "edits": 4, "per_edit": edits,
         "before": Scores(accuracy=share(0), neighborhood_accuracy=share(0.75)), "after": Scores(**scores),
@@ -154,7 +160,7 @@ def test_every_edit_is_a_row_that_can_be_filtered_by_its_outcome() -> None:
     for kind in ("fails", "holds"):
         assert f'id="show-{kind}"' in text and f"#show-{kind}:checked ~ .scroll tbody tr:not(.{kind})" in style
     assert 'id="show-skipped"' not in text  # there are none
-    heads = next(cells for kind, cells in page.rows if "edit" in cells)
+    heads = next(cells for _, cells in page.rows if "edit" in cells)
     assert "lead after" in heads and "lead before" not in heads  # nothing was measured before
 
 
