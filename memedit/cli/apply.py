@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from memedit.cli import gates
+from memedit.cli import gates, report_files
 from memedit.cli import options as o
 from memedit.cli.terminal import Terminal, with_terminal
 from memedit.config.recipe import Recipe
@@ -94,6 +94,7 @@ def apply_command(
         ),
     ] = None,
     base: o.BaseOption = None,
+    html: o.HtmlOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its cost; change nothing.")
     ] = False,
@@ -137,7 +138,7 @@ def apply_command(
             "--input-format": input_format, "--limit": limit, "--memory": memory, "--dry-run": dry_run,
             "--method": method, "--retry": retry, "--redo": redo, "--polish": polish, "--fail-under": fail_under,
             "--per-edit": per_edit, "--rounding": rounding, "--re-solve": re_solve, "--on-top": re_solve is False,
-            "--base": base,
+            "--base": base, "--html": html,
         }  # fmt: skip
         _add(deltas, recipe, given, any_base=any_base, json=json, terminal=terminal)
         return
@@ -146,7 +147,10 @@ def apply_command(
     assert edits is not None
     if not dry_run:
         o.need_output(recipe)
+    elif html is not None:
+        raise UsageError("--html writes the report of a run, and --dry-run makes none", "leave one out")
     terminal.loading(recipe.model.path)
+    report_files.check_report_files(html, overwrite=recipe.output.overwrite, output=recipe.output.dir)
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     known = o.read_facts(facts)
     mode: Mode | None = None if re_solve is None else "re-solve" if re_solve else "on top"
@@ -159,6 +163,7 @@ def apply_command(
         print(plan.model_dump_json(indent=2) if json else "\n".join(plan.lines()))
         return
     report = run_apply(inputs, progress)
+    report_files.write_report_files(report, html)
     o.print_edited(report, everything=everything, json=json, per_edit=per_edit, terminal=terminal)
     gates.gate(report, bars)
 

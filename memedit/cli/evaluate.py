@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memedit.cli import gates
+from memedit.cli import gates, report_files
 from memedit.cli import options as o
 from memedit.cli.terminal import Terminal, with_terminal
 from memedit.errors import UsageError
@@ -64,10 +63,13 @@ def evaluate_command(
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
     dtype: o.DtypeOption = None,
-    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write the report as a web page.")] = None,
+    html: o.HtmlOption = None,
     markdown: Annotated[
         str | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown, for a model card.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a FILE of --html or --markdown that holds something else.")
+    ] = False,
     fail_under: o.FailUnderOption = None,
     fail_over: o.FailOverOption = None,
     everything: o.AllOption = False,
@@ -92,6 +94,7 @@ def evaluate_command(
     recipe, _ = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
     terminal.loading(recipe.model.path)
+    report_files.check_report_files(html, markdown, overwrite=overwrite)
     requests = _sound(*o.read_edits(edits, relations, input_format, limit))
     known = o.read_facts(facts)
     from memedit.evaluation.retention import successful_edits
@@ -102,7 +105,7 @@ def evaluate_command(
         inputs, others=models[1:], adapters=adapters, text=text, generate=generate,
         held=successful_edits(right_after or []), progress=terminal.progress(),
     )  # fmt: skip
-    _pages(report, html, markdown)
+    report_files.write_report_files(report, html, markdown)
     if json or per_edit:
         o.print_results(report, json=json, per_edit=per_edit)
     elif not terminal.quiet:
@@ -116,16 +119,6 @@ def _sound(requests: list[EditRequest], findings: list[Finding]) -> list[EditReq
 
     raise_errors("the edit list", [*findings, *lint(requests)], allowed=("E106",))
     return requests
-
-
-def _pages(report: Report, html: str | None, markdown: str | None) -> None:
-    from memedit.show.report_page import evaluation_page
-    from memedit.show.tables import markdown as tables
-    from memedit.storage.artifacts import write_whole
-
-    for path, make in ((html, evaluation_page), (markdown, tables)):
-        if path:
-            write_whole(Path(path).expanduser(), make(report).encode())
 
 
 def _tables(report: Report, terminal: Terminal, *, everything: bool) -> None:

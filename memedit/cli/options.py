@@ -139,6 +139,7 @@ OverwriteOption = Annotated[
     ),
 ]
 ForceOption = Annotated[bool | None, typer.Option("--force", help="Replace OUT whatever it holds.")]
+HtmlOption = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write the report as a web page.")]
 KeepCopiesOption = Annotated[
     bool | None,
     typer.Option(

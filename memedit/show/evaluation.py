@@ -54,7 +54,7 @@ def models_table(report: Report, *, everything: bool = False) -> Table:
 
 def more_figures(report: Report) -> str:
     """Say how many figures the short table leaves out; empty if none."""
-    lines = (line for model in report.scored for line in lines_of_model(model, report.before, report.derived))
+    lines = (line for model in report.scored for line in lines_of_model(model, report.before, {}))
     names = {line.metric.name for line in lines}
     more = len(names) - FIRST_FIGURES
     return f"{more:,} more figures: add --all" if more > 0 else ""

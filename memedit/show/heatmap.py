@@ -153,7 +153,7 @@ def _map(
     text = Text(f"\n{title}{f', {together} layers a column' if together > 1 else ''}\n")
     text.append(f"{LAYER:>{width}} {_heads(range(0, n_layers, together), wide)}\n")
     for name, row in zip(names, rows, strict=True):
-        text.append(" " * (width - cell_len(_cut(name, width))) + f"{_cut(name, width)} ")
+        text.append(" " * (width - cell_len(cut_label(name, width))) + f"{cut_label(name, width)} ")
         for value in row:
             text.append(*_cell(kind, value, scale, wide, numbers=numbers))
         text.append("\n")
@@ -185,5 +185,7 @@ def _heads(layers: Sequence[int], wide: int) -> str:
     return line.ljust(len(layers) * wide)
 
 
-def _cut(name: str, width: int) -> str:
-    return name if cell_len(name) <= width else set_cell_size(name, width - 1) + "\u2026"
+def cut_label(name: str, width: int) -> str:
+    """The label of a token in at most `width` terminal cells; a cut is marked, and a star stays."""
+    tail = "\u2026*" if name.endswith("*") else "\u2026"
+    return name if cell_len(name) <= width else set_cell_size(name, width - len(tail)) + tail

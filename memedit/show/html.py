@@ -1,19 +1,22 @@
-"""Traces as one HTML page: inline SVG, no script, no other file; it prints as it is seen."""
+"""Traces as one HTML page: inline SVG, no script, no other file."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from memedit.results.traces import Average, TracedFact, TracingResult
-from memedit.show.pages import render_page
+from memedit.show.heatmap import TITLES, whole_labels
+from memedit.show.pages import name_of_path, render_page
 from memedit.show.svg import bar_chart, heat_map, legend, line_chart
-from memedit.show.trace_figures import FACTS, all_inks, fact_figures, path_figure, role_figures
+from memedit.show.trace_figures import FACTS, all_inks, fact_figures, path_figure, role_figures, suggested_layers
 
 
 def trace_page(tracing: TracingResult) -> str:
-    """Write the whole page; at most FACTS facts are drawn one by one."""
+    """Write the whole page: the layers, averages, an index of all facts, and the maps of the first FACTS facts."""
     average = tracing.average
-    model = average.model.rstrip("/").rsplit("/", 1)[-1]
+    model, layers = name_of_path(average.model), suggested_layers(average)
     roles, paths = role_figures(average), path_figure(average)
     counts = next(iter(average.effects.values()))
     return render_page(
@@ -29,7 +32,8 @@ def trace_page(tracing: TracingResult) -> str:
         role_counts=", ".join(f"{role} {curve.n:,}" for role, curve in counts.items()),
         paths=Markup(bar_chart(paths)),
         paths_legend=Markup(legend(paths.inks)),
-        facts=[_fact(traced) for traced in tracing.facts[:FACTS]],
+        index=[_index(traced) for traced in tracing.facts],
+        facts=[_fact(traced, layers) for traced in tracing.facts[:FACTS]],
         hidden=max(0, len(tracing.facts) - FACTS),
     )
 
@@ -47,7 +51,18 @@ def _summary(average: Average) -> list[tuple[str, str]]:
     ]
 
 
-def _fact(traced: TracedFact) -> dict[str, object]:
+def _index(traced: TracedFact) -> list[str]:
+    """A fact's cells in the index; the first two are its prompt and its answer."""
+    fact, names, cells = traced.fact, whole_labels(traced.fact), list[str]()
+    low, clean = fact.corrupted or 0.0, fact.clean or 0.0
+    for kind in TITLES:
+        table = traced.scores[kind]
+        token, layer = divmod(int(table.argmax()), table.shape[1])
+        cells.append(f"layer {layer}, {names[token]}")
+    return [fact.prompt, fact.answer.strip(), f"{clean:.3f}", f"{low:.3f}", f"{clean - low:.3f}", *cells]
+
+
+def _fact(traced: TracedFact, layers: Sequence[int]) -> dict[str, object]:
     fact = traced.fact
     low, clean = fact.corrupted or 0.0, fact.clean or 0.0
     return {
@@ -56,5 +71,5 @@ def _fact(traced: TracedFact) -> dict[str, object]:
         "clean": f"{clean:.3f}",
         "corrupted": f"{low:.3f}",
         "total": f"{clean - low:.3f}",
-        "maps": [Markup(heat_map(figure)) for figure in fact_figures(traced)],
+        "maps": [Markup(heat_map(figure)) for figure in fact_figures(traced, layers)],
     }

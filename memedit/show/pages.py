@@ -27,3 +27,12 @@ def _printed(value: Any) -> Any:
 def render_page(template: str, **values: Any) -> str:
     """Fill a template of memedit/show/templates. The page needs no script and no other file."""
     return _environment().get_template(template).render(figure_style=Markup(FIGURE_STYLE), **values)
+
+
+def name_of_path(path: str) -> str:
+    """The last part of a model's path or Hub name, for titles; of a model with an adapter both names.
+
+    >>> name_of_path("/models/gpt2/"), name_of_path("openai-community/gpt2"), name_of_path("a/gpt2 + b/lora")
+    ('gpt2', 'gpt2', 'gpt2 + lora')
+    """
+    return " + ".join(part.rstrip("/").rsplit("/", 1)[-1] or part for part in path.split(" + "))

@@ -11,7 +11,17 @@ from memedit.errors import UsageError
 from memedit.results.traces import Curve, TracingResult
 from memedit.results.units import printable
 from memedit.show.svg import bar_chart, heat_map, line_chart, svg_file
-from memedit.show.trace_figures import FACTS, CurveChart, HeatMap, all_inks, fact_figures, path_figure, role_figures
+from memedit.show.trace_figures import (
+    FACTS,
+    CurveChart,
+    HeatMap,
+    all_inks,
+    axis_label,
+    fact_figures,
+    path_figure,
+    role_figures,
+    suggested_layers,
+)
 
 COLOR_MAPS = {"hidden": "Purples", "mlp": "Greens", "attention": "Reds"}
 
@@ -40,7 +50,7 @@ def figures(tracing: TracingResult, suffix: Literal["png", "svg"]) -> dict[str, 
     for number, traced in enumerate(tracing.facts[:FACTS], start=1):
         name = re.sub(r"[^\w.-]+", "-", traced.fact.id)[:80]
         title = printable(f"{traced.fact.prompt} \u2192 {traced.fact.answer.strip()}")
-        maps = fact_figures(traced)
+        maps = fact_figures(traced, suggested_layers(tracing.average))
         drawn = svg_file(title, [heat_map(one) for one in maps], {}) if suffix == "svg" else _maps(title, maps)
         found[f"figures/{number:02d}-{name}.{suffix}"] = drawn
     return found
@@ -68,7 +78,7 @@ def _maps(title: str, maps: Sequence[HeatMap]) -> bytes:
         axes.set_yticks(
             range(len(names)), list(map(printable, names)), fontsize=8, family="monospace", parse_math=False
         )
-        _label_axes(axes, one.caption)
+        _label_axes(axes, one.caption, one.layers)
         marks = [f"{name} {value:.3f}" for name, value in one.marks.items()]
         figure.colorbar(drawn, ax=axes).set_ticks(list(one.marks.values()), labels=marks, fontsize=7)
     return _bytes(figure)
@@ -83,7 +93,7 @@ def _lines(charts: Sequence[CurveChart]) -> bytes:
             axes.plot(curve.mean, color=ink, marker="o", markersize=3, label=name)
             axes.fill_between(range(len(curve.mean)), low, high, color=ink, alpha=0.15, linewidth=0)
         axes.axhline(0, color="#888", linewidth=0.8)
-        _label_axes(axes, chart.caption)
+        _label_axes(axes, chart.caption, chart.layers)
     all_axes[0].set_ylabel("mean effect", fontsize=8)
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return _bytes(figure)
@@ -100,15 +110,15 @@ def _bars(chart: CurveChart) -> bytes:
         at, error = [layer + (n - 1) * width for layer in range(n_layers)], {"linewidth": 0.8, "ecolor": "#333"}
         axes.bar(at, curve.mean, width, yerr=[below, above], color=chart.inks[name], label=name, error_kw=error)
     axes.axhline(0, color="#888", linewidth=0.8)
-    _label_axes(axes, chart.caption)
+    _label_axes(axes, chart.caption, chart.layers)
     axes.set_ylabel("mean effect", fontsize=8)
     axes.legend(fontsize=8)
     return _bytes(figure)
 
 
-def _label_axes(axes: Any, caption: str) -> None:
+def _label_axes(axes: Any, caption: str, layers: Sequence[int]) -> None:
     axes.set_title(caption, fontsize=9)
-    axes.set_xlabel("layer", fontsize=8)
+    axes.set_xlabel(axis_label(layers), fontsize=8)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 

@@ -1,102 +1,227 @@
-"""An evaluation as one HTML page that needs no other file."""
+"""A report of apply or eval as one HTML page that needs no other file."""
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from markupsafe import Markup
 
-from memedit.results.report import EditResult, Report
-from memedit.results.rows import beside, headings, remarks, rows
-from memedit.show.pages import render_page
+from memedit.config.recipe import Recipe
+from memedit.config.resolve import flatten
+from memedit.results.metrics import METRICS_BY_NAME, MetricRow
+from memedit.results.report import EditResult, Figure, Report
+from memedit.results.rows import Line, beside, headings, remarks, rows, score_lines
+from memedit.results.units import printable
+from memedit.show.pages import name_of_path, render_page
+from memedit.show.terminal import layers_line
 
-WORST = 200  # edits listed at most: browsers cannot open a page of ten thousand
-CURVES = (
-    ("efficacy_magnitude", "Lead of the new object over the old, edits in order"),
-    ("paraphrase_magnitude", "The same in other words"),
-    ("neighborhood_magnitude", "Lead of the neighbors' own objects"),
-)
-"""A mean hides which edits fail; a curve of all edits in order shows it."""
+FAILURES = 20  # failures that are told one by one; the table has them all
+LISTED = 10_000  # edits in the table at most: a browser takes seconds for so many
+AXIS = 168
+"""Pixels from the lowest to the highest value of a figure."""
 
 
 def evaluation_page(report: Report) -> str:
-    """Write the page: metrics, curves, worst edits first, provenance. It has no script and no link; text is escaped."""
-    edits = worst_first([one for one in report.per_edit if one.status != "skipped"])
+    """Write the page: did it work, failures, figures, edits, what else moved, how it was done.
+
+    It has no script and no link; text of lists and models is escaped.
+    """
+    edits = worst_first(report.per_edit)
+    failures = [one for one in edits if outcome(one) != "holds"]
+    heads, cells = _edits_table(edits[:LISTED])
+    name = _name(report)
     return render_page(
         "evaluation.html.j2",
-        title=f"{report.model}: {report.edits:,} edits",
-        model=report.model,
+        title=f"{name}: 1 edit" if report.edits == 1 else f"{name}: {report.edits:,} edits",
+        sentence=in_one_sentence(report),
+        failures=[_failure(one) for one in failures[:FAILURES]],
+        more_failures=max(0, len(failures) - FAILURES),
+        models=_models(report),
+        model=name,
+        figures=_figures(report, elsewhere=False),
+        moved=_figures(report, elsewhere=True),
         remarks=remarks(report),
-        models=beside(report) if report.models else None,
-        figures=(headings(bool(report.difference)), rows(report)),
-        curves=list(_curves(report)),
-        edits=[_edit(one) for one in edits[:WORST]],
-        hidden=max(0, len(edits) - WORST),
+        heads=heads,
+        edits=cells,
+        outcomes={name: sum(outcome(one) == name for one in edits) for name in ("fails", "holds", "skipped")},
+        hidden=max(0, len(edits) - LISTED),
         provenance=_provenance(report),
     )
 
 
+def in_one_sentence(report: Report) -> str:
+    """Say whether it worked: how many edits the model says, in how many other wordings, how much of the rest is left.
+
+    The sentence is about the first model of the report.
+    """
+    model, tried = report.scored[0], [one for one in report.per_edit if one.status != "skipped"]
+    says = sum(one.status == "ok" for one in tried)
+
+    def share(name: str, *, count: bool = False) -> str | None:
+        value = model.value(name)
+        if not isinstance(value, Figure):
+            return None
+        return METRICS_BY_NAME[name].number(value.mean) + (f" (n {value.n:,})" if count else "")
+
+    free, other = share("generated.efficacy"), share("paraphrase_accuracy")
+    parts = [f"says {says:,} of {len(tried):,} edits" if tried else "was asked about no edit"]
+    parts[0] += f" ({free} when it writes freely)" if free else ""
+    parts += [f"gives the new object in {other} of other wordings"] if other else []
+    # With their counts: few facts may be behind them.
+    others, siblings = share("kept.others", count=True), share("kept.siblings", count=True)
+    near = share("neighborhood_accuracy")
+    parts += [f"keeps {others} of known facts about other subjects"] if others else []
+    parts += [f"keeps {siblings} of other known facts about the edited subjects"] if siblings else []
+    left = bool(others or siblings or near)
+    if near and not (others or siblings):
+        was = report.before.neighborhood_accuracy if report.before else None
+        parts.append(f"answers {near} of neighbors' questions right" + (f", before {was.mean:.1%}" if was else ""))
+    said = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
+    return f"{_name(report)} {said}." + ("" if left else " What is left of its other knowledge was not measured.")
+
+
+def _name(report: Report) -> str:
+    return name_of_path(report.output or report.scored[0].model) or "The model"
+
+
+def outcome(one: EditResult) -> str:
+    """`skipped`; `holds` if the forced answer is right, and the free one where there is one; else `fails`."""
+    if one.status == "skipped":
+        return "skipped"
+    return "holds" if one.status == "ok" and one.after.get("generated.efficacy", 1.0) == 1.0 else "fails"
+
+
 def worst_first(edits: Sequence[EditResult]) -> list[EditResult]:
-    """Edits that fail before edits that hold: by free answers where there are any, by exact match, by magnitude."""
+    """Edits that fail before edits that were skipped, before edits that hold.
+
+    Those that fail are ordered by free answers where there are any, by exact match, by magnitude.
+    """
 
     def key(one: EditResult) -> tuple[float, ...]:
         names = ("generated.efficacy", "accuracy", "efficacy", "paraphrase_accuracy", "efficacy_magnitude")
-        return tuple(1.0 if (value := one.after.get(name)) is None else value for name in names)
+        values = (1.0 if (value := one.after.get(name)) is None else value for name in names)
+        return (("fails", "skipped", "holds").index(outcome(one)), *values)
 
     return sorted(edits, key=key)
 
 
-def _curves(report: Report) -> Iterator[tuple[str, Markup]]:
-    """A figure for each magnitude that was measured."""
-    for name, title in CURVES:
-        drawn = {
-            label: sorted(value for one in report.per_edit if (value := getattr(one, label).get(name)) is not None)
-            for label in ("before", "after")
-        }
-        if any(drawn.values()):
-            yield title, Markup(_curve(title, drawn))
+def _prompt(one: EditResult) -> str:
+    return str(one.edit.get("prompt", "")).replace("{}", str(one.edit.get("subject", "")), 1)
 
 
-def _curve(title: str, drawn: dict[str, list[float]]) -> str:
-    width, height = 640, 160
-    colors = {"before": "#8b949e", "after": "#0969da"}
-    marks: list[str] = []
-    for level in (-1, 0, 1):
-        y = round(height * (1 - level) / 2)
-        marks.append(f'<line x1="0" x2="{width}" y1="{y}" y2="{y}" stroke="#8b949e" stroke-opacity=".35"/>')
-        marks.append(f'<text x="{width + 6}" y="{y + 4}">{f"{level:+}" if level else "0"}</text>')
-    for at, (label, values) in enumerate(drawn.items()):
-        if values:
-            step = width / max(1, len(values) - 1)
-            points = " ".join(f"{n * step:.1f},{height * (1 - value) / 2:.1f}" for n, value in enumerate(values))
-            marks.append(f'<polyline points="{points}" fill="none" stroke-width="2" stroke="{colors[label]}"/>')
-            place = f'x="{8 + 60 * at}" y="{height // 2 + 16}"'  # under the middle: curves begin far from it
-            marks.append(f'<text {place} style="fill:{colors[label]}">{label}</text>')
-    box = f'viewBox="-2 -6 {width + 40} {height + 12}" width="{width + 40}" height="{height + 12}"'
-    return f'<svg {box} role="img" aria-label="{escape(title)}">{"".join(marks)}</svg>'
+def _failure(one: EditResult) -> dict[str, str]:
+    """One failure: the prompt, what was wanted, and what the model says, or why it was skipped."""
+    said = f"the model says \u201c{one.said['after'].strip()}\u201d" if one.said.get("after", "").strip() else ""
+    tells = f"skipped: {one.reason or 'no reason was given'}" if one.status == "skipped" else said
+    if one.status == "ok":
+        tells = f"right when its tokens are forced, but {said or 'the model writes nothing'}"
+    return {"id": one.id, "prompt": _prompt(one), "wanted": str(one.edit.get("object", "-")), "tells": tells}
 
 
-def _edit(one: EditResult) -> dict[str, object]:
-    """One row of the table of edits: it holds if its forced answer is right, and its free one where there is one."""
-    prompt = str(one.edit.get("prompt", "")).replace("{}", str(one.edit.get("subject", "")), 1)
-    objects = [str(one.edit.get(name, "-")) for name in ("object_old", "object")]
-    written = [one.said[when].strip() if when in one.said else "-" for when in ("before", "after")]
-    holds = one.status == "ok" and one.after.get("generated.efficacy", 1.0) == 1.0
-    return {"id": one.id, "cells": [prompt, *objects, *written], "holds": holds}
+def _edits_table(edits: Sequence[EditResult]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Headings, and each edit's outcome and cells; a column that would be empty is left out."""
+    every: list[tuple[str, dict[str, str]]] = []
+    for one in edits:
+        cells = {
+            "edit": one.id, "prompt": _prompt(one), "old object": str(one.edit.get("object_old", "")),
+            "new object": str(one.edit.get("object", "")), "says before": one.said.get("before", "").strip(),
+            "says after": one.said.get("after", "").strip(), "why": one.reason or "",
+            "lead before": _number(one.before.get("efficacy_magnitude"), "+.3f"),
+            "lead after": _number(one.after.get("efficacy_magnitude"), "+.3f"),
+            "other wordings": _number(one.after.get("paraphrase_accuracy"), ".0%"),
+            "neighbors": _number(one.after.get("neighborhood_accuracy"), ".0%"),
+        }  # fmt: skip
+        every.append((outcome(one), cells))
+    heads = [head for head in (every[0][1] if every else ()) if any(cells[head] for _, cells in every)]
+    return heads, [(result, [cells[head] for head in heads]) for result, cells in every]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _models(report: Report) -> tuple[list[str], list[list[str]]] | None:
+    """Several models side by side, under their names; under their paths where two have one name."""
+    if not report.models:
+        return None
+    heads, cells = beside(report)
+    names = [name_of_path(head) if head else head for head in heads]
+    return (names if len(set(names)) == len(names) else heads), cells
+
+
+def _figures(report: Report, *, elsewhere: bool) -> tuple[list[str], list[list[str]]] | None:
+    """The rows of figures about the edits, or about everything else, each with its dots; None if there are none."""
+    drawn = [
+        [row[0], _dots(line), *row[1:]]
+        for line, row in zip(score_lines(report), rows(report), strict=True)
+        if _elsewhere(line.metric) == elsewhere
+    ]
+    first, *others = headings(bool(report.difference))
+    return ([first, "", *others], drawn) if drawn else None
+
+
+def _elsewhere(metric: MetricRow) -> bool:
+    """Whether a metric is about what was not to change."""
+    return metric.kind in ("agreement", "text", "drift", "kept", "retention") or metric.probe.startswith("neighbor")
+
+
+def _dots(line: Line) -> Markup:
+    """The value before as a ring, after as a dot on its 95 % interval; empty for a metric that has no common axis."""
+    signed = line.metric.kind == "magnitude"
+    if not (signed or line.metric.share):
+        return Markup()
+
+    def at(value: float) -> str:
+        share = (value + 1) / 2 if signed else value
+        return f"{6 + AXIS * min(max(share, 0.0), 1.0):.1f}"
+
+    was = "" if line.before is None else f"before {line.text(line.before)}, "
+    said = escape(printable(f"{line.label}: {was}{line.span(line.after)}"))
+    ends = [6, *([6 + AXIS // 2] if signed else []), 6 + AXIS]
+    parts = [f'<path class="rule" d="M6 8H{6 + AXIS}{"".join(f"M{x} 4V12" for x in ends)}"/>']
+    if isinstance(line.after, Figure):
+        parts.append(f'<path class="span" d="M{at(line.after.low)} 8H{at(line.after.high)}"/>')
+    for kind, one in (("ring", line.before), ("dot", line.after)):
+        if one is not None:
+            value = one.mean if isinstance(one, Figure) else one
+            parts.append(f'<circle class="{kind}" cx="{at(value)}" cy="8" r="4"/>')
+    size = f'width="{AXIS + 12}" height="16" viewBox="0 0 {AXIS + 12} 16"'
+    return Markup(
+        f'<svg class="dots" role="img" aria-label="{said}" {size}><title>{said}</title>{"".join(parts)}</svg>'
+    )
 
 
 def _provenance(report: Report) -> list[tuple[str, str]]:
-    """How the numbers were made: models, command, device, digests, settings, times and versions."""
-    settings = {"chat": report.recipe.get("chat"), **report.recipe.get("eval", {})}
+    """How the numbers were made: models, command, device, changed settings, digests, times and versions."""
+    made: list[tuple[str, str]] = [("output", report.output)] if report.output else []
+    if report.layers:
+        made.append(("change", layers_line(report)))
+    made += [(name, one.line) for name, one in (("polish", report.polish), ("ledger", report.ledger)) if one]
+    settings = ", ".join(f"{name} = {value}" for name, value in changed_settings(report).items())
     return [
         ("model", report.model),
         ("base", report.base or "-"),
+        *made,
         ("command", shlex.join(["memedit", *report.arguments])),
+        ("settings that differ from the defaults", settings or "none"),
         ("device", report.device),
+        ("target search", report.engine or "-"),
         *((f"sha256 of {name}", str(value)) for name, value in report.digests.items()),
-        ("settings", ", ".join(f"{name} {value}" for name, value in settings.items())),
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in report.timings.items())),
         *report.versions.items(),
     ]
+
+
+def changed_settings(report: Report) -> dict[str, str]:
+    """The settings of a run that are not the defaults of its method, as JSON; the model and the output are left out."""
+    method = report.recipe.get("method", {}).get("name", "memit")
+    defaults = flatten(Recipe.model_validate({"method": {"name": method}}).model_dump(mode="json"))
+    defaults["method.name"] = Recipe().method.name
+    return {
+        name: json.dumps(value, ensure_ascii=False)
+        for name, value in flatten(report.recipe).items()
+        if name not in ("model.path", "output.dir") and value != defaults.get(name)
+    }

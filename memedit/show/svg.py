@@ -7,13 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from rich.cells import cell_len
+
 from memedit.results.units import printable
-from memedit.show.heatmap import share_of, tint
-from memedit.show.trace_figures import CurveChart, HeatMap
+from memedit.show.heatmap import LABEL, cut_label, share_of, tint
+from memedit.show.trace_figures import CurveChart, HeatMap, axis_label
 
 STEPS = tuple(digit * 10.0**power for power in range(-6, 2) for digit in (1, 2, 5))
 """Distances between the lines of an axis, the smallest first."""
 SIDES, LEGEND_HEIGHT = ("width", "height"), 22.0
+CELL, HEAD_CELL = 6.8, 7.2
+"""Pixels of one terminal cell in a label of a token, and in a caption: a CJK character takes two cells."""
 FIGURE_STYLE = """\
 svg text { fill: #1a1a1a; } svg .head { font-weight: 600; font-size: 12px; } svg .tick { fill: #444; }
 svg .token, svg .star { font-family: ui-monospace, monospace; } svg .star { font-weight: 700; }"""
@@ -79,33 +83,54 @@ def line(x1: float, y1: float, x2: float, y2: float, ink: str = "#444", more: st
     return f'<line x1="{x1:.6g}" y1="{y1:.6g}" x2="{x2:.6g}" y2="{y2:.6g}" stroke="{ink}"{more}/>'
 
 
+def hover(shape: str, words: str) -> str:
+    """The shape, with words that a browser shows while the pointer is on it."""
+    return f"<g><title>{escape(printable(words))}</title>{shape}</g>"
+
+
 def heat_map(figure: HeatMap) -> str:
-    """Draw names down, layers across, and a color bar with its marks."""
+    """Draw names down, layers across, and a color bar with its marks. A cell shows its value on hover."""
     kind, low, top, rows, names = figure.kind, figure.low, figure.top, figure.rows, figure.names
-    n_layers, cell_h = len(rows[0]), 19.0
-    cell_w = max(5.0, min(26.0, 340.0 / n_layers))
-    left, above = 10 + 6.6 * max(map(len, names)), 26.0
+    n_layers, cell_h = len(rows[0]), 20.0
+    cell_w = max(9.0, min(30.0, 560.0 / n_layers))
+    shown = [cut_label(name, LABEL) for name in names]
+    left, above = 12 + CELL * max(map(cell_len, shown)), 26.0
     width, height = cell_w * n_layers, cell_h * len(rows)
     parts = [text(left, 14, figure.caption, kind="head")]
-    for n, (name, row) in enumerate(zip(names, rows, strict=True)):
+    for n, (name, label, row) in enumerate(zip(names, shown, rows, strict=True)):
         y = above + n * cell_h
-        parts.append(text(left - 6, y + 13.5, name, anchor="end", kind="star" if name.endswith("*") else "token"))
+        drawn = text(left - 6, y + 14, label, anchor="end", kind="star" if name.endswith("*") else "token")
+        parts.append(hover(drawn, name) if label != name else drawn)
         for layer, value in enumerate(row):
             red, green, blue = tint(kind, share_of(value, low, top))
-            parts.append(rect(left + layer * cell_w, y, cell_w, cell_h, f"#{red:02x}{green:02x}{blue:02x}"))
+            cell = rect(left + layer * cell_w, y, cell_w, cell_h, f"#{red:02x}{green:02x}{blue:02x}")
+            parts.append(hover(cell, f"{label}, layer {layer}: {value:.3f}"))
     parts.append(rect(left, above, width, height, "none", ' stroke="#888"'))
-    parts += _layer_ticks(left, above + height, cell_w, n_layers)
+    parts += _layer_axis(left, above + height, cell_w, n_layers, figure.layers)
     parts += _color_bar(kind, left + width + 14, above, height, low, top, figure.marks)
-    return svg_figure(left + width + 130, above + height + 34, figure.title, parts)
+    whole = max(left + width + 130, left + HEAD_CELL * cell_len(figure.caption))
+    return svg_figure(whole, above + height + 34, figure.title, parts)
+
+
+def _layer_axis(left: float, y: float, step: float, n_layers: int, marked: Sequence[int]) -> list[str]:
+    """Numbers of layers below `y`, the name of the axis, and a bar above the marked layers' numbers."""
+    parts = _layer_ticks(left, y, step, n_layers)
+    words = axis_label(marked)
+    middle = max(left + step * n_layers / 2, CELL * cell_len(words) / 2)
+    parts.append(text(middle, y + 28, words, anchor="middle", kind="tick"))
+    wide = min(step, 26.0)  # the first and the last point of a line chart lie near its frame
+    for layer in marked:
+        bar = rect(left + (layer + 0.5) * step - wide / 2, y, wide, 4, "#111")
+        parts.append(hover(bar, f"layer {layer}: suggested to edit"))
+    return parts
 
 
 def _layer_ticks(left: float, y: float, step: float, n_layers: int) -> list[str]:
-    every = next(n for n in (1, 2, 4, 5, 10, 20, 50, 100) if n * step >= 18 or n == 100)
-    ticks = [
-        text(left + (layer + 0.5) * step, y + 14, str(layer), anchor="middle", kind="tick")
+    every = next(n for n in (1, 2, 4, 5, 10, 20, 50, 100) if n * step >= 20 or n == 100)
+    return [
+        text(left + (layer + 0.5) * step, y + 15, str(layer), anchor="middle", kind="tick")
         for layer in range(0, n_layers, every)
     ]
-    return [*ticks, text(left + step * n_layers / 2, y + 28, "layer", anchor="middle", kind="tick")]
 
 
 def _color_bar(
@@ -150,9 +175,12 @@ def line_chart(chart: CurveChart) -> str:
             parts.append(f'<polygon points="{" ".join(edge)}" fill="{ink}" opacity="0.15"/>')
         points = " ".join(place(n, value) for n, value in enumerate(curve.mean))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{ink}" stroke-width="1.8"/>')
-        dots = (place(n, value).split(",") for n, value in enumerate(curve.mean) if n_layers <= 16)
-        parts += [f'<circle cx="{x}" cy="{y}" r="2.4" fill="{ink}"/>' for x, y in dots]
-    parts += _layer_ticks(left - step / 2, above + height, step, n_layers)
+        radius = min(2.4, max(1.2, step / 4))
+        for n, value in enumerate(curve.mean):
+            x, y = place(n, value).split(",")
+            dot = f'<circle cx="{x}" cy="{y}" r="{radius:g}" fill="{ink}"/>'
+            parts.append(hover(dot, f"{name}, layer {n}: {value:.3f}"))
+    parts += _layer_axis(left - step / 2, above + height, step, n_layers, chart.layers)
     return svg_figure(left + width + 14, above + height + 34, chart.title, parts)
 
 
@@ -183,10 +211,11 @@ def bar_chart(chart: CurveChart) -> str:
         for layer, value in enumerate(curve.mean):
             x = left + layer * step + step * 0.1 + n * bar
             y = above + height * (1 - share_of(value, low, top))
-            parts.append(rect(x, min(y, zero), bar, abs(zero - y), chart.inks[name]))
+            drawn = rect(x, min(y, zero), bar, abs(zero - y), chart.inks[name])
+            parts.append(hover(drawn, f"{name}, layer {layer}: {value:.3f}"))
             a, b = curve.low[layer], curve.high[layer]
             if a is not None and b is not None:
                 ends = [above + height * (1 - share_of(end, low, top)) for end in (a, b)]
                 parts.append(line(x + bar / 2, ends[0], x + bar / 2, ends[1], "#333"))
-    parts += _layer_ticks(left, above + height, step, n_layers)
+    parts += _layer_axis(left, above + height, step, n_layers, chart.layers)
     return svg_figure(left + width + 14, above + height + 34, chart.title, parts)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from memedit.config.layers import layer_range, layers_text
 from memedit.numerics.effects import ROLES
 from memedit.results.traces import Average, Curve, TracedFact
-from memedit.show.heatmap import TITLES, labels
+from memedit.show.heatmap import TITLES, whole_labels
 
 FACTS = 24  # facts drawn one by one; the tables of all others are in trace.safetensors
 ROLE_INKS = dict(zip(ROLES, ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#000000"), strict=True))
@@ -35,6 +36,8 @@ class HeatMap:
     top: float
     marks: Mapping[str, float]
     """Named values on the color bar."""
+    layers: Sequence[int] = ()
+    """The suggested layers, marked on the axis."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,26 @@ class CurveChart:
     inks: Mapping[str, str]
     low: float
     top: float
+    layers: Sequence[int] = ()
+    """The suggested layers, marked on the axis."""
 
 
-def fact_figures(traced: TracedFact) -> list[HeatMap]:
-    """Three heat-maps of one fact: states, MLP outputs and attention outputs restored."""
+def suggested_layers(average: Average) -> list[int]:
+    """The layers that a trace suggests to edit, ascending; none where no site was found."""
+    return layer_range(average.layers, average.n_layers) if average.layers else []
+
+
+def axis_label(layers: Sequence[int]) -> str:
+    """The name of the axis of layers, with those that are marked on it."""
+    return f"layer (to edit: {layers_text(layers)})" if layers else "layer"
+
+
+def fact_figures(traced: TracedFact, layers: Sequence[int] = ()) -> list[HeatMap]:
+    """Three heat-maps of one fact: states, MLP outputs and attention outputs restored; `layers` are marked."""
     fact = traced.fact
     low, clean = fact.corrupted or 0.0, fact.clean or 0.0
     top = max(clean, *(float(traced.scores[kind].max()) for kind in TITLES))
-    names, found = labels(fact), list[HeatMap]()
+    names, found = whole_labels(fact), list[HeatMap]()
     for kind in TITLES:
         table, caption = traced.scores[kind], captioned(kind, fact.window)
         token, layer = divmod(int(table.argmax()), table.shape[1])
@@ -63,13 +78,14 @@ def fact_figures(traced: TracedFact) -> list[HeatMap]:
             f"{float(table.max()):.3f} at {names[token]!r}, layer {layer}; corrupted {low:.3f}, clean {clean:.3f}"
         )
         marks = {"corrupted": low, "clean": clean}
-        found.append(HeatMap(kind, caption, title, table.tolist(), names, low, top, marks))
+        found.append(HeatMap(kind, caption, title, table.tolist(), names, low, top, marks, layers))
     return found
 
 
 def role_figures(average: Average) -> list[CurveChart]:
     """Mean effects by role of the token: a chart for each kind, all on one axis."""
     low, top = _span([curve for roles in average.effects.values() for curve in roles.values()])
+    layers = suggested_layers(average)
     found: list[CurveChart] = []
     for kind, roles in average.effects.items():
         best_role, best = max(roles.items(), key=lambda item: max(item[1].mean))
@@ -78,7 +94,7 @@ def role_figures(average: Average) -> list[CurveChart]:
             f"{caption}: mean effect on the answer's probability by role and layer; highest {best.mean[layer]:.3f}, "
             f"{best_role}, layer {layer}"
         )
-        found.append(CurveChart(caption, title, roles, {role: ROLE_INKS[role] for role in roles}, low, top))
+        found.append(CurveChart(caption, title, roles, {role: ROLE_INKS[role] for role in roles}, low, top, layers))
     return found
 
 
@@ -92,7 +108,7 @@ def path_figure(average: Average) -> CurveChart:
     curves = {PATHS[kind][0]: curve for kind, curve in average.severed.items()}
     inks = {PATHS[kind][0]: PATHS[kind][1] for kind in average.severed}
     low, top = _span(list(average.severed.values()))
-    return CurveChart(caption, title, curves, inks, low, top)
+    return CurveChart(caption, title, curves, inks, low, top, suggested_layers(average))
 
 
 def captioned(kind: str, window: int) -> str:

@@ -80,9 +80,31 @@ MODELS = Replaceable(
 )
 
 
+def check_file(file: Path, option: str, begins: bytes, *, overwrite: bool) -> None:
+    """Refuse, before any work, a file that cannot be written, or that holds something else. Raises UsageError.
+
+    option: the option that named the file. begins: the first bytes of such a file, in lower case. overwrite: replace a
+    file that begins in another way; one that is empty is always replaced.
+    """
+    _check_name(file)
+    with telling(f"read {file}"):
+        if file.exists() and not file.is_file():  # a FIFO could block, and a device would be replaced
+            kind = "a folder" if file.is_dir() else "not a regular file"
+            raise UsageError(f"{option} {file}: this is {kind}", "give the name of a file")
+        if file.is_file() and not overwrite:
+            with file.open("rb") as stream:
+                found = stream.read(1024).lstrip().lower()
+            if found and not found.startswith(begins):
+                raise UsageError(
+                    f"{option} {file}: the file exists and holds something else",
+                    "choose another name, or say --overwrite to replace it",
+                )
+    _check_place(file)
+
+
 def _check_name(out: Path) -> None:
     """Refuse a name that no file system takes, or that the report could not hold. Raises UsageError."""
-    hint = "choose another name with -o"
+    hint = "choose another name"
     try:
         parts = [part.encode() for part in out.absolute().parts]
     except UnicodeEncodeError as error:
@@ -104,11 +126,9 @@ def _check_place(out: Path) -> None:
         while not parent.exists():
             parent = parent.parent
         if not parent.is_dir():
-            raise UsageError(f"the output {out} cannot be made: {parent} is a file", "choose another place with -o")
+            raise UsageError(f"the output {out} cannot be made: {parent} is a file", "choose another place")
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise UsageError(
-                f"the output {out} cannot be made: {parent} cannot be written to", "choose another place with -o"
-            )
+            raise UsageError(f"the output {out} cannot be made: {parent} cannot be written to", "choose another place")
 
 
 @contextmanager

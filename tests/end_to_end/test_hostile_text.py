@@ -76,19 +76,21 @@ def test_bad_text_in_any_field_is_harmless_everywhere(field: str, place: Path, t
     found = run("check")
     assert found.code in (0, 3), found.err
     # An edit list whose texts are refused is harmless, too: then its findings were the test.
+    corpus, page = str(place / "corpus.txt"), tmp_path / "applied.html"
     applied = run_main(
-        ["apply", str(file), "-m", str(place / "model"), "-o", str(out), *FEW, "--corpus", str(place / "corpus.txt")]
+        ["apply", str(file), "-m", str(place / "model"), "-o", str(out), *FEW, "--corpus", corpus, "--html", str(page)]
     )
     check_terminal(applied.err)
     check_terminal(applied.out)
     assert applied.code in (0, 2), applied.err
+    assert page.is_file() == (applied.code == 0)
     evaluated = run("eval", "--generate", "--set", "eval.fluency_tokens=5", "--set", "eval.tokens=3")
     assert evaluated.code in (0, 2), evaluated.err
     run("eval", "--html", str(tmp_path / "page.html"), "--markdown", str(tmp_path / "tables.md"))
     run("trace", "--set", "trace.samples=2")
     written = (tmp_path / "tables.md", tmp_path / "page.html")
     assert all(path.is_file() for path in written) or evaluated.code == 2
-    for path in (*written, *out.rglob("*.md"), *out.rglob("*.jsonl"), *out.rglob("run.json")):
+    for path in (*written, page, *out.rglob("*.md"), *out.rglob("*.jsonl"), *out.rglob("run.json")):
         if not path.is_file():
             continue
         text = path.read_text(encoding="utf-8")

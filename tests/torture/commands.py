@@ -104,7 +104,7 @@ def build_model(folders: Folders) -> None:
         (folders.given / name).write_text("".join(json.dumps(row) + "\n" for row in some))
     arrays: dict[str, Any] = {"mom2.mom2": np.eye(32) * 100, "mom2.count": np.array(100)}
     np.savez(folders.given / "moment.npz", **arrays)
-    (folders.given / "old.html").write_text("<p>an older page</p>\n")
+    (folders.given / "old.html").write_text("<!doctype html>\n<p>an older page</p>\n")
 
 
 PREPARED: tuple[tuple[str, Callable[[Folders], tuple[str, ...]]], ...] = (

@@ -87,6 +87,7 @@ OTHERS: dict[str, Callable[[Any], Any]] = {
 """What stands where a text of a record stood: another text, or another type."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_whatever_stands_in_a_record_is_in_its_edits_or_refuses_it(name: str, other: str, tmp_path: Path) -> None:
@@ -108,6 +109,7 @@ def nodes(value: Any) -> Iterator[Node]:
         yield from nodes(child)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_damaged_record_is_lost_without_an_error(name: str) -> None:
     whole = record(name)

@@ -270,7 +270,7 @@ def test_the_examples_in_docstrings_run() -> None:
 def test_the_page_follows_dark_mode_phones_and_print_without_a_script() -> None:
     page = evaluation_page(a_report())
     assert all(part in page for part in ("prefers-color-scheme: dark", 'name="viewport"', "@media print"))
-    assert "<script" not in page and "http" not in page
+    assert "<script" not in page and "://" not in page
 
 
 def test_a_share_of_none_has_no_figure() -> None:

@@ -95,6 +95,7 @@ def test_two_tensors_for_one_parameter_are_not_chosen_between_silently(tmp_path:
         names.weight(lm, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [ImportError, AttributeError, TypeError])
 def test_without_the_renames_of_transformers_a_composite_model_is_refused(
     error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from memedit.errors import UsageError
 from memedit.results.traces import TracedFact, TracingResult
-from memedit.show.heatmap import average_maps, fact_maps, labels, summary, whole_labels
+from memedit.show.heatmap import LABEL, average_maps, fact_maps, labels, summary, whole_labels
 from memedit.show.html import trace_page
 from memedit.show.trace_figures import FACTS
 from rich.cells import cell_len
@@ -59,7 +59,8 @@ def test_the_page_has_no_script_and_fetches_nothing() -> None:
     assert "svg" in names
     assert not names & {"script", "iframe", "link", "img", "object", "embed", "i", "image", "use"}
     for _, attributes in tags.found:
-        assert not {name for name in attributes if name.startswith("on") or name in ("src", "href")}
+        assert not {name for name in attributes if name.startswith("on") or name == "src"}
+        assert (attributes.get("href") or "#").startswith("#")
     assert "<script>alert(1)</script>" in tags.text  # shown as text, not taken for markup
 
 
@@ -74,7 +75,7 @@ def test_every_figure_says_in_words_what_it_shows() -> None:
 
 def test_every_figure_is_well_formed_and_inside_its_frame() -> None:
     for n_layers in (1, 5, 48):
-        text = trace_page(a_tracing(n_layers=n_layers))
+        text = trace_page(a_tracing(n_layers=n_layers, layers="0"))
         for piece in text.split("<svg")[1:]:
             root = ElementTree.fromstring("<svg" + piece[: piece.index("</svg>")] + "</svg>")
             width, height = float(root.attrib["width"]), float(root.attrib["height"])
@@ -183,7 +184,6 @@ def test_a_character_of_several_tokens_is_shown_on_each(
     fact = a_tracing().facts[0].fact.model_copy(update={"prompt": prompt, "tokens": tokens, "subject_tokens": (0, 2)})
     assert whole_labels(fact) == expected
     assert BYTES not in "".join(whole_labels(fact))
-    # The page and the files keep what they had.
     assert (BYTES in "".join(labels(fact))) == (BYTES in "".join(tokens))
 
 
@@ -232,3 +232,63 @@ def test_control_sequences_reach_neither_the_page_nor_a_file() -> None:
     page, files = trace_page(hostile), b"".join(figures(hostile, "svg").values()).decode()
     assert "red" in page and "red" in files
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page + files)
+
+
+def test_an_index_leads_to_every_fact_that_is_drawn() -> None:
+    tags = read(trace_page(a_tracing(n_facts=FACTS + 3)))
+    links = [attributes["href"] for name, attributes in tags.found if name == "a"]
+    places = [attributes["id"] for name, attributes in tags.found if name == "section"]
+    assert links == [f"#{place}" for place in places] == [f"#fact-{n}" for n in range(1, FACTS + 1)]
+    index = tags.text[tags.text.index("Index of facts") : tags.text.index("Fact by fact")]
+    assert index.count("Eiffel") == FACTS + 3  # all facts are in the index
+
+
+def test_a_cell_shows_its_value_and_its_place() -> None:
+    tracing = a_tracing(n_facts=1)
+    page = trace_page(tracing)
+    for kind in ("hidden", "mlp", "attention"):
+        assert f"<title>fel*, layer 4: {float(tracing.facts[0].scores[kind][3, 4]):.3f}</title>" in page
+    assert page.count("<title>fel*, layer 4:") == 3
+
+
+@pytest.mark.parametrize("n_layers", [1, 5, 30, 80])
+def test_suggested_layers_are_marked_on_every_axis(n_layers: int) -> None:
+    layers = "0" if n_layers == 1 else f"{n_layers // 2}-{n_layers - 1}"
+    page = trace_page(a_tracing(n_facts=1, n_layers=n_layers, layers=layers))
+    axes = 3 + 1 + 3
+    assert page.count(f"layer (to edit: {layers})") == axes
+    assert page.count(f"<title>layer {n_layers - 1}: suggested to edit</title>") == axes
+    for piece in page.split("<svg")[1:]:
+        root = ElementTree.fromstring("<svg" + piece[: piece.index("</svg>")] + "</svg>")
+        for shape in root.iter(f"{SVG}rect"):
+            x = float(shape.attrib["x"])
+            assert x >= 0 and x + float(shape.attrib["width"]) <= float(root.attrib["width"]) + 1e-3
+    plain = trace_page(a_tracing(n_facts=1, n_layers=n_layers, layers=None))
+    assert "layer (to edit" not in plain and "suggested to edit" not in plain
+
+
+def test_labels_of_long_and_wide_tokens_fit_beside_their_map() -> None:
+    traced = a_tracing(n_facts=1).facts[0]
+    long = "東京" * 20
+    fact = traced.fact.model_copy(
+        update={"prompt": "x", "tokens": (long, *TOKENS[1:-1], long), "subject_tokens": (0, 1)}
+    )
+    page = trace_page(TracingResult((TracedFact(fact, traced.scores),), (), a_tracing().average))
+    piece = page.split("Fact by fact")[1].split("<svg")[1]
+    root = ElementTree.fromstring("<svg" + piece[: piece.index("</svg>")] + "</svg>")
+    labels_drawn = [one for one in root.iter(f"{SVG}text") if one.get("class") in ("token", "star")]
+    assert len(labels_drawn) == len(TOKENS)
+    for one in labels_drawn:
+        assert cell_len(one.text or "") <= LABEL
+        assert float(one.attrib["x"]) - 6.6 * cell_len(one.text or "") >= 0
+    assert (labels_drawn[0].text or "").endswith("\u2026*")  # still a token of the subject
+    assert f"<title>{long}*</title>" in page
+
+
+def test_parts_of_a_character_are_named_on_the_page() -> None:
+    traced = a_tracing(n_facts=1).facts[0]
+    fact = traced.fact.model_copy(
+        update={"prompt": "京 is", "tokens": (BYTES, BYTES, BYTES, " is", *TOKENS[4:]), "subject_tokens": (0, 2)}
+    )
+    page = trace_page(TracingResult((TracedFact(fact, traced.scores),), (), a_tracing().average))
+    assert "京 2/3*" in page and BYTES not in page

@@ -108,6 +108,7 @@ def test_names_of_a_wrapped_model_are_named_and_the_hint_takes_them_out(kind: st
     assert same_weights(folder, sound)
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_docs_rename_a_folder_with_an_index(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
