@@ -22,8 +22,10 @@ from memedit.model.tokens import SubjectLost, decode_text, encode_bare, encode_t
 
 LISTS, NAMES_SHOWN, LIST_TOKENS, TOP_K = 16, 8, 32, 8
 """Lists of subjects that the model continues for each relation, subjects in each, tokens written, and top-k."""
-NAME = re.compile(r"(?=.{2,40}$)[^\W\d_](?:[^\W\d_]|[ .'-])*")
-"""Words of letters: a name, and no bullet, number or remark."""
+FEW, OPENINGS = 3, ("A list: ", "Choose one: ", "Some of them are ", "Compare ", "Options: ", "Similar: ")
+"""What stands before fewer subjects than this: alone they would be continued as a sentence about them."""
+NAME = re.compile(r"(?=.{2,40}$)(?!.*[^\W\d_]{4}\. )[^\W\d_](?:[^\W\d_]|[ .'-])*")
+"""Words of letters: a name, and no bullet, number, remark or end of a sentence."""
 ANSWER_TOKENS = 8
 ANSWER = re.compile(r"\s*(?:[a-z]{1,4}\s+)*\w+")
 """What counts of an answer: its first word of any length, with the short words before it, as in "the city of Lima"."""
@@ -53,9 +55,10 @@ def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) 
         subjects.setdefault(relation_of(request), []).append(request.subject)
     prompts: list[tuple[str, tuple[int, ...]]] = []
     for relation, mine in subjects.items():
-        for _ in range(min(LISTS, 4 * len(mine))):
+        for number in range(min(LISTS, len(OPENINGS) * len(mine))):
             few = draw.sample(mine, min(NAMES_SHOWN, len(mine)))
-            prompts.append((relation, encode_bare(lm.tokenizer, _opened(few))))
+            opening_words = OPENINGS[number % len(OPENINGS)] if len(few) < FEW else ""
+            prompts.append((relation, encode_bare(lm.tokenizer, opening_words + ", ".join(few) + ",")))
     # Rows of one length run together; a list may begin in the middle of a name.
     least = min(len(ids) for _, ids in prompts)
     prompts = [(relation, (*opening, *ids[-least:])) for relation, ids in prompts]
@@ -68,11 +71,6 @@ def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) 
         relation: [name for name, _ in sorted(names.items(), key=lambda one: (-one[1], one[0])) if name not in edited]
         for relation, names in counted.items()
     }
-
-
-def _opened(subjects: Sequence[str]) -> str:
-    """The beginning of a list; one or two names alone would be continued as a sentence about them."""
-    return ("Examples: " if len(subjects) < 3 else "") + ", ".join(subjects) + ","
 
 
 def _split(text: str) -> list[str]:
