@@ -20,10 +20,15 @@ def choose_traced_layers(
     """Trace the plan's edits; returns a recipe and a plan with the layers found, and the reason, which is also shown.
 
     The last value is what tracing kept: the caller removes it when it is no longer needed.
-    The traced answer is what the model says now, at the last subject token only. Raises GateError if tracing finds no
-    layers.
+    The traced answer is what the model says now, at the last subject token only; an edit without a subject is not
+    traced. Raises GateError if no edit has a subject, or tracing finds no layers.
     """
-    requests = [edit.request for edit in plan.edits]
+    requests = [edit.request for edit in plan.edits if edit.request.subject]
+    if not requests:
+        raise GateError(
+            "no edit has a subject, so there is nothing to trace",
+            "name the layers (--layers 3-8), or use --layers depth",
+        )
     step = -(-len(requests) // recipe.trace.facts)
     tracing, kept = trace_all(lm, digest, requests[::step], recipe, progress, everywhere=False)
     found, why = tracing.average.layers, tracing.average.reason

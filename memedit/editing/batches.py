@@ -54,9 +54,12 @@ def suffix_of(edit: Edit) -> int:
 
 
 def changes_of(edits: Sequence[Edit], *, joint: bool) -> list[int]:
-    """For each edit, the number of its change; if `joint`, edits of the same subject share one."""
+    """For each edit, the number of its change; if `joint`, edits of the same subject share one.
+
+    Edits without a subject share one only if their prompts are equal.
+    """
     first: dict[tuple[int, ...] | int, int] = {}
-    return [first.setdefault(edit.subject if joint else n, n) for n, edit in enumerate(edits)]
+    return [first.setdefault(edit.shared if joint else n, n) for n, edit in enumerate(edits)]
 
 
 def plan_batches(

@@ -15,7 +15,7 @@ from memedit.edits.glue import Glue
 from memedit.edits.lint import lint, raise_errors
 from memedit.errors import RecipeError
 from memedit.model.architecture import Architecture
-from memedit.model.tokens import Prompt, SubjectLost, encode_objects, locate_subjects
+from memedit.model.tokens import Prompt, SubjectLost, encode_objects, locate_subjects, text_opening
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,15 @@ class Edit:
     target: tuple[int, ...]
     """The object's ids after the prompt."""
     subject: tuple[int, ...]
-    """The bare subject, up to its last token: where the KL loss is measured."""
+    """The bare subject, up to its last token: where the KL loss is measured. Without a subject, the prompt's last token
+    alone, behind the opening of a text: what follows that token in other prompts must stay."""
     wordings: tuple[Prompt, ...] = ()
     """The prompts of the request's other wordings, without a context."""
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """Equal for edits that share a change: the ids of the subject, and without one those of the prompt."""
+        return self.subject if self.request.subject else self.prompt.head
 
 
 @dataclass(frozen=True)
@@ -153,23 +159,32 @@ def _edits(
     frames = [_frame(one, number) for one in requests for number in range(len(one.templates))]
     located = iter(locate_subjects(tokenizer, frames, chat=chat))
     prompts = [[next(located) for _ in one.templates] for one in requests]
-    bare = locate_subjects(tokenizer, [("", one.subject, "") for one in requests])
+    subjects = iter(locate_subjects(tokenizer, [("", one.subject, "") for one in requests if one.subject]))
+    opening = text_opening(tokenizer)
     asked: list[tuple[str, tuple[int, ...], str, Glue | None]] = [
         (one.text, first.ids, one.object, one.glue)
         for one, (first, *_) in zip(requests, prompts, strict=True)
         if not isinstance(first, SubjectLost)
     ]
     targets = iter(encode_objects(tokenizer, asked, chat=chat))
-    for request, mine, subject in zip(requests, prompts, bare, strict=True):
+    for request, mine in zip(requests, prompts, strict=True):
         target = () if isinstance(mine[0], SubjectLost) else next(targets)
-        lost = [one for one in (*mine, subject) if isinstance(one, SubjectLost)]
+        bare = next(subjects) if request.subject else _last_alone(mine[0], opening)
+        lost = [one for one in (*mine, bare) if isinstance(one, SubjectLost)]
         if lost:
             yield lost[0]
         elif not target:
             yield SubjectLost(f"the object {shown(request.object)} has no tokens in this tokenizer")
         else:
             prompt, *wordings = map(_sound, mine)
-            yield Edit(request, prompt, target, _sound(subject).head, tuple(wordings))
+            yield Edit(request, prompt, target, _sound(bare).head, tuple(wordings))
+
+
+def _last_alone(prompt: Prompt | SubjectLost, opening: tuple[int, ...]) -> Prompt | SubjectLost:
+    """The last token of a prompt without a subject, behind the opening of a text."""
+    if isinstance(prompt, SubjectLost):
+        return prompt
+    return Prompt((*opening, prompt.ids[prompt.subject_at]), len(opening))
 
 
 def _check_edit(edit: Edit, room: int | None) -> list[Finding]:

@@ -67,12 +67,13 @@ class EditRequest(BaseModel):
 
     id: str
     """Name of the edit, unique in its list; if the list gives none, it is made from the file's name and a number."""
-    subject: str
-    """The thing that the fact is about, as it is written in the prompt."""
+    subject: str = ""
+    """The thing that the fact is about, as it is written in the prompt; if empty, the edit is made at the last token of
+    the prompt."""
     relation: str | None = None
     """A label that groups edits; contradictions and derived probes are found by it."""
     prompt: str
-    """The template, with one `{}` where the subject goes; the object follows the prompt."""
+    """The template, with one `{}` where the subject goes, or without a subject the whole text; the object follows."""
     object: str
     """The text that the model should give after the prompt."""
     object_old: str | None = None
@@ -132,16 +133,19 @@ class EditRequest(BaseModel):
 
     @property
     def fact(self) -> tuple[str, str]:
-        """Subject and relation (or prompt): two edits of one fact with different objects contradict each other."""
-        return self.subject, self.relation or self.prompt
+        """Subject and relation (or prompt): two edits of one fact with different objects contradict each other.
+
+        Without a subject the prompt alone says what the fact is about, whatever its relation.
+        """
+        return self.subject, (self.subject and self.relation) or self.prompt
 
     @property
     def questions(self) -> tuple[tuple[str, ...], ...]:
-        """Keys of the questions that the edit answers: its prompt, and its relation if it has one.
+        """Keys of the questions that the edit answers: its prompt, and its relation if it has one and a subject.
 
         Two edits contradict each other if they answer one question with different objects.
         """
-        by_relation = (("relation", self.subject, self.relation),) if self.relation else ()
+        by_relation = (("relation", self.subject, self.relation),) if self.subject and self.relation else ()
         return (("prompt", self.text), *by_relation)
 
     def contradicts(self, other: EditRequest) -> bool:

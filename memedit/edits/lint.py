@@ -28,9 +28,9 @@ CODES: dict[str, str] = {
     "E016": "text is not valid Unicode (half of a surrogate pair)",
     "E017": "a record or a line is too long, or compressed data expands too far",
     # E1xx: one edit, or several together
-    "E101": "the prompt has no {} where the subject goes",
+    "E101": "the prompt is empty, or has no {} where the subject goes",
     "E102": "the prompt has more than one {}",
-    "E103": "the subject is empty",
+    "E103": "the subject is empty where one is needed: for a {}, or for tracing",
     "E104": "the object is empty",
     "E105": "two edits have the same id",
     "E106": "two edits contradict each other: the same fact with different objects",
@@ -47,6 +47,7 @@ CODES: dict[str, str] = {
     "W207": "a paraphrase is also a prompt or wording of the edit, so its score does not show generalization",
     "W208": "punctuation joins the object to the prompt or a wording without a space, and the edit has no glue",
     "W209": "the object follows a wording in another way than the prompt, and its tokens are those after the prompt",
+    "W210": "the edit has no subject, so it is made at the last token of the prompt",
     "W220": "the tokenizer merges the subject with the text after it",
     "W221": "two edits have the same key and different objects",
     "W230": "the edit takes the place of an earlier edit of this model: the same fact with another object",
@@ -114,12 +115,14 @@ _Found = Iterator[tuple[str, str]]
 
 def _prompt(request: EditRequest) -> _Found:
     slots = request.prompt.count(SLOT)
-    if slots == 0:
+    if not (request.subject or request.prompt.strip()):
+        yield "E101", f"the prompt {shown(request.prompt)} is empty; write the text that the object follows"
+    if slots == 0 and request.subject:
         message = f"the prompt {shown(request.prompt)} has no {{}} where the subject goes"
         if request.subject.strip() and request.subject in request.prompt:
             message += f"; try {shown(request.prompt.replace(request.subject, SLOT, 1))}"
         yield "E101", message
-    if slots > 1:
+    if slots > 1 and request.subject:
         yield "E102", f"the prompt {shown(request.prompt)} has {slots} {{}}; keep the one where the subject goes"
     if slots == 1 and request.subject.strip() and any(_holds(part, request.subject) for part in request.frame):
         yield (
@@ -136,7 +139,9 @@ def _prompt(request: EditRequest) -> _Found:
 
 
 def _subject_and_object(request: EditRequest) -> _Found:
-    if not request.subject.strip():
+    if not request.subject:
+        yield _without_subject(request)
+    elif not request.subject.strip():
         yield "E103", f"the subject {shown(request.subject)} is empty; say what the fact is about"
     elif request.subject != request.subject.strip():
         yield "W205", f"the subject {shown(request.subject)} has white space around it; it is kept as it is"
@@ -146,8 +151,19 @@ def _subject_and_object(request: EditRequest) -> _Found:
         yield "W204", f"the object {shown(request.object)} is also the old object; this edit asks for no change"
 
 
+def _without_subject(request: EditRequest) -> tuple[str, str]:
+    texts = (*request.templates, *request.paraphrases, *request.generation)
+    if template := next((text for text in texts if SLOT in text), None):
+        return "E103", f'{shown(template)} has a {{}}, and the edit has no subject to put there; add "subject"'
+    return (
+        "W210",
+        "it has no subject, so it is made at the last token of the prompt; "
+        'add "subject": an edit at the subject generalizes better',
+    )
+
+
 def _wordings(request: EditRequest) -> _Found:
-    for wording in request.wordings:
+    for wording in request.wordings if request.subject else ():
         if wording.strip() and (slots := wording.count(SLOT)) != 1:
             code, found = ("E102", f"{slots} {{}}; keep one") if slots else ("E101", "no {} where the subject goes")
             yield code, f"the wording {shown(wording)} has {found}"
@@ -250,11 +266,11 @@ def _duplicate(request: EditRequest, earlier: EditRequest) -> Finding:
 
 def _contradiction(request: EditRequest, known: EditRequest) -> Finding:
     subject, relation = request.fact
+    asked = f"subject {shown(subject)} and {shown(relation)}" if subject else f"the prompt {shown(relation)}"
     new, old = request.object, known.object
     if new.strip() == old.strip():  # only what joins them differs
         new, old = request.ending, known.ending
     return request.finding(
         "E106",
-        f"the object {shown(new)} contradicts {shown(old)} at {known.origin} for subject "
-        f"{shown(subject)} and {shown(relation)}; keep one of the two",
+        f"the object {shown(new)} contradicts {shown(old)} at {known.origin} for {asked}; keep one of the two",
     )

@@ -126,14 +126,15 @@ def facts_kept(
 ) -> dict[str, Figure | None]:
     """Of the facts right before, the share right after: about others, and about the edited subjects.
 
-    Facts that an edit is about are left out. Facts of one subject move together, so a subject counts once.
+    Facts that an edit is about are left out. Facts of one subject move together, so a subject counts once; a fact
+    without a subject counts by itself, as one about others.
     """
-    subjects = {request.subject for request in edited}
-    changed = {request.fact for request in edited} | {(request.subject, request.prompt) for request in edited}
+    subjects = {request.subject for request in edited if request.subject}
+    changed, texts = {request.fact for request in edited}, {request.text for request in edited}
     shares: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
     for fact, was, is_ in zip(facts, before, after, strict=True):
-        if was and fact.fact not in changed and (fact.subject, fact.prompt) not in changed:
-            shares[fact.subject in subjects].setdefault(fact.subject, []).append(float(is_))
+        if was and fact.fact not in changed and fact.text not in texts:
+            shares[fact.subject in subjects].setdefault(fact.subject or fact.text, []).append(float(is_))
     return {
         "others": _by_subject(shares[False]),
         "siblings": _by_subject(shares[True]),

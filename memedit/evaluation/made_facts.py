@@ -2,7 +2,8 @@
 
 A fact is the model's own answer, before the edit, to a prompt of the list: asked of the edited subjects under the
 list's other relations (siblings), and of subjects of the same kind that the model names (others). Whether the answers
-are true does not matter: an edit should leave them as they are.
+are true does not matter: an edit should leave them as they are. An edit without a subject has no relation that could be
+asked of others, so nothing is asked beside it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) 
     opening = text_opening(lm.tokenizer)
     subjects: dict[str, list[str]] = {}
     for request in requests:
-        subjects.setdefault(relation_of(request), []).append(request.subject)
+        if request.subject:
+            subjects.setdefault(relation_of(request), []).append(request.subject)
+    if not subjects:
+        return {}
     prompts: list[tuple[str, tuple[int, ...]]] = []
     for relation, mine in subjects.items():
         for number in range(min(LISTS, len(OPENINGS) * len(mine))):
@@ -91,24 +95,26 @@ class Beside:
     def of(cls, requests: Sequence[EditRequest], names: Names) -> Beside:
         """Every prompt of the list for every subject that it does not edit. Nothing that an edit is scored by is used:
         no paraphrase and no neighbor."""
+        taken = {filled(template, request.subject) for request in requests for template in request.templates}
+        named = [request for request in requests if request.subject]
         templates: dict[str, dict[str, None]] = {}
-        for request in requests:
+        for request in named:
             templates.setdefault(relation_of(request), {})[request.prompt] = None
-        taken = {(request.subject, template) for request in requests for template in request.templates}
-        edited = {(request.subject, relation_of(request)) for request in requests}
+        edited = {(request.subject, relation_of(request)) for request in named}
         siblings = [
             (template, subject)
-            for subject in dict.fromkeys(request.subject for request in requests)
+            for subject in dict.fromkeys(request.subject for request in named)
             for relation, of_one in templates.items()
             if (subject, relation) not in edited
             for template in of_one
-            if (subject, template) not in taken
+            if filled(template, subject) not in taken
         ]
         others = [
             (template, name)
             for relation, found in names.items()
             for name in found
             for template in templates.get(relation, ())
+            if filled(template, name) not in taken
         ]
         return cls(siblings, others)
 

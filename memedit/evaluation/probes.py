@@ -2,7 +2,8 @@
 
 Derived neighbors are the list's other subjects under the edit's own prompt; what they must keep likelier than the
 edit's object is what the list says of them, new or old, so that an edit of the other is no fault of this one. Derived
-paraphrases are the other prompts that the list has for the relation, with the edit's subject in them.
+paraphrases are the other prompts that the list has for the relation, with the edit's subject in them. Edits without a
+subject have no derived probes, and are in none.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def list_probes(requests: Sequence[EditRequest], *, derive: bool = False, plus: 
     for n, request in enumerate(requests):
         right, old = (request.object, *request.aliases), request.object_old
         found.append(Probe(n, "efficacy", request.text, right, old, glue=request.glue))
-        same = related.get(_relation(request))
+        same = related.get(_relation(request)) if request.subject else None
         own = request.paraphrases
         paraphrases = own or (_other_prompts(request, same) if same else ())
         glue = request.glue_elsewhere
@@ -119,7 +120,8 @@ class _Related:
 def _related(requests: Sequence[EditRequest]) -> Mapping[str, _Related]:
     related: dict[str, _Related] = {}
     for n, request in enumerate(requests):
-        related.setdefault(_relation(request), _Related()).add(n, request)
+        if request.subject:
+            related.setdefault(_relation(request), _Related()).add(n, request)
     return related
 
 

@@ -1,7 +1,7 @@
 """Turn prompts into token ids, locate the subject's last token, and find an object's ids behind a prompt.
 
-The subject is located by character offsets in the whole prompt, and checked by decoding. Objects are joined to prompts
-as ids, never by decoding and encoding again.
+The subject is located by character offsets in the whole prompt, and checked by decoding. Where there is no subject, the
+prompt's last token takes its place. Objects are joined to prompts as ids, never by decoding and encoding again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Prompt:
 
     ids: tuple[int, ...]
     subject_at: int
+    """The subject's last token; without a subject, the last token of the prompt."""
     merged: bool = False
     """Whether the subject's last token also holds characters that follow the subject."""
     subject_from: int = 0
@@ -58,6 +59,7 @@ def locate_subject(
 ) -> Prompt:
     """Tokenize `head + subject + tail`, and locate the subject's last token.
 
+    If subject and tail are empty, it is the last token of the text, in a chat that of the user's turn.
     Raises SubjectLost where the offsets, or decoding, do not lead to the subject.
     """
     (found,) = locate_subjects(tokenizer, [(head, subject, tail)], chat=chat)
@@ -75,15 +77,18 @@ def locate_subjects(
     """
     placed: list[tuple[str, int] | SubjectLost] = []
     for head, subject, tail in texts:
+        whole = head + subject + tail
+        # Some chat templates strip the user's text, so its end is that of its last word.
+        before = head if subject or tail else whole.rstrip() if chat else whole
         try:
-            text, offset = in_chat(tokenizer, head + subject + tail) if chat else (head + subject + tail, 0)
-            placed.append((text, offset + len(head)))
+            text, offset = in_chat(tokenizer, whole) if chat else (whole, 0)
+            placed.append((text, offset + len(before)))
         except SubjectLost as error:
             placed.append(error)
     encoded = iter(_batch(tokenizer, [one[0] for one in placed if not isinstance(one, SubjectLost)], special=not chat))
     return [
-        one if isinstance(one, SubjectLost) else _located(tokenizer, *one, subject, *next(encoded))
-        for one, (_, subject, _) in zip(placed, texts, strict=True)
+        one if isinstance(one, SubjectLost) else _located(tokenizer, *one, subject, tail, *next(encoded))
+        for one, (_, subject, tail) in zip(placed, texts, strict=True)
     ]
 
 
@@ -92,10 +97,13 @@ def _located(
     text: str,
     start: int,
     subject: str,
+    tail: str,
     ids: list[int],
     offsets: list[tuple[int, int]],
 ) -> Prompt | SubjectLost:
-    """Locate the tokens of a subject that begins at character `start` of a text."""
+    """Locate the tokens of a subject that begins at character `start` of a text; without one, the token before it."""
+    if not (subject or tail):
+        return _last(text, start, ids, offsets)
     end = start + len(subject.rstrip())
     inside = [index for index, (a, b) in enumerate(offsets) if a < end and b > a and b > start]
     if not inside:
@@ -106,6 +114,14 @@ def _located(
     if not (wanted in decoded if merged else decoded.endswith(wanted)):
         return SubjectLost(f"decoding the tokens up to the subject gives {decoded[-40:]!r}, not {subject!r}")
     return Prompt(tuple(ids), at, merged, inside[0])
+
+
+def _last(text: str, end: int, ids: list[int], offsets: list[tuple[int, int]]) -> Prompt | SubjectLost:
+    """The last token that begins before character `end` of a text."""
+    before = [index for index, (a, b) in enumerate(offsets) if a < end and b > a]
+    if not before:
+        return SubjectLost(f"the prompt {text!r} has no tokens in this tokenizer")
+    return Prompt(tuple(ids), before[-1], subject_from=before[-1])
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool = False) -> tuple[int, ...]:

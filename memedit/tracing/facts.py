@@ -96,6 +96,10 @@ def _prompts(
     for request in requests:
         if request.id in flawed:
             continue
+        if not request.subject:
+            message = "it has no subject, and tracing adds noise to the subject's tokens"
+            found.append(request.finding("E103", f'{message}; add "subject"'))
+            continue
         try:
             prompt = encode_prompt(lm.tokenizer, request, chat=chat)
         except SubjectLost as error:

@@ -19,11 +19,6 @@ from memedit.results.report import EditResult
 NO_OBJECT = "<|endoftext|>"
 """The old object of some public records that have none."""
 
-_MISSING = {
-    "subject": 'add "subject": the words of the prompt that name what the fact is about',
-    "object": 'add "object": what the model should say after the prompt',
-}
-
 DEEPEST = 50
 """Levels of lists and mappings in one record: far more than any edit needs, far fewer than Python's stack allows."""
 
@@ -125,9 +120,12 @@ def _request(
         record["id"] = str(record["id"])
     texts = {key: _text(key, record.get(key)) for key in FIELDS[:6]}
     prompt, relation, row = _prompt(texts["prompt"], texts["relation"], relations)
-    if missing := [key for key in ("subject", "object") if texts[key] is None]:
-        raise RefusedError("E009", f"the edit has no {' and no '.join(missing)}; {_MISSING[missing[0]]}")
     subject = texts["subject"] or ""
+    if not subject and SLOT in prompt:
+        message = f"the edit has no subject, and its prompt {shown(prompt)} has a {{}} for one"
+        raise RefusedError("E009", f'{message}; add "subject": what the fact is about')
+    if texts["object"] is None:
+        raise RefusedError("E009", 'the edit has no object; add "object": what the model should say after the prompt')
     old = texts["object_old"]
     paraphrases = _texts("paraphrases", record.get("paraphrases"))
     meta = {} if record.get("meta") in (None, "") else record["meta"]
@@ -139,7 +137,7 @@ def _request(
             subject=subject,
             relation=relation,
             prompt=prompt,
-            object=texts["object"] or "",
+            object=texts["object"],
             object_old=None if not old or old.strip() == NO_OBJECT else old,
             glue=_glue(record.get("glue")),
             wordings=_texts("wordings", record.get("wordings")) or row.wordings,
@@ -182,8 +180,11 @@ def _glue(value: Any) -> Glue | None:
 
 
 def _filled(text: str, subject: str) -> str:
-    """A paraphrase with its `{}` filled; if the subject itself has a `{}`, the text may be complete already."""
-    return text if SLOT in subject and subject in text else text.replace(SLOT, subject)
+    """A paraphrase with its `{}` filled; if the subject itself has a `{}`, the text may be complete already.
+
+    Without a subject the text stays as it is: a `{}` in it is an error of the list.
+    """
+    return text if not subject or (SLOT in subject and subject in text) else text.replace(SLOT, subject)
 
 
 def _text(name: str, value: Any) -> str | None:

@@ -1,6 +1,6 @@
 """Read RippleEdits (Cohen et al. 2023): an edit as a whole sentence, and the tests of six criteria.
 
-The published records name the subject only by its Wikidata id; such a record is refused until its name is added.
+The published records name the subject only by its Wikidata id: they are read without one until its name is added.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ def convert_ripple(record: dict[str, Any]) -> dict[str, Any]:
     edit: dict[str, Any] = record["edit"]
     beside = isinstance(record.get("subject"), str) and not isinstance(edit.get("subject"), str)
     subject = record["subject"] if beside else edit.get("subject")
-    if not isinstance(subject, str):
-        message = f"the edit names its subject only by an id, {shown(edit.get('subject_id'))}"
-        raise RefusedError("E009", f'{message}; add "subject" to "edit": the name as it is written in the prompt')
     given = next((name for name in _TARGETS if isinstance(edit.get(name), str)), None)
     former = next((edit[name] for name in _BEFORE if isinstance(edit.get(name), dict)), {})
     head, wanted = _split(edit.get("prompt"), edit[given] if given else None, former.get("prompt"))
