@@ -63,7 +63,11 @@ class AdaptedRows:
     def _whole(self, rows: Sequence[ReadRow], changes: Factors, at_subject: bool) -> Tensor:
         ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
         most = max(row.reads for row in rows)
-        only = _only(*ids.shape, [row.at for row in rows], [row.shared for row in rows]) if at_subject else None
+        only = (
+            _only(len(rows), ids.shape[1], [row.at for row in rows], [row.shared for row in rows])
+            if at_subject
+            else None
+        )
         mask = None if only is None else only.to(self.lm.device)
         with hooked(self._hooks(changes, mask)):
             logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits

@@ -35,6 +35,7 @@ FREE = 60 << 30
 """Bytes that every simulated GPU says are free."""
 
 aten: Any = torch.ops.aten
+PARSE_TO: Any = torch._C._nn._parse_to  # type: ignore[attr-defined]
 INDEXING = {
     aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default,
     aten._unsafe_index.Tensor, aten._unsafe_index_put.default,
@@ -70,7 +71,7 @@ class GpuTensor(Tensor):
     home: torch.device
 
     @staticmethod
-    def __new__(cls, held: Tensor, home: torch.device) -> GpuTensor:
+    def __new__(cls: Any, held: Tensor, home: torch.device) -> GpuTensor:
         make: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
         made: GpuTensor = make(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype
@@ -321,7 +322,7 @@ class _Calls(TorchFunctionMode):
         if isinstance(like, Tensor):
             device, dtype = like.device, like.dtype
         else:
-            device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+            device, dtype, *_ = PARSE_TO(*args, **kwargs)
             device = tensor.device if device is None else self.gpus.named(device)
         if device.type != "cuda" and not isinstance(tensor, GpuTensor):
             return tensor.to(*args, **kwargs, copy=copy)

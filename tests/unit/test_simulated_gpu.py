@@ -108,7 +108,7 @@ def solved(
 def by(lm: LanguageModel, recipe: Recipe, engine: Any = Suffix) -> Targets:
     edits, prompts = edits_of(lm)
     return find_targets(
-        lm, edits, prompts, LAYERS[-1], recipe, engine=engine, shared=len(LAYERS), advance=lambda *_: None
+        lm, edits, prompts, LAYERS[-1], recipe, engine=engine, shared=len(LAYERS), advance=ignore_advance
     )
 
 
