@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from queue import Full, Queue
@@ -13,11 +14,14 @@ from torch import Tensor
 
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, run
 from memedit.model.load import LanguageModel
+from memedit.model.memory import free_on
 from memedit.numerics.moments import Moment, Running
 from memedit.progress import Advance
 
 KEEP_EVERY = 64  # launches between two calls of `keep`
 AHEAD = 8  # launches tokenized before they are run
+PART_OF_FREE = 4
+"""Sums stay on a GPU where they take at most one part in so many of its free memory."""
 
 T = TypeVar("T")
 
@@ -40,7 +44,10 @@ def measure(
     arguments: the rows that it covers are skipped. The last row is cut when the count is reached.
     """
     widths = lm.architecture.mlp_widths
-    running = {layer: Running(begun[layer] if begun else Moment.empty(widths[layer])) for layer in layers}
+    running = {
+        layer: Running(begun[layer] if begun else Moment.empty(widths[layer]), home)
+        for layer, home in _homes(lm, layers).items()
+    }
     sites = [Site(layer, "mlp.in") for layer in layers]
     done = running[layers[0]].count
 
@@ -57,6 +64,20 @@ def measure(
         if keep and number % KEEP_EVERY == 0:
             keep({layer: one.moment for layer, one in running.items()})
     return {layer: one.moment for layer, one in running.items()}
+
+
+def _homes(lm: LanguageModel, layers: Sequence[int]) -> dict[int, torch.device]:
+    """Where the sums of each layer stay: on the GPU that has the layer, where they fit, else on the CPU.
+
+    A launch adds a matrix of the MLP's width in every layer. To copy it to the CPU takes longer than to compute it, and
+    the host waits for it.
+    """
+    on = {layer: lm.weight(layer).device for layer in layers}
+    needed = Counter[torch.device]()
+    for layer, device in on.items():
+        needed[device] += torch.float64.itemsize * lm.architecture.mlp_widths[layer] ** 2
+    fits = {device for device, size in needed.items() if PART_OF_FREE * size <= (free_on(device) or 0)}
+    return {layer: device if device in fits else torch.device("cpu") for layer, device in on.items()}
 
 
 def _launches(rows: Iterable[tuple[int, ...]], tokens: int, skip: int) -> Generator[Tensor]:

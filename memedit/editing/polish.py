@@ -126,7 +126,9 @@ def _factors(lm: LanguageModel, update: Update) -> tuple[dict[int, Tensor], dict
             left[layer], right[layer] = (columns * root).float(), (root[:, None] * rows).float()
         else:
             left[layer], right[layer] = delta.left.float(), delta.right.float()
-        left[layer], right[layer] = left[layer].to(lm.device), right[layer].to(lm.device)
+        # In a model spread over devices, that of the layer: there the change is added.
+        home = lm.weight(layer).device
+        left[layer], right[layer] = left[layer].to(home), right[layer].to(home)
     return left, right
 
 
@@ -164,41 +166,50 @@ class _Steps:
     def step(self) -> tuple[float, float]:
         """One step on one row of each edit and some preserved prompts: the mean loss, and the mean KL, in nats."""
         self.optimizer.zero_grad()
-        loss = self._edits([self.draw.choice(list(rows)) for rows in self.made.of_edit])
-        few = min(len(self.made.preserved), max(1, round(self.knobs.ratio * len(self.made.of_edit))))
-        drift = self._preserved(self.draw.sample(list(self.made.preserved), few)) if self.made.preserved else 0.0
+        n_edits = len(self.made.of_edit)
+        losses = self._edits([self.draw.choice(list(rows)) for rows in self.made.of_edit])
+        few = min(len(self.made.preserved), max(1, round(self.knobs.ratio * n_edits)))
+        drifts = self._preserved(self.draw.sample(list(self.made.preserved), few)) if self.made.preserved else []
         self.optimizer.step()
         self.decay.step()
         self.number += 1
+        # One read a step: the host waits for each.
+        read = torch.stack([*losses, *drifts]).tolist()
+        loss = drift = 0.0
+        for part in read[: len(losses)]:
+            loss += part / n_edits
+        for part in read[len(losses) :]:
+            drift += part
         return loss, drift
 
-    def _edits(self, chosen: Sequence[int]) -> float:
-        """The gradient of the edits' mean loss; returns that loss, without the bar."""
-        mean = 0.0
+    def _edits(self, chosen: Sequence[int]) -> list[Tensor]:
+        """The gradient of the edits' mean loss; returns the sum of the losses of each launch, without the bar."""
+        sums: list[Tensor] = []
         for launch in self.rows.launches(chosen):
             log_probs = self.rows.log_probs(launch, self.changes(), at_subject=self.number % 2 == 0)
             device = log_probs.device
-            wanted = torch.tensor([token for n in launch for token in self.made.targets[n]], device=device)
-            counts = torch.tensor([len(self.made.targets[n]) for n in launch], device=device)
+            # One table, since the host waits for each that it sends.
+            table = [(place, token) for place, n in enumerate(launch) for token in self.made.targets[n]]
+            of, wanted = torch.tensor(table, device=device).unbind(1)
             said = log_probs[torch.arange(len(wanted), device=device), wanted]
-            of = torch.repeat_interleave(torch.arange(len(launch), device=device), counts)
             # A product with it sums over an edit's tokens in a fixed order; adding by index on a GPU does not.
-            share = (of[None] == torch.arange(len(launch), device=device)[:, None]).float() / counts[:, None]
+            own = of[None] == torch.arange(len(launch), device=device)[:, None]
+            share = own.float() / own.sum(1, keepdim=True)
             losses = -(share @ said)
             (losses.clamp_min(ENOUGH).sum() / len(chosen)).backward()
-            mean += float(losses.detach().sum()) / len(chosen)
-        return mean
+            sums.append(losses.detach().sum())
+        return sums
 
-    def _preserved(self, chosen: Sequence[int]) -> float:
-        """The gradient of the weighed mean KL(base || edited); returns the mean."""
-        mean = 0.0
+    def _preserved(self, chosen: Sequence[int]) -> list[Tensor]:
+        """The gradient of the weighed mean KL(base || edited); returns each launch's part of the mean."""
+        parts: list[Tensor] = []
         for launch in self.rows.launches(chosen):
             now = self.rows.log_probs(launch, self.changes())
             then = torch.stack([self.before[n] for n in launch]).to(now.device).float()
             drift = (then.exp() * (then - now)).sum() / len(chosen)
             (self.knobs.preserve * drift).backward()
-            mean += float(drift.detach())
-        return mean
+            parts.append(drift.detach())
+        return parts
 
 
 def _rounded(

@@ -22,7 +22,7 @@ from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 
 Factors = Mapping[int, tuple[Tensor, Tensor]]
-"""For each layer a change left @ right: left (D, R), right (R, F), float32, on the model's device."""
+"""For each layer a change left @ right: left (D, R), right (R, F), float32, on the device of the layer's weight."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ class AdaptedRows:
     def _whole(self, rows: Sequence[ReadRow], changes: Factors, at_subject: bool) -> Tensor:
         ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
         most = max(row.reads for row in rows)
-        mask = _only(ids, [row.at for row in rows], [row.shared for row in rows]) if at_subject else None
+        only = (
+            _only(len(rows), ids.shape[1], [row.at for row in rows], [row.shared for row in rows])
+            if at_subject
+            else None
+        )
+        mask = None if only is None else only.to(self.lm.device)
         with hooked(self._hooks(changes, mask)):
             logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits
         return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])
@@ -91,7 +96,8 @@ class AdaptedRows:
             mask[n, width - row.shared : width], mask[n, width + size - len(part) :] = 1, 1
             positions[n, size - len(part) :] = torch.arange(row.shared, len(row.ids))
         cells = [n * most + column for n, row in enumerate(rows) for column in range(most - row.reads, most)]
-        only = _only(ids, [size - len(row.ids) + row.at for row in rows]).to(device) if at_subject else None
+        ends = [size - len(row.ids) + row.at for row in rows]
+        only = _only(len(rows), size, ends).to(device) if at_subject else None
         with hooked(self._hooks(changes, only)):
             found = run_part(
                 self.lm, Aligned(ids, mask, positions).to(device), Kept(select_rows(kept.seen, lines), width),
@@ -106,7 +112,7 @@ class AdaptedRows:
         def adding(left: Tensor, right: Tensor) -> Callable[..., Any]:
             def add(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
                 more = (args[0].float() @ right.T) @ left.T
-                more = more if mask is None else more.reshape(*mask.shape[:2], -1) * mask
+                more = more if mask is None else more.reshape(*mask.shape[:2], -1) * mask.to(more.device)
                 return output + more.reshape(output.shape).to(output.dtype)
 
             return add
@@ -115,9 +121,9 @@ class AdaptedRows:
         return [(self.lm.model.get_submodule(modules[n]), adding(*pair)) for n, pair in changes.items()]
 
 
-def _only(ids: Tensor, at: Sequence[int], before: Sequence[int] = ()) -> Tensor:
-    """A mask (rows, T, 1) float32 that is 1 at column `at` of each row, and in its first `before` columns."""
-    mask = torch.zeros(*ids.shape, 1, device=ids.device)
+def _only(rows: int, columns: int, at: Sequence[int], before: Sequence[int] = ()) -> Tensor:
+    """A mask (rows, columns, 1) float32, on the CPU: 1 at column `at` of each row, and in its first `before` ones."""
+    mask = torch.zeros(rows, columns, 1)
     mask[torch.arange(len(at)), torch.tensor(at)] = 1
     for row, count in enumerate(before):
         mask[row, :count] = 1

@@ -116,8 +116,8 @@ class Sweep:
         """
         found = torch.empty(self.n_edits, self.lm.architecture.width)
         for part in self.parts:
-            ends = [self._ahead(group, site)[:, -1].float().cpu() for group in part.bare]
-            found[part.edits] = torch.cat(ends)[part.bare_at]
+            ends = torch.cat([self._ahead(group, site)[:, -1].float() for group in part.bare])
+            found[part.edits] = ends.cpu()[part.bare_at]
         return found
 
     def _ahead(self, group: _Group, site: Site) -> Tensor:
@@ -182,7 +182,8 @@ class Sweep:
                 aligned = Aligned.of(rows, size, [len(row) for row in rows], width + size)
                 groups.append(_Group(aligned.to(self.lm.device), of))
         part.bare_at = torch.tensor([seat[0, heads[edit][0]] for edit in edits])
-        part.rows_at = torch.tensor([[seat[c, heads[edit][c]] for c in range(n_rows)] for edit in edits])
+        rows_at = [[seat[c, heads[edit][c]] for c in range(n_rows)] for edit in edits]
+        part.rows_at = torch.tensor(rows_at, device=self.lm.device)
         return part
 
 

@@ -110,8 +110,12 @@ class Aligned:
         return cls(ids, (at >= 0).long(), at[:, width - columns :].clamp_min(0))
 
     def to(self, device: torch.device) -> Aligned:
-        """The same rows on another device."""
-        return Aligned(self.ids.to(device), self.mask.to(device), self.positions.to(device))
+        """The same rows on another device, sent in one copy: the host waits for each."""
+        if device == self.ids.device:
+            return self
+        tables = (self.ids, self.mask, self.positions)
+        sent = torch.cat([table.flatten() for table in tables]).to(device).split([table.numel() for table in tables])
+        return Aligned(*(part.view(table.shape) for part, table in zip(sent, tables, strict=True)))
 
     def pick(self, lines: Tensor) -> Aligned:
         """Some of the rows."""

@@ -156,14 +156,14 @@ def continuations(
     scored: dict[tuple[tuple[int, ...], tuple[int, ...]], Continuation] = {}
     for batch in launches([len(prompt) + len(target) - 1 for prompt, target in pairs]):
         chosen = [pairs[index] for index in batch]
-        ids = torch.tensor([(prompt + target)[:-1] for prompt, target in chosen])
+        ids = torch.tensor([prompt + target for prompt, target in chosen])
         keep = max(len(target) for _, target in chosen)
-        logits = run(lm, ids, logits_to_keep=keep).logits[:, -keep:].float()
-        log_probs = torch.log_softmax(logits, -1).cpu()
-        for row, (prompt, target) in zip(log_probs, chosen, strict=True):
-            wanted, read = torch.tensor(target), row[-len(target) :]
-            picked = read.gather(1, wanted[:, None])[:, 0]
-            scored[prompt, target] = Continuation(picked, read.argmax(-1) == wanted)
+        logits = run(lm, ids[:, :-1], logits_to_keep=keep).logits[:, -keep:].float()
+        log_probs, wanted = torch.log_softmax(logits, -1), ids[:, -keep:].to(logits.device)
+        # Only what is asked for leaves the GPU: the rest is as wide as the vocabulary.
+        picked, likeliest = log_probs.gather(2, wanted[:, :, None])[:, :, 0].cpu(), log_probs.argmax(-1) == wanted
+        for pair, row, top in zip(chosen, picked, likeliest.cpu(), strict=True):
+            scored[pair] = Continuation(row[-len(pair[1]) :], top[-len(pair[1]) :])
         if seen:
             seen(len(batch))
     return [scored[row] for row in rows_list]

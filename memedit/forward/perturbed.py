@@ -83,12 +83,22 @@ class _Whole:
 
     engine: WholeForward
     rows: list[int]
+    ids: Tensor  # (R, T)
+    at: Tensor  # (R,) the change's token
+
+    @classmethod
+    def of(cls, engine: WholeForward, rows: list[int]) -> _Whole:
+        device, mine = engine.lm.device, [engine.rows[row] for row in rows]
+        # Sent once: a step that makes them has the host wait for a GPU.
+        ids, at = torch.tensor([row.ids for row in mine]), torch.tensor([row.at for row in mine])
+        return cls(engine, rows, ids.to(device), at.to(device))
 
     def logits(self, change: Tensor) -> Tensor:
-        return self.engine.run(self.rows, change)
+        return self.engine.run(self, change)
 
     def keep(self, places: Sequence[int]) -> _Whole:
-        return _Whole(self.engine, [self.rows[place] for place in places])
+        lines = torch.tensor(places, device=self.at.device)
+        return _Whole(self.engine, [self.rows[place] for place in places], self.ids[lines], self.at[lines])
 
 
 class WholeForward(Changed):
@@ -105,25 +115,25 @@ class WholeForward(Changed):
         tokens: int = TOKENS_PER_LAUNCH,
     ) -> None:
         super().__init__(lm, layer, rows, shared)
-        self.launches = [_Whole(self, batch) for batch in launches([len(row.ids) for row in rows], tokens)]
+        self.launches = [_Whole.of(self, batch) for batch in launches([len(row.ids) for row in rows], tokens)]
         for launch in self.launches:
             with torch.no_grad():
                 nothing = torch.zeros(len(launch.rows), lm.architecture.width, device=lm.device)
-                self.run(launch.rows, nothing, keep_start=True)
+                self.run(launch, nothing, keep_start=True)
 
-    def run(self, batch: list[int], change: Tensor, *, keep_start: bool = False) -> Tensor:
+    def run(self, launch: _Whole, change: Tensor, *, keep_start: bool = False) -> Tensor:
         """The logits of rows of equal length, (reads, V)."""
-        rows = [self.rows[row] for row in batch]
-        ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
-        at, lines = torch.tensor([row.at for row in rows]), torch.arange(len(rows))
+        rows = [self.rows[row] for row in launch.rows]
         seen: dict[Site, Tensor] = {}
         most = max(row.reads for row in rows)
 
         def enter(_module: nn.Module, _args: Any, output: Any) -> Any:
             states = output_of(output)
+            # In a model spread over devices, the block's is not the first.
+            lines, at = torch.arange(len(rows), device=states.device), launch.at.to(states.device)
             start = seen[self.way.site].reshape(states.shape)[lines, at].float()
             if keep_start:
-                self.start[batch], self.leaves[batch] = start.cpu(), states[lines, at].float().cpu()
+                self.start[launch.rows], self.leaves[launch.rows] = start.cpu(), states[lines, at].float().cpu()
             moved = self.way.moved(start.to(change.device), change).to(states.device, states.dtype)
             changed = states.index_put((lines, at), moved, accumulate=True)
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
@@ -131,5 +141,5 @@ class WholeForward(Changed):
         block = module_of(self.lm, Site(self.layer, "block.out"))
         # `capture` comes first: it sees the block's output before the change enters.
         with capture(self.lm, [self.way.site], seen.__setitem__), hooked([(block, enter)]):
-            logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits.float()
+            logits = self.lm.model(input_ids=launch.ids, use_cache=False, logits_to_keep=most).logits.float()
         return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])

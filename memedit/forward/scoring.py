@@ -123,9 +123,11 @@ def run_on(lm: LanguageModel, ids: Tensor, cache: DynamicCache, *, keep: int) ->
 def copy_cache_rows(cache: DynamicCache | None, rows: Sequence[int]) -> DynamicCache:
     """A cache of its own with some rows of another, in any number; an empty one of None."""
     chosen = DynamicCache()
-    for index, entry in enumerate(cache.layers if cache is not None else ()):
-        layer: Any = entry
-        at = torch.tensor(rows, device=layer.keys.device)
+    layers: list[Any] = list(cache.layers) if cache is not None else []
+    # Sent once to each device: the host waits for each copy.
+    places = {device: torch.tensor(rows, device=device) for device in {layer.keys.device for layer in layers}}
+    for index, layer in enumerate(layers):
+        at = places[layer.keys.device]
         chosen.update(layer.keys[at], layer.values[at], index)
     return chosen
 

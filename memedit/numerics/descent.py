@@ -85,6 +85,7 @@ class LBFGS:
         self.fresh = torch.ones(len(scale), dtype=torch.bool, device=device)
         self.moves: list[Tensor] = []
         self.bends: list[Tensor] = []
+        self.taken: list[Tensor] = []  # (E,) bool: which problems use the pair
 
     def step(self, point: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         """Propose the next points."""
@@ -95,38 +96,35 @@ class LBFGS:
             moved, bent = point - self.at, gradient - self.gradient
             accepted = loss <= self.loss + ENOUGH * (self.gradient * moved).sum(-1).clamp_max(0)
             curved = accepted & ((moved * bent).sum(-1) > 0)
-            self.moves = [*self.moves, moved * curved[:, None]][-MEMORY:]
-            self.bends = [*self.bends, bent * curved[:, None]][-MEMORY:]
+            self.moves, self.bends = [*self.moves, moved][-MEMORY:], [*self.bends, bent][-MEMORY:]
+            self.taken = [*self.taken, curved][-MEMORY:]
         self.at = torch.where(accepted[:, None], point, self.at)
         self.gradient = torch.where(accepted[:, None], gradient, self.gradient)
         self.loss = torch.where(accepted, loss, self.loss)
         self.direction = torch.where(accepted[:, None], self._direction(), self.direction)
         self.share = torch.where(accepted, 1.0, self.share * SHRINK)
-        # A direction that leads nowhere is given up for steepest descent once, then the problem stands still.
+        # A direction that leads nowhere is given up for steepest descent once, then the problem stands still. This is
+        # computed for all, whether any failed or not: to ask would make the host wait for a GPU in every step.
         failed = (self.share < SHORTEST) & ~self.fresh
-        if bool(failed.any()):
-            self.moves, self.bends = (
-                [torch.where(failed[:, None], 0.0, one) for one in pairs] for pairs in (self.moves, self.bends)
-            )
-            self.direction = torch.where(failed[:, None], self._direction(), self.direction)
-            self.share = torch.where(failed, 1.0, self.share)
+        self.taken = [one & ~failed for one in self.taken]
+        self.direction = torch.where(failed[:, None], -self._steepest()[:, None] * self.gradient, self.direction)
+        self.share = torch.where(failed, 1.0, self.share)
         self.fresh = torch.where(failed, True, self.fresh & ~accepted)
         return self.at + self.share[:, None] * self.direction
 
     def _direction(self) -> Tensor:
-        """The two loops: -H gradient, cut to the longest step. A pair of zeros is one that was not taken."""
+        """The two loops: -H gradient, cut to the longest step."""
         found, steps = self.gradient, list[tuple[Tensor, Tensor]]()
         curvature = torch.zeros_like(self.loss)  # of the newest pair of each problem
-        for move, bend in zip(reversed(self.moves), reversed(self.bends), strict=True):
-            product = (move * bend).sum(-1)
+        for move, bend, taken in zip(reversed(self.moves), reversed(self.bends), reversed(self.taken), strict=True):
+            product = torch.where(taken, (move * bend).sum(-1), 0.0)
             inverse = torch.where(product > 0, 1 / product.clamp_min(1e-30), 0.0)
             along = inverse * (move * found).sum(-1)
             found = found - along[:, None] * bend
             steps.append((along, inverse))
             newest = torch.where(product > 0, product / bend.square().sum(-1).clamp_min(1e-30), 0.0)
             curvature = torch.where(curvature > 0, curvature, newest)
-        steepest = FIRST * self.scale / self.gradient.norm(dim=-1).clamp_min(1e-30)
-        found = torch.where(curvature > 0, curvature, steepest)[:, None] * found
+        found = torch.where(curvature > 0, curvature, self._steepest())[:, None] * found
         for (along, inverse), move, bend in zip(reversed(steps), self.moves, self.bends, strict=True):
             found = found + move * (along - inverse * (bend * found).sum(-1))[:, None]
         length = found.norm(dim=-1)
@@ -135,11 +133,17 @@ class LBFGS:
             * torch.where(length > LONGEST * self.scale, LONGEST * self.scale / length.clamp_min(1e-30), 1.0)[:, None]
         )
 
+    def _steepest(self) -> Tensor:
+        """The factor (E,) of the gradient in a first step."""
+        return FIRST * self.scale / self.gradient.norm(dim=-1).clamp_min(1e-30)
+
     def keep(self, index: Tensor) -> None:
         """Keep only some of the problems."""
         for name in ("scale", "at", "gradient", "direction", "loss", "share", "fresh"):
             setattr(self, name, getattr(self, name)[index])
-        self.moves, self.bends = ([one[index] for one in pairs] for pairs in (self.moves, self.bends))
+        self.moves, self.bends, self.taken = (
+            [one[index] for one in pairs] for pairs in (self.moves, self.bends, self.taken)
+        )
 
     @property
     def standing(self) -> Tensor | None:

@@ -41,14 +41,14 @@ class Moment:
 
 
 class Running:
-    """A moment that grows in place: products in float32, as in every reference; the total in float64, on the CPU.
+    """A moment that grows in place: products in float32, as in every reference; the total in float64, on `home`.
 
     Only blocks on and above the diagonal are computed; the others mirror them.
     """
 
-    def __init__(self, begun: Moment) -> None:
+    def __init__(self, begun: Moment, home: torch.device | None = None) -> None:
         self.count = begun.count
-        self._upper = begun.total.clone()
+        self._upper = begun.total.to(home or begun.total.device, copy=True)
 
     def add_(self, rows: Tensor) -> None:
         """Add rows (n, F) of any floating dtype."""
@@ -57,11 +57,11 @@ class Running:
         for part in rows.split(CHUNK):
             x = part.float()
             for at, end in zip(edges, [*edges[1:], width], strict=True):
-                self._upper[at:end, at:] += (x[:, at:end].T @ x[:, at:]).cpu()
+                self._upper[at:end, at:] += (x[:, at:end].T @ x[:, at:]).to(self._upper.device)
         self.count += len(rows)
 
     @property
     def moment(self) -> Moment:
-        """A copy of the current moment; later rows do not change it."""
-        upper = self._upper.triu()
+        """A copy of the current moment, on the CPU; later rows do not change it."""
+        upper = self._upper.cpu().triu()
         return Moment(upper + upper.triu(1).T, self.count)

@@ -76,7 +76,9 @@ def _prove(lm: LanguageModel, parts: Parts) -> None:
     silenced = [(lm.model.get_submodule(parts.of(part)[layer]), silence) for part in PARTS]
     with torch.no_grad(), hooked(silenced), hooked([(block, read)], with_kwargs=True):
         lm.model(input_ids=ids, use_cache=False)
-    error = float((seen[1] - seen[0]).float().norm() / seen[0].float().norm())
+    # In a model spread over devices, a block's input may come from another device than its own.
+    before, after = seen[0].to(seen[1].device), seen[1]
+    error = float((after - before).float().norm() / before.float().norm())
     if error > (0.05 if lm.dtype != torch.float32 else PARTS_AGREEMENT):
         raise _refused(f"block {layer} adds more than its MLP and its attention to the stream ({error:.1%})")
 
