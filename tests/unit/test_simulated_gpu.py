@@ -47,7 +47,7 @@ from memedit.tracing.facts import trace_fact
 from memedit.tracing.parts import find_parts
 from memedit.tracing.suffix_engine import SuffixPatching
 from tests.conftest import byte_tokenizer
-from tests.families import FAMILIES, family_model
+from tests.families import family_model
 from tests.helpers.simulated_gpu import SimulatedGpus, place, spread
 from torch import Tensor
 
@@ -236,8 +236,13 @@ def test_rounding_by_the_keys_gives_the_same(one_plan: None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("gpt2", torch.float32), ("gpt2", torch.bfloat16), ("llama", torch.float32), ("gemma2", torch.float32),
+        ("gptj", torch.float32),
+    ],
+)  # fmt: skip
 def test_every_stage_gives_what_it_gives_on_the_cpu(family: str, dtype: torch.dtype, one_plan: None) -> None:
     wanted = stages(opened(family, dtype))
     with SimulatedGpus() as gpus:
