@@ -27,7 +27,7 @@ def generate(
     *,
     top_k: int = 1,
     seed: int = 0,
-    seen: Callable[[int], None] | None = None,
+    seen: Callable[[int], object] | None = None,
 ) -> list[AnswerIds]:
     """Generate at most `tokens` tokens after each prompt, up to a token that ends a text, which is left out.
 
@@ -54,7 +54,7 @@ def generate(
 
 @torch.no_grad()
 def write_texts(
-    lm: LanguageModel, count: int, length: int, *, seed: int, seen: Callable[[int], None] | None = None
+    lm: LanguageModel, count: int, length: int, *, seed: int, seen: Callable[[int], object] | None = None
 ) -> list[AnswerIds]:
     """Let the model write `count` texts of `length` tokens from the way a text begins, sampled at temperature 1.
 

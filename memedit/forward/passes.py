@@ -149,7 +149,7 @@ class Continuation:
 def continuations(
     lm: LanguageModel,
     rows: Iterable[tuple[tuple[int, ...], tuple[int, ...]]],
-    seen: Callable[[int], None] | None = None,
+    seen: Callable[[int], object] | None = None,
 ) -> list[Continuation]:
     """Score rows of (prompt ids, continuation ids); the head runs only over the continuation."""
     pairs = list(dict.fromkeys(rows_list := list(rows)))

@@ -36,7 +36,7 @@ def read_text(
     lm: LanguageModel,
     rows: Sequence[AnswerIds],
     base: LanguageModel | None = None,
-    seen: Callable[[int], None] | None = None,
+    seen: Callable[[int], object] | None = None,
 ) -> list[Passage]:
     """Read rows of at least two tokens, with the base model too where it is given."""
     found: list[Passage] = [Passage(0, 0.0)] * len(rows)

@@ -42,7 +42,7 @@ class AnswerScores:
 
 @torch.no_grad()
 def score_answers(
-    lm: LanguageModel, rows: Sequence[tuple[AnswerIds, AnswerIds]], seen: Callable[[int], None] | None = None
+    lm: LanguageModel, rows: Sequence[tuple[AnswerIds, AnswerIds]], seen: Callable[[int], object] | None = None
 ) -> list[AnswerScores]:
     """Score rows of (prompt ids, answer ids), neither empty; `seen` is called with the number of rows done."""
     answers: dict[AnswerIds, dict[AnswerIds, None]] = {}
@@ -170,7 +170,7 @@ def _read(logits: Tensor, wanted: Tensor) -> list[tuple[list[float], list[int]]]
 
 
 def whole(
-    lm: LanguageModel, rows: Sequence[tuple[AnswerIds, AnswerIds]], seen: Callable[[int], None] | None = None
+    lm: LanguageModel, rows: Sequence[tuple[AnswerIds, AnswerIds]], seen: Callable[[int], object] | None = None
 ) -> dict[tuple[AnswerIds, AnswerIds], AnswerScores]:
     """Score rows by whole forwards, without sharing anything: to compare with, and to fall back to."""
     found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}

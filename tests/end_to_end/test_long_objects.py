@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import memedit
 import pytest
@@ -19,7 +20,7 @@ def test_an_object_of_thirty_tokens_is_said_whole(
     made_small: Path, small_edits: list[EditRequest], tmp_path: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(made_small)
-    model = AutoModelForCausalLM.from_pretrained(made_small, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(made_small, dtype=torch.float32)
     short = small_edits[0]
     # The new object, and what this model writes behind it: a small model cannot learn any thirty words.
     begun = tokenizer(f"{short.text} {short.object}", return_tensors="pt")

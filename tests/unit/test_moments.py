@@ -77,9 +77,9 @@ def test_the_cache_is_by_what_feeds_the_layer(lm: LanguageModel, tiny_folder: Pa
     recipe = resolve([("flag", {"model.path": str(tiny_folder), "moments.tokens": 2000})])[0]
     plan = plan_moments(lm, tiny_folder, [0, 2], recipe)
     assert plan.missing == [0, 2]
-    first = moments_for(lm, plan, NoProgress(), lambda _n: None)
+    first = moments_for(lm, plan, NoProgress(), lambda *_, **__: None)
     assert plan_moments(lm, tiny_folder, [0, 2], recipe).missing == []
-    assert torch.equal(moments_for(lm, plan, NoProgress(), lambda _n: None)[2].total, first[2].total)
+    assert torch.equal(moments_for(lm, plan, NoProgress(), lambda *_, **__: None)[2].total, first[2].total)
     # A change of layer 0's down-projection moves what layer 2 sees, and not what layer 0 does.
     with torch.no_grad():
         lm.weight(0).add_(1)
@@ -92,7 +92,7 @@ def test_what_was_measured_once_is_found_where_no_text_is_named(
     recipe = resolve([("flag", {"model.path": str(tmp_path)})])[0]
     assert plan_moments(lm, tmp_path, [0], recipe).missing == [0]
     named = resolve([("flag", {"moments.tokens": 500})])[0]
-    moments_for(lm, plan_moments(lm, tiny_folder, [0], named), NoProgress(), lambda _n: None)
+    moments_for(lm, plan_moments(lm, tiny_folder, [0], named), NoProgress(), lambda *_, **__: None)
     assert plan_moments(lm, tmp_path, [0], recipe).missing == []
 
 
@@ -107,7 +107,7 @@ def test_a_moment_of_another_tool_is_taken(tiny_folder: Path, tmp_path: Path, lm
     recipe = resolve([("flag", {"model.path": str(tiny_folder), "method.layers": "1", "model.device": "cpu"})])[0]
     (row,) = run_stats(recipe, import_file=str(file))
     assert (row.state, row.tokens) == ("imported", 100)
-    found = moments_for(lm, plan_moments(lm, tiny_folder, [1], recipe), NoProgress(), lambda _n: None)[1]
+    found = moments_for(lm, plan_moments(lm, tiny_folder, [1], recipe), NoProgress(), lambda *_, **__: None)[1]
     assert found.count == 100
     assert torch.equal(found.mean, torch.eye(width, dtype=torch.float64) / 2)
     with pytest.raises(UsageError, match="no file of second moments"):
@@ -123,7 +123,7 @@ def test_moments_are_positive_semidefinite(lm: LanguageModel) -> None:
 def test_the_factor_is_kept_beside_its_moment(lm: LanguageModel, tiny_folder: Path, monkeypatch: Any) -> None:
     recipe = resolve([("flag", {"model.path": str(tiny_folder), "moments.tokens": 2000})])[0]
     plan = plan_moments(lm, tiny_folder, [1], recipe)
-    moment = moments_for(lm, plan, NoProgress(), lambda _n: None)[1]
+    moment = moments_for(lm, plan, NoProgress(), lambda *_, **__: None)[1]
     made = factor_of(plan, 1, MethodKnobs(ridge=2.0))
     space = factor_of(plan, 1, MethodKnobs.model_validate({"name": "alphaedit", "null_space": 0.1})).basis
     monkeypatch.setattr(measure_module, "decomposed", lambda *_: pytest.fail("factored again"))

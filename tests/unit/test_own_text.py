@@ -86,7 +86,7 @@ def test_without_a_corpus_the_model_writes_one_and_says_so(lm: LanguageModel, ti
     plan = plan_moments(lm, tiny_folder, [1], recipe_for(tiny_folder))
     assert plan.corpus == "self"
     progress = Notes()
-    moment = moments_for(lm, plan, progress, lambda _n: None)[1]
+    moment = moments_for(lm, plan, progress, lambda *_, **__: None)[1]
     assert moment.count == 300
     assert plan.own_text
     assert len(plan.own_text.rows(lm, moment_store(), NoProgress())) == 10  # 32 tokens each, no more than are read
