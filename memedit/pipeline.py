@@ -120,15 +120,15 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
         with run.removed_on(UsageError, UnsupportedModelError):
             contexts = job.contexts(run)
             moments = job.moments()
-            job.make_facts(run)
-            before = job.scored(run, "before")
+            facts = job.known_facts(run)
+            before = job.scored(run, "before", facts)
             targets, engine = job.targets(run, contexts)
             update = job.update(contexts, moments, targets, engine)
             made = retry_failed(job, run, contexts, moments, targets, engine, update)
             with applied(job.lm, job.weights(made.update)):
-                after = job.scored(None, "after")
+                after = job.scored(None, "after", facts)
                 said = job.answers_of_failed(after)
-        report = job.report(arguments, engine, before, after, made.targets, made.update, made.rounds)
+        report = job.report(arguments, engine, before, after, facts, made.targets, made.update, made.rounds)
         job.write(report, made.update, job.updated_ledger(contexts, moments, made.targets, after, made.rounds))
         job.finish(run)
     trim_cache(job.progress.note)
@@ -152,7 +152,6 @@ def run_push(
     private: bool = False,
     update: bool = False,
     records: bool = True,
-    message: str = "",
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Upload:
@@ -167,7 +166,7 @@ def run_push(
     if dry_run:
         return plan
     with progress.phase("upload"):
-        address = upload(plan, private=private, update=update, message=message)
+        address = upload(plan, private=private, update=update)
     return plan.model_copy(update={"address": address})
 
 

@@ -173,6 +173,15 @@ def tiny_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return folder
 
 
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Llama that nothing is wrong with; tests copy it before they damage it."""
+    folder = tmp_path_factory.mktemp("sound")
+    tiny_model("llama").save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session", params=["made-gpt2", pytest.param("made-llama", marks=pytest.mark.slow)])
 def made_folder(request: pytest.FixtureRequest) -> Path:
     """A model that ships with the project."""

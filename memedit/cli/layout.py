@@ -25,7 +25,7 @@ GROUPS = {
         "--output", "--to", "--rank", "--plot", "--html", "--markdown", "--overwrite", "--force", "--link",
         "--rounding", "--max-shard-size", "--keep-originals", "--keep-copies", "--all", "--json", "--per-edit",
         "--fail-under", "--fail-over", "--exit-code", "--private", "--update", "--records",
-        "--message", "--kind", "--older-than", "--to-size",
+        "--kind", "--older-than", "--to-size",
     ),
     "Running": (),
 }  # fmt: skip

@@ -19,7 +19,6 @@ def push_command(
     records: Annotated[
         bool, typer.Option("--records/--no-records", help="Send the folder memedit too: delta, ledger, reports.")
     ] = True,
-    message: Annotated[str, typer.Option("--message", metavar="TEXT", help="Text of the commit.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent; send nothing.")] = False,
     json: o.JsonOption = False,
     *,
@@ -37,8 +36,7 @@ def push_command(
     from memedit.results.units import bytes_text, printable
 
     done = run_push(
-        out, repo, private=private, update=update, records=records, message=message, dry_run=dry_run,
-        progress=terminal.progress(),
+        out, repo, private=private, update=update, records=records, dry_run=dry_run, progress=terminal.progress(),
     )  # fmt: skip
     if json:
         print(done.model_dump_json(indent=2))

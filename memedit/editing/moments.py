@@ -21,7 +21,7 @@ from memedit.progress import Advance
 KEEP_EVERY = 64  # launches between two calls of `keep`
 AHEAD = 8  # launches tokenized before they are run
 PART_OF_FREE = 4
-"""Sums stay on a GPU where they take at most one part in so many of its free memory."""
+"""Sums stay on a GPU where they take at most this fraction of its free memory, as one part of N."""
 
 T = TypeVar("T")
 

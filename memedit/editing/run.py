@@ -77,8 +77,6 @@ class EditRun:
         self.timings: dict[str, float] = {}
         self.used = ExitStack()
         """Marks what this run uses of the cache; closed when the run ends."""
-        self.made_facts = 0
-        """How many of the facts are the model's own answers."""
         self.traces: Store | None = None
         """What tracing kept, if it chose the layers."""
         # A base that the ledger names was found on this machine; its name is not looked up again.
@@ -223,10 +221,10 @@ class EditRun:
     def _preserved(self, requests: Sequence[EditRequest]) -> list[Asked]:
         return choose_preserved(requests, self.other_subjects, self.recipe.polish, self.recipe.seed)
 
-    def make_facts(self, run: Store) -> None:
-        """Where no facts were given, take answers of the unedited model for them, if the recipe says so."""
+    def known_facts(self, run: Store) -> list[EditRequest]:
+        """The facts that must stay: those given, or else answers of the unedited model, if the recipe says so."""
         if self.facts or not self.recipe.eval.derive:
-            return
+            return self.facts
 
         def make() -> list[dict[str, Any]]:
             moving = [self.requests[n] for n in self.order if not self._held(n)]
@@ -239,21 +237,22 @@ class EditRun:
 
         with self.timed("facts", None):
             made = run.recall_json("facts", {"model": self.base.digest}, make)
-        self.facts = [EditRequest.model_validate(one) for one in made]
-        self.made_facts = len(made)
+        return [EditRequest.model_validate(one) for one in made]
 
-    def scored(self, run: Store | None, name: str) -> RunScores:
+    def scored(self, run: Store | None, name: str, facts: Sequence[EditRequest]) -> RunScores:
         """Score every edit and fact on the model as it is now; read from `run`, if given, if it was done before."""
         chat = self.recipe.chat
 
         def measure() -> dict[str, Any]:
             edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance)
-            return {"edits": [asdict(one) for one in edit_scores], "facts": says_object(self.lm, self.facts, chat=chat)}
+            return {"edits": [asdict(one) for one in edit_scores], "facts": says_object(self.lm, facts, chat=chat)}
 
-        if run is not None and run.find_json(name, {"model": self.base.digest}) is not None:
+        # The settings that decide whether facts are made do not name the run folder.
+        on = {"model": self.base.digest, "facts": digest_of([fact.public() for fact in facts])}
+        if run is not None and run.find_json(name, on) is not None:
             self.progress.detail(f"{name}: found in the run folder")
         with self.timed(name, None, "answers") as advance:
-            scores = run.recall_json(name, {"model": self.base.digest}, measure) if run else measure()
+            scores = run.recall_json(name, on, measure) if run else measure()
         return [EditScores(**one) for one in scores["edits"]], scores["facts"]
 
     def targets(self, run: Store, contexts: Contexts) -> tuple[Targets, SearchEngine]:
@@ -324,8 +323,7 @@ class EditRun:
 
     def report(
         self, arguments: Sequence[str], engine: SearchEngine, before: RunScores, after: RunScores,
-        targets: Targets, update: Update,
-        rounds: Sequence[RetryRound] = (),
+        facts: Sequence[EditRequest], targets: Targets, update: Update, rounds: Sequence[RetryRound] = (),
     ) -> Report:  # fmt: skip
         """Make the report of the run."""
         skipped = (*self.plan.skipped, *self.history.duplicates)
@@ -335,9 +333,9 @@ class EditRun:
             output=self.recipe.output.dir, recipe=self.recipe.model_dump(mode="json"), device=str(self.lm.device),
             engine=engine.reason, edits=len(self.requests), layers=update.layers, polish=update.polish,
             redo=tuple(rounds),
-            made_facts=self.made_facts, before=summarize(before[0]),
+            made_facts=0 if self.facts else len(facts), before=summarize(before[0]),
             after=summarize(after[0], before[0]), difference=score_changes(before[0], after[0]),
-            kept={**facts_kept(self.facts, before[1], after[1], self.requests), **earlier}, retention=retention,
+            kept={**facts_kept(facts, before[1], after[1], self.requests), **earlier}, retention=retention,
             ledger=ledger_report(self.history, self.groups, self.kept), timings=self.timings, notes=self.notes,
             digests={"model": self.base.digest, "edits": digest_of([r.public() for r in self.requests])},
             per_edit=edit_results(self.requests, before[0], after[0], targets, skipped, rounds),

@@ -29,9 +29,10 @@ NAME = re.compile(r"(?=.{2,40}$)(?!.*[^\W\d_]{4}\. )[^\W\d_](?:[^\W\d_]|[ .'-])*
 """Words of letters: a name, and no bullet, number, remark or end of a sentence."""
 ANSWER_TOKENS = 8
 ANSWER = re.compile(r"\s*(?:[a-z]{1,4}\s+)*\w+")
-"""What counts of an answer: its first word of any length, with the short words before it, as in "the city of Lima"."""
+"""The part of an answer that is compared: its first word of any length, with the short words before it, as in "the city
+of Lima"."""
 LEAST, MOST = 16, 64
-"""Facts of one kind are as many as the edits, but no fewer and no more than these, where there are so many."""
+"""The smallest and largest number of facts of one kind; between them there is one for each edit."""
 
 Names = Mapping[str, Sequence[str]]
 """For each relation the subjects that the model names beside the edited ones."""

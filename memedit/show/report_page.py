@@ -19,7 +19,7 @@ from memedit.show.pages import name_of_path, render_page
 from memedit.show.terminal import layers_line
 
 FAILURES = 20  # failures that are told one by one; the table has them all
-LISTED = 10_000  # edits in the table at most: a browser takes seconds for so many
+LISTED = 10_000  # the most edits in the table: with more, a browser takes seconds
 AXIS = 168
 """Pixels from the lowest to the highest value of a figure."""
 

@@ -49,7 +49,7 @@ def _notes(folder: Path, names: Sequence[Path]) -> list[str]:
     return notes
 
 
-def upload(plan: Upload, *, private: bool = False, update: bool = False, message: str = "") -> str:
+def upload(plan: Upload, *, private: bool = False, update: bool = False) -> str:
     """Send the files of a plan in one commit, and return the address of the repository.
 
     The repository is made if it is not there. Raises UsageError for one that has files, unless `update`: then files
@@ -67,7 +67,7 @@ def upload(plan: Upload, *, private: bool = False, update: bool = False, message
         raise UsageError(said, "name another repository, or add --update: files that are only there stay")
     parts = [CommitOperationAdd(one.name, str(Path(plan.folder, one.name))) for one in plan.files]
     with _hub_errors(plan.repo):
-        hub.create_commit(plan.repo, parts, commit_message=message or "Upload an edited model")
+        hub.create_commit(plan.repo, parts, commit_message="Upload an edited model")
     return home
 
 

@@ -18,19 +18,11 @@ from memedit.model.config import auto_config, foreign_errors, read_config
 from memedit.model.digests import feeding
 from memedit.model.load import load, load_tokenizer, meta_model, open_model
 from memedit.model.probe import check_finite_weights
-from tests.conftest import ROOT, byte_tokenizer, tiny_model
+from tests.conftest import ROOT, tiny_model
 from tests.malformed.folders import CONFIGS, TOKENIZERS, FolderCase, config
 from transformers import AutoModelForCausalLM
 
 KNOBS = ModelKnobs(device="cpu")
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound")
-    tiny_model("llama").save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

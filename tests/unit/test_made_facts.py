@@ -7,9 +7,10 @@ from typing import Any
 
 import memedit
 import pytest
+from memedit.editing.run import EditRun
 from memedit.edits.edit import EditRequest
 from memedit.evaluation import made_facts
-from memedit.evaluation.forced import facts_kept, says_object
+from memedit.evaluation.forced import facts_kept
 from memedit.evaluation.made_facts import ANSWER, Beside, filled, make_facts
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
@@ -58,25 +59,24 @@ def test_only_what_is_not_edited_is_asked() -> None:
     assert {filled(*one) for one in beside.others} == {"Cy lives in", "Di lives in", "The trade of Di is"}
 
 
-def test_the_model_says_the_facts_that_are_made_of_its_answers(
+def test_facts_are_made_of_the_answers_to_what_is_not_edited(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = {text: tuple(byte_tokenizer()(f" w{n} x")["input_ids"]) for n, text in enumerate(("a", "b", "c", "d"))}
-    with monkeypatch.context() as patch:
-        patch.setattr(made_facts, "generate", lambda _lm, prompts, *_: list(said.values())[: len(prompts)])
-        facts = make_facts(lm, LIST, NAMES)
+    said = [tuple(byte_tokenizer()(f" w{n} x")["input_ids"]) for n in range(4)]
+    monkeypatch.setattr(made_facts, "generate", lambda _lm, prompts, *_: said[: len(prompts)])
+    facts = make_facts(lm, LIST, NAMES)
     assert {(one.subject, one.prompt, one.object[0]) for one in facts} == {
         ("Ada", "The trade of {} is", "w"), ("Cy", "{} lives in", "w"), ("Di", "{} lives in", "w"),
         ("Di", "The trade of {} is", "w"),
     }  # fmt: skip
     # Left out: what the edit is polished on.
     left = make_facts(lm, LIST, NAMES, unasked={"Cy lives in", "The trade of Ada is"})
-    assert {(one.subject, one.prompt) for one in left} <= {("Di", "{} lives in"), ("Di", "The trade of {} is")}
-    # The tiny model's own answers: what it says counts as known, and an answer that changes is not kept.
-    own = make_facts(lm, LIST, NAMES)
-    known = says_object(lm, own)
-    kept = facts_kept(own, known, [False] * len(own), LIST)
-    assert all(figure is None or figure.mean == 0 for figure in kept.values())
+    assert {(one.subject, one.prompt) for one in left} == {("Di", "{} lives in"), ("Di", "The trade of {} is")}
+    # What was said before and is no longer said is not kept; what is edited is no fact beside the edits.
+    for still in (True, False):
+        kept = facts_kept(facts, [True] * len(facts), [still] * len(facts), LIST)
+        found = {name: figure and (figure.mean, figure.n) for name, figure in kept.items()}
+        assert found == {"others": (float(still), 2), "siblings": (float(still), 1)}
 
 
 @pytest.mark.slow
@@ -96,3 +96,15 @@ def test_apply_tells_what_it_took_where_no_facts_are_given(tmp_path: Path) -> No
     assert none.kept == {"others": None, "siblings": None}
     out, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "none"))
     assert out == other
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_without_made_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edits = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:2]
+    model, few = ROOT / "examples" / "models" / "made-gpt2", {"moments.tokens": 768, "method.ridge": 20}
+    with monkeypatch.context() as patch:
+        patch.setattr(EditRun, "targets", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            memedit.apply(edits, model, tmp_path / "out", settings=few)
+    report = memedit.apply(edits, model, tmp_path / "out", settings={**few, "eval.derive": False})
+    assert report.made_facts == 0 and report.kept == {"others": None, "siblings": None}
