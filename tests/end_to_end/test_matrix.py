@@ -116,10 +116,10 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
     seen: list[Tensor] = []
     real = EditRun.scored
 
-    def judged(self: EditRun, run: object, name: str) -> object:
+    def judged(self: EditRun, *step: Any) -> object:
         with torch.no_grad():
             seen.append(self.lm.model(input_ids=torch.tensor([IDS]), use_cache=False).logits)
-        return real(self, run, name)  # type: ignore[arg-type]
+        return real(self, *step)
 
     monkeypatch.setattr(EditRun, "scored", judged)
     report = memedit.apply([edit], base, out, settings=settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import memedit
 import pytest
@@ -39,13 +40,13 @@ def test_a_fresh_process_gives_the_logits_of_the_model_in_memory(
     seen: dict[str, list[torch.Tensor]] = {}
     real = EditRun.scored
 
-    def judged(self: EditRun, run: object, name: str) -> object:
+    def judged(self: EditRun, *step: Any) -> object:
         with torch.no_grad():
-            seen[name] = [
+            seen[step[1]] = [
                 self.lm.model(input_ids=torch.tensor([self.lm.tokenizer(prompt)["input_ids"]])).logits
                 for prompt in prompts
             ]
-        return real(self, run, name)  # type: ignore[arg-type]
+        return real(self, *step)
 
     monkeypatch.setattr(EditRun, "scored", judged)
     out, file = tmp_path / "out", tmp_path / "logits.pt"
