@@ -79,12 +79,9 @@ def trace_all(
         "noise": scale, "samples": knobs.samples, "window": width, "windows": windows(n_layers, width),
     }  # fmt: skip
     provenance = {
-        "model": recipe.model.path,
-        "digest": digest,
-        "noise_rule": knobs.noise,
-        "seed": recipe.seed,
+        "model": recipe.model.path, "digest": digest, "noise_rule": knobs.noise, "seed": recipe.seed,
         "engine": engine_reason,
-    }
+    }  # fmt: skip
     average = _average(facts, scores, {**settings, **provenance, "unknown": len(unknown), "n_layers": n_layers})
     traced = tuple(
         TracedFact(_record(lm, fact, found, settings), found) for fact, found in zip(facts, scores, strict=True)
