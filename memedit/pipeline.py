@@ -7,7 +7,7 @@ command finds it there, so a run that was killed continues where it stopped, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -68,6 +68,8 @@ class RunInputs:
     """The model before all edits: for apply and forget if it was moved, for eval to score it beside the edited one."""
     arguments: Sequence[str] = ()
     """The command line, for the report."""
+    preset: str | None = None
+    """The name of the preset that the recipe's settings came from."""
 
 
 def run_check(inputs: RunInputs) -> list[Finding]:
@@ -107,9 +109,10 @@ def run_dry_run(inputs: RunInputs, progress: Progress | None = None) -> DryRun:
 
 
 def _start(inputs: RunInputs) -> RunStart:
-    return start_run(
+    start = start_run(
         inputs.requests, inputs.recipe, inputs.findings, sources=inputs.sources, mode=inputs.mode, base=inputs.base
     )
+    return replace(start, preset=inputs.preset)
 
 
 def _edited(job: EditRun, arguments: Sequence[str]) -> Report:

@@ -156,7 +156,7 @@ def apply_command(
     mode: Mode | None = None if re_solve is None else "re-solve" if re_solve else "on top"
     from memedit.pipeline import RunInputs, run_apply, run_dry_run
 
-    inputs = RunInputs(recipe, requests, findings, known, sources, mode, base, sys.argv[1:])
+    inputs = RunInputs(recipe, requests, findings, known, sources, mode, base, sys.argv[1:], preset)
     progress = terminal.progress()
     if dry_run:
         plan = run_dry_run(inputs, progress)

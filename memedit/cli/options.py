@@ -40,7 +40,7 @@ FormatOption = Annotated[
     typer.Option(
         "--input-format",
         metavar="FORMAT",
-        help="Format of EDITS: yaml, json, jsonl, csv or tsv.  [default: by the file name]",
+        help="Format of EDITS: yaml, json, jsonl, csv, tsv or memit-zsre.  [default: by the file name]",
     ),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N edits.")]

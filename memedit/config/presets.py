@@ -36,11 +36,30 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+SHAPES: dict[str, tuple[int, int, int]] = {
+    "gpt2-xl": (48, 1600, 6400),
+    "gpt-j-6b": (28, 4096, 16_384),
+    "llama-2-7b": (32, 4096, 11_008),
+    "llama-3-8b": (32, 4096, 14_336),
+    "mistral-7b": (32, 4096, 14_336),
+}
+"""The models that published settings were chosen on: blocks, width, MLP width."""
 SPECIFIC: dict[str, Any] = {"target.ball": 0.6, "polish.steps": 24}
 """Chosen on a real model (SmolLM2-135M, memedit/docs/measured.md): it keeps far more of what was not edited
 where tens of edits share a few relations."""
 
 ONE_LAYER = {"gpt2-xl": "17", "gpt-j-6b": "5", "llama-2-7b": "5", "llama-3-8b": "5", "mistral-7b": "5"}
+
+
+def foreign_preset(name: str | None, blocks: int, width: int, mlp_width: int) -> str | None:
+    """A warning where the published settings of this name were chosen on a model of another shape; else None."""
+    if name not in SHAPES or SHAPES[name] == (blocks, width, mlp_width):
+        return None
+    theirs = "{} blocks of width {} with MLPs of {}".format(*SHAPES[name])
+    return (
+        f"the preset {name} holds numbers for {theirs}; this model has {blocks} of {width} with {mlp_width}, and edits "
+        "may not take: leave the preset out, since the defaults are relative to the model"
+    )
 
 
 def preset(name: str, method: str = "memit") -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 
 from memedit.changes.stored_names import StoredNames
 from memedit.config.layers import layers_text
+from memedit.config.presets import foreign_preset
 from memedit.editing.auto_layers import choose_traced_layers
 from memedit.editing.batches import suffix_of
 from memedit.editing.contexts import context_shape, sample_contexts
@@ -93,7 +94,9 @@ class EditRun:
             self.plan: Plan = make_plan(start.requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
         check_width(self.history.ledger, self.lm.architecture.width)
         self.requests = [edit.request for edit in self.plan.edits]
-        self.notes: tuple[str, ...] = (self.base_card.warning,) if self.base_card.warning else ()
+        shape = self.lm.architecture
+        foreign = foreign_preset(start.preset, shape.n_layers, shape.width, shape.mlp_width)
+        self.notes: tuple[str, ...] = tuple(note for note in (self.base_card.warning, foreign) if note)
         for note in self.notes:
             self.progress.note(f"warning: {note}")
         if recipe.method.layers == "auto":

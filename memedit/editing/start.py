@@ -42,6 +42,8 @@ class RunStart:
     history: History = field(default_factory=History)
     base: Checkpoint | None = None
     """The files of that model, if they were read already: their digest takes a pass over all of them."""
+    preset: str | None = None
+    """The name of the preset that the recipe's settings came from."""
 
 
 def start_run(

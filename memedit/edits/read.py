@@ -9,6 +9,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -16,7 +17,7 @@ from typing import TextIO
 from memedit.edits.edit import EditRequest, Finding, shown
 from memedit.edits.readers.document import WRAPPER, Document, RecordRow, RefusedError
 from memedit.edits.readers.fields import Relation, build_request, did_you_mean, read_relations
-from memedit.edits.readers.formats import is_foreign
+from memedit.edits.readers.formats import is_foreign, zsre_of_memit
 from memedit.edits.readers.json_rows import read_json, read_lines
 from memedit.edits.readers.mquake import expand_cases
 from memedit.edits.readers.parts import ALIASES, FIELDS
@@ -32,7 +33,11 @@ READERS = {
     "csv": read_table,
     "tsv": partial(read_table, delimiter="\t"),
 }
-"""Every syntax that `--input-format` accepts, and its reader."""
+"""Every syntax, and its reader."""
+MEMIT_ZSRE = "memit-zsre"
+"""zsRE records, in whatever syntax, as MEMIT's evaluation reads them."""
+INPUT_FORMATS = (*READERS, MEMIT_ZSRE)
+"""What `--input-format` accepts."""
 
 SUFFIXES = {".yaml": "yaml", ".yml": "yaml", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
@@ -56,9 +61,12 @@ def read(
     `relations` is a file with a relations table, whose rows come before those of the list. Only these two files are
     opened, whatever the list says. Raises UsageError if one of them cannot be read or is not a regular file.
     """
-    if input_format is not None and input_format not in READERS:
-        raise UsageError(f"unknown input format {shown(input_format)}", f"use one of {', '.join(READERS)}")
-    document = _document(source, input_format, stdin)
+    if input_format is not None and input_format not in INPUT_FORMATS:
+        raise UsageError(f"unknown input format {shown(input_format)}", f"use one of {', '.join(INPUT_FORMATS)}")
+    memit = input_format == MEMIT_ZSRE
+    document = _document(source, None if memit else input_format, stdin)
+    if memit:
+        document.rows = [replace(row, value=zsre_of_memit(row.value)) for row in document.rows]
     known = _relations(document)
     findings: list[Finding] = []
     if relations is not None:

@@ -52,6 +52,22 @@ def without_old_answers(record: Record) -> Record:
     return {**left, "new_single_hops": hops, "requested_rewrite": rewrites}
 
 
+def test_zsre_is_read_by_both_published_conventions() -> None:
+    file = MADE / "zsre.json"
+    records = json.loads(file.read_text())
+    assert any(record["alt"] for record in records)
+    for name, loc in ((None, "{}"), ("memit-zsre", "{}?")):
+        requests, findings = read(str(file), input_format=name)
+        assert not [finding for finding in findings if finding.severity == "error"]
+        for record, request in zip(records, requests, strict=True):
+            wanted = record["answers"][0] if name or not record["alt"] else record["alt"]
+            assert request.object == wanted
+            assert request.neighborhood[0].prompt == loc.format(record["loc"])
+            assert request.meta.get("unused_alt") == (record["alt"] if name else None)
+    other = MADE / "counterfact.json"
+    assert read(str(other), input_format="memit-zsre") == read(str(other))
+
+
 def as_it_is(record: Record) -> Record:
     return record
 

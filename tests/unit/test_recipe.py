@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 from memedit.config.layers import default_layers, layer_range, layers_of
 from memedit.config.methods import METHODS, Name
-from memedit.config.presets import PRESETS, preset
+from memedit.config.presets import PRESETS, SHAPES, foreign_preset, preset
 from memedit.config.recipe import Recipe
 from memedit.config.resolve import RENAMED, Source, flatten, known_keys, resolve
 from memedit.errors import RecipeError
@@ -104,6 +104,15 @@ def test_an_unknown_preset_is_refused_with_the_nearest_or_those_there_are() -> N
         with pytest.raises(RecipeError) as caught:
             preset(name)
         assert hint in caught.value.hint
+
+
+def test_a_preset_on_a_model_of_another_shape_is_warned_of() -> None:
+    assert set(SHAPES) == set(PRESETS)
+    for name, shape in SHAPES.items():
+        assert foreign_preset(name, *shape) is None
+        assert f"the preset {name} holds numbers for" in str(foreign_preset(name, 30, 576, 1536))
+    assert foreign_preset("specific", 30, 576, 1536) is None
+    assert foreign_preset(None, 30, 576, 1536) is None
 
 
 def test_how_weights_are_rounded_counts_in_the_digest() -> None:

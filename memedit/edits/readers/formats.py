@@ -108,6 +108,20 @@ def _zsre(record: Record) -> Record:
     return with_rest(ours, record, used, {"source": "zsRE"})
 
 
+def zsre_of_memit(value: Any) -> Any:
+    """A zsRE record as MEMIT's evaluation reads it (kmeng01/memit, dsets/zsre.py); any other value unchanged.
+
+    The edit is the true answer answers[0] even where there is an `alt`, which goes to `meta` as `unused_alt`; a
+    question mark follows `loc`.
+    """
+    if not isinstance(value, dict) or not _is_zsre(value):
+        return value
+    record: Record = {"unused_alt" if key == "alt" else key: one for key, one in value.items()}
+    if isinstance(loc := record.get("loc"), str):
+        record["loc"] = f"{loc}?"
+    return record
+
+
 def _is_known(record: Record) -> bool:
     objects = {"object", "target", "target_new"}
     return "known_id" in record or ({"attribute", "prompt"} <= record.keys() and not objects & record.keys())
