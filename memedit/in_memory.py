@@ -193,7 +193,7 @@ def _open(model: Any, tokenizer: Any) -> LanguageModel:
         raise UnsupportedModelError(f"the tokenizer ({type(tokenizer).__name__}) gives no character offsets", hint)
     config: Any = model.config
     if getattr(config, "quantization_config", None):
-        hint = "edit the unquantized model, then quantize the result"
+        hint = "edit the unquantized model; memedit.apply also edits folders of FP8 weights"
         raise UnsupportedModelError("the model is quantized: its weights cannot take a small change", hint)
     if getattr(config, "is_encoder_decoder", False):
         hint = "memedit edits causal (decoder-only) language models"
@@ -381,7 +381,9 @@ def _stored_names(lm: LanguageModel) -> StoredNames | None:
     try:
         if not name or not Path(name).expanduser().is_dir():
             return None
-        return StoredNames.of(lm.model, Checkpoint.open(Path(name).expanduser()))
+        checkpoint = Checkpoint.open(Path(name).expanduser())
+        # The model in memory holds other numbers than an FP8 weight can: its edit is one of these.
+        return None if checkpoint.fp8 else StoredNames.of(lm.model, checkpoint)
     except MemeditError:
         return None
 

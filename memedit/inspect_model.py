@@ -25,8 +25,8 @@ def run_inspect(recipe: Recipe, *, weights: bool = True, progress: Progress | No
     """Detect a model's architecture; verify it on the weights if they are local and fit in memory.
 
     Without `weights` only the config is read (or downloaded). Raises UnsupportedModelError for a model that is not a
-    causal language model, is quantized, or needs its own code. Any other reason why memedit cannot edit it is listed in
-    `problems` of the result.
+    causal language model, is quantized in a way that memedit does not read, or needs its own code. Any other reason why
+    memedit cannot edit it is listed in `problems` of the result.
     """
     progress, knobs = progress or NoProgress(), recipe.model
     folder = locate(knobs, PATTERNS if weights else [name for name in PATTERNS if name != "*.safetensors"])

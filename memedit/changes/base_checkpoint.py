@@ -21,6 +21,7 @@ from memedit.model.load import at_hand, locate, meta_model
 from memedit.model.training_names import check_stored_names
 from memedit.numerics.delta import Delta, rounded, rounding_loss
 from memedit.numerics.lowrank import truncated
+from memedit.numerics.rounding import Grid
 from memedit.progress import Progress
 from memedit.results.changes import Origin, TensorChange
 from memedit.storage.base_card import read_base_card
@@ -41,7 +42,7 @@ class BaseCheckpoint:
         with progress.phase("structure"):
             model: Any = meta_model(self.folder, knobs)
             self.architecture = find_architecture(model)
-            stored = StoredNames.of(model, self.checkpoint)
+            self.stored = StoredNames.of(model, self.checkpoint)
         self.family = str(model.config.model_type)
         """The model_type that `inspect` shows, of the class that opens the model."""
         # Read before the work: a card that cannot be read costs a warning, not the run.
@@ -50,7 +51,7 @@ class BaseCheckpoint:
             progress.note(f"warning: {self.card.warning}")
         every = [f"{path}.weight" for path in self.architecture.down_projections if path]
         check_stored_names(self.folder, every, self.checkpoint.entries)
-        self.parameters = {stored.name(name): name for name in every}
+        self.parameters = {self.stored.name(name): name for name in every}
         """Stored name -> parameter name in the model."""
 
     def admitted(self, change: DeltaFile, *, any_base: bool) -> DeltaFile:
@@ -82,18 +83,31 @@ class BaseCheckpoint:
         """A stored weight as (D, F), in the checkpoint's dtype."""
         return self.architecture.turned(self.checkpoint.tensor(name))
 
+    def _grid(self, name: str) -> Grid:
+        return self.stored.grid(self.architecture, self.parameters[name])
+
+    def check_rounding(self, deltas: Mapping[str, Delta], *, cut: bool) -> None:
+        """Check that no change is rounded into FP8 weights to nearest, which would lose most of it.
+
+        cut: changes are cut to a rank, so the steps of their rounding do not hold. Raises UsageError.
+        """
+        for name, delta in deltas.items():
+            if (cut or delta.steps is None) and self.checkpoint.grid(name, (0, 0)).scale is not None:
+                said = f"{shown_name(name)} of {self.folder} is FP8: rounding this change into it would lose most of it"
+                raise UsageError(said, "make all edits in one run of memedit apply, or an adapter: export --to lora")
+
     def put(self, name: str, delta: Delta, rank: int | None = None) -> tuple[Tensor, Delta, TensorChange]:
         """Add a change, cut to `rank`, to one weight: the stored weight, the change as used, and its figures."""
         made, lost = (delta, 0.0) if rank is None else truncated(delta, rank)
         weight, change = self.weight(name), _multiplied(made)
-        stored = rounded(weight, change)
+        stored = rounded(weight, change, self._grid(name))
         figures = tensor_change(self.parameters[name], weight, change, stored, made.rank, lost)
         return self.architecture.turned(stored).contiguous(), made, figures
 
     def distance(self, name: str, delta: Delta, made: Delta) -> float:
         """|W + made - checkpoint| / |delta|: the distance of a model that adds `made` from the written checkpoint."""
         weight, change = self.weight(name), _multiplied(delta)
-        stored = rounded(weight, change)
+        stored = rounded(weight, change, self._grid(name))
         return float((stored.double() - weight.double() - made.dense()).norm()) / max(change.norm, TINY)
 
 
@@ -140,7 +154,13 @@ def originals(
 
 
 def subtracted(edited: Checkpoint, deltas: Mapping[str, Delta], knobs: ModelKnobs) -> dict[str, Tensor]:
-    """Subtract the changes from the edited tensors and round: near the originals, but rarely equal to them."""
+    """Subtract the changes from the edited tensors and round: near the originals, but rarely equal to them.
+
+    Raises UsageError for FP8 weights: rounding moves them as far as the change did.
+    """
+    if any(edited.grid(name).scale is not None for name in deltas):
+        said = f"the base of {edited.folder} cannot be read, and subtracting the change from FP8 weights is too coarse"
+        raise UsageError(said, "say where the base is: -m MODEL; --keep-originals would have kept its tensors")
     architecture = find_architecture(meta_model(edited.folder, knobs))
     return {
         name: architecture.turned(rounded(architecture.turned(edited.tensor(name)), Delta(-delta.dense()))).contiguous()

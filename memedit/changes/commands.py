@@ -108,8 +108,8 @@ def run_revert(
         check_output(folder, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
         extra |= {CARD: card_of(folder), **records(folder)}
     if origin == "subtraction":
-        progress.note(f"cannot read the base {recorded.path}, and no originals were kept: the change is subtracted")
         weights = subtracted(checkpoint, change.deltas, recorded)
+        progress.note(f"cannot read the base {recorded.path}, and no originals were kept: the change is subtracted")
     with progress.phase("write"):
         knobs = recipe.output
         write_checkpoint(
@@ -143,6 +143,8 @@ def _checkpoint(
     extra: dict[str, bytes | None] | None,
 ) -> Outcome:
     """Write the base with these changes; `extra` holds the records of the run, or None to make them here."""
+    if rank is not None or len(found) > 1 or not base.checkpoint.has_digest(found[0].base):
+        base.check_rounding(deltas, cut=rank is not None)
     with progress.phase("round", len(deltas), "tensors") as advance:
         weights, made, figures = dict[str, torch.Tensor](), dict[str, Delta](), list[TensorChange]()
         for name, delta in deltas.items():

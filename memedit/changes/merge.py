@@ -54,6 +54,11 @@ class MergedWeights(Mapping[str, Tensor]):
         for name, delta in deltas.items():
             weight, conv1d = _weight_of(model, name, delta, adapter)
             stored = _stored_name(names, model, name, weight, adapter)
+            if base.grid(stored, (0, 0)).scale is not None:
+                said = (
+                    f"{adapter} changes {name}, an FP8 weight of {base.folder}: rounding would lose most of the change"
+                )
+                raise UnsupportedModelError(said, "merge it into the unquantized model, or serve it beside this one")
             self.parameters[stored] = name
             self.turned |= {stored} if conv1d else set()
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from memedit.errors import UnsupportedModelError
+from memedit.model.architecture import Architecture
 from memedit.model.load import LanguageModel
+from memedit.numerics.rounding import Grid
 from memedit.storage.checkpoint import Checkpoint
 
 RESAVE = "save it as transformers loads it: MODEL.from_pretrained(DIR).save_pretrained(NEW), and edit NEW"
@@ -38,8 +40,13 @@ class StoredNames:
         names = self.loaded.get(parameter, [])
         return names[0] if len(names) == 1 else self.checkpoint.resolve(parameter)
 
+    def grid(self, architecture: Architecture, parameter: str) -> Grid:
+        """Return the numbers that the stored weight (D, F) of a parameter can hold. Raises as Checkpoint.grid does."""
+        grid = self.checkpoint.grid(self.name(parameter))
+        return grid.transposed if architecture.layout == "conv1d" else grid
+
     def weight(self, lm: LanguageModel, layer: int) -> Tensor:
-        """Read a layer's weight, (D, F) in its stored dtype, and verify that the model holds it.
+        """Read a layer's weight, (D, F) in its stored dtype, and verify that the model holds it. FP8: see Checkpoint.
 
         So no name is trusted: before anything is written, its tensor was compared with the model's. Raises
         UnsupportedModelError where shape or values differ.

@@ -37,7 +37,8 @@ def weight_bytes(base: Checkpoint, knobs: ModelKnobs) -> int:
     """Bytes of a checkpoint's floating-point tensors in the forward's dtype, from its headers."""
     dtype = forward_dtype(knobs)
     sizes = [
-        (math.prod(entry.shape), (dtype or DTYPES[entry.dtype]).itemsize)
+        # FP8 weights are opened in bfloat16 or wider.
+        (math.prod(entry.shape), dtype.itemsize if dtype else max(2, DTYPES[entry.dtype].itemsize))
         for entry in base.entries.values()
         if entry.dtype in DTYPES
     ]

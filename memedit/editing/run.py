@@ -99,6 +99,11 @@ class EditRun:
         self.notes: tuple[str, ...] = tuple(note for note in (self.base_card.warning, foreign) if note)
         for note in self.notes:
             self.progress.note(f"warning: {note}")
+        if self.base.fp8:
+            computed = str(self.lm.dtype).removeprefix("torch.")
+            self.progress.note(
+                f"FP8 weights: computed in {computed}, and written as FP8 with the scales that they have"
+            )
         if recipe.method.layers == "auto":
             begun = time.monotonic()
             self.recipe, self.plan, why, self.traces = choose_traced_layers(
@@ -110,10 +115,11 @@ class EditRun:
         """Edits whose target the ledger has: {number of the edit: row in the ledger}."""
         for finding in self.history.conflicts:
             self.progress.note(finding.line)
-        stored = StoredNames.of(self.lm.model, self.base)
-        self.names = {layer: stored.name(self.lm.architecture.parameter(layer)) for layer in self.plan.layers}
-        self.stored = {layer: stored.weight(self.lm, layer) for layer in self.plan.layers}
-        """The weights to edit, (D, F), in the checkpoint's own dtype."""
+        self.tensors = StoredNames.of(self.lm.model, self.base)
+        """Where the checkpoint holds the model's parameters."""
+        self.names = {layer: self.tensors.name(self.lm.architecture.parameter(layer)) for layer in self.plan.layers}
+        self.stored = {layer: self.tensors.weight(self.lm, layer) for layer in self.plan.layers}
+        """The weights to edit, (D, F), in the checkpoint's own dtype; FP8 weights as numbers, float32."""
 
     @contextmanager
     def timed(self, name: str, total: int | None, unit: str = "") -> Any:
@@ -297,7 +303,12 @@ class EditRun:
 
     def rounding(self, moments: MomentPlan) -> Rounding:
         """How changes are rounded into the stored weights."""
-        return Rounding(self.recipe.output.rounding, lambda layer: moment_of(moments, layer))
+        architecture = self.lm.architecture
+        return Rounding(
+            self.recipe.output.rounding,
+            lambda layer: moment_of(moments, layer),
+            lambda layer: self.tensors.grid(architecture, architecture.parameter(layer)),
+        )
 
     def answers_of_failed(self, after: RunScores) -> dict[str, str]:
         """What the model, as it is now, writes after the prompts of the first failed edits; by id."""

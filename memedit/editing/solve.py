@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memedit.config.recipe import MethodKnobs
 from memedit.editing.keys import averaged, context_weights, heads_of
-from memedit.editing.rounding import NARROW, RoundedWeight, Rounding, round_delta
+from memedit.editing.rounding import RoundedWeight, Rounding, round_delta
 from memedit.forward.keys import Sweep, WholeSweep
 from memedit.forward.passes import Site
 from memedit.forward.residual import added, norm_gain
@@ -68,7 +68,7 @@ def solve(
     """
     layers = sorted(stored)
     weights = context_weights(method, len(prompts[0]))
-    sweep = (WholeSweep if whole else Sweep)(lm, heads_of(prompts))
+    sweep, rounding = (WholeSweep if whole else Sweep)(lm, heads_of(prompts)), rounding or Rounding()
     deltas: dict[int, Delta] = {}
     edited: dict[int, Tensor] = {}
     keys: dict[int, EditedKeys] = {}
@@ -83,8 +83,9 @@ def solve(
         for done, layer in enumerate(layers):
             residual = _residual_at_projection(lm, sweep, layer, missing / (len(layers) - done))
             factor = factor_of(layer)
-            solved = _solve_layer(lm, sweep, layer, weights, residual, factor, stored[layer])
-            entered = round_delta(layer, stored[layer], solved.delta, solved.keys, rounding or Rounding())
+            narrow = rounding.grid(layer, stored[layer]).narrow
+            solved = _solve_layer(lm, sweep, layer, weights, residual, factor, narrow=narrow)
+            entered = round_delta(layer, stored[layer], solved.delta, solved.keys, rounding)
             deltas[layer], edited[layer] = entered.delta, entered.weight
             if keep_keys:
                 keys[layer] = solved.keys
@@ -155,11 +156,12 @@ def _solve_layer(
     weights: Tensor,
     residual: Tensor,
     factor: Factor,
-    stored: Tensor,
+    *,
+    narrow: bool,
 ) -> _Solved:
-    """The change of one layer: weights (X,) of the contexts, residual (E, D) float64, stored (D, F)."""
+    """The change of one layer: weights (X,) of the contexts, residual (E, D) float64; narrow: see Grid."""
     n_edits, inner = len(residual), lm.architecture.mlp_widths[layer]
-    few = stored.dtype in NARROW and n_edits * len(weights) <= inner
+    few = narrow and n_edits * len(weights) <= inner
     rows: list[Tensor] | None = [] if few else None
     keys = _averaged(sweep.keys(layer, last=False), weights, rows)
     solved = _solve_system(factor, keys, residual, lm, inner)

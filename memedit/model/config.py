@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.repocard import metadata_load
 from transformers import AutoConfig
 
+from memedit.config.quantization import find_scheme
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError, file_error
 from memedit.model.memory import ran_out
@@ -84,11 +86,12 @@ def read_config(folder: Path, *, trust_remote_code: bool = False, with_adapter: 
     config = _parsed(file)
     if not with_adapter:
         check_no_adapter(folder)
-    if quantization := config.get("quantization_config"):
-        how = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        hint = "edit the unquantized checkpoint, then quantize the result"
-        named = how if isinstance(how, str) else "an unnamed method"
-        raise UnsupportedModelError(f"{folder} is quantized ({named}): its weights cannot be changed by a little", hint)
+    if isinstance(method := find_scheme(config), str):
+        hint = (
+            f"edit the unquantized model{_original(folder)}, make an adapter of the edit (memedit export OUT --to lora "
+            "-m UNQUANTIZED -o ADAPTER), and serve the quantized model with it: memedit help checkpoints"
+        )
+        raise UnsupportedModelError(f"{folder} is quantized ({method}): memedit edits no weights of this kind", hint)
     if config.get("is_encoder_decoder"):
         hint = "memedit edits causal (decoder-only) language models"
         raise UnsupportedModelError(f"{folder} is an encoder-decoder model", hint)
@@ -97,6 +100,19 @@ def read_config(folder: Path, *, trust_remote_code: bool = False, with_adapter: 
         raise UnsupportedModelError(f"{folder} needs Python code that comes with it (auto_map)", hint)
     _check_values(file, config)
     return config
+
+
+def _original(folder: Path) -> str:
+    """The model that a quantized one was made from, as its card names it: a part of a message."""
+    card = folder / "README.md"
+    try:
+        front = metadata_load(card) if card.is_file() and card.stat().st_size <= MOST_BYTES else None
+    except Exception:  # noqa: BLE001 - a card is only worth a better hint, and what YAML raises has many kinds
+        return ""
+    named: Any = (front or {}).get("base_model")
+    named = named[0] if isinstance(named, list) and named else named
+    name = "".join(part for part in named if part.isprintable()).strip()[:100] if isinstance(named, str) else ""
+    return f" (its card names {name})" if name else ""
 
 
 def check_no_adapter(folder: Path) -> None:
@@ -174,8 +190,8 @@ def auto_config(folder: Path, knobs: ModelKnobs, *, with_adapter: bool = False) 
         )
         config._attn_implementation = None
         for part in (config, config.get_text_config()):
-            if not getattr(part, "quantization_config", True):  # {} or null, which transformers takes for quantized
-                del part.quantization_config
+            # transformers takes {} and null for quantized. FP8 weights are opened as the numbers that they stand for.
+            vars(part).pop("quantization_config", None)
         int(config.get_text_config().num_hidden_layers)
     return config
 

@@ -19,10 +19,12 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from memedit.config.quantization import Fp8Scheme, find_scheme
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
 from memedit.model.architecture import Architecture, find_architecture
 from memedit.model.config import NOT_KNOWN, auto_config, check_readable, first_line, foreign_errors, read_config
+from memedit.model.fp8 import open_fp8
 from memedit.model.probe import check_finite_weights, prove
 from memedit.model.training_names import check_stored_names
 from memedit.model.whole_index import whole_index
@@ -217,33 +219,18 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
 
     Raises as `load` does.
     """
-    config = auto_config(folder, knobs)
-    device, dtype = pick_device(knobs.device), forward_dtype(knobs)
+    config, device = auto_config(folder, knobs), pick_device(knobs.device)
     if knobs.device_map and find_spec("accelerate") is None:
         raise UsageError("--device-map needs 'accelerate'", "pip install 'memedit[multi-gpu]'")
     spread: dict[str, Any] = {"device_map": knobs.device_map} if knobs.device_map else {}
+    hint = "it must be a causal LM in safetensors"
     try:
-        hint = "it must be a causal LM in safetensors"
-        with (
-            foreign_errors(f"{folder} cannot be opened", hint, UsageError, folder=folder),
-            whole_index(folder) as place,
-        ):
-            opened: Any = auto_class(config).from_pretrained(
-                place,
-                config=config,
-                dtype=dtype or "auto",
-                attn_implementation=None,
-                trust_remote_code=knobs.trust_remote_code,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **spread,
-            )
+        with foreign_errors(f"{folder} cannot be opened", hint, UsageError, folder=folder):
+            model, info = _from_files(folder, config, knobs, spread)
     except UsageError as error:
         if "Unrecognized configuration class" in error.message:
             raise UnsupportedModelError(error.message, NOT_KNOWN) from error
         raise
-    model, info = opened
     if info["missing_keys"]:
         check_stored_names(folder, info["missing_keys"], info["unexpected_keys"])
         names = ", ".join(sorted(info["missing_keys"])[:3])
@@ -255,3 +242,24 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
     opened_model = (model if spread else model.to(device)).eval().requires_grad_(False)
     check_finite_weights(opened_model)
     return opened_model
+
+
+def _from_files(folder: Path, config: Any, knobs: ModelKnobs, spread: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model that transformers makes of a folder's weights, and what it says of their names."""
+    dtype = forward_dtype(knobs)
+    scheme = find_scheme(read_config(folder, trust_remote_code=knobs.trust_remote_code))
+    if isinstance(scheme, Fp8Scheme):
+        kind = type(meta_model(folder, knobs))
+        return open_fp8(folder, kind, config, scheme, dtype or config.dtype or torch.bfloat16, **spread)
+    with whole_index(folder) as place:
+        return auto_class(config).from_pretrained(
+            place,
+            config=config,
+            dtype=dtype or "auto",
+            attn_implementation=None,
+            trust_remote_code=knobs.trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **spread,
+        )

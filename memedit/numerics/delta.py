@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memedit.numerics.rounding import moved, nearest
+from memedit.numerics.rounding import Grid
 
 ROWS = 512  # rows of the product computed at once: bounds float64 memory, and fixes the order of summation
 
@@ -57,15 +57,18 @@ class Delta:
         return float(self.dense().norm())
 
 
-def rounded(weight: Tensor, delta: Delta) -> Tensor:
+def rounded(weight: Tensor, delta: Delta, grid: Grid | None = None) -> Tensor:
     """W' = round(W + left @ right): weight (D, F) in its stored dtype -> the same shape and dtype.
+
+    grid: the numbers that the stored weight can hold, where they are not those of its dtype.
 
     Rounds to nearest even, then adds the delta's steps where it has some. The model in memory, the writer and the
     export all use this function. The sum is computed in float64 on the CPU, where thread counts change it by 1e-16
     relative at most, far less than any stored dtype can hold.
     """
-    near = nearest(weight.double() + delta.dense(), weight.dtype)
-    return near if delta.steps is None else moved(near, delta.steps)
+    grid = grid or Grid(weight.dtype)
+    near = grid.nearest(weight.double() + delta.dense())
+    return near if delta.steps is None else grid.moved(near, delta.steps)
 
 
 def rounding_loss(weight: Tensor, delta: Delta, stored: Tensor) -> float:

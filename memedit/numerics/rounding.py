@@ -5,11 +5,15 @@ and the errors add up on the keys. Choosing another neighbor for some elements l
 of errors e costs e H e^T with the metric H = C + weight K^T K: the edited keys count most, then the other inputs of the
 layer. The search is a nearest plane (Babai 1986; GPTQ does the same in the other order), followed by sweeps over single
 elements. Rows are independent, so all of them are searched together. Everything is float64.
+
+An 8-bit float can come with a scale: the weight is then that float times the scale of its block. The scales stay as
+they are, so that an element which the change does not move keeps its bits. New scales would move the whole grid, and
+every element of a block with it by up to half a step, which is 6 % of its value.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,29 +27,87 @@ bfloat16 it keeps 97 % (0.1: 98 %, 0.003: 88 %), and disturbs the rest 0.78 time
 0.85, 0.003: 0.68)."""
 ROUNDING_DAMPING = 1e-6  # of the mean diagonal: units that never fire leave C singular
 COLUMN_BLOCK = 128  # columns processed before their effect on the others is added, in one product
+FP8 = torch.float8_e4m3fn
+FP8_LARGEST = torch.finfo(FP8).max
 SWEEPS = 2  # with none the error is 5 % larger than with one; a third makes it 1 % smaller
 
 
 def nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float64 to a dtype: once, to nearest even.
+    """Round float64 to a dtype: once, to nearest even. 8-bit floats have no infinity: they end at their largest number.
 
-    The conversion to float16 and bfloat16 passes through float32, and two roundings to nearest are not one: 1 + 2^-8
-    + 2^-40 would become the tie 1 + 2^-8, then 1. Rounded to odd, the float32 number stays on its side of a tie.
+    The conversion to narrower dtypes passes through float32, and two roundings to nearest are not one: 1 + 2^-8 + 2^-40
+    would become the tie 1 + 2^-8, then 1. Rounded to odd, the float32 number stays on its side of a tie.
     """
     near = exact.float()
     if dtype == torch.float32:
         return near
     below_or_above = torch.where(exact > near, torch.inf, -torch.inf).float()
     inexact_and_even = (near != exact) & (near.view(torch.int32) % 2 == 0)
-    return torch.where(inexact_and_even, torch.nextafter(near, below_or_above), near).to(dtype)
+    odd = torch.where(inexact_and_even, torch.nextafter(near, below_or_above), near)
+    if dtype == FP8:
+        odd = odd.clamp(-FP8_LARGEST, FP8_LARGEST)
+    return odd.to(dtype)
 
 
 def moved(near: Tensor, steps: Tensor) -> Tensor:
-    """Move each element of `near` (float16 or bfloat16) up by `steps` (int8) representable numbers.
+    """Move each element of `near` (16 or 8 bits) up by `steps` (int8) representable numbers.
 
     Where the step is zero the bits do not change, not even those of a negative zero.
     """
-    return torch.where(steps == 0, near, _number(_place(near) + steps, near.dtype))
+    bits = _bits(near.dtype)
+    there = _number(_place(near) + steps, near.dtype)
+    return torch.where(steps == 0, near.view(bits), there.view(bits)).view(near.dtype)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The numbers that a stored weight (D, F) can hold: those of a dtype, or float8_e4m3fn codes times a scale.
+
+    scale: (D, F) float32. Numbers with a scale are float32. Their codes can be found again from them: the product of
+    code and scale is rounded by 1e-7 of it at most, and neighboring codes differ by 6 % or more.
+    """
+
+    dtype: torch.dtype
+    scale: Tensor | None = None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the dtype has few bits, so that its neighbors are worth a choice."""
+        return self.dtype != torch.float32
+
+    def to(self, device: torch.device) -> Grid:
+        """The same grid, its scale on a device."""
+        return self if self.scale is None else replace(self, scale=self.scale.to(device))
+
+    def columns(self, of: Tensor | int) -> Grid:
+        """The grid of some columns of the weight."""
+        return self if self.scale is None else replace(self, scale=self.scale[:, of])
+
+    @property
+    def transposed(self) -> Grid:
+        """The grid of the weight's transpose."""
+        return self if self.scale is None else replace(self, scale=self.scale.T)
+
+    def codes(self, numbers: Tensor) -> Tensor:
+        """The codes, in the dtype, of any floating-point numbers: each that of the nearest number."""
+        exact = numbers.double()
+        return nearest(exact if self.scale is None else exact / self.scale.double(), self.dtype)
+
+    def numbers(self, codes: Tensor) -> Tensor:
+        """The numbers that codes stand for: in the dtype, or in float32 where there is a scale."""
+        return codes if self.scale is None else codes.float() * self.scale
+
+    def nearest(self, exact: Tensor) -> Tensor:
+        """The nearest numbers to float64 ones, to nearest even."""
+        return self.numbers(self.codes(exact))
+
+    def moved(self, near: Tensor, steps: Tensor) -> Tensor:
+        """Move each number up by `steps` (int8) places of the grid."""
+        return self.numbers(moved(self.codes(near), steps))
+
+    def between(self, low: Tensor, high: Tensor) -> Tensor:
+        """How many places `high` lies above `low`, int8."""
+        return (_place(self.codes(high)) - _place(self.codes(low))).to(torch.int8)
 
 
 @dataclass(frozen=True)
@@ -79,8 +141,8 @@ class EditedKeys:
         return float((change @ self.square * change).sum().clamp_min(0).sqrt())
 
 
-def key_aware(exact: Tensor, dtype: torch.dtype, keys: EditedKeys, moment: Tensor) -> Tensor:
-    """W + delta (D, F) float64, the edited keys and C (F, F) float64 -> steps from the nearest of `dtype`, (D, F) int8.
+def key_aware(exact: Tensor, grid: Grid, keys: EditedKeys, moment: Tensor) -> Tensor:
+    """W + delta (D, F) float64, the edited keys and C (F, F) float64 -> steps from the nearest of a grid, (D, F) int8.
 
     Columns of large moment come first, while later columns can still cancel their errors.
     """
@@ -90,14 +152,15 @@ def key_aware(exact: Tensor, dtype: torch.dtype, keys: EditedKeys, moment: Tenso
     del gram  # as large as the metric
     metric.diagonal().add_(ROUNDING_DAMPING * scale)
     order = metric.diagonal().argsort(stable=True)
-    metric, wanted = metric[order][:, order], exact[:, order]
-    near = nearest(wanted, dtype)
-    grid = _Grid(dtype, _number(_place(near) - REACH, dtype), _number(_place(near) + REACH, dtype))
-    found = _plane(wanted, metric, grid)
+    metric, wanted, ordered = metric[order][:, order], exact[:, order], grid.columns(order)
+    near = ordered.nearest(wanted)
+    reach = torch.full_like(near, REACH, dtype=torch.int8)
+    within = _Range(ordered, ordered.moved(near, -reach), ordered.moved(near, reach))
+    found = _plane(wanted, metric, within)
     for _ in range(SWEEPS):
-        _sweep_(found, wanted, metric, grid)
+        _sweep_(found, wanted, metric, within)
     steps = torch.empty_like(near, dtype=torch.int8)
-    steps[:, order] = (_place(found.to(dtype)) - _place(near)).to(torch.int8)
+    steps[:, order] = ordered.between(near, found)
     return steps
 
 
@@ -107,19 +170,19 @@ def disturbance(error: Tensor, moment: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _Range:
     """The range of numbers that each element may take."""
 
-    dtype: torch.dtype
+    grid: Grid
     low: Tensor
     high: Tensor
 
     def nearest(self, column: int, values: Tensor) -> Tensor:
         low, high = self.low[:, column].double(), self.high[:, column].double()
-        return nearest(values, self.dtype).double().clamp(low, high)
+        return self.grid.columns(column).nearest(values).double().clamp(low, high)
 
 
-def _plane(wanted: Tensor, metric: Tensor, grid: _Grid) -> Tensor:
+def _plane(wanted: Tensor, metric: Tensor, within: _Range) -> Tensor:
     """Round columns from the last to the first, each to cancel errors of those behind: H = L L^T, e H e^T = |e L|^2."""
     lower = torch.linalg.cholesky(metric)
     error, found = torch.zeros_like(wanted), torch.empty_like(wanted)
@@ -129,13 +192,13 @@ def _plane(wanted: Tensor, metric: Tensor, grid: _Grid) -> Tensor:
         block = lower[start:end, start:end]
         for n in range(end - start - 1, -1, -1):
             column = start + n
-            found[:, column] = grid.nearest(column, wanted[:, column] - behind[:, n] / block[n, n])
+            found[:, column] = within.nearest(column, wanted[:, column] - behind[:, n] / block[n, n])
             error[:, column] = found[:, column] - wanted[:, column]
             behind[:, :n].addr_(error[:, column], block[n, :n])
     return found
 
 
-def _sweep_(found: Tensor, wanted: Tensor, metric: Tensor, grid: _Grid) -> None:
+def _sweep_(found: Tensor, wanted: Tensor, metric: Tensor, within: _Range) -> None:
     """Set every column once, in place, to the number that costs least while all others stay."""
     slope = (found - wanted) @ metric
     for start in range(0, wanted.shape[1], COLUMN_BLOCK):
@@ -144,21 +207,28 @@ def _sweep_(found: Tensor, wanted: Tensor, metric: Tensor, grid: _Grid) -> None:
         before = found[:, start:end].clone()
         for n in range(end - start):
             column = start + n
-            best = grid.nearest(column, found[:, column] - here[:, n] / block[n, n])
+            best = within.nearest(column, found[:, column] - here[:, n] / block[n, n])
             here.addr_(best - found[:, column], block[n])
             found[:, column] = best
         slope.addmm_(found[:, start:end] - before, metric[start:end])
 
 
+def _bits(dtype: torch.dtype) -> torch.dtype:
+    """The whole numbers that have as many bits."""
+    return torch.int8 if dtype.itemsize == 1 else torch.int16
+
+
 def _place(numbers: Tensor) -> Tensor:
-    """The place of float16 or bfloat16 numbers among all of them in ascending order, zero at 0; int32."""
-    bits = numbers.view(torch.int16).int()
-    return torch.where(bits < 0, -(bits & 0x7FFF), bits)
+    """The place of numbers of 16 or 8 bits among all of them in ascending order, zero at 0; int32."""
+    kind = _bits(numbers.dtype)
+    bits = numbers.view(kind).int()
+    return torch.where(bits < 0, -(bits & torch.iinfo(kind).max), bits)
 
 
 def _number(places: Tensor, dtype: torch.dtype) -> Tensor:
     """The finite number at a place."""
+    kind = _bits(dtype)
     largest = int(_place(torch.tensor(torch.finfo(dtype).max, dtype=dtype)))
     places = places.clamp(-largest, largest)
-    bits = torch.where(places < 0, -places - 0x8000, places)
-    return bits.to(torch.int16).view(dtype)
+    bits = torch.where(places < 0, -places + torch.iinfo(kind).min, places)
+    return bits.to(kind).view(dtype)

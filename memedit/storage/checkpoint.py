@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from memedit.config.quantization import Fp8Scheme, find_scheme, scale_name
 from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
+from memedit.numerics.fp8 import expanded_scale
+from memedit.numerics.rounding import FP8, Grid
 from memedit.storage.artifacts import digest_file, digest_of, telling
 from memedit.storage.copies import copies_text, other_copies
 from memedit.storage.index import INDEX, check_index, weight_map
 from memedit.storage.model_files import files_in
-from memedit.storage.tensorfile import TensorEntry, read_header, shown_name
+from memedit.storage.tensorfile import DTYPES, TensorEntry, read_header, shown_name
 
 SINGLE = "model.safetensors"
 CARD = "README.md"
@@ -76,8 +81,60 @@ class Checkpoint:
         return near[0]
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor in its stored dtype and orientation."""
-        return self.entries[name].read()
+        """Read one tensor in its stored dtype and orientation; FP8 weights as the numbers that they stand for, float32.
+
+        Raises what grid and TensorEntry.read raise.
+        """
+        return self.grid(name).numbers(self.entries[name].read())
+
+    def encoded(self, name: str, tensor: Tensor) -> Tensor:
+        """Turn numbers of a tensor's grid into what its file holds: FP8 codes where it has a scale, else the same.
+
+        The scales of the file are not changed, so these bytes stand for exactly these numbers. Raises StorageError for
+        other numbers, which a file of originals can hold.
+        """
+        grid = self.grid(name)
+        if grid.scale is None:
+            return tensor
+        codes = grid.codes(tensor)
+        if not torch.equal(grid.numbers(codes), tensor):
+            raise StorageError(f"{shown_name(name)} cannot hold these numbers in FP8", "give the base with -m")
+        return codes
+
+    def grid(self, name: str, rows: tuple[int, int] | None = None) -> Grid:
+        """Return the numbers that a tensor can hold, in its stored orientation; of rows [first, last) if given.
+
+        Raises UnsupportedModelError for an FP8 tensor whose scale is missing or damaged, and for a dtype that memedit
+        does not edit.
+        """
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            entry.read()  # refuses it
+        if (dtype := DTYPES[entry.dtype]) != FP8:
+            return Grid(dtype)
+        scale, again = scale_name(name, self.entries), "fetch the checkpoint again"
+        if scale is None:
+            said = f"{shown_name(name)} of {self.folder} is FP8, and the scale of it is missing"
+            raise UnsupportedModelError(said, again)
+        try:
+            return Grid(dtype, expanded_scale(self.entries[scale].read(), entry.shape, self._block, rows))
+        except ValueError as error:
+            said = f"{shown_name(scale)} of {self.folder} is no scale of its weight: {error}"
+            raise UnsupportedModelError(said, again) from error
+
+    @property
+    def fp8(self) -> bool:
+        """Whether some of its weights are 8-bit floats."""
+        return any(DTYPES.get(entry.dtype) == FP8 for entry in self.entries.values())
+
+    @cached_property
+    def _block(self) -> tuple[int, int] | None:
+        """Return the rows and columns of an FP8 weight that share a scale, as config.json says."""
+        try:
+            scheme = find_scheme(json.loads((self.folder / "config.json").read_bytes()))
+        except (OSError, ValueError, RecursionError, AttributeError):
+            scheme = None  # whoever opens the model reads that file too, and says what is wrong with it
+        return scheme.block if isinstance(scheme, Fp8Scheme) else None
 
     @property
     def files(self) -> list[Path]:

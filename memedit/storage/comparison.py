@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from memedit.errors import UnsupportedModelError
 from memedit.numerics.lowrank import few_directions, random_probes
 from memedit.progress import Progress
 from memedit.results.changes import Comparison, TensorDifference
@@ -31,7 +33,7 @@ def compare(one: Path, two: Path, a: str, b: str, progress: Progress) -> Compari
     found: list[TensorDifference] = []
     with progress.phase("compare", len(shared), "tensors") as advance:
         for name in shared:
-            difference = _difference(first.entries[name], second.entries[name])
+            difference = _difference(_Numbers(first, name), _Numbers(second, name))
             found += [difference] if difference else []
             advance(1)
     here, there = _others(one, first), _others(two, second)
@@ -44,8 +46,35 @@ def compare(one: Path, two: Path, a: str, b: str, progress: Progress) -> Compari
     )  # fmt: skip
 
 
-def _difference(one: TensorEntry, two: TensorEntry) -> TensorDifference | None:
+@dataclass(frozen=True)
+class _Numbers:
+    """A tensor of a checkpoint, read in blocks of rows."""
+
+    checkpoint: Checkpoint
+    name: str
+
+    @property
+    def entry(self) -> TensorEntry:
+        return self.checkpoint.entries[self.name]
+
+    def known(self) -> bool:
+        """Whether memedit knows what its bytes stand for."""
+        try:
+            grid = self.checkpoint.grid(self.name, (0, 0))
+        except UnsupportedModelError:
+            return False
+        return grid.scale is None or grid.scale.ndim == 2
+
+    def read(self, rows: tuple[int, int]) -> Tensor:
+        """Read rows [first, last), float64."""
+        codes = torch.frombuffer(bytearray(self.entry.part(*rows)), dtype=DTYPES[self.entry.dtype])
+        grid = self.checkpoint.grid(self.name, rows)
+        return grid.numbers(codes if grid.scale is None else codes.reshape(grid.scale.shape)).double().reshape(-1)
+
+
+def _difference(first: _Numbers, second: _Numbers) -> TensorDifference | None:
     """Compare one tensor; None where dtype, shape and bytes are the same."""
+    one, two = first.entry, second.entry
     bare = TensorDifference(
         name=one.name, file=one.file.name, dtypes=(one.dtype, two.dtype), shapes=(one.shape, two.shape)
     )
@@ -53,12 +82,12 @@ def _difference(one: TensorEntry, two: TensorEntry) -> TensorDifference | None:
         return bare
     if one.dtype == two.dtype and all(one.part(*rows) == two.part(*rows) for rows in _blocks(one)):
         return None
-    if one.dtype not in DTYPES or two.dtype not in DTYPES:
+    if not (first.known() and second.known()):
         return bare
     energy, before, largest, changed = 0.0, 0.0, 0.0, 0
     for rows in _blocks(one):
-        was = _values(one, rows)
-        apart = _values(two, rows) - was
+        was = first.read(rows)
+        apart = second.read(rows) - was
         before += float(was.square().sum())
         energy += float(apart.square().sum())
         largest = max(largest, float(apart.abs().max()))
@@ -69,30 +98,31 @@ def _difference(one: TensorEntry, two: TensorEntry) -> TensorDifference | None:
             "relative": math.sqrt(energy / before) if before else None,
             "largest": largest,
             "changed": changed / max(math.prod(one.shape), 1),
-            "rank": _rank(one, two, energy) if len(one.shape) == 2 and energy else None,
+            "rank": _rank(first, second, energy) if len(one.shape) == 2 and energy else None,
         }
     )
 
 
-def _rank(one: TensorEntry, two: TensorEntry, energy: float) -> int | None:
+def _rank(one: _Numbers, two: _Numbers, energy: float) -> int | None:
     """Estimate the rank of the difference from a random sketch of it. Both tensors are read two more times."""
-    draws = random_probes(one.shape[1], one.shape[0])
-    sketch, at = torch.empty(one.shape[0], draws.shape[1]), 0
+    height, width = one.entry.shape
+    draws = random_probes(width, height)
+    sketch, at = torch.empty(height, draws.shape[1]), 0
     for apart in _apart(one, two):
         sketch[at : at + len(apart)] = apart @ draws
         at += len(apart)
     basis = torch.linalg.qr(sketch)[0]
-    image, at = torch.zeros(basis.shape[1], one.shape[1], dtype=torch.float64), 0
+    image, at = torch.zeros(basis.shape[1], width, dtype=torch.float64), 0
     for apart in _apart(one, two):
         image += (basis[at : at + len(apart)].T @ apart).double()
         at += len(apart)
     return few_directions(image, energy)
 
 
-def _apart(one: TensorEntry, two: TensorEntry) -> Iterator[Tensor]:
+def _apart(one: _Numbers, two: _Numbers) -> Iterator[Tensor]:
     """Yield two - one, (rows, F) float32, block by block."""
-    for rows in _blocks(one):
-        yield (_values(two, rows) - _values(one, rows)).float().reshape(-1, one.shape[1])
+    for rows in _blocks(one.entry):
+        yield (two.read(rows) - one.read(rows)).float().reshape(-1, one.entry.shape[1])
 
 
 def _blocks(entry: TensorEntry) -> Iterator[tuple[int, int]]:
@@ -102,10 +132,6 @@ def _blocks(entry: TensorEntry) -> Iterator[tuple[int, int]]:
     step = max(1, READ_BLOCK * entry.rows // (entry.end - entry.start))
     for first in range(0, entry.rows, step):
         yield first, min(first + step, entry.rows)
-
-
-def _values(entry: TensorEntry, rows: tuple[int, int]) -> Tensor:
-    return torch.frombuffer(bytearray(entry.part(*rows)), dtype=DTYPES[entry.dtype]).double()
 
 
 def _others(folder: Path, checkpoint: Checkpoint) -> set[str]:

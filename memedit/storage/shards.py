@@ -46,7 +46,7 @@ def write_shards(source: Checkpoint, folder: Path, weights: Mapping[str, Tensor]
             stream.write(_header(shard))
             for entry in shard:
                 if entry.name in weights:
-                    stream.write(entry.bytes_of(weights[entry.name]))
+                    stream.write(entry.bytes_of(source.encoded(entry.name, weights[entry.name])))
                 else:
                     _copy(entry, stream)
     if count > 1:
@@ -67,7 +67,7 @@ def verify_shards(folder: Path, weights: Mapping[str, Tensor], source: Checkpoin
     for name, entry in source.entries.items():
         written = found.entries[name]
         if (written.dtype, written.shape) != (entry.dtype, entry.shape) or not (
-            written.bytes_of(weights[name]) == written.bytes_of(written.read())
+            written.bytes_of(source.encoded(name, weights[name])) == written.bytes_of(written.read())
             if name in weights
             else _same(entry, written)
         ):

@@ -22,8 +22,8 @@ __all__ = ["DTYPES", "SIZES", "TensorEntry", "in_order", "read_header", "saved",
 
 LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 MOST_DIMENSIONS = 64  # of a tensor, as in torch
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Dtypes of weights that memedit can edit."""
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
+"""Dtypes of weights that memedit can edit; the last with a scale (see Checkpoint.grid)."""
 SIZES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1,
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
@@ -48,7 +48,8 @@ class TensorEntry:
         """
         if self.dtype not in DTYPES:
             raise UnsupportedModelError(
-                f"{self.name} is stored as {self.dtype}; memedit edits float32, float16 and bfloat16",
+                f"{self.name} is stored as {self.dtype}; memedit edits float32, float16, bfloat16, and float8_e4m3fn "
+                "with scales",
                 "edit a checkpoint in one of these, then convert the result",
             )
         with telling(f"read {self.file}"), self.file.open("rb") as stream:

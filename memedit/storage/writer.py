@@ -48,7 +48,8 @@ def write_checkpoint(
 ) -> None:
     """Write the output folder and verify it; `out` is absent or whole at any moment.
 
-    weights: stored name -> tensor in the file's own dtype and orientation. extra: relative path -> bytes, written over
+    weights: stored name -> tensor in the file's own dtype and orientation; for FP8 weights the numbers, float32, whose
+    codes are written. extra: relative path -> bytes, written over
     the source's file, or None to leave that file out. max_shard: write the tensors into new files of at most this many
     bytes. keep_copies: also copy the files that hold the weights a second time, as they are. overwrite, force: see
     check_output. note: called where such files are left out, and where the output is in use and the process waits.
@@ -65,7 +66,8 @@ def write_checkpoint(
         if max_shard is None:
             _copy_files(source, aside, left_out, {source.entries[name].file for name in weights}, link)
             for name, tensor in weights.items():
-                _patch(aside / source.entries[name].file.relative_to(source.folder), source.entries[name], tensor)
+                entry = source.entries[name]
+                _patch(aside / entry.file.relative_to(source.folder), entry, source.encoded(name, tensor))
         else:
             shards = {str(file.relative_to(source.folder)) for file in source.files}
             _copy_files(source, aside, {*left_out, *shards, INDEX}, set(), link)
@@ -110,7 +112,7 @@ def verify(out: Path, weights: Mapping[str, Tensor], source: Checkpoint) -> None
             raise StorageError(f"{file.name} in {out} differs outside the edited tensors", "write again, elsewhere")
     for name, tensor in weights.items():
         entry = found.entries[name]
-        if entry.bytes_of(tensor) != entry.bytes_of(entry.read()):
+        if entry.bytes_of(source.encoded(name, tensor)) != entry.bytes_of(entry.read()):
             raise StorageError(
                 f"{name} in {out} does not hold what was written", "the disk may be failing; write elsewhere"
             )

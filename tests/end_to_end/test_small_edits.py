@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -12,22 +13,25 @@ import pytest
 import torch
 from examples.benchmarks.both import Both
 from memedit.editing.keys import heads_of
-from memedit.editing.rounding import Rounding, round_delta
+from memedit.editing.rounding import RoundedWeight, Rounding, round_delta
 from memedit.editing.solve import solve
 from memedit.edits.edit import EditRequest
 from memedit.forward.keys import Sweep
 from memedit.numerics.delta import Delta, rounded
-from memedit.numerics.rounding import EditedKeys
+from memedit.numerics.rounding import EditedKeys, Grid
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import read_delta
 from safetensors.torch import load_file, save_file
 from tests.conftest import ROOT
+from tests.helpers.fp8 import FP8, FULL, largest, spread
 
 pytestmark = pytest.mark.usefixtures("kept_moments")
 
 BARS = {1e-3: 0.95, 3e-4: 0.85}  # |delta| / |W| -> the least of its effect on the edited keys that is kept
 NEAREST = {1e-3: 0.8, 3e-4: 0.5}  # the most that rounding to nearest keeps, on average: the converse
 DISTURBED = 1.2
+FP8_BARS = {1e-2: 0.9, 1e-3: 0.8}
+FP8_NEAREST = {1e-2: 0.7, 1e-3: 0.2}
 EDITS = 2
 MANY = {"made-gpt2": 60, "made-small": 100}
 """As many as fit each of the two layouts of a weight."""
@@ -42,24 +46,43 @@ def both(made_folder: Path) -> Both:
 
 
 def test_single_edits_keep_their_effect_and_disturb_no_more(both: Both) -> None:
-    wanted = both.targets().wanted
     way = Rounding("key-aware", both.moments.__getitem__)
     kept: dict[float, list[float]] = {size: [] for size in BARS}
+    for size, found in rounded_edits(both, both.stored, BARS, way):
+        assert 1 - found.loss >= BARS[size], (size, found.loss)
+        assert found.disturbance <= DISTURBED, (size, found.disturbance)
+        kept[size].append(1 - found.nearest_loss)
+    assert all(fmean(kept[size]) <= most for size, most in NEAREST.items()), kept
+
+
+def test_single_edits_of_fp8_weights_keep_their_effect(both: Both) -> None:
+    block, grids = (128, 128), dict[int, Grid]()
+    for layer, weight in both.stored.items():
+        scale = largest(weight.float().abs(), "block", block) / FULL
+        grids[layer] = Grid(FP8, spread(scale, weight.shape, "block", block))
+    stored = {layer: grids[layer].nearest(weight.double()) for layer, weight in both.stored.items()}
+    way = Rounding("key-aware", both.moments.__getitem__, grids.__getitem__)
+    kept: dict[float, list[float]] = {size: [] for size in FP8_BARS}
+    for size, found in rounded_edits(both, stored, FP8_BARS, way):
+        assert 1 - found.loss >= FP8_BARS[size], (size, found.loss)
+        kept[size].append(1 - found.nearest_loss)
+    assert all(fmean(kept[size]) <= most for size, most in FP8_NEAREST.items()), kept
+
+
+def rounded_edits(
+    both: Both, stored: dict[int, torch.Tensor], sizes: Iterable[float], way: Rounding
+) -> Iterator[tuple[float, RoundedWeight]]:
+    """Each single edit's change of each layer, scaled to these sizes of |W| and rounded."""
+    wanted = both.targets().wanted
     for n in range(EDITS):
         prompts = both.prompts[n : n + 1]
-        deltas = solve(both.lm, prompts, wanted[n : n + 1], both.factor, both.stored, both.recipe.method).deltas
+        deltas = solve(both.lm, prompts, wanted[n : n + 1], both.factor, stored, both.recipe.method).deltas
         sweep = Sweep(both.lm, heads_of(prompts))
         for layer in both.layers:
             rows = next(iter(sweep.keys(layer, last=layer == both.layers[-1])))[1]
             keys = EditedKeys(1, rows.flatten(0, 1).double())
-            for size, bar in BARS.items():
-                found = round_delta(
-                    layer, both.stored[layer], scaled(deltas[layer], both.stored[layer], size), keys, way
-                )
-                assert 1 - found.loss >= bar, (n, layer, size, found.loss)
-                assert found.disturbance <= DISTURBED, (n, layer, size, found.disturbance)
-                kept[size].append(1 - found.nearest_loss)
-    assert all(fmean(kept[size]) <= most for size, most in NEAREST.items()), kept
+            for size in sizes:
+                yield size, round_delta(layer, stored[layer], scaled(deltas[layer], stored[layer], size), keys, way)
 
 
 def scaled(delta: Delta, weight: torch.Tensor, size: float) -> Delta:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from memedit.editing.rounding import Rounding, round_delta
 from memedit.numerics import rounding as module
 from memedit.numerics.delta import Delta, rounded
 from memedit.numerics.moments import Moment
-from memedit.numerics.rounding import REACH, EditedKeys, key_aware, moved, nearest
+from memedit.numerics.rounding import REACH, EditedKeys, Grid, key_aware, moved, nearest
 from torch import Tensor
 
 NARROW = [torch.float16, torch.bfloat16]
@@ -35,7 +37,7 @@ def problem(dtype: torch.dtype = torch.bfloat16, size: float = 3e-4) -> tuple[Te
 
 
 def solved(weight: Tensor, delta: Delta, keys: EditedKeys, moment: Tensor) -> Tensor:
-    return key_aware(weight.double() + delta.dense(), weight.dtype, keys, moment)
+    return key_aware(weight.double() + delta.dense(), Grid(weight.dtype), keys, moment)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 1e-3), (torch.bfloat16, 3e-4), (torch.float16, 1e-4)])
@@ -54,6 +56,18 @@ def rounding(way: str, moment: Tensor) -> Rounding:
     return Rounding(way, lambda _layer: Moment(moment, 1))  # type: ignore[arg-type]
 
 
+def test_fp8_weights_keep_what_the_edited_keys_were_given() -> None:
+    weight, delta, keys, moment = problem(torch.float32, size=1e-2)
+    scale = weight.abs().amax(1, keepdim=True).expand(weight.shape) / torch.finfo(torch.float8_e4m3fn).max
+    grid = Grid(torch.float8_e4m3fn, scale)
+    weight = grid.nearest(weight.double())
+    found = round_delta(0, weight, delta, keys, replace(rounding("auto", moment), grid_of=lambda _layer: grid))
+    assert found.way == "key-aware" and found.disturbance < 1 and found.nearest_loss > 0.5
+    assert found.loss < 0.4 * found.nearest_loss
+    assert torch.equal(found.weight, rounded(weight, found.delta, grid))
+    assert found.weight.dtype == torch.float32 and torch.equal(grid.nearest(found.weight.double()), found.weight)
+
+
 def test_it_is_these_keys_that_are_kept() -> None:
     weight, delta, keys, moment = problem()
     others = EditedKeys(1, keys.rows.roll(50, 1) if keys.rows is not None else None)
@@ -63,7 +77,7 @@ def test_it_is_these_keys_that_are_kept() -> None:
     def lost(steps: Tensor) -> float:
         return keys.effect(moved(nearest(exact, weight.dtype), steps).double() - exact) / keys.effect(change)
 
-    right, wrong = (lost(key_aware(exact, weight.dtype, some, moment)) for some in (keys, others))
+    right, wrong = (lost(key_aware(exact, Grid(weight.dtype), some, moment)) for some in (keys, others))
     assert wrong > 2 * right
 
 
@@ -112,7 +126,7 @@ def test_keys_and_their_square_are_one_thing() -> None:
 def test_what_fits_the_dtype_stays_as_it_is() -> None:
     weight, _, keys, moment = problem()
     exact = weight.double() * 2
-    assert not key_aware(exact, weight.dtype, keys, moment).any()
+    assert not key_aware(exact, Grid(weight.dtype), keys, moment).any()
 
 
 def test_units_that_never_fire_are_rounded_to_nearest() -> None:
