@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 # Compiled files are kept, so that the next start takes half as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo real real-model check format lint type test test-fast torture golden matrix bench world
+.PHONY: setup demo real real-model check format lint type test test-fast torture golden matrix bench gpu world
 
 setup: .venv/ready
 .venv/ready: pyproject.toml
@@ -60,6 +60,9 @@ real-model: setup  ## make the real model ready that `make real` and the tests m
 
 bench: setup  ## memedit beside the plain oracle, in one run
 	$(BIN)/python -m examples.benchmarks
+
+gpu: setup  ## what only a GPU can tell, within eight minutes; without one, the same with small sizes on the CPU
+	$(BIN)/python -m examples.benchmarks.gpu $(GPU)
 
 world: setup  ## make the shipped models again, from seeds (more than an hour on two cores)
 	$(BIN)/python -m examples.world
