@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ class Applied:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.out, self.cache = folder, folder / "out", folder / "cache"
-        (folder / "edits.jsonl").write_text("".join(SMALL.read_text().splitlines(keepends=True)[:7]))
+        (folder / "edits.jsonl").write_text("".join(SMALL.read_text().splitlines(keepends=True)[:5]))
         self.command = ["apply", str(folder / "edits.jsonl"), "-m", str(MODEL), "-o", str(self.out), *APPLY]
         done = memedit(*self.command, cache=self.cache)
         assert done.returncode == 0, done.stderr
@@ -71,8 +72,8 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> Applied:
     return Applied(tmp_path_factory.mktemp("ranks"))
 
 
-# 7 edits in batches of two are 4 batches: shares of 2 and 2, of 2, 1 and 1, and a rank without any.
-@pytest.mark.parametrize("world", [2, 3, 5])
+# Three batches: two ranks have unequal shares of them.
+@pytest.mark.parametrize("world", [2, 3])
 def test_several_processes_write_the_bytes_of_one(applied: Applied, world: int) -> None:
     applied.clear()
     first, *others = applied.on(world)
@@ -83,43 +84,51 @@ def test_several_processes_write_the_bytes_of_one(applied: Applied, world: int) 
     assert not any((applied.cache / "runs").glob("*/"))
 
 
-def process_of(rank: int, cache: Path) -> int:
-    """The process of a rank that torchrun started for the run with this cache."""
+def process_of(rank: int, restart: int, cache: Path) -> int:
+    """The process of a rank that torchrun started for the run with this cache, after so many restarts."""
+    wanted = {f"RANK={rank}", f"TORCHELASTIC_RESTART_COUNT={restart}", f"MEMEDIT_CACHE={cache}"}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if {f"RANK={rank}".encode(), f"MEMEDIT_CACHE={cache}".encode()} <= set(environment):
-            return int(folder.name)
-    raise AssertionError(f"there is no process of rank {rank}")
+        with suppress(OSError):
+            if wanted <= set((folder / "environ").read_bytes().decode(errors="replace").split("\0")):
+                return int(folder.name)
+    raise LookupError(f"there is no process of rank {rank}")
+
+
+def kill(run: subprocess.Popen[str], rank: int, restart: int, applied: Applied, delay: float) -> None:
+    """Kill a rank, some time after a batch of targets was found since the start of the processes."""
+    kept: set[Path] | None = None
+    while True:
+        assert run.poll() is None, run.communicate()
+        now = set((applied.cache / "runs").rglob("targets-*.safetensors"))
+        with suppress(LookupError):
+            process = process_of(rank, restart, applied.cache)
+            kept = now if kept is None else kept
+            if now > kept:
+                time.sleep(delay)
+                os.kill(process, signal.SIGKILL)
+                return
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
-@pytest.mark.parametrize(("rank", "restarts"), [(0, 0), (1, 1)])
-def test_a_killed_process_ends_the_run_which_continues_to_the_same_bytes(
-    applied: Applied, rank: int, restarts: int
-) -> None:
+def test_a_killed_process_ends_the_run_which_continues_to_the_same_bytes(applied: Applied) -> None:
     applied.clear()
-    seed = time.time_ns()
-    run = applied.torchrun(restarts)
+    draw = random.Random(seed := time.time_ns())
+    run = applied.torchrun(restarts=1)
     try:
-        while not list((applied.cache / "runs").rglob("targets-*.safetensors")):
-            assert run.poll() is None, run.communicate()
-            time.sleep(0.01)
-        time.sleep(random.Random(seed).uniform(0, 0.3))
-        os.kill(process_of(rank, applied.cache), signal.SIGKILL)
+        kill(run, 1, 0, applied, draw.uniform(0, 0.2))
+        # torchrun starts both again; they find what was kept. Then the first rank is killed, and no restart is left.
+        kill(run, 0, 1, applied, draw.uniform(0, 0.2))
         _, said = run.communicate(timeout=120)
     finally:
         run.terminate()
-    if restarts:
-        assert run.returncode == 0, (seed, said)
-    else:
-        assert run.returncode != 0, (seed, said)
-        assert not applied.out.exists()
-        assert not [line for line in said.splitlines() if line.startswith("error:")]  # it was killed
-        (first, second) = applied.on(2)
-        assert (first.returncode, second.returncode) == (0, 0), (seed, first.stderr)
+    assert run.returncode == 1, (seed, said)
+    assert not [line for line in said.splitlines() if line.startswith("error:")], said
+    assert not applied.out.exists()
+    # At least two of the three batches are kept: there are more ranks than batches.
+    assert len(list((applied.cache / "runs").rglob("targets-*.safetensors"))) >= 2
+    results = applied.on(3)
+    assert [one.returncode for one in results] == [0, 0, 0], (seed, results[0].stderr)
     assert contents(applied.out) == applied.expected, seed
 
 
@@ -146,11 +155,11 @@ def test_eval_trace_and_stats_print_and_write_what_one_process_does(tmp_path: Pa
         assert first.returncode == 0, first.stderr
         return alone.stdout, first.stdout
 
-    one, two = (json.loads(text) for text in printed("eval", SMALL, "--limit", 12, "--base", MODEL, "--json"))
+    one, two = (json.loads(text) for text in printed("eval", SMALL, "--limit", 4, "--base", MODEL, "--json"))
     assert {**one, "timings": {}} == {**two, "timings": {}}
-    one, two = printed("trace", SMALL, "--limit", 4, "--samples", 2, "--json")
+    one, two = printed("trace", SMALL, "--limit", 2, "--samples", 2, "--json")
     assert one == two
-    printed("stats", "--layers", "2-3", "--corpus", "self", "--tokens", 20_000)
+    printed("stats", "--layers", "2-3", "--corpus", "self", "--tokens", 10_000)
     assert contents(tmp_path / "one" / "moments") == contents(tmp_path / "two" / "moments")
 
 
