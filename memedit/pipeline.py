@@ -193,7 +193,7 @@ def run_trace(
     folder = locate(recipe.model)
     with progress.phase("load"):
         base = Checkpoint.open(folder)
-        check_weights(base, recipe.model)
+        check_weights(base, recipe.model, ranks.here)
         ranks.open(ModelSource(folder, recipe.model, editing=False))
         lm, digest = load(folder, recipe.model, editing=False), base.digest
     traced, store = trace_all(lm, digest, inputs.requests, recipe, progress, inputs.findings, own=own, ranks=ranks)

@@ -209,7 +209,7 @@ def run_stats(
     """
     progress = progress or NoProgress()
     folder = locate(recipe.model)
-    check_weights(Checkpoint.open(folder), recipe.model)
+    check_weights(Checkpoint.open(folder), recipe.model, ranks.here)
     if not (import_file or dry_run):
         ranks.open(ModelSource(folder, recipe.model))
     lm = load(folder, recipe.model)

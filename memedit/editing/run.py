@@ -87,7 +87,7 @@ class EditRun:
             check_output(self.folder, self.out, overwrite=recipe.output.overwrite, force=recipe.output.force)
         with self.timed("load", None):
             self.base = start.base or Checkpoint.open(self.folder)
-            check_weights(self.base, recipe.model)
+            check_weights(self.base, recipe.model, ranks.here)
             ranks.open(ModelSource(self.folder, recipe.model))
             # Read before the work: a card that cannot be read costs a warning, not the run.
             self.base_card = read_base_card(self.folder, recipe.model.path)
