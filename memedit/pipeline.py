@@ -30,9 +30,10 @@ from memedit.edits.lint import lint
 from memedit.errors import GateError, UnsupportedModelError, UsageError
 from memedit.evaluation.evaluator import Evaluator, ModelAnswers
 from memedit.inspect_model import run_inspect
-from memedit.model.load import at_hand, load, locate, open_tokenizer
+from memedit.model.load import ModelSource, at_hand, load, locate, open_tokenizer
 from memedit.model.weights import applied
 from memedit.progress import NoProgress, Progress
+from memedit.ranks import ALONE, Ranks
 from memedit.results.history import EditLog
 from memedit.results.hub import Upload
 from memedit.results.report import Report
@@ -81,16 +82,16 @@ def run_check(inputs: RunInputs) -> list[Finding]:
     return [*inputs.findings, *check_edits(inputs.requests, tokenizer, recipe, positions)[1]]
 
 
-def run_apply(inputs: RunInputs, progress: Progress | None = None) -> Report:
+def run_apply(inputs: RunInputs, progress: Progress | None = None, ranks: Ranks = ALONE) -> Report:
     """Edit a model and write the result to `recipe.output.dir`.
 
-    A model that was edited before is edited again as `inputs.mode` says. Raises EditListError with every finding before
-    any heavy work, and the other subclasses of MemeditError.
+    A model that was edited before is edited again as `inputs.mode` says. `ranks` share the work. Raises EditListError
+    with every finding before any heavy work, and the other subclasses of MemeditError.
     """
-    return _edited(EditRun(_start(inputs), inputs.facts, progress or NoProgress()), inputs.arguments)
+    return _edited(EditRun(_start(inputs), inputs.facts, progress or NoProgress(), ranks), inputs.arguments)
 
 
-def run_forget(ids: Sequence[str], inputs: RunInputs, progress: Progress | None = None) -> Report:
+def run_forget(ids: Sequence[str], inputs: RunInputs, progress: Progress | None = None, ranks: Ranks = ALONE) -> Report:
     """Remove edits from an edited model, as if they had never been made: the others are solved again from the base.
 
     If none is left, the base is written. Raises UsageError for an id that is not in the model's ledger.
@@ -98,7 +99,7 @@ def run_forget(ids: Sequence[str], inputs: RunInputs, progress: Progress | None 
     progress = progress or NoProgress()
     start = start_forget(ids, inputs.recipe, sources=inputs.sources, base=inputs.base)
     if start.requests:
-        return _edited(EditRun(start, inputs.facts, progress), inputs.arguments)
+        return _edited(EditRun(start, inputs.facts, progress, ranks), inputs.arguments)
     output = write_base(start, progress)
     return Report(command="forget", model=start.recipe.model.path, output=output, arguments=list(inputs.arguments))
 
@@ -128,8 +129,9 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
             targets, engine = job.targets(run, contexts)
             update = job.update(contexts, moments, targets, engine)
             made = retry_failed(job, run, contexts, moments, targets, engine, update)
-            with applied(job.lm, job.weights(made.update)):
-                after = job.scored(None, "after", facts)
+            weights = job.weights(made.update)
+            with applied(job.lm, weights):
+                after = job.scored(None, "after", facts, weights)
                 said = job.answers_of_failed(after)
         report = job.report(arguments, engine, before, after, facts, made.targets, made.update, made.rounds)
         job.write(report, made.update, job.updated_ledger(contexts, moments, made.targets, after, made.rounds))
@@ -180,11 +182,12 @@ def run_trace(
     output: Path | None = None,
     draw: Callable[[TracingResult], Mapping[str, bytes]] | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> TracingResult:
     """Trace where a model recalls the facts of `inputs.requests`.
 
     With `own` each prompt's answer is the model's own next token, whatever the record says. With `output` the scores
-    are written to that folder, with the files that `draw` makes of them.
+    are written to that folder, with the files that `draw` makes of them. `ranks` share the facts.
     """
     progress, recipe = progress or NoProgress(), inputs.recipe
     cache_limit()
@@ -193,9 +196,10 @@ def run_trace(
     folder = locate(recipe.model)
     with progress.phase("load"):
         base = Checkpoint.open(folder)
-        check_weights(base, recipe.model)
+        check_weights(base, recipe.model, ranks.here)
+        ranks.open(ModelSource(folder, recipe.model, editing=False))
         lm, digest = load(folder, recipe.model, editing=False), base.digest
-    traced, store = trace_all(lm, digest, inputs.requests, recipe, progress, inputs.findings, own=own)
+    traced, store = trace_all(lm, digest, inputs.requests, recipe, progress, inputs.findings, own=own, ranks=ranks)
     if output is not None:
         with progress.phase("write"):
             tables = {f"{one.fact.id}/{kind}": table for one in traced.facts for kind, table in one.scores.items()}
@@ -230,12 +234,14 @@ def run_evaluate(
     generate: bool = False,
     held: Sequence[str] = (),
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Report:
     """Evaluate a model on an edit list, beside its base (`inputs.base`) and beside the models of `others`.
 
     `adapters` are LoRA folders: the model is evaluated with each of them loaded, instead of alone. `text` is held-out
     text that every model reads, to measure drift. `generate` asks for longer free answers. `held` are digests of edits
     that succeeded right after they were made, to report how many were lost since. The base stays in memory meanwhile.
+    `ranks` share the launches, but those of a model with an adapter.
     """
     recipe = inputs.recipe
     read = list(islice(documents(text), recipe.eval.drift_tokens)) if text else []
@@ -244,7 +250,7 @@ def run_evaluate(
         unrelated = " ".join(islice(documents(spec), max(recipe.eval.prefixes, default=0)))
     evaluator = Evaluator(
         inputs.requests, inputs.facts, recipe, progress or NoProgress(), text=read, generate=generate, held=held,
-        unrelated=unrelated,
+        unrelated=unrelated, ranks=ranks,
     )  # fmt: skip
     if text:
         evaluator.digests["text"] = corpus_digest(text)

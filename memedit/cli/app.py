@@ -28,6 +28,7 @@ from memedit.cli.push import push_command
 from memedit.cli.revert import revert_command
 from memedit.cli.schema import schema_command
 from memedit.cli.stats import stats_command
+from memedit.cli.terminal import Terminal
 from memedit.cli.trace import trace_command
 from memedit.cli.usage import is_parser_error
 from memedit.errors import EditListError, MemeditError, file_error, is_file_error
@@ -100,15 +101,61 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Run the program and exit with the code of its result."""
+    """Run the program and exit with the code of its result.
+
+    Of the processes that torchrun starts, the first runs the command, and the others help it.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns while it is
+    world, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK", "")
+    if not (world.isdecimal() and rank.isdecimal() and int(world) > 1):
+        _run(_command)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported: it tells of lost connections
+    if int(rank) == 0:
+        _run(_lead)
+    _serve()
+
+
+def _command() -> int:
+    return app(prog_name="memedit", standalone_mode=False) or 0
+
+
+def _lead() -> int:
+    """Run the command as the first of several processes; the others end with it."""
+    from memedit.ranks import joined
+
+    ranks = joined()
+    try:
+        return _command()
+    finally:
+        ranks.dismiss()
+
+
+def _serve() -> NoReturn:
+    """Do the work that the first process shares. It says nothing: errors are sent to the first process."""
+    # A rank that waits in C++ would notice no handler of Python's.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    Terminal(quiet=True).progress()  # switches off what libraries print
+    from memedit.ranks import joined
+
+    try:
+        joined().serve()
+    except MemeditError:  # the first process has ended, and said why
+        if os.environ.get("MEMEDIT_DEBUG"):
+            raise
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _run(command: Callable[[], int]) -> NoReturn:
+    """Run a command and exit with its code, or with that of its error, which is told in one line and a hint."""
     debug = bool(os.environ.get("MEMEDIT_DEBUG"))
     stop = _Stop()
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup lets a run outlive its terminal
             signal.signal(number, stop)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns while it is
     try:
-        sys.exit(app(prog_name="memedit", standalone_mode=False) or 0)
+        sys.exit(command())
     except MemeditError as error:
         if debug:
             raise

@@ -155,6 +155,7 @@ def apply_command(
     known = o.read_facts(facts)
     mode: Mode | None = None if re_solve is None else "re-solve" if re_solve else "on top"
     from memedit.pipeline import RunInputs, run_apply, run_dry_run
+    from memedit.ranks import joined
 
     inputs = RunInputs(recipe, requests, findings, known, sources, mode, base, sys.argv[1:], preset)
     progress = terminal.progress()
@@ -162,7 +163,7 @@ def apply_command(
         plan = run_dry_run(inputs, progress)
         print(plan.model_dump_json(indent=2) if json else "\n".join(plan.lines()))
         return
-    report = run_apply(inputs, progress)
+    report = run_apply(inputs, progress, joined())
     report_files.write_report_files(report, html)
     o.print_edited(report, everything=everything, json=json, per_edit=per_edit, terminal=terminal)
     gates.gate(report, bars)

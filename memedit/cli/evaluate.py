@@ -99,11 +99,12 @@ def evaluate_command(
     known = o.read_facts(facts)
     from memedit.evaluation.retention import successful_edits
     from memedit.pipeline import RunInputs, run_evaluate
+    from memedit.ranks import joined
 
     inputs = RunInputs(recipe, requests, facts=known, base=base, arguments=sys.argv[1:])
     report = run_evaluate(
         inputs, others=models[1:], adapters=adapters, text=text, generate=generate,
-        held=successful_edits(right_after or []), progress=terminal.progress(),
+        held=successful_edits(right_after or []), progress=terminal.progress(), ranks=joined(),
     )  # fmt: skip
     report_files.write_report_files(report, html, markdown)
     if json or per_edit:

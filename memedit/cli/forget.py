@@ -63,9 +63,10 @@ def forget_command(
     terminal.loading(recipe.model.path)
     known = o.read_facts(facts)
     from memedit.pipeline import RunInputs, run_forget
+    from memedit.ranks import joined
 
     inputs = RunInputs(recipe, facts=known, sources=sources, base=base, arguments=sys.argv[1:])
-    report = run_forget(names, inputs, terminal.progress())
+    report = run_forget(names, inputs, terminal.progress(), joined())
     o.print_edited(report, everything=everything, json=json, per_edit=per_edit, terminal=terminal)
     if report.edits:
         gates.gate(report, bars)

@@ -50,8 +50,10 @@ def stats_command(
     o.need_model(recipe)
     terminal.loading(recipe.model.path)
     from memedit.pipeline import run_stats
+    from memedit.ranks import joined
 
-    rows = run_stats(recipe, import_file=import_, dry_run=dry_run, progress=terminal.progress())
+    progress, ranks = terminal.progress(), joined()
+    rows = run_stats(recipe, import_file=import_, dry_run=dry_run, progress=progress, ranks=ranks)
     if json:
         print("[" + ",\n ".join(row.model_dump_json() for row in rows) + "]")
     else:

@@ -128,11 +128,12 @@ def _trace(
 ) -> None:
     """Trace, and print the result in the form that was asked for."""
     from memedit.pipeline import run_trace
+    from memedit.ranks import joined
     from memedit.show.heatmap import summary
 
     progress = terminal.progress()
     folder = Path(output).expanduser() if output else None
-    found = run_trace(inputs, own=own, output=folder, draw=_drawing(plot), progress=progress)
+    found = run_trace(inputs, own=own, output=folder, draw=_drawing(plot), progress=progress, ranks=joined())
     if suggest_layers:
         if found.average.layers is None:
             raise GateError(found.average.reason, "trace more facts, or use --by edit-score")

@@ -10,12 +10,13 @@ from memedit.editing.plan import Plan
 from memedit.errors import GateError
 from memedit.model.load import LanguageModel
 from memedit.progress import Progress
+from memedit.ranks import ALONE, Ranks
 from memedit.storage.artifacts import Store
 from memedit.tracing.run import trace_all
 
 
 def choose_traced_layers(
-    lm: LanguageModel, digest: str, recipe: Recipe, plan: Plan, progress: Progress
+    lm: LanguageModel, digest: str, recipe: Recipe, plan: Plan, progress: Progress, ranks: Ranks = ALONE
 ) -> tuple[Recipe, Plan, str, Store]:
     """Trace the plan's edits; returns a recipe and a plan with the layers found, and the reason, which is also shown.
 
@@ -30,7 +31,7 @@ def choose_traced_layers(
             "name the layers (--layers 3-8), or use --layers depth",
         )
     step = -(-len(requests) // recipe.trace.facts)
-    tracing, kept = trace_all(lm, digest, requests[::step], recipe, progress, everywhere=False)
+    tracing, kept = trace_all(lm, digest, requests[::step], recipe, progress, everywhere=False, ranks=ranks)
     found, why = tracing.average.layers, tracing.average.reason
     if found is None:
         raise GateError(why, "name the layers (--layers 3-8), or use --layers depth")

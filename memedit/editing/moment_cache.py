@@ -20,10 +20,11 @@ from memedit.editing.resources import check_room, check_weights
 from memedit.errors import StorageError, UsageError
 from memedit.forward.packing import packed
 from memedit.model.digests import feeding, of_tokenizer
-from memedit.model.load import LanguageModel, load, locate
+from memedit.model.load import LanguageModel, ModelSource, load, locate
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, decomposed, factor_metric
 from memedit.progress import Advance, NoProgress, Progress
+from memedit.ranks import ALONE, Ranks
 from memedit.results.inspection import MomentRow
 from memedit.storage.artifacts import Store, digest_file
 from memedit.storage.cache import cache_dir, trim_cache
@@ -101,16 +102,24 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
     return MomentPlan(corpus, tokens, row, on, cached, own_text, recipe.model.path)
 
 
-def moments_for(lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance) -> Moments:
+def moments_for(
+    lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance, ranks: Ranks = ALONE
+) -> Moments:
     """All moments of a plan, in memory."""
-    measure_missing(lm, plan, progress, advance)
+    measure_missing(lm, plan, progress, advance, ranks=ranks)
     return {layer: moment_of(plan, layer) for layer in plan.on}
 
 
 def measure_missing(
-    lm: LanguageModel, plan: MomentPlan, progress: Progress, advance: Advance, used: ExitStack | None = None
+    lm: LanguageModel,
+    plan: MomentPlan,
+    progress: Progress,
+    advance: Advance,
+    used: ExitStack | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Measure the moments that the cache lacks, in one pass, and keep them. A killed run continues where it was.
+    `ranks` share the text.
 
     All moments of the plan are marked as used until `used` is closed, so that no other process cleans them away.
     """
@@ -124,7 +133,7 @@ def measure_missing(
                     f"the second moment of layer {missing[0]} was damaged, and this run has no text to measure it on",
                     "give a corpus with --corpus FILE, or import the moment again: memedit stats --import FILE",
                 )
-            rows = _rows(lm, plan, store, progress)
+            rows = _rows(lm, plan, store, progress, ranks)
             begun_on = {"layers": missing, **plan.on[missing[-1]]}
 
             def keep(moments: Moments) -> None:
@@ -133,8 +142,9 @@ def measure_missing(
 
             begun = store.find("partial", begun_on)
             measured = measure(
-                lm, rows, missing, plan.tokens, begun=_unflat(begun) if begun else None, keep=keep, advance=advance
-            )
+                lm, rows, missing, plan.tokens, begun=_unflat(begun) if begun else None, keep=keep, advance=advance,
+                ranks=ranks,
+            )  # fmt: skip
             _complain_if_short(measured[missing[0]], plan, progress)
             for layer, moment in measured.items():
                 store.keep(f"moment-{layer}", plan.on[layer], dict(_parts(moment)))
@@ -144,12 +154,14 @@ def measure_missing(
                 used.enter_context(store.using(f"moment-{layer}", on))
 
 
-def _rows(lm: LanguageModel, plan: MomentPlan, store: Store, progress: Progress) -> Iterator[tuple[int, ...]]:
+def _rows(
+    lm: LanguageModel, plan: MomentPlan, store: Store, progress: Progress, ranks: Ranks
+) -> Iterator[tuple[int, ...]]:
     """The rows of token ids on which a plan measures."""
     if plan.own_text:
         progress.note("second moments are measured on text that the model writes itself; --corpus names another")
         # Written before the measurement, whose hooks would see the writing too.
-        return iter(plan.own_text.rows(lm, store, progress))
+        return iter(plan.own_text.rows(lm, store, progress, ranks))
     assert plan.corpus is not None
     return packed(documents(plan.corpus), lm.tokenizer, plan.row)
 
@@ -185,12 +197,21 @@ def factor_of(plan: MomentPlan, layer: int, knobs: MethodKnobs) -> Factor:
 
 
 def run_stats(
-    recipe: Recipe, *, import_file: str | None = None, dry_run: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    *,
+    import_file: str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[MomentRow]:
-    """Measure the second moments of the recipe's layers, or import one from a file; returns one row for each layer."""
+    """Measure the second moments of the recipe's layers, or import one from a file; returns one row for each layer.
+    `ranks` share the text.
+    """
     progress = progress or NoProgress()
     folder = locate(recipe.model)
-    check_weights(Checkpoint.open(folder), recipe.model)
+    check_weights(Checkpoint.open(folder), recipe.model, ranks.here)
+    if not (import_file or dry_run):
+        ranks.open(ModelSource(folder, recipe.model))
     lm = load(folder, recipe.model)
     layers = layers_of(recipe.method.layers, lm.architecture.n_layers)
     lm.architecture.require(layers)
@@ -201,7 +222,7 @@ def run_stats(
     if not dry_run:
         check_room(0, None, "auto", lm.architecture, layers, plan.missing)
         with progress.phase("moments", plan.tokens if plan.missing else None, "tokens") as advance:
-            moments_for(lm, plan, progress, advance)
+            moments_for(lm, plan, progress, advance, ranks)
     rows = [
         _row(lm, layer, on, "cached" if layer in plan.cached else "missing" if dry_run else "measured")
         for layer, on in plan.on.items()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, islice
 from queue import Full, Queue
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -16,9 +18,11 @@ from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, run
 from memedit.model.load import LanguageModel
 from memedit.model.memory import free_on
 from memedit.numerics.moments import Moment, Running
-from memedit.progress import Advance
+from memedit.progress import Advance, ignore_advance
+from memedit.ranks import ALONE, Ranks
+from memedit.storage.machine import free_memory
 
-KEEP_EVERY = 64  # launches between two calls of `keep`
+KEEP_EVERY = 64  # launches that are summed by themselves, and between two calls of `keep`
 AHEAD = 8  # launches tokenized before they are run
 PART_OF_FREE = 4
 """Sums stay on a GPU where they take at most this fraction of its free memory, as one part of N."""
@@ -37,33 +41,63 @@ def measure(
     begun: Mapping[int, Moment] | None = None,
     keep: Callable[[Moments], None] | None = None,
     advance: Advance | None = None,
+    ranks: Ranks = ALONE,
 ) -> Moments:
     """Measure the moments of `layers` over the first `tokens` tokens of `rows`, which all begin as the first row does.
 
     One forward serves all layers and stops at the highest. `begun` is what `keep` got in an earlier call with the same
     arguments: the rows that it covers are skipped. The last row is cut when the count is reached.
+
+    Chunks of `KEEP_EVERY` launches are summed by themselves, and their sums are added in the order of the text. So the
+    bits do not depend on how many `ranks` share the chunks.
     """
-    widths = lm.architecture.mlp_widths
-    running = {
-        layer: Running(begun[layer] if begun else Moment.empty(widths[layer]), home)
-        for layer, home in _homes(lm, layers).items()
-    }
-    sites = [Site(layer, "mlp.in") for layer in layers]
-    done = running[layers[0]].count
-
-    def see(site: Site, states: Tensor) -> None:
-        running[site.layer].add_(states.reshape(-1, states.shape[-1]))
-
-    if done and advance:
+    ranks, advance = ranks if _worth_sharing(lm, layers, ranks) else ALONE, advance or ignore_advance
+    widths, task = lm.architecture.mlp_widths, _SumLaunches(tuple(layers))
+    total = dict(begun or {})
+    if done := total[layers[0]].count if total else 0:
         advance(done)
-    for number, ids in enumerate(ahead(_launches(rows, tokens, skip=done)), 1):
-        with torch.no_grad(), capture(lm, sites, see, stop=True):
-            run(lm, ids)
-        if advance:
+    launched = ahead(_launches(rows, tokens, skip=done), AHEAD if ranks.world == 1 else KEEP_EVERY * ranks.world)
+    for first in launched:
+        if keep and total and total[layers[0]].count > done:
+            keep(dict(total))
+        if ranks.world == 1:
+            # Not as a list: the text of a chunk is tokenized while the model runs.
+            parts = [task(lm, chain([first], islice(launched, KEEP_EVERY - 1)), advance)]
+        else:
+            together = list(chain([first], islice(launched, KEEP_EVERY * ranks.world - 1)))
+            chunks = [together[at : at + KEEP_EVERY] for at in range(0, len(together), KEEP_EVERY)]
+            parts = [part or {} for part in ranks.each(lm, task, chunks, advance)]
+        for part in parts:
+            for layer in layers:
+                summed = part.pop(layer)
+                total[layer] = total[layer] + summed if layer in total else summed
+    return total or {layer: Moment.empty(widths[layer]) for layer in layers}
+
+
+def _worth_sharing(lm: LanguageModel, layers: Sequence[int], ranks: Ranks) -> bool:
+    """Whether the sums of the ranks fit into memory together. On a GPU a chunk takes as long as sending its sums."""
+    size = sum(torch.float64.itemsize * lm.architecture.mlp_widths[layer] ** 2 for layer in layers)
+    return lm.device.type == "cpu" and 2 * (ranks.world + 2) * size < free_memory()
+
+
+@dataclass(frozen=True)
+class _SumLaunches:
+    """The moments of some launches, ids (B, T) each. Any rank can do it."""
+
+    layers: tuple[int, ...]
+
+    def __call__(self, lm: LanguageModel, launched: Iterable[Tensor], advance: Advance) -> Moments:
+        widths = lm.architecture.mlp_widths
+        running = {layer: Running(Moment.empty(widths[layer]), home) for layer, home in _homes(lm, self.layers).items()}
+
+        def see(site: Site, states: Tensor) -> None:
+            running[site.layer].add_(states.reshape(-1, states.shape[-1]))
+
+        for ids in launched:
+            with torch.no_grad(), capture(lm, [Site(layer, "mlp.in") for layer in self.layers], see, stop=True):
+                run(lm, ids)
             advance(ids.numel())
-        if keep and number % KEEP_EVERY == 0:
-            keep({layer: one.moment for layer, one in running.items()})
-    return {layer: one.moment for layer, one in running.items()}
+        return {layer: running.pop(layer).moment for layer in self.layers}
 
 
 def _homes(lm: LanguageModel, layers: Sequence[int]) -> dict[int, torch.device]:

@@ -11,6 +11,7 @@ from memedit.forward.generation import write_texts
 from memedit.model.digests import of_model, of_tokenizer
 from memedit.model.load import LanguageModel
 from memedit.progress import Advance, Progress
+from memedit.ranks import ALONE, Ranks
 from memedit.storage.artifacts import Store
 
 SELF = "self"
@@ -36,25 +37,34 @@ class OwnText:
         on = {"writer": of_model(lm), "tokenizer": of_tokenizer(lm.tokenizer), "seed": seed, "row": row}
         return cls({**on, "code": OWN_TEXT_CODE}, tokens, row, seed)
 
-    def rows(self, lm: LanguageModel, store: Store, progress: Progress) -> list[tuple[int, ...]]:
+    def rows(self, lm: LanguageModel, store: Store, progress: Progress, ranks: Ranks = ALONE) -> list[tuple[int, ...]]:
         """Read the rows that are kept, and let the model write the others: as many as hold the tokens.
 
-        A longer text begins with the same whole parts.
+        A longer text begins with the same whole parts. `ranks` share the parts.
         """
         rows = -(-self.tokens // self.row)
-        parts = range(0, rows, TOGETHER)
+        parts = [(at, min(TOGETHER, rows - at)) for at in range(0, rows, TOGETHER)]
         with progress.phase("own text", rows * self.row, "tokens") as advance:
-            kept = [self._part(lm, store, at, min(TOGETHER, rows - at), advance) for at in parts]
-        return [tuple(row) for ids in kept for row in ids.tolist()]
+            kept = ranks.each(lm, _WritePart(self, store), parts, advance)
+        return [tuple(row) for ids in kept if ids is not None for row in ids.tolist()]
 
-    def _part(self, lm: LanguageModel, store: Store, at: int, count: int, advance: Advance) -> torch.Tensor:
-        """Ids (count, row) of the part that begins with row `at`."""
-        on = {**self.on, "at": at, "count": count}
-        found = store.find("own-text", on)
+
+@dataclass(frozen=True)
+class _WritePart:
+    """Write a part of a text, or read it from the store. Any rank can do it."""
+
+    text: OwnText
+    store: Store
+
+    def __call__(self, lm: LanguageModel, part: tuple[int, int], advance: Advance) -> torch.Tensor:
+        """Ids (count, row) of the part (at, count), which begins with row `at`."""
+        at, count = part
+        on = {**self.text.on, "at": at, "count": count}
+        found = self.store.find("own-text", on)
         if found is None:
-            texts = write_texts(lm, count, self.row, seed=self.seed * 1_000_003 + at, seen=advance)
+            texts = write_texts(lm, count, self.text.row, seed=self.text.seed * 1_000_003 + at, seen=advance)
             found = {"ids": torch.tensor(texts)}
-            store.keep("own-text", on, found)
+            self.store.keep("own-text", on, found)
         else:
             advance(found["ids"].numel())
         return found["ids"]

@@ -61,19 +61,25 @@ def cache_bytes(widths: Sequence[int]) -> int:
     return sum(16 * width**2 for width in widths)
 
 
-def check_weights(base: Checkpoint, knobs: ModelKnobs) -> None:
-    """Raises ResourceError if a model's weights do not fit into memory; they are not read."""
+def check_weights(base: Checkpoint, knobs: ModelKnobs, processes: int = 1) -> None:
+    """Raises ResourceError if a model's weights do not fit into memory; they are not read.
+
+    `processes` of this machine hold them: on a CPU they share its memory, and each has a GPU of its own.
+    """
     if knobs.device_map:
         return  # accelerate places the weights; a model that does not fit is refused when it is opened
     device, needed = pick_device(knobs.device), weight_bytes(base, knobs)
     on_gpu = free_on(device)
     free = free_memory() if on_gpu is None else on_gpu
+    processes = processes if on_gpu is None else 1
+    needed *= processes
     if needed > free:
         where = "main memory" if on_gpu is None else f"the memory of {device}"
         others = "or edit it on a machine with more" if on_gpu is None else "--device-map auto or --device cpu"
+        fewer, of = ("start fewer processes, ", f" in {processes} processes") if processes > 1 else ("", "")
         raise ResourceError(
-            f"the weights take {bytes_text(needed)} and {where} has {bytes_text(free)} free",
-            f"say --dtype bfloat16, {others}",
+            f"the weights take {bytes_text(needed)}{of} and {where} has {bytes_text(free)} free",
+            f"{fewer}say --dtype bfloat16, {others}",
         )
 
 

@@ -76,8 +76,9 @@ def failed_edits(edits: Sequence[Edit], success: Sequence[bool], *, joint: bool)
 
 def _success(job: EditRun, update: Update) -> list[bool]:
     """For each edit, whether the edited model says the object."""
-    with applied(job.lm, job.weights(update)):
-        return says_object(job.lm, job.requests, chat=job.recipe.chat)
+    weights = job.weights(update)
+    with applied(job.lm, weights):
+        return says_object(job.lm, job.requests, chat=job.recipe.chat, ranks=job.ranks.edited(weights))
 
 
 def _search_again(
@@ -92,12 +93,13 @@ def _search_again(
 ) -> Targets:
     """All targets, those of the edits `which` found again on the edited weights, or read from the run folder."""
     edits, prompts = [job.plan.edits[n] for n in which], [contexts.prompts[n] for n in which]
+    weights = job.weights(update)
     search = Search(job.lm, edits, prompts, job.plan.layers[-1], job.recipe, len(job.plan.layers))
     # Targets and moments determine the edited weights: the recipe and the edits are those of the run folder.
     on: dict[str, Any] = {"contexts": list(contexts.texts), "layer": search.layer, "engine": engine.kind.__name__}
     on |= {"which": list(which), "moments": digest_of({str(layer): inputs for layer, inputs in moments.on.items()})}
     on |= {"wanted": hashlib.sha256(targets.wanted.contiguous().numpy().tobytes()).hexdigest()}
-    with job.timed("redo", len(edits), "edits") as advance, applied(job.lm, job.weights(update)):
-        found = search.run(run, on, engine.kind, advance)
+    with job.timed("redo", len(edits), "edits") as advance, applied(job.lm, weights):
+        found = search.run(run, on, engine.kind, advance, ranks=job.ranks.edited(weights))
     rows = torch.tensor(which)
     return Targets(**{name: kept.index_copy(0, rows, getattr(found, name)) for name, kept in vars(targets).items()})

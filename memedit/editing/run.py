@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -49,9 +49,10 @@ from memedit.evaluation.forced import EditScores, facts_kept, says_object, score
 from memedit.evaluation.generated import written
 from memedit.evaluation.made_facts import Asked, Names, filled, make_facts, names_beside
 from memedit.evaluation.probes import list_probes
-from memedit.model.load import LanguageModel, load, locate
+from memedit.model.load import LanguageModel, ModelSource, load, locate
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
+from memedit.ranks import ALONE, Ranks
 from memedit.results.report import Report, RetryRound
 from memedit.results.units import plain_json, range_text
 from memedit.results.versions import versions
@@ -72,9 +73,9 @@ RunScores = tuple[list[EditScores], list[bool]]
 class EditRun:
     """One edit run: its inputs, the open model, and the steps of `apply` in their order."""
 
-    def __init__(self, start: RunStart, facts: Sequence[EditRequest], progress: Progress) -> None:
+    def __init__(self, start: RunStart, facts: Sequence[EditRequest], progress: Progress, ranks: Ranks = ALONE) -> None:
         self.recipe, self.history, self.facts, self.progress = start.recipe, start.history, list(facts), progress
-        recipe = start.recipe
+        self.ranks, recipe = ranks, start.recipe
         self.timings: dict[str, float] = {}
         self.used = ExitStack()
         """Marks what this run uses of the cache; closed when the run ends."""
@@ -87,7 +88,8 @@ class EditRun:
             check_output(self.folder, self.out, overwrite=recipe.output.overwrite, force=recipe.output.force)
         with self.timed("load", None):
             self.base = start.base or Checkpoint.open(self.folder)
-            check_weights(self.base, recipe.model)
+            check_weights(self.base, recipe.model, ranks.here)
+            ranks.open(ModelSource(self.folder, recipe.model))
             # Read before the work: a card that cannot be read costs a warning, not the run.
             self.base_card = read_base_card(self.folder, recipe.model.path)
             self.lm: LanguageModel = load(self.folder, recipe.model)
@@ -107,7 +109,7 @@ class EditRun:
         if recipe.method.layers == "auto":
             begun = time.monotonic()
             self.recipe, self.plan, why, self.traces = choose_traced_layers(
-                self.lm, self.base.digest, recipe, self.plan, self.progress
+                self.lm, self.base.digest, recipe, self.plan, self.progress, ranks
             )
             self.notes, self.timings["trace"] = (*self.notes, why), time.monotonic() - begun
         self.groups = groups_of(self.plan.edits, joint=self.recipe.joint)
@@ -210,7 +212,7 @@ class EditRun:
         plan = self.moment_plan
         check_moments(self.history, plan.on)
         with self.timed("moments", plan.tokens if plan.missing else None, "tokens") as advance:
-            measure_missing(self.lm, plan, self.progress, advance, self.used)
+            measure_missing(self.lm, plan, self.progress, advance, self.used, self.ranks)
         return plan
 
     @cached_property
@@ -248,13 +250,23 @@ class EditRun:
             made = run.recall_json("facts", {"model": self.base.digest}, make)
         return [EditRequest.model_validate(one) for one in made]
 
-    def scored(self, run: Store | None, name: str, facts: Sequence[EditRequest]) -> RunScores:
-        """Score every edit and fact on the model as it is now; read from `run`, if given, if it was done before."""
-        chat = self.recipe.chat
+    def scored(
+        self,
+        run: Store | None,
+        name: str,
+        facts: Sequence[EditRequest],
+        edited: Mapping[int, torch.Tensor] | None = None,
+    ) -> RunScores:
+        """Score every edit and fact on the model as it is now, with the `edited` weights of some layers.
+
+        Read from `run`, if given, if it was done before.
+        """
+        chat, ranks = self.recipe.chat, self.ranks.edited(edited or {})
 
         def measure() -> dict[str, Any]:
-            edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance)
-            return {"edits": [asdict(one) for one in edit_scores], "facts": says_object(self.lm, facts, chat=chat)}
+            edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance, ranks=ranks)
+            said = says_object(self.lm, facts, chat=chat, ranks=ranks)
+            return {"edits": [asdict(one) for one in edit_scores], "facts": said}
 
         # The settings that decide whether facts are made do not name the run folder.
         on = {"model": self.base.digest, "facts": digest_of([fact.public() for fact in facts])}
@@ -273,7 +285,7 @@ class EditRun:
             engine = search.choose_engine()
             self.progress.detail(f"targets: {engine.reason}")
             on = {"contexts": list(contexts.texts), "layer": search.layer, "engine": engine.kind.__name__}
-            found = search.run(run, on, engine.kind, advance, rest) if rest else None
+            found = search.run(run, on, engine.kind, advance, rest, self.ranks) if rest else None
         if found is not None and (note := not_found(found, self.recipe)):
             self.notes = (*self.notes, note)
             self.progress.note(f"warning: {note}")

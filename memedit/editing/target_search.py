@@ -18,6 +18,7 @@ from memedit.model.load import LanguageModel
 from memedit.model.memory import free_on, give_back, memory_named, ran_out
 from memedit.model.tokens import Prompt
 from memedit.progress import Advance
+from memedit.ranks import ALONE, Ranks
 from memedit.storage.artifacts import Store
 from memedit.storage.machine import free_memory
 
@@ -97,41 +98,30 @@ class Search:
         engine: type[Suffix] | type[WholeForward],
         advance: Advance | None = None,
         which: Sequence[int] | None = None,
+        ranks: Ranks = ALONE,
     ) -> Targets:
         """Find the targets of the edits `which` (None: all), in the list's order. Targets in the store are reused.
 
-        If memory runs out, the batches that are left are halved, and the new plan is written before the search
-        continues; targets that were found stay. If the plan in the store was made for another `--memory`, the edits
-        without targets get a new one.
+        The batches are shared by `ranks`. If memory runs out, the batches that are left are halved, and the new plan is
+        written before the search continues; targets that were found stay. If the plan in the store was made for another
+        `--memory`, the edits without targets get a new one.
         """
         plan = _Kept(store, on, self.recipe.memory)
         batches = plan.read(self.plan, which := range(len(self.edits)) if which is None else which)
-        found: list[Targets] = []
-        while len(found) < len(batches):
-            batch = batches[len(found)]
-            full = False
-            try:
-                found.append(
-                    Targets(**store.recall("targets", plan.key(batch), lambda b=batch: self._made(b, engine, advance)))
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out(error):
-                    raise
-                full = True
-            # Not in the handler: there the error still refers to the tensors that filled the memory.
-            if full:
-                give_back(self.lm.device)
+        task = _FindBatch(self.edits, self.prompts, self.layer, self.recipe, self.shared, engine, plan)
+        found = {batch: Targets(**kept) for batch in batches if (kept := store.find("targets", plan.key(batch)))}
+        while missing := [batch for batch in batches if batch not in found]:
+            made = ranks.each(self.lm, task, missing, advance)
+            found |= {batch: one for batch, one in zip(missing, made, strict=True) if one is not None}
+            # The first that is left did not fit: batches are begun in their order.
+            if rest := [batch for batch in missing if batch not in found]:
                 changes = changes_of(self.edits, joint=self.recipe.joint)
-                batches = [*batches[: len(found)], *halved(batches[len(found) :], changes)]
+                batches = [*(batch for batch in batches if batch in found), *halved(rest, changes)]
                 plan.write(batches)
         rows = {n: row for row, n in enumerate(n for batch in batches for n in batch.edits)}
         back = torch.tensor([rows[n] for n in which])
-        return Targets(**{name: part[back] for name, part in vars(Targets.join(found)).items()})
-
-    def _made(
-        self, batch: Batch, engine: type[Suffix] | type[WholeForward], advance: Advance | None
-    ) -> dict[str, torch.Tensor]:
-        return dict(vars(self.find(batch, engine, advance)))
+        joined = Targets.join([found[batch] for batch in batches])
+        return Targets(**{name: part[back] for name, part in vars(joined).items()})
 
 
 @dataclass(frozen=True)
@@ -166,3 +156,30 @@ class _Kept:
         """Write the plan to the store."""
         record = [{"edits": list(batch.edits), "tokens": batch.tokens} for batch in batches]
         self.store.keep_json("plan", self.on, {"memory": self.memory, "batches": record})
+
+
+@dataclass(frozen=True)
+class _FindBatch:
+    """Find the targets of a batch, and keep them in the run folder; None if memory runs out. Any rank can do it."""
+
+    edits: Sequence[Edit]
+    prompts: Sequence[Sequence[Prompt]]
+    layer: int
+    recipe: Recipe
+    shared: int
+    engine: type[Suffix] | type[WholeForward]
+    kept: _Kept
+
+    def __call__(self, lm: LanguageModel, batch: Batch, advance: Advance) -> Targets | None:
+        search = Search(lm, self.edits, self.prompts, self.layer, self.recipe, self.shared)
+        try:
+            found = search.find(batch, self.engine, advance)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+        else:
+            self.kept.store.keep("targets", self.kept.key(batch), vars(found))
+            return found
+        # Not in the handler: there the error still refers to the tensors that filled the memory.
+        give_back(lm.device)
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from memedit.evaluation.generated import UNRELATED, Writing, written
 from memedit.evaluation.probes import derived
 from memedit.forward.perplexity import Passage
 from memedit.model.digests import of_tokenizer
-from memedit.model.load import LanguageModel, load, locate
+from memedit.model.load import LanguageModel, ModelSource, load, locate
 from memedit.model.tokens import SubjectLost
 from memedit.model.weights import merge_
 from memedit.progress import Progress
+from memedit.ranks import ALONE, Ranks
 from memedit.results.metrics import METRICS
 from memedit.results.report import EditResult, ModelReport, Report, Scores
 from memedit.results.versions import versions
@@ -73,8 +74,10 @@ class Evaluator:
         generate: bool = False,
         held: Collection[str] = (),
         unrelated: str | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.requests, self.facts, self.recipe, self.progress = list(requests), list(facts), recipe, progress
+        self.ranks = ranks
         self.text, self.generate, self.held = list(text), generate, set(held)
         self.unrelated = unrelated or UNRELATED
         self.digests: dict[str, str] = {"edits": digest_of([request.public() for request in requests])}
@@ -90,10 +93,13 @@ class Evaluator:
             where = Path(adapter or "").expanduser()
             # Before the model, which takes far longer to open: an adapter that cannot be read is reported at once.
             change = None if adapter is None else read_adapter(where)
+            if change is None:
+                self.ranks.open(ModelSource(folder, knobs, editing=False))
             lm = load(folder, knobs, editing=False)
             self.digests[path], self.device = Checkpoint.open(folder).digest, str(lm.device)
             if adapter is not None and change is not None:
                 merge_(lm, change, adapter)
+                lm = replace(lm, source=None)  # what another process opens would lack the change
                 self.digests[adapter] = digest_of({name: digest_file(where / name) for name in (CONFIG, WEIGHTS)})
         return lm
 
@@ -113,13 +119,14 @@ class Evaluator:
         try:
             with self.timed(name), self.progress.phase(name, None, "answers") as advance:
                 edit_scores = score_edits(
-                    lm, self.requests, chat=chat, derive=knobs.derive, plus=self.generate, advance=advance
-                )
-                facts = says_object(lm, self.facts, chat=chat)
+                    lm, self.requests, chat=chat, derive=knobs.derive, plus=self.generate, advance=advance,
+                    ranks=self.ranks,
+                )  # fmt: skip
+                facts = says_object(lm, self.facts, chat=chat, ranks=self.ranks)
             with self.timed(f"{name}, writing"), self.progress.phase("writing", None, "texts") as advance:
                 writing, notes = written(
                     lm, self.requests, knobs, chat=chat, unrelated=self.unrelated, bare=not self.generate,
-                    advance=advance,
+                    advance=advance, ranks=self.ranks,
                 )  # fmt: skip
         except SubjectLost as error:
             raise UsageError(f"the edit list cannot be asked: {error}", "leave --chat out") from error

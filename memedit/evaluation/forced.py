@@ -25,6 +25,7 @@ from memedit.forward.scoring import AnswerScores, score_answers
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import encode_questions
 from memedit.progress import Advance
+from memedit.ranks import ALONE, Ranks
 from memedit.results.metrics import FORCED_METRICS, MetricKind, metric_for
 from memedit.results.report import Figure, Scores
 
@@ -69,23 +70,29 @@ def score_edits(
     derive: bool = False,
     plus: bool = False,
     advance: Advance | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[EditScores]:
     """Score every edit with the model as it is now; `derive` and `plus` as for `list_probes`."""
     asked = list_probes(requests, derive=derive, plus=plus)
     of_edit: list[list[tuple[Probe, Answer]]] = [[] for _ in requests]
-    for probe, answer in zip(asked, ask(lm, asked, chat=chat, advance=advance), strict=True):
+    for probe, answer in zip(asked, ask(lm, asked, chat=chat, advance=advance, ranks=ranks), strict=True):
         of_edit[probe.edit].append((probe, answer))
     return [_edit_scores(answered) for answered in of_edit]
 
 
 def says_object(
-    lm: LanguageModel, requests: Sequence[EditRequest], *, chat: bool = False, advance: Advance | None = None
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    *,
+    chat: bool = False,
+    advance: Advance | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[bool]:
     """For each record, whether greedy decoding says its object after its prompt."""
     asked = [
         Probe(n, "efficacy", one.text, (one.object, *one.aliases), glue=one.glue) for n, one in enumerate(requests)
     ]
-    return [answer.exact for answer in ask(lm, asked, chat=chat, advance=advance)]
+    return [answer.exact for answer in ask(lm, asked, chat=chat, advance=advance, ranks=ranks)]
 
 
 def summarize(edit_scores: Sequence[EditScores], base: Sequence[EditScores] | None = None) -> Scores:
@@ -160,7 +167,14 @@ class Answer:
     """The likeliest token at each place of the answer."""
 
 
-def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advance | None = None) -> list[Answer]:
+def ask(
+    lm: LanguageModel,
+    asked: Sequence[Probe],
+    *,
+    chat: bool,
+    advance: Advance | None = None,
+    ranks: Ranks = ALONE,
+) -> list[Answer]:
     """Score the answers of every probe. Raises UsageError if a probe is too long for the model."""
     answers = [[*one.right, *([one.rival] if one.rival else []), *([one.wrong] if one.wrong else [])] for one in asked]
     encoded = encode_questions(
@@ -170,7 +184,7 @@ def ask(lm: LanguageModel, asked: Sequence[Probe], *, chat: bool, advance: Advan
     _check_lengths(
         lm, [(one.text, len(prompt) + max(map(len, ids))) for one, (prompt, ids) in zip(asked, encoded, strict=True)]
     )
-    weighed = zip(rows, score_answers(lm, rows, advance), strict=True)
+    weighed = zip(rows, score_answers(lm, rows, advance, ranks), strict=True)
     return [_answer(one, weighed) for one in asked]
 
 

@@ -24,6 +24,7 @@ from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import decode_text, encode_bare, encode_text
 from memedit.progress import Advance
+from memedit.ranks import ALONE, Ranks
 from memedit.results.metrics import METRICS, MetricKind, metric_for
 
 WRITTEN_PROBES = tuple(one.probe for one in METRICS if one.kind == "written")
@@ -63,6 +64,7 @@ def written(
     unrelated: str = UNRELATED,
     bare: bool = False,
     advance: Advance | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[Writing], list[str]]:
     """Let the model write after every edit's prompts; notes say what could not be asked.
 
@@ -86,12 +88,12 @@ def written(
                 notes.append(f"prompts after {count} unrelated tokens do not fit into this model: not asked")
                 continue
             notes.append("some prompts leave this model less room to write in than eval.tokens")
-        for probe, text in zip(asked, _texts(lm, prompts, rooms, advance), strict=True):
+        for probe, text in zip(asked, _texts(lm, prompts, rooms, advance, ranks), strict=True):
             for name, value in _measures(probe, text, count):
                 values[probe.edit].setdefault(name, []).append(value)
             if probe.kind == "efficacy" and not count:
                 said[probe.edit] = text
-    opened = [{} for _ in requests] if bare else _open(lm, requests, knobs, chat, advance)
+    opened = [{} for _ in requests] if bare else _open(lm, requests, knobs, chat, advance, ranks)
     return [
         Writing(text, {name: fmean(each) for name, each in of_one.items()}, free)
         for text, of_one, free in zip(said, values, opened, strict=True)
@@ -107,12 +109,19 @@ def _rooms(lm: LanguageModel, asked: Sequence[Probe], tokens: int) -> list[int]:
     return [tokens * (1 + length // tokens) for length in longest]
 
 
-def _texts(lm: LanguageModel, prompts: Sequence[AnswerIds], rooms: Sequence[int], advance: Advance | None) -> list[str]:
+def _texts(
+    lm: LanguageModel,
+    prompts: Sequence[AnswerIds],
+    rooms: Sequence[int],
+    advance: Advance | None,
+    ranks: Ranks,
+) -> list[str]:
     """What is written after each prompt in its room; prompts of one room together."""
     found = [""] * len(prompts)
     for room in dict.fromkeys(rooms):
         which = [n for n, mine in enumerate(rooms) if mine == room]
-        for n, ids in zip(which, generate(lm, [prompts[n] for n in which], room, seen=advance), strict=True):
+        texts = generate(lm, [prompts[n] for n in which], room, advance=advance, ranks=ranks)
+        for n, ids in zip(which, texts, strict=True):
             found[n] = decode_text(lm.tokenizer, ids)
     return found
 
@@ -142,7 +151,12 @@ def _measures(probe: Probe, text: str, count: int) -> Iterator[tuple[str, float]
 
 
 def _open(
-    lm: LanguageModel, requests: Sequence[EditRequest], knobs: EvalKnobs, chat: bool, advance: Advance | None
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    knobs: EvalKnobs,
+    chat: bool,
+    advance: Advance | None,
+    ranks: Ranks,
 ) -> list[dict[str, float]]:
     """Fluency and consistency: the published 100 tokens, prompt included, drawn from the 5 likeliest."""
     openings = [list(request.generation) or [request.text] for request in requests]
@@ -151,7 +165,7 @@ def _open(
     # The published length counts the prompt's tokens, so what is written differs with them.
     rooms = [max(0, knobs.fluency_tokens - len(prompt)) for prompt in ids]
     most = max(rooms, default=0)
-    found = generate(lm, ids, most, top_k=knobs.fluency_top_k, seed=knobs.seed, seen=advance)
+    found = generate(lm, ids, most, top_k=knobs.fluency_top_k, seed=knobs.seed, advance=advance, ranks=ranks)
     texts = iter([decode_text(lm.tokenizer, line[:room]) for line, room in zip(found, rooms, strict=True)])
     weights = document_weights([text for request in requests for text in request.references])
     results: list[dict[str, float]] = []

@@ -17,6 +17,8 @@ from memedit.forward.passes import draw_token, run
 from memedit.forward.scoring import AnswerIds, copy_cache_rows, lead_cache, leads, proved, run_on, together
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import encode_bare, text_opening
+from memedit.progress import Advance
+from memedit.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
@@ -27,12 +29,13 @@ def generate(
     *,
     top_k: int = 1,
     seed: int = 0,
-    seen: Callable[[int], object] | None = None,
+    advance: Advance | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[AnswerIds]:
     """Generate at most `tokens` tokens after each prompt, up to a token that ends a text, which is left out.
 
     `top_k` 1 is greedy decoding. Else each token is sampled from the `top_k` most likely, by a generator seeded with
-    `seed` and the prompt. No row gets longer than the model's limit.
+    `seed` and the prompt. No row gets longer than the model's limit. `ranks` share the launches.
     """
     room = {
         ids: tokens if (most := lm.architecture.positions) is None else min(tokens, most - len(ids)) for ids in prompts
@@ -40,16 +43,37 @@ def generate(
     found: dict[AnswerIds, AnswerIds] = {ids: () for ids, left in room.items() if left <= 0}
     unique = [ids for ids in room if ids not in found]
     shares = proved(lm, [(ids[:-2], [ids[-2:]]) for ids in unique if len(ids) > 2])
-    for lead, group in leads(unique) if shares else [(0, unique)]:
-        start = lead_cache(lm, group[0][:lead])
-        for chosen in together(group, lead, tokens):
-            draws = [_generator(seed, prompt) for prompt in chosen] if top_k > 1 else None
-            cache = copy_cache_rows(start, [0] * len(chosen)) if shares else None
-            lines = _write(lm, torch.tensor([prompt[lead:] for prompt in chosen]), cache, room[chosen[0]], top_k, draws)
-            found |= dict(zip(chosen, lines, strict=True))
-            if seen:
-                seen(len(chosen))
+    asked = [
+        (lead, room[chosen[0]], chosen)
+        for lead, group in (leads(unique) if shares else [(0, unique)])
+        for chosen in together(group, lead, tokens)
+    ]
+    for part in ranks.each(lm, _WriteLaunch(top_k, seed, shares), asked, advance):
+        found |= part or {}
     return [found[prompt] for prompt in prompts]
+
+
+class _WriteLaunch:
+    """Generate after the prompts of a launch, which share a prefix; by whole forwards unless `shares`."""
+
+    def __init__(self, top_k: int, seed: int, shares: bool) -> None:
+        self.top_k, self.seed, self.shares = top_k, seed, shares
+        self.lead: AnswerIds = ()
+        self.start: DynamicCache | None = None
+        """Keys and values of the prefix of the last launch: the next one often has the same."""
+
+    @torch.no_grad()
+    def __call__(
+        self, lm: LanguageModel, launch: tuple[int, int, list[AnswerIds]], advance: Advance
+    ) -> dict[AnswerIds, AnswerIds]:
+        lead, room, chosen = launch
+        if self.lead != (prefix := chosen[0][:lead]):
+            self.lead, self.start = prefix, lead_cache(lm, prefix)
+        draws = [_generator(self.seed, prompt) for prompt in chosen] if self.top_k > 1 else None
+        cache = copy_cache_rows(self.start, [0] * len(chosen)) if self.shares else None
+        lines = _write(lm, torch.tensor([prompt[lead:] for prompt in chosen]), cache, room, self.top_k, draws)
+        advance(len(chosen))
+        return dict(zip(chosen, lines, strict=True))
 
 
 @torch.no_grad()

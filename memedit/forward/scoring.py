@@ -12,7 +12,7 @@ are used for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from memedit.forward.passes import TOKENS_PER_LAUNCH, launches, run
 from memedit.forward.proof import prove_engine
 from memedit.forward.suffix import SUFFIX_AGREEMENT
 from memedit.model.load import LanguageModel
+from memedit.progress import Advance, ignore_advance
+from memedit.ranks import ALONE, Ranks
 
 AnswerIds = tuple[int, ...]
 LEAST_LEAD = 8  # tokens that prompts must share for a common prefix
@@ -40,26 +42,54 @@ class AnswerScores:
     likeliest: AnswerIds
 
 
+_Row = tuple[AnswerIds, AnswerIds]
+"""A prompt and one of its answers."""
+_Scored = dict[_Row, AnswerScores]
+
+
 @torch.no_grad()
 def score_answers(
-    lm: LanguageModel, rows: Sequence[tuple[AnswerIds, AnswerIds]], seen: Callable[[int], object] | None = None
+    lm: LanguageModel,
+    rows: Sequence[_Row],
+    advance: Advance | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[AnswerScores]:
-    """Score rows of (prompt ids, answer ids), neither empty; `seen` is called with the number of rows done."""
+    """Score rows of (prompt ids, answer ids), neither empty. `ranks` share the launches."""
     answers: dict[AnswerIds, dict[AnswerIds, None]] = {}
     for prompt, answer in rows:
         answers.setdefault(prompt, {})[answer] = None
-    found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
-    shares = proved(lm, list(answers.items()))
-    for lead, prompts in leads(list(answers)) if shares else [(0, list(answers))]:
-        if not shares:
-            found |= whole(lm, [(prompt, answer) for prompt in prompts for answer in answers[prompt]], seen)
-            continue
-        start = lead_cache(lm, prompts[0][:lead])
-        for chosen in together(prompts, lead):
-            _together(lm, chosen, [list(answers[prompt]) for prompt in chosen], lead, start, found)
-            if seen:
-                seen(sum(len(answers[prompt]) for prompt in chosen))
+    if proved(lm, list(answers.items())):
+        asked = [
+            (lead, [(prompt, tuple(answers[prompt])) for prompt in chosen])
+            for lead, prompts in leads(list(answers))
+            for chosen in together(prompts, lead)
+        ]
+        found = _merged(ranks.each(lm, _ScoreLaunch(), asked, advance))
+    else:
+        pairs = [(prompt, answer) for prompt in answers for answer in answers[prompt]]
+        found = _merged(ranks.each(lm, _whole_launch, list(_whole_launches(pairs)), advance))
     return [found[row] for row in rows]
+
+
+class _ScoreLaunch:
+    """Score the answers of a launch: prompts behind a prefix of some tokens, each with its answers."""
+
+    def __init__(self) -> None:
+        self.lead: AnswerIds = ()
+        self.start: DynamicCache | None = None
+        """Keys and values of the prefix of the last launch: the next one often has the same."""
+
+    @torch.no_grad()
+    def __call__(
+        self, lm: LanguageModel, launch: tuple[int, list[tuple[AnswerIds, tuple[AnswerIds, ...]]]], advance: Advance
+    ) -> _Scored:
+        lead, asked = launch
+        if self.lead != (prefix := asked[0][0][:lead]):
+            self.lead, self.start = prefix, lead_cache(lm, prefix)
+        found: _Scored = {}
+        _together(lm, [prompt for prompt, _ in asked], [list(answers) for _, answers in asked], lead, self.start, found)
+        advance(len(found))
+        return found
 
 
 def leads(prompts: Sequence[AnswerIds]) -> Generator[tuple[int, list[AnswerIds]]]:
@@ -138,7 +168,7 @@ def _together(
     answers: list[list[AnswerIds]],
     lead: int,
     start: DynamicCache | None,
-    found: dict[tuple[AnswerIds, AnswerIds], AnswerScores],
+    found: _Scored,
 ) -> None:
     """One launch of prompts of equal length, and the launches that go on from it."""
     cache = copy_cache_rows(start, [0] * len(prompts))
@@ -169,23 +199,33 @@ def _read(logits: Tensor, wanted: Tensor) -> list[tuple[list[float], list[int]]]
     return list(zip(log_probs.tolist(), logits.argmax(-1).tolist(), strict=True))
 
 
-def whole(
-    lm: LanguageModel, rows: Sequence[tuple[AnswerIds, AnswerIds]], seen: Callable[[int], object] | None = None
-) -> dict[tuple[AnswerIds, AnswerIds], AnswerScores]:
+def whole(lm: LanguageModel, rows: Sequence[_Row]) -> _Scored:
     """Score rows by whole forwards, without sharing anything: to compare with, and to fall back to."""
-    found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
+    return _merged([_whole_launch(lm, launch, ignore_advance) for launch in _whole_launches(rows)])
+
+
+def _whole_launches(rows: Sequence[_Row]) -> Generator[list[_Row]]:
+    """Rows of equal length, some at a time."""
     for batch in launches([len(prompt) + len(answer) - 1 for prompt, answer in rows]):
-        chosen = [rows[index] for index in batch]
-        keep = max(len(answer) for _, answer in chosen)
-        ids = torch.tensor([(prompt + answer)[:-1] for prompt, answer in chosen])
-        logits = run(lm, ids, logits_to_keep=keep).logits[:, -keep:].float()
-        for row, line in zip(chosen, logits, strict=True):
-            wanted = torch.tensor([row[1]], device=line.device)
-            log_probs, tops = _read(line[None, -len(row[1]) :], wanted)[0]
-            found[row] = AnswerScores(tuple(log_probs), tuple(tops))
-        if seen:
-            seen(len(batch))
+        yield [rows[index] for index in batch]
+
+
+@torch.no_grad()
+def _whole_launch(lm: LanguageModel, chosen: list[_Row], advance: Advance) -> _Scored:
+    found: _Scored = {}
+    keep = max(len(answer) for _, answer in chosen)
+    ids = torch.tensor([(prompt + answer)[:-1] for prompt, answer in chosen])
+    logits = run(lm, ids, logits_to_keep=keep).logits[:, -keep:].float()
+    for row, line in zip(chosen, logits, strict=True):
+        wanted = torch.tensor([row[1]], device=line.device)
+        log_probs, tops = _read(line[None, -len(row[1]) :], wanted)[0]
+        found[row] = AnswerScores(tuple(log_probs), tuple(tops))
+    advance(len(chosen))
     return found
+
+
+def _merged(parts: Sequence[_Scored | None]) -> _Scored:
+    return {row: scores for part in parts if part for row, scores in part.items()}
 
 
 def proved(lm: LanguageModel, asked: Sequence[tuple[AnswerIds, Collection[AnswerIds]]]) -> bool:
@@ -198,11 +238,11 @@ def proved(lm: LanguageModel, asked: Sequence[tuple[AnswerIds, Collection[Answer
         return True
     rows = [(prompt, answer) for prompt, answers in few for answer in answers]
 
-    def log_probs(scores: Mapping[tuple[AnswerIds, AnswerIds], AnswerScores]) -> list[Tensor]:
+    def log_probs(scores: _Scored) -> list[Tensor]:
         return [torch.tensor([value for row in rows for value in scores[row].log_probs], dtype=torch.float64)]
 
     def fast() -> list[Tensor]:
-        found: dict[tuple[AnswerIds, AnswerIds], AnswerScores] = {}
+        found: _Scored = {}
         for prompt, answers in few:
             lead = len(prompt) // 2
             _together(lm, [prompt], [list(answers)], lead, lead_cache(lm, prompt[:lead]), found)

@@ -37,6 +37,8 @@ class LanguageModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     architecture: Architecture
+    source: ModelSource | None = None
+    """What it was opened from; None for a model that no other process can open."""
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +54,19 @@ class LanguageModel:
         """The down-projection's weight in memory, a view as (D, F)."""
         weight: Any = self.model.get_submodule(self.architecture.down_projections[layer]).weight
         return weight.detach().T if self.architecture.layout == "conv1d" else weight.detach()
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model is opened from, by this process or by another one."""
+
+    folder: Path
+    knobs: ModelKnobs
+    editing: bool = True
+
+    def load(self) -> LanguageModel:
+        """Open the model. Raises what `load` raises."""
+        return load(self.folder, self.knobs, editing=self.editing)
 
 
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*", "memedit/*.jsonl*")
@@ -200,7 +215,7 @@ def load(folder: Path, knobs: ModelKnobs, *, editing: bool = True) -> LanguageMo
     architecture = find_architecture(model)
     if editing:
         architecture = prove(model, architecture)
-    return LanguageModel(model, tokenizer, architecture)
+    return LanguageModel(model, tokenizer, architecture, ModelSource(folder, knobs, editing))
 
 
 def forward_dtype(knobs: ModelKnobs) -> torch.dtype | None:

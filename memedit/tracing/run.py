@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -14,14 +15,16 @@ from memedit.errors import GateError
 from memedit.model.load import LanguageModel
 from memedit.model.memory import memory_named
 from memedit.numerics.effects import ROLES, default_window, windows
-from memedit.progress import Progress
+from memedit.progress import Advance, Progress
+from memedit.ranks import ALONE, Ranks
 from memedit.results.traces import Average, FactTrace, TracedFact, TracingResult
 from memedit.storage.artifacts import Store, digest_of
 from memedit.storage.cache import cache_dir
-from memedit.tracing.engines import choose_trace_engine
+from memedit.tracing.engines import WholeForwardPatching, choose_trace_engine
 from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, make_trial, noise_scale, trace_fact
 from memedit.tracing.layer_selection import curve, effects, mean_figure, reason, suggest
-from memedit.tracing.parts import find_parts
+from memedit.tracing.parts import Parts, find_parts
+from memedit.tracing.suffix_engine import SuffixPatching
 
 TRACE_CODE = 1  # raise it when tracing changes: traces kept by older code are then not reused
 _FULL = "tracing does not fit into memory"
@@ -38,11 +41,12 @@ def trace_all(
     *,
     everywhere: bool = True,
     own: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[TracingResult, Store]:
     """Trace the facts of a list that the model knows. Each is kept in the store: a second run reuses them.
 
-    Raises EditListError with everything that is wrong with the list, GateError where the model knows none of the facts,
-    and ResourceError where memory runs out.
+    `ranks` share the facts. Raises EditListError with everything that is wrong with the list, GateError where the model
+    knows none of the facts, and ResourceError where memory runs out.
     """
     knobs, n_layers = recipe.trace, lm.architecture.n_layers
     with progress.phase("facts"):
@@ -64,17 +68,9 @@ def trace_all(
     same = {"model": digest, "dtype": str(lm.dtype), "noise": scale, "samples": knobs.samples, "window": width}
     same |= {"seed": recipe.seed, "engine": engine.__name__, "everywhere": everywhere, "code": TRACE_CODE}
     store = Store(cache_dir() / "traces" / digest_of(same)[:16], model=recipe.model.path)
-    scores: list[dict[str, Tensor]] = []
+    task = _TraceFact(parts, engine, scale, width, recipe, everywhere, store, same)
     with store.locked(progress.note), progress.phase("trace", len(facts), "facts") as advance:
-        for fact in facts:
-
-            def make(fact: Fact = fact) -> dict[str, Tensor]:
-                trial = make_trial(lm, fact, scale, knobs, recipe.seed, width)
-                with memory_named(_FULL, _FULL_HINT):
-                    return trace_fact(lm, parts, trial, engine, everywhere=everywhere)
-
-            scores.append(store.recall("fact", {**same, "question": vars(fact.question)}, make))
-            advance(1)
+        scores = [found or {} for found in ranks.each(lm, task, facts, advance)]
     settings: dict[str, Any] = {
         "noise": scale, "samples": knobs.samples, "window": width, "windows": windows(n_layers, width),
     }  # fmt: skip
@@ -87,6 +83,30 @@ def trace_all(
         TracedFact(_record(lm, fact, found, settings), found) for fact, found in zip(facts, scores, strict=True)
     )
     return TracingResult(traced, tuple(_unknown(request) for request in unknown), average), store
+
+
+@dataclass(frozen=True)
+class _TraceFact:
+    """Trace one fact, or read its scores from the store. Any rank can do it."""
+
+    parts: Parts
+    engine: type[SuffixPatching] | type[WholeForwardPatching]
+    scale: float
+    width: int
+    recipe: Recipe
+    everywhere: bool
+    store: Store
+    same: dict[str, Any]
+
+    def __call__(self, lm: LanguageModel, fact: Fact, advance: Advance) -> dict[str, Tensor]:
+        def make() -> dict[str, Tensor]:
+            trial = make_trial(lm, fact, self.scale, self.recipe.trace, self.recipe.seed, self.width)
+            with memory_named(_FULL, _FULL_HINT):
+                return trace_fact(lm, self.parts, trial, self.engine, everywhere=self.everywhere)
+
+        found = self.store.recall("fact", {**self.same, "question": vars(fact.question)}, make)
+        advance(1)
+        return found
 
 
 def _average(facts: Sequence[Fact], scores: Sequence[Mapping[str, Tensor]], settings: Mapping[str, Any]) -> Average:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,35 @@ def memedit(
     )  # fmt: skip
 
 
+def memedit_ranks(world: int, *arguments: object, cache: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run a memedit command in `world` processes, as torchrun does; returns what each of them did, by rank."""
+    command, port = ("-m", "memedit", *map(str, arguments)), free_port()
+    with TemporaryDirectory() as folder:
+        running = [
+            _started(
+                command,
+                {"MEMEDIT_CACHE": str(cache), **rank_environment(rank, world, port)},
+                None,
+                Path(folder, str(rank)),
+            )
+            for rank in range(world)
+        ]
+        return [_ended(command, *one) for one in running]
+
+
+def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun sets for a process, on one machine."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in numbers.items()}}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def forked(function: Callable[..., None], *arguments: object) -> BaseProcess:
     """Start a function of a test module in a process forked from the server; what it sets is its own."""
     process = _server().Process(target=function, args=arguments)
@@ -67,14 +97,26 @@ def _server() -> ForkServerContext:
 def _run(command: Sequence[str], environment: Mapping[str, str], stdin: str | None) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE ARGUMENTS` in a process forked from the server."""
     with TemporaryDirectory() as folder:
-        streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
-        streams[0].write_text(stdin or "")
-        for stream in streams[1:]:
-            stream.touch()
-        process = forked(_become, command, {**os.environ, **environment}, streams)
-        process.join()
-        assert process.exitcode is not None
-        out, err = (stream.read_text() for stream in streams[1:])
+        return _ended(command, *_started(command, environment, stdin, Path(folder)))
+
+
+def _started(
+    command: Sequence[str], environment: Mapping[str, str], stdin: str | None, folder: Path
+) -> tuple[BaseProcess, list[Path]]:
+    """Start a process, with files in `folder` for its streams."""
+    folder.mkdir(exist_ok=True)
+    streams = [folder / name for name in ("stdin", "stdout", "stderr")]
+    streams[0].write_text(stdin or "")
+    for stream in streams[1:]:
+        stream.touch()
+    return forked(_become, command, {**os.environ, **environment}, streams), streams
+
+
+def _ended(command: Sequence[str], process: BaseProcess, streams: Sequence[Path]) -> subprocess.CompletedProcess[str]:
+    """Wait for a process, and read what it printed."""
+    process.join()
+    assert process.exitcode is not None
+    out, err = (stream.read_text() for stream in streams[1:])
     return subprocess.CompletedProcess(command, process.exitcode, out, err)
 
 

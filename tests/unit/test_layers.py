@@ -13,6 +13,7 @@ LEVELS = [
     {"config", "results"},
     {"edits", "numerics"},
     {"model", "storage"},
+    {"ranks"},
     {"forward", "show"},
     {"changes", "evaluation", "tracing"},
     {"editing"},

@@ -57,6 +57,12 @@ def test_weights_that_do_not_fit_are_refused_unread(base: Checkpoint, monkeypatc
         check_weights(base, CPU)
     assert caught.value.exit_code == 5 and "--dtype bfloat16" in caught.value.hint
     check_weights(base, ModelKnobs(device="cpu", dtype="bfloat16"))
+    # Each of several processes holds them.
+    short("free_memory", monkeypatch, 3 * needed - 1)
+    check_weights(base, CPU, 2)
+    with pytest.raises(ResourceError, match=r"the weights take 80\.7 MB in 3 processes") as caught:
+        check_weights(base, CPU, 3)
+    assert caught.value.hint.startswith("start fewer processes")
 
 
 def test_moments_that_do_not_fit_are_refused(
