@@ -125,7 +125,7 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
             targets, engine = job.targets(run, contexts)
             update = job.update(contexts, moments, targets, engine)
             made = retry_failed(job, run, contexts, moments, targets, engine, update)
-            with applied(job.lm, job.weights(made.update)):
+            with applied(job.lm, job.in_model(made.update.weights)):
                 after = job.scored(None, "after", facts)
                 said = job.answers_of_failed(after)
         report = job.report(arguments, engine, before, after, facts, made.targets, made.update, made.rounds)
@@ -246,6 +246,7 @@ def run_evaluate(
     if text:
         evaluator.digests["text"] = corpus_digest(text)
     base = evaluator.open(inputs.base) if inputs.base else None
+    evaluator.name_removed(base)
     before = evaluator.trial(base, "before") if base else None
     path = recipe.model.path
     models: list[tuple[str, str | None]] = [(path, adapter) for adapter in adapters] or [(path, None)]

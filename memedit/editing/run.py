@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -45,8 +45,9 @@ from memedit.edits.edit import EditRequest
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
-from memedit.evaluation.generated import written
+from memedit.evaluation.generated import with_removals_written, written
 from memedit.evaluation.made_facts import Asked, Names, filled, make_facts, names_beside
+from memedit.evaluation.old_objects import name_old_objects
 from memedit.evaluation.probes import list_probes
 from memedit.model.load import LanguageModel, load, locate
 from memedit.numerics.delta import Delta
@@ -90,7 +91,8 @@ class EditRun:
             # Read before the work: a card that cannot be read costs a warning, not the run.
             self.base_card = read_base_card(self.folder, recipe.model.path)
             self.lm: LanguageModel = load(self.folder, recipe.model)
-            self.plan: Plan = make_plan(start.requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
+            requests = name_old_objects(self.lm, start.requests, chat=recipe.chat)
+            self.plan: Plan = make_plan(requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
         check_width(self.history.ledger, self.lm.architecture.width)
         self.requests = [edit.request for edit in self.plan.edits]
         self.notes: tuple[str, ...] = (self.base_card.warning,) if self.base_card.warning else ()
@@ -185,7 +187,8 @@ class EditRun:
 
     def encode(self, texts: Sequence[str]) -> Contexts:
         """Tokenize every edit's prompt under these contexts; the first must be the empty one."""
-        return encode_contexts(self.plan.edits, texts, self.lm.tokenizer, chat=self.recipe.chat)
+        recipe = self.recipe
+        return encode_contexts(self.plan.edits, texts, self.lm.tokenizer, chat=recipe.chat, seed=recipe.seed)
 
     def _context_texts(self, run: Store) -> list[str]:
         if self.history.ledger is not None:
@@ -241,14 +244,16 @@ class EditRun:
 
     def scored(self, run: Store | None, name: str, facts: Sequence[EditRequest]) -> RunScores:
         """Score every edit and fact on the model as it is now; read from `run`, if given, if it was done before."""
-        chat = self.recipe.chat
+        chat, knobs = self.recipe.chat, self.recipe.eval
 
         def measure() -> dict[str, Any]:
             edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance)
+            edit_scores = with_removals_written(self.lm, self.requests, edit_scores, knobs, chat=chat)
             return {"edits": [asdict(one) for one in edit_scores], "facts": says_object(self.lm, facts, chat=chat)}
 
-        # The settings that decide whether facts are made do not name the run folder.
+        # The settings that decide whether facts are made, and how long answers are, do not name the run folder.
         on = {"model": self.base.digest, "facts": digest_of([fact.public() for fact in facts])}
+        on |= {"tokens": knobs.tokens} if any(request.remove for request in self.requests) else {}
         if run is not None and run.find_json(name, on) is not None:
             self.progress.detail(f"{name}: found in the run folder")
         with self.timed(name, None, "answers") as advance:
@@ -298,7 +303,9 @@ class EditRun:
 
     def answers_of_failed(self, after: RunScores) -> dict[str, str]:
         """What the model, as it is now, writes after the prompts of the first failed edits; by id."""
-        failed = [self.requests[n] for n, one in enumerate(after[0]) if one.accuracy != 1][:ANSWERS_SHOWN]
+        # The answers of removals are in their scores.
+        failed = [request for request, one in zip(self.requests, after[0], strict=True)
+                  if not (one.holds or request.remove)][:ANSWERS_SHOWN]  # fmt: skip
         if not failed:
             return {}
         writing, _ = written(self.lm, failed, self.recipe.eval, chat=self.recipe.chat, bare=True)
@@ -317,9 +324,9 @@ class EditRun:
         about = provenance_of(history, self.recipe, on, plan.layers, contexts.texts, moments.on)
         return updated_ledger(history, about, plan.edits, self.groups, self.kept, targets, after[0], on, rounds)
 
-    def weights(self, update: Update) -> dict[int, torch.Tensor]:
-        """The edited weights (D, F), on the model's device and in its dtype."""
-        return {n: weight.to(self.lm.device, self.lm.dtype) for n, weight in update.weights.items()}
+    def in_model(self, weights: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """The same weights (D, F), on the model's device and in its dtype."""
+        return {n: weight.to(self.lm.device, self.lm.dtype) for n, weight in weights.items()}
 
     def report(
         self, arguments: Sequence[str], engine: SearchEngine, before: RunScores, after: RunScores,

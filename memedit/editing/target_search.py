@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,8 @@ class Search:
     recipe: Recipe
     shared: int = 1
     """How many layers share the change that reaches the targets."""
+    base: Mapping[int, torch.Tensor] | None = None
+    """If the model is edited already: the weights (D, F) of the edited layers before, for what removals aim at."""
 
     def choose_engine(self) -> SearchEngine:
         """Choose the engine for this model; it is proved on the shortest, a middle and the longest edit."""
@@ -87,6 +89,7 @@ class Search:
             engine=engine,
             shared=self.shared,
             tokens=batch.tokens,
+            base=self.base,
             advance=advance,
         )
 

@@ -11,12 +11,13 @@ which stands in the second sentence; " a city. Lyon" does not count.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from memedit.config.recipe import EvalKnobs
 from memedit.edits.edit import EditRequest
 from memedit.edits.glue import behind
+from memedit.evaluation.forced import EditScores
 from memedit.evaluation.probes import Probe, list_probes
 from memedit.evaluation.text_metrics import answered, cosine, document_weights, n_gram_entropy, words
 from memedit.forward.generation import generate
@@ -27,6 +28,8 @@ from memedit.progress import Advance
 from memedit.results.metrics import METRICS, MetricKind, metric_for
 
 WRITTEN_PROBES = tuple(one.probe for one in METRICS if one.kind == "written")
+OWN_PROBES = ("efficacy", "removal")
+"""The probes of the edits' own prompts."""
 
 UNRELATED = (
     "The bakery on the corner opens before sunrise, and by seven the first loaves are already gone. People stand in "
@@ -68,7 +71,7 @@ def written(
 
     `bare`: only after the edits' own prompts.
     """
-    kinds = WRITTEN_PROBES[:1] if bare else WRITTEN_PROBES
+    kinds = OWN_PROBES if bare else WRITTEN_PROBES
     asked = [probe for probe in list_probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
     rooms = _rooms(lm, asked, knobs.tokens)
     values: list[dict[str, list[float]]] = [{} for _ in requests]
@@ -89,13 +92,26 @@ def written(
         for probe, text in zip(asked, _texts(lm, prompts, rooms, advance), strict=True):
             for name, value in _measures(probe, text, count):
                 values[probe.edit].setdefault(name, []).append(value)
-            if probe.kind == "efficacy" and not count:
+            if probe.kind in OWN_PROBES and not count:
                 said[probe.edit] = text
     opened = [{} for _ in requests] if bare else _open(lm, requests, knobs, chat, advance)
     return [
         Writing(text, {name: fmean(each) for name, each in of_one.items()}, free)
         for text, of_one, free in zip(said, values, opened, strict=True)
     ], notes
+
+
+def with_removals_written(
+    lm: LanguageModel, requests: Sequence[EditRequest], edit_scores: Sequence[EditScores], knobs: EvalKnobs, *,
+    chat: bool = False,
+) -> list[EditScores]:  # fmt: skip
+    """Add to the scores of removals what the model writes after their prompts: another text may hold the old object."""
+    which = [n for n, request in enumerate(requests) if request.remove]
+    writing, _ = written(lm, [requests[n] for n in which], knobs, chat=chat, bare=True)
+    found = list(edit_scores)
+    for n, one in zip(which, writing, strict=True):
+        found[n] = replace(found[n], written=one.measures, said=one.said)
+    return found
 
 
 def _rooms(lm: LanguageModel, asked: Sequence[Probe], tokens: int) -> list[int]:

@@ -108,7 +108,7 @@ def _rename(document: Document, record: dict[str, Any], line: int) -> dict[str, 
             document.complain(line, "E007", f"unknown key {shown(key)}{hint}")
         elif name in ours:
             raise RefusedError("E008", f"{shown(key)} is another name of {name}, which the record also has; keep one")
-        elif value is not None:
+        elif value is not None or key == "object":  # under its own name alone: a null of another project is a gap
             ours[name] = value
     return ours
 
@@ -124,7 +124,8 @@ def _request(
     if not subject and SLOT in prompt:
         message = f"the edit has no subject, and its prompt {shown(prompt)} has a {{}} for one"
         raise RefusedError("E009", f'{message}; add "subject": what the fact is about')
-    if texts["object"] is None:
+    remove = _removes(record)
+    if texts["object"] is None and not remove:
         raise RefusedError("E009", 'the edit has no object; add "object": what the model should say after the prompt')
     old = texts["object_old"]
     paraphrases = _texts("paraphrases", record.get("paraphrases"))
@@ -137,8 +138,9 @@ def _request(
             subject=subject,
             relation=relation,
             prompt=prompt,
-            object=texts["object"],
+            object=texts["object"] or "",
             object_old=None if not old or old.strip() == NO_OBJECT else old,
+            remove=remove,
             glue=_glue(record.get("glue")),
             wordings=_texts("wordings", record.get("wordings")) or row.wordings,
             paraphrases=tuple(_filled(text, subject) for text in paraphrases)
@@ -171,6 +173,17 @@ def _prompt(
         hint = did_you_mean(relation, relations) or "; define it under relations:, or give the edit a prompt"
         raise RefusedError("E011", f"unknown relation {shown(relation)}{hint}")
     return relations[relation].prompt, relation, relations[relation]
+
+
+def _removes(record: dict[str, Any]) -> bool:
+    """Whether a record is a removal: `remove` says so, or without it an object that is null.
+
+    In YAML and tables `remove` is text; an empty cell says nothing.
+    """
+    value = {"true": True, "false": False, "": None}.get(said := record.get("remove"), said)  # type: ignore[arg-type]
+    if value is not None and not isinstance(value, bool):
+        raise RefusedError("E010", f"remove is true or false, not {shown(value)}")
+    return "object" in record and record["object"] is None if value is None else value
 
 
 def _glue(value: Any) -> Glue | None:

@@ -16,6 +16,7 @@ FIELDS = (
     "prompt",
     "object",
     "object_old",
+    "remove",
     "glue",
     "wordings",
     "paraphrases",
