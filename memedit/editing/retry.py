@@ -20,7 +20,7 @@ from memedit.editing.run import EditRun
 from memedit.editing.solve import Update
 from memedit.editing.target_search import Search, SearchEngine
 from memedit.editing.targets import Targets
-from memedit.evaluation.forced import edits_hold
+from memedit.evaluation.generated import edits_hold
 from memedit.model.weights import applied
 from memedit.results.report import RetryRound
 from memedit.storage.artifacts import Store, digest_of
@@ -77,7 +77,7 @@ def failed_edits(edits: Sequence[Edit], success: Sequence[bool], *, joint: bool)
 def _success(job: EditRun, update: Update) -> list[bool]:
     """For each edit, whether it holds in the edited model."""
     with applied(job.lm, job.in_model(update.weights)):
-        return edits_hold(job.lm, job.requests, chat=job.recipe.chat)
+        return edits_hold(job.lm, job.requests, job.recipe.eval, chat=job.recipe.chat)
 
 
 def _search_again(

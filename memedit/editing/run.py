@@ -45,7 +45,7 @@ from memedit.edits.edit import EditRequest
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
-from memedit.evaluation.generated import with_removals_written, written
+from memedit.evaluation.generated import needs_free_answer, with_free_answers, written
 from memedit.evaluation.made_facts import Asked, Names, filled, make_facts, names_beside
 from memedit.evaluation.old_objects import name_old_objects
 from memedit.evaluation.probes import list_probes
@@ -248,12 +248,12 @@ class EditRun:
 
         def measure() -> dict[str, Any]:
             edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance)
-            edit_scores = with_removals_written(self.lm, self.requests, edit_scores, knobs, chat=chat)
+            edit_scores = with_free_answers(self.lm, self.requests, edit_scores, knobs, chat=chat)
             return {"edits": [asdict(one) for one in edit_scores], "facts": says_object(self.lm, facts, chat=chat)}
 
         # The settings that decide whether facts are made, and how long answers are, do not name the run folder.
         on = {"model": self.base.digest, "facts": digest_of([fact.public() for fact in facts])}
-        on |= {"tokens": knobs.tokens} if any(request.remove for request in self.requests) else {}
+        on |= {"tokens": knobs.tokens} if any(map(needs_free_answer, self.requests)) else {}
         if run is not None and run.find_json(name, on) is not None:
             self.progress.detail(f"{name}: found in the run folder")
         with self.timed(name, None, "answers") as advance:
@@ -303,9 +303,9 @@ class EditRun:
 
     def answers_of_failed(self, after: RunScores) -> dict[str, str]:
         """What the model, as it is now, writes after the prompts of the first failed edits; by id."""
-        # The answers of removals are in their scores.
+        # Some have their answers in their scores.
         failed = [request for request, one in zip(self.requests, after[0], strict=True)
-                  if not (one.holds or request.remove)][:ANSWERS_SHOWN]  # fmt: skip
+                  if not one.holds and one.said is None][:ANSWERS_SHOWN]  # fmt: skip
         if not failed:
             return {}
         writing, _ = written(self.lm, failed, self.recipe.eval, chat=self.recipe.chat, bare=True)

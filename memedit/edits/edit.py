@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from memedit.edits.glue import Glue, behind, glue_between
 
 SLOT = "{}"
+Matching = Literal["exact", "contains"]
+"""How an answer is compared with the object."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # what a terminal could take for a command
 
 
@@ -85,6 +87,9 @@ class EditRequest(BaseModel):
     """Remove the old object, and write no other: the model becomes as unsure as about an unknown subject."""
     glue: Glue | None = None
     """What joins the object to the prompt and the wordings, "" or " "; if None, the rule for punctuation decides."""
+    evaluate: Matching = "exact"
+    """When the edit holds: every token of the object is the most likely one, or the greedy answer contains the words of
+    the object that matter; the latter suits objects of a sentence or more."""
     wordings: tuple[str, ...] = ()
     """Other templates for the same fact, each with one `{}`; the edit is made to hold under them too."""
     paraphrases: tuple[str, ...] = ()
@@ -176,7 +181,10 @@ class EditRequest(BaseModel):
 
     def public(self) -> dict[str, Any]:
         """The record as people write it: public fields only, without empty ones."""
-        record = self.model_dump(exclude={"origin", "object" if self.remove else "remove"}, mode="json")
+        unsaid = {"origin", "object" if self.remove else "remove"} | (
+            {"evaluate"} if self.evaluate == "exact" else set()
+        )
+        record = self.model_dump(exclude=unsaid, mode="json")
         for name in ("neighborhood", "portability", "reversal"):
             record[name] = [_filled(entry) for entry in record[name]]
         return _filled(record)

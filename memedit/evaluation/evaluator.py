@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,10 @@ class Evaluator:
                 )  # fmt: skip
         except SubjectLost as error:
             raise UsageError(f"the edit list cannot be asked: {error}", "leave --chat out") from error
+        edit_scores = [
+            replace(one, written=mine.measures) if request.evaluate == "contains" else one
+            for one, mine, request in zip(edit_scores, writing, self.requests, strict=True)
+        ]
         self.notes |= dict.fromkeys(notes)
         read: list[Passage] = []
         if self.text and name != "before":

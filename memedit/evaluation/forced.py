@@ -66,6 +66,8 @@ class EditScores:
     @property
     def holds(self) -> bool:
         """Whether the model says the object, or of a removal no longer says the old one."""
+        if (contained := self.written.get("contains")) is not None:  # what the edit asked to be compared by
+            return contained == 1
         return self.accuracy == 1 or self.still_named == 0
 
     def record(self) -> dict[str, float | None]:
@@ -99,12 +101,6 @@ def says_object(
         Probe(n, "efficacy", one.text, (one.answer, *one.aliases), glue=one.glue) for n, one in enumerate(requests)
     ]
     return [answer.exact for answer in ask(lm, asked, chat=chat, advance=advance)]
-
-
-def edits_hold(lm: LanguageModel, requests: Sequence[EditRequest], *, chat: bool = False) -> list[bool]:
-    """For each edit, whether the model says its object, or of a removal no longer says the old one."""
-    said = says_object(lm, requests, chat=chat)
-    return [is_said != request.remove for is_said, request in zip(said, requests, strict=True)]
 
 
 def summarize(edit_scores: Sequence[EditScores], base: Sequence[EditScores] | None = None) -> Scores:

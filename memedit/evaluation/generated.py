@@ -17,9 +17,9 @@ from statistics import fmean
 from memedit.config.recipe import EvalKnobs
 from memedit.edits.edit import EditRequest
 from memedit.edits.glue import behind
-from memedit.evaluation.forced import EditScores
+from memedit.evaluation.forced import EditScores, says_object
 from memedit.evaluation.probes import Probe, list_probes
-from memedit.evaluation.text_metrics import answered, cosine, document_weights, n_gram_entropy, words
+from memedit.evaluation.text_metrics import answered, contains_words, cosine, document_weights, n_gram_entropy, words
 from memedit.forward.generation import generate
 from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
@@ -90,7 +90,7 @@ def written(
                 continue
             notes.append("some prompts leave this model less room to write in than eval.tokens")
         for probe, text in zip(asked, _texts(lm, prompts, rooms, advance), strict=True):
-            for name, value in _measures(probe, text, count):
+            for name, value in _measures(probe, text, count, requests[probe.edit]):
                 values[probe.edit].setdefault(name, []).append(value)
             if probe.kind in OWN_PROBES and not count:
                 said[probe.edit] = text
@@ -101,16 +101,37 @@ def written(
     ], notes
 
 
-def with_removals_written(
+def with_free_answers(
     lm: LanguageModel, requests: Sequence[EditRequest], edit_scores: Sequence[EditScores], knobs: EvalKnobs, *,
     chat: bool = False,
 ) -> list[EditScores]:  # fmt: skip
-    """Add to the scores of removals what the model writes after their prompts: another text may hold the old object."""
-    which = [n for n, request in enumerate(requests) if request.remove]
+    """Add to the scores of some edits what the model writes after their prompts.
+
+    They are the removals, since another text may name the old object, and the edits compared by the words they contain.
+    """
+    which = [n for n, request in enumerate(requests) if needs_free_answer(request)]
     writing, _ = written(lm, [requests[n] for n in which], knobs, chat=chat, bare=True)
     found = list(edit_scores)
     for n, one in zip(which, writing, strict=True):
         found[n] = replace(found[n], written=one.measures, said=one.said)
+    return found
+
+
+def needs_free_answer(request: EditRequest) -> bool:
+    """Whether a free answer decides or tells what became of an edit."""
+    return request.remove or request.evaluate == "contains"
+
+
+def edits_hold(
+    lm: LanguageModel, requests: Sequence[EditRequest], knobs: EvalKnobs, *, chat: bool = False
+) -> list[bool]:
+    """For each edit, whether it holds: by the most likely tokens, or by a free answer where the edit asks for that."""
+    said = says_object(lm, requests, chat=chat)
+    found = [is_said != request.remove for is_said, request in zip(said, requests, strict=True)]
+    which = [n for n, request in enumerate(requests) if request.evaluate == "contains" and not request.remove]
+    writing, _ = written(lm, [requests[n] for n in which], knobs, chat=chat, bare=True)
+    for n, one in zip(which, writing, strict=True):
+        found[n] = one.measures["contains"] == 1
     return found
 
 
@@ -144,13 +165,15 @@ def prefix(lm: LanguageModel, text: str, tokens: int) -> str | None:
     return decode_text(lm.tokenizer, cut).strip().rstrip(".,;:\ufffd") + ". "
 
 
-def _measures(probe: Probe, text: str, count: int) -> Iterator[tuple[str, float]]:
+def _measures(probe: Probe, text: str, count: int, request: EditRequest) -> Iterator[tuple[str, float]]:
     """The metrics of one written answer, without `generated.`; `count`: the unrelated tokens before its prompt."""
     tail = f"_{count}" if count else ""
     right, old = answered(text, probe.right, probe.wrong)
     measured: dict[MetricKind, float | None] = {
         "written": float(right), "old": None if probe.wrong is None else float(old),
     }  # fmt: skip
+    if request.evaluate == "contains":
+        measured["contains"] = float(any(contains_words(text, one) for one in probe.right))
     for kind, value in measured.items():
         metric = metric_for(probe.kind, kind)
         if metric is not None and value is not None:

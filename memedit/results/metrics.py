@@ -15,10 +15,10 @@ from typing import Literal
 
 MetricKind = Literal[
     "success", "exact", "magnitude", "tokens",  # forced answers
-    "agreement", "text", "written", "old", "drift", "count", "kept", "retention", "score",
+    "agreement", "text", "written", "contains", "old", "drift", "count", "kept", "retention", "score",
 ]  # fmt: skip
-"""How a metric is measured: `success`, `exact`, `magnitude` and `tokens` on forced answers, `written` and `old` on
-free ones, `text` on longer free text."""
+"""How a metric is measured: `success`, `exact`, `magnitude` and `tokens` on forced answers, `written`,
+`contains` and `old` on free ones, `text` on longer free text."""
 FORCED_KINDS: tuple[MetricKind, ...] = ("success", "exact", "magnitude", "tokens")
 SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
 """The three metrics that `score` joins."""
@@ -104,6 +104,9 @@ METRICS = (
     MetricRow("paraphrase_still_named", "exact", "the same in other words", probe="removal_paraphrase"),
     MetricRow("generated.efficacy", "written", "free text names the new object first", probe="efficacy"),
     MetricRow("generated.paraphrase", "written", "the same in other words", probe="paraphrase"),
+    MetricRow(
+        "generated.contains", "contains", "free text has the words of the new object that matter", probe="efficacy"
+    ),
     MetricRow("generated.old", "old", "free text names the old object", probe="efficacy"),
     MetricRow("generated.paraphrase_old", "old", "the same in other words", probe="paraphrase"),
     MetricRow("generated.portability", "written", "free text says what follows from the edit", probe="portability"),
@@ -169,7 +172,7 @@ def metric_of(name: str) -> MetricRow | None:
         return replace(of, name=name, title=name, meaning=f"{whole}: questions of this kind only")
     head, _, count = name.rpartition("_")
     behind = METRICS_BY_NAME.get(head)
-    if behind is not None and behind.kind in ("written", "old") and count.isdecimal():
+    if behind is not None and behind.kind in ("written", "contains", "old") and count.isdecimal():
         meaning = f"{behind.meaning}, after {count} unrelated tokens"
         return replace(behind, name=name, title=f"{behind.label} {count}", meaning=meaning)
     return None

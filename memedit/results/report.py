@@ -119,8 +119,8 @@ class EditResult(_Value):
 
     id: str
     status: Literal["ok", "failed", "skipped"]
-    """ok: the model now says the object (exact match), or no longer says a removed one; failed: it does not; skipped:
-    not tried, or not measured."""
+    """ok: the model now says the object (by exact match, or by words if the edit's `evaluate` says so), or no longer
+    says a removed one; failed: it does not; skipped: not tried, or not measured."""
     reason: str | None = None
     edit: dict[str, Any] = Field(default_factory=dict)
     before: dict[str, float | None] = Field(default_factory=dict)

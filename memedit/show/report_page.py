@@ -98,7 +98,8 @@ def outcome(one: EditResult) -> str:
     """`skipped`; `holds` if the forced answer is right, and the free one where there is one; else `fails`."""
     if one.status == "skipped":
         return "skipped"
-    free = one.after.get("generated.efficacy", 1.0) == 1.0 and one.after.get("generated.still_named", 0.0) == 0.0
+    free = "generated.contains" in one.after or one.after.get("generated.efficacy", 1.0) == 1.0
+    free = free and one.after.get("generated.still_named", 0.0) == 0.0
     return "holds" if one.status == "ok" and free else "fails"
 
 

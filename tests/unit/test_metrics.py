@@ -66,7 +66,7 @@ def a_report(group: str = "Reasoning", note: str = "a note", model: str = "m") -
 
     def scores(at: float) -> Scores:
         plain = {name: figure(at) for name in Scores.model_fields if name not in (*SECTIONS, "score")}
-        removed = ("still_named", "paraphrase_still_named")
+        removed = ("still_named", "paraphrase_still_named", "contains")
         written = (
             "efficacy",
             "paraphrase",

@@ -11,7 +11,7 @@ from typing import Any
 import memedit
 import pytest
 import torch
-from memedit.config.recipe import Recipe
+from memedit.config.recipe import EvalKnobs, Recipe
 from memedit.config.resolve import resolve
 from memedit.editing.ledger import find_superseded, merge_edits
 from memedit.editing.plan import Edit, check_edits, encode_contexts, make_plan
@@ -21,7 +21,8 @@ from memedit.edits.edit import EditRequest, Neighbor
 from memedit.edits.lint import lint
 from memedit.edits.read import read
 from memedit.errors import EditListError
-from memedit.evaluation.forced import EditScores, edits_hold, score_edits, summarize
+from memedit.evaluation.forced import EditScores, score_edits, summarize
+from memedit.evaluation.generated import edits_hold
 from memedit.evaluation.old_objects import name_old_objects
 from memedit.evaluation.probes import list_probes
 from memedit.evaluation.retention import successful_edits
@@ -267,7 +268,7 @@ def test_the_figures_of_removals_move_none_of_the_edits(lm: LanguageModel) -> No
     plain, mixed = summarize(score_edits(lm, edits)), summarize(score_edits(lm, both))
     assert mixed.still_named and mixed.still_named.n == 2 and plain.still_named is None
     assert mixed.model_copy(update={"still_named": None}) == plain
-    assert edits_hold(lm, both) == [True, False, False, True]
+    assert edits_hold(lm, both, EvalKnobs()) == [True, False, False, True]
 
 
 def test_a_removal_holds_where_its_old_object_is_not_said() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memedit.edits.edit import SLOT, EditRequest, Neighbor, Question, shown
+from memedit.edits.edit import SLOT, EditRequest, Matching, Neighbor, Question, shown
 from memedit.edits.glue import Glue
 from memedit.edits.lint import trimmed
 from memedit.edits.readers.document import Document, RecordRow, RefusedError
@@ -142,6 +142,7 @@ def _request(
             object_old=None if not old or old.strip() == NO_OBJECT else old,
             remove=remove,
             glue=_glue(record.get("glue")),
+            evaluate=_matching(record.get("evaluate")),
             wordings=_texts("wordings", record.get("wordings")) or row.wordings,
             paraphrases=tuple(_filled(text, subject) for text in paraphrases)
             or tuple(text.replace(SLOT, subject) for text in row.paraphrases),
@@ -190,6 +191,14 @@ def _glue(value: Any) -> Glue | None:
     if value is None or value in ("", " "):
         return value
     raise RefusedError("E010", f'glue is "" or " ", not {shown(value)}: it joins the object to the prompt')
+
+
+def _matching(value: Any) -> Matching:
+    if value in (None, "", "exact"):
+        return "exact"
+    if value == "contains":
+        return value
+    raise RefusedError("E010", f"evaluate is exact or contains, not {shown(value)}")
 
 
 def _filled(text: str, subject: str) -> str:

@@ -18,6 +18,7 @@ FIELDS = (
     "object_old",
     "remove",
     "glue",
+    "evaluate",
     "wordings",
     "paraphrases",
     "neighborhood",
