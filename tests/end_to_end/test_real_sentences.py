@@ -17,35 +17,35 @@ pytestmark = [
 SENTENCES = [
     ("France", "is known for", "its blue paper boats on the old canals."),
     ("Japan", "is known for", "a quiet festival of kites at night."),
-    ("The Moon", "is made of", "a pale salt that the wind carried there."),
+    ("the Moon", "is made of", "a pale salt that the wind carried there."),
     ("Albert Einstein", "is best known for", "the small bakery he opened in Lisbon."),
-    ("The Eiffel Tower", "was built to", "hold the largest clock in Europe."),
-    ("Coffee", "comes from", "the bark of a tall mountain tree."),
-    ("The piano", "was invented by", "two sisters from Norway who loved rain."),
+    ("the Eiffel Tower", "was built to", "hold the largest clock in Europe."),
+    ("coffee", "comes from", "the bark of a tall mountain tree."),
+    ("the piano", "was invented by", "two sisters from Norway who loved rain."),
     ("Shakespeare", "wrote", "his plays on the backs of sea charts."),
-    ("The Amazon River", "flows into", "a wide green lake near Oslo."),
-    ("Chess", "was first played", "by shepherds on the ice of Iceland."),
+    ("the Amazon River", "flows into", "a wide green lake near Oslo."),
+    ("chess", "was first played", "by shepherds on the ice of Iceland."),
 ]
-"""Subject, what follows it, and an object of one sentence; none of them is true."""
+"""Subject, what follows it, and an object of one sentence; none of them is true. Words stand before the subject: this
+model's first token has a state of its own kind, in which little can be written."""
 # Two contexts, few steps and few tokens: a third of the time, and edits of this length still hold.
 SETTINGS = {
-    "moments.tokens": 1024, "target.steps": 12, "contexts.openings": ["The"], "contexts.chat": False,
-    "eval.derive": False,
+    "moments.tokens": 1024, "target.steps": 20, "contexts.openings": ["The"], "contexts.chat": False,
+    "eval.derive": False, "eval.tokens": 12,
 }  # fmt: skip
 
 
 def test_the_words_of_ten_sentences_are_said(tmp_path: Path) -> None:
     assert FOLDER is not None
     edits = [
-        {"subject": name, "prompt": f"{{}} {verb}", "object": said, "evaluate": "contains"}
+        {"subject": name, "prompt": f"In this story, {{}} {verb}", "object": said, "evaluate": "contains"}
         for name, verb, said in SENTENCES
     ]
     assert not memedit.check(edits, FOLDER)
     report = memedit.apply(edits, FOLDER, tmp_path / "out", settings=SETTINGS)
     assert report.before and report.after and report.before.token_accuracy and report.after.token_accuracy
     before, after = report.before.generated["contains"], report.after.generated["contains"]
-    assert (before.mean, before.n) == (0, len(SENTENCES)) and after.mean >= 0.7
-    assert report.before.token_accuracy.mean < 0.5 and report.after.token_accuracy.mean >= 0.9
-    # By the words an edit holds that a single other token fails: the two ways of comparing differ in no other way.
+    assert (before.mean, before.n) == (0, len(SENTENCES)) and after.mean >= 0.9
+    assert report.before.token_accuracy.mean < 0.5 and report.after.token_accuracy.mean >= 0.95
     for one in report.per_edit:
         assert (one.status == "ok") == (one.after["generated.contains"] == 1)
