@@ -20,7 +20,7 @@ from memedit.config.recipe import Recipe
 from memedit.config.resolve import Source, flatten, resolve
 from memedit.editing.ledger import Mode
 from memedit.edits.edit import EditRequest, Finding
-from memedit.edits.lint import lint, raise_errors, trimmed
+from memedit.edits.lint import check_facts, lint, raise_errors, trimmed
 from memedit.edits.read import STDIN, read
 from memedit.errors import MemeditError, UsageError, file_error, is_file_error
 from memedit.in_memory import InMemoryUpdate, LayerMoments, make_update
@@ -570,7 +570,7 @@ def _facts(facts: object) -> list[EditRequest]:
     if facts == ():
         return []
     requests, findings = _read("facts", facts)
-    errors = [one for one in findings if one.severity == "error"]
+    errors = [one for one in (*findings, *check_facts(requests)) if one.severity == "error"]
     raise_errors("the list of facts", errors, hint="fix the errors in .findings")
     return requests
 

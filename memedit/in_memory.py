@@ -42,6 +42,7 @@ from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.read import write_lines
 from memedit.errors import MemeditError, UnsupportedModelError, UsageError
 from memedit.evaluation.made_facts import names_beside
+from memedit.evaluation.old_objects import name_old_objects
 from memedit.forward.packing import packed
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
@@ -241,6 +242,7 @@ def _make_update(
 ) -> InMemoryUpdate:
     """The steps of a run, from the edit list to the edited weights; the model is unchanged when this returns."""
     names = _stored_names(lm)
+    requests = name_old_objects(lm, requests, chat=recipe.chat)
     plan = make_plan(requests, lm.tokenizer, lm.architecture, recipe, findings)
     if recipe.method.layers == "auto":
         recipe, plan, _, traces = choose_traced_layers(lm, _digest_of_weights(lm, {}), recipe, plan, progress)
@@ -274,7 +276,7 @@ def _solved_update(
     progress: Progress,
 ) -> Update:
     """Search the targets of all edits, and solve the layers for them. Rows go by the digests of their edits."""
-    prompts = encode_contexts(plan.edits, contexts, lm.tokenizer, chat=recipe.chat).prompts
+    prompts = encode_contexts(plan.edits, contexts, lm.tokenizer, chat=recipe.chat, seed=recipe.seed).prompts
     search = Search(lm, plan.edits, prompts, plan.layers[-1], recipe, len(plan.layers))
     with progress.phase("targets", len(prompts), "edits") as advance, TemporaryDirectory() as folder:
         engine = search.choose_engine()

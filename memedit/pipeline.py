@@ -129,7 +129,7 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
             targets, engine = job.targets(run, contexts)
             update = job.update(contexts, moments, targets, engine)
             made = retry_failed(job, run, contexts, moments, targets, engine, update)
-            weights = job.weights(made.update)
+            weights = job.in_model(made.update.weights)
             with applied(job.lm, weights):
                 after = job.scored(None, "after", facts, weights)
                 said = job.answers_of_failed(after)
@@ -255,6 +255,7 @@ def run_evaluate(
     if text:
         evaluator.digests["text"] = corpus_digest(text)
     base = evaluator.open(inputs.base) if inputs.base else None
+    evaluator.name_removed(base)
     before = evaluator.trial(base, "before") if base else None
     path = recipe.model.path
     models: list[tuple[str, str | None]] = [(path, adapter) for adapter in adapters] or [(path, None)]

@@ -142,7 +142,9 @@ def shape(where: Where, name: str) -> Figures:
     """Random weights of a real shape: each part of a run in seconds, its peak of memory, and where the search is."""
     counts = (4,) if where.small else (1_000, 2_000)
     settings: Figures = {"model.device": where.device, **FIXED}
-    first, shared, found = None, {}, {"columns": [], "missed": []}
+    first: Both | None = None
+    found: Figures = {"columns": [], "missed": []}
+    shared: Figures = {}
     for count in counts:
         both = Both(f"{RANDOM}{'tiny' if where.small else name}", pairs(count), settings, **shared)
         first = first or both

@@ -124,14 +124,21 @@ def _sound(requests: list[EditRequest], findings: list[Finding]) -> list[EditReq
 
 def _tables(report: Report, terminal: Terminal, *, everything: bool) -> None:
     from memedit.results.rows import remarks
-    from memedit.show.evaluation import evaluation_table, models_table, more_figures, unsuccessful_lines
+    from memedit.show.evaluation import (
+        evaluation_table,
+        models_table,
+        more_figures,
+        removal_lines,
+        unsuccessful_lines,
+    )
 
     console = terminal.console()
     if report.models:
         console.print(models_table(report, everything=everything))
     else:
         console.print(evaluation_table(report, console.width, everything=everything))
-    for line in (*unsuccessful_lines(report, console.width), *remarks(report)):
+    lines = [*unsuccessful_lines(report, console.width), *removal_lines(report, console.width), *remarks(report)]
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not everything:
         terminal.hint(more_figures(report))

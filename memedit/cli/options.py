@@ -188,10 +188,10 @@ def read_facts(source: str | None) -> list[EditRequest]:
     """Read a list of known facts. Raises EditListError if it has errors."""
     if source is None:
         return []
-    from memedit.edits.lint import raise_errors
+    from memedit.edits.lint import check_facts, raise_errors
 
     requests, findings = read_edits(source, None, None, None)
-    raise_errors(f"the list of facts {source}", findings)
+    raise_errors(f"the list of facts {source}", [*findings, *check_facts(requests)])
     return requests
 
 
@@ -250,7 +250,7 @@ def print_edited(report: Report, *, everything: bool, json: bool, per_edit: bool
     elif json or per_edit:
         print_results(report, json=json, per_edit=per_edit)
     else:
-        from memedit.show.evaluation import evaluation_table, more_figures, unsuccessful_lines
+        from memedit.show.evaluation import evaluation_table, more_figures, removal_lines, unsuccessful_lines
         from memedit.show.terminal import layers_line, layers_table
 
         out = terminal.console()
@@ -260,7 +260,7 @@ def print_edited(report: Report, *, everything: bool, json: bool, per_edit: bool
                 out.print(layers_table(report))
             out.print(evaluation_table(report, out.width, everything=everything))
             lines += [] if everything else [layers_line(report)]
-            lines += unsuccessful_lines(report, out.width)
+            lines += [*unsuccessful_lines(report, out.width), *removal_lines(report, out.width)]
         lines += [report.ledger.line] if report.ledger else []
         for line in [*lines, str(report.output)]:
             out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -28,7 +28,8 @@ class Sizes:
     """The memory that a search takes, in bytes, at most."""
 
     per_edit: int
-    """Kept for each edit: keys, values and states of its rows, and the logits after its bare subject."""
+    """Kept for each edit: keys, values and states of its rows, the logits after its bare subject, and of a removal
+    those that it aims at."""
     per_token: int
     """In a step, for each token of a launch: the activations that the gradient needs, and its share of the logits."""
 
@@ -41,8 +42,10 @@ class Sizes:
         longest = max(len(one.ids) + len(edit.target) for edit, of_one in pairs for one in of_one)
         read = max(len(edit.target) / suffix_of(edit) for edit in edits)
         rows = len(prompts[0]) + 1
+        aims = max((len(edit.target) for edit in edits if edit.request.remove), default=0) * len(prompts[0])
         return cls(
-            per_edit=rows * longest * architecture.width * item * (2 * above + 1) + 4 * architecture.vocabulary,
+            per_edit=rows * longest * architecture.width * item * (2 * above + 1)
+            + 4 * (1 + aims) * architecture.vocabulary,
             per_token=above * (16 * architecture.width + 8 * architecture.mlp_width) * item
             + int(16 * architecture.vocabulary * min(1.0, read)),
         )

@@ -61,7 +61,7 @@ class DryRun(BaseModel):
 
 
 def plan_dry_run(job: EditRun) -> DryRun:
-    """Make the preview of a run; only the forwards that are timed are run."""
+    """Make the preview of a run; the only forwards are those that are timed, and those that name old objects."""
     lm, moments = job.lm, job.moment_plan
     weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
     widths = [lm.architecture.mlp_widths[layer] for layer in job.plan.layers]

@@ -12,7 +12,7 @@ def edit_log(model: str, ledger: Ledger) -> EditLog:
     edits = [
         PastEdit(
             line=number, id=entry.edit.id, prompt=entry.edit.text, object=entry.edit.object,
-            object_old=entry.edit.object_old, state=_state(entry),
+            object_old=entry.edit.object_old, remove=entry.edit.remove, state=_state(entry),
             replaced_by=None if entry.superseded_by is None else entries[entry.superseded_by - 1].edit.id,
         )
         for number, entry in enumerate(entries, 1)

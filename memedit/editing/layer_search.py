@@ -38,14 +38,16 @@ class Candidate:
 
     @property
     def value(self) -> float:
-        """The harmonic mean of efficacy, paraphrase and neighborhood, as far as they can be measured.
+        """The harmonic mean of efficacy, paraphrase, neighborhood and the shares of removals that are no longer named.
 
-        A list without old objects has no efficacy; the share of edits whose object the model says is used instead.
+        Only what can be measured counts. A list without old objects has no efficacy; the share of edits whose object
+        the model says is used instead.
         """
         scores = self.scores
         parts = [scores.efficacy or scores.accuracy, scores.paraphrase or scores.paraphrase_accuracy]
         parts.append(scores.neighborhood or scores.neighborhood_accuracy)
-        return harmonic([part.mean for part in parts if part is not None])
+        gone = [1 - part.mean for part in (scores.still_named, scores.paraphrase_still_named) if part is not None]
+        return harmonic([*(part.mean for part in parts if part is not None), *gone])
 
     @property
     def line(self) -> str:
@@ -94,7 +96,7 @@ def search_layers(
                 recipe.method,
                 rounding=job.rounding(moments),
             )
-            with applied(lm, job.weights(update)):
+            with applied(lm, job.in_model(update.weights)):
                 scores = summarize(score_edits(lm, job.requests, chat=recipe.chat))
             candidates.append(Candidate((first, last), scores))
             advance(1)

@@ -46,9 +46,9 @@ class LedgerEntry(_Value):
     loss: float
     steps: int
     took: bool | None = None
-    """Whether the model said the object right after the edit was made."""
+    """Whether the model said the object right after the edit was made; of a removal, no longer the old object."""
     holds: bool | None = None
-    """Whether it said the object when this ledger was written."""
+    """The same when this ledger was written."""
     superseded_by: int | None = None
     """Line of the edit that replaced it, counted from 1."""
 

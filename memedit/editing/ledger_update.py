@@ -31,6 +31,7 @@ from memedit.results.report import EditResult, Figure, LedgerReport, RetryRound
 from memedit.storage.artifacts import digest_of
 
 MomentInputs = Mapping[int, Mapping[str, Any]]
+STILL_SAID = "the model still says the old object"
 READ = ("tokens", "row", "corpus", "imported")
 """Of the inputs of a second moment, those that identify the text and how much of it was read."""
 
@@ -113,7 +114,7 @@ def updated_ledger(
     entries, shared = list[LedgerEntry](), Counter(groups)
     retried = {name for one in rounds if one.helped for name in one.ids}
     for n, (edit, group) in enumerate(zip(edits, groups, strict=True)):
-        holds = after[n].accuracy == 1
+        holds = after[n].holds
         again = edit.request.id in retried
         found_by: FoundBy = "redone" if again else "joint" if shared[group] > 1 else "searched"
         search: dict[str, Any] = {"found": found_by, "on": on, "group": group}
@@ -141,11 +142,12 @@ def edit_results(
     results = [
         EditResult(
             id=request.id,
-            status="ok" if now.accuracy == 1 else "failed",
-            reason=None if now.accuracy == 1 else "the model does not say the object",
+            status="ok" if now.holds else "failed",
+            reason=None if now.holds else STILL_SAID if request.remove else "the model does not say the object",
             edit=request.public(),
             before=was.record(),
             after=now.record(),
+            said={when: one.said for when, one in (("before", was), ("after", now)) if one.said is not None},
             loss=float(loss),
             steps=int(steps),
             redone=retried.get(request.id),
@@ -187,8 +189,8 @@ def retained(
     if history.ledger is None:
         return {}, None
     entries = [history.ledger.entries[row] for row in history.earlier]
-    were = [one.accuracy == 1 for one in before] if history.mode == "on top" else [bool(one.holds) for one in entries]
-    now = [float(one.accuracy == 1) for one in after]
+    were = [one.holds for one in before] if history.mode == "on top" else [bool(one.holds) for one in entries]
+    now = [float(one.holds) for one in after]
     still = [now[n] for n in range(len(entries)) if were[n]]
     took = [now[n] for n, entry in enumerate(entries) if entry.took]
     return {"earlier": share_figure(still)}, share_figure(took)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from memedit.config.layers import layers_of
 from memedit.config.recipe import Recipe
 from memedit.editing.contexts import context_shape
+from memedit.editing.unknown import made_up_names
 from memedit.edits.edit import SLOT, EditRequest, Finding, shown
 from memedit.edits.glue import Glue
 from memedit.edits.lint import lint, raise_errors
 from memedit.errors import RecipeError
 from memedit.model.architecture import Architecture
-from memedit.model.tokens import Prompt, SubjectLost, encode_objects, locate_subjects, text_opening
+from memedit.model.tokens import (
+    Prompt,
+    SubjectLost,
+    encode_objects,
+    encode_questions,
+    locate_subjects,
+    text_opening,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Edit:
     prompt: Prompt
     """The prompt without a context."""
     target: tuple[int, ...]
-    """The object's ids after the prompt."""
+    """The ids of the object after the prompt; of a removal, those of the old object (none if it is not known yet)."""
     subject: tuple[int, ...]
     """The bare subject, up to its last token: where the KL loss is measured. Without a subject, the prompt's last token
     alone, behind the opening of a text: what follows that token in other prompts must stay."""
@@ -64,6 +72,7 @@ def make_plan(
     too many edits for an exact fit, UnsupportedModelError for a layer that cannot be edited.
     """
     edits, found = check_edits(requests, tokenizer, recipe, architecture.positions)
+    found += [edit.request.finding("E123", f"{_SILENT}; name what to remove") for edit in edits if not edit.target]
     everything = [*findings, *found]
     raise_errors("the edit list", everything, empty=not edits)
     # auto traces the edits, so it needs a correct list first; the caller then replaces these layers.
@@ -75,6 +84,9 @@ def make_plan(
     kept = {edit.request.id for edit in edits}
     skipped = tuple(request for request in requests if request.id not in kept)
     return Plan(tuple(edits), tuple(layers), tuple(everything), skipped)
+
+
+_SILENT = 'it is a removal without "object_old", and the model says nothing after its prompt'
 
 
 def check_edits(
@@ -120,23 +132,43 @@ class Contexts:
 
 
 def encode_contexts(
-    edits: Sequence[Edit], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool
+    edits: Sequence[Edit], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, chat: bool, seed: int = 0
 ) -> Contexts:
     """Tokenize every edit's prompt after every context, once for the whole run; the first context must be empty.
 
     An edit that has wordings takes them in turn: context n is followed by template n of the prompt and its wordings,
     counted around. So wordings cost nothing, and keys and targets are those of all of them. Where a subject is not
-    located after a context, since the tokenizer joins the two, the template stands there without it.
+    located after a context, since the tokenizer joins the two, the template stands there without it. The prompts of a
+    removal also bring what they are about made-up subjects, whose names are drawn by the seed.
     """
     places = [(edit, number) for edit in edits for number in range(1, len(texts))]
     frames = [_frame(edit.request, number, texts[number]) for edit, number in places]
     located = locate_subjects(tokenizer, frames, chat=chat)
     lost = [at for at, prompt in enumerate(located) if isinstance(prompt, SubjectLost)]
-    alone = locate_subjects(tokenizer, [_frame(places[at][0].request, places[at][1]) for at in lost], chat=chat)
+    for at in lost:
+        frames[at] = _frame(places[at][0].request, places[at][1])
+    alone = locate_subjects(tokenizer, [frames[at] for at in lost], chat=chat)
     for at, prompt in zip(lost, alone, strict=True):
         located[at] = prompt
     prompts = map(_sound, located)  # check_edits has located every template without a context
-    return Contexts(tuple(texts), tuple((edit.prompt, *(next(prompts) for _ in texts[1:])) for edit in edits))
+    whole: list[tuple[Prompt, ...]] = [(edit.prompt, *(next(prompts) for _ in texts[1:])) for edit in edits]
+    framed = iter(frames)
+    every = [[_frame(edit.request, 0), *(next(framed) for _ in texts[1:])] for edit in edits]
+    for n, edit in enumerate(edits):
+        if edit.request.remove:
+            strangers = _strangers(every[n], tokenizer, chat, seed)
+            whole[n] = tuple(replace(one, strangers=ids) for one, ids in zip(whole[n], strangers, strict=True))
+    return Contexts(tuple(texts), tuple(whole))
+
+
+def _strangers(
+    frames: Sequence[tuple[str, str, str]], tokenizer: PreTrainedTokenizerBase, chat: bool, seed: int
+) -> list[tuple[tuple[int, ...], ...]]:
+    """For each prompt of a removal, its ids with each made-up name in the subject's place."""
+    names = made_up_names(frames[0][1], seed)
+    texts = [head + name + tail for head, _, tail in frames for name in names]
+    ids = iter([prompt for prompt, _ in encode_questions(tokenizer, [(one, (), None) for one in texts], chat=chat)])
+    return [tuple(next(ids) for _ in names) for _ in frames]
 
 
 def _sound(prompt: Prompt | SubjectLost) -> Prompt:
@@ -162,19 +194,19 @@ def _edits(
     subjects = iter(locate_subjects(tokenizer, [("", one.subject, "") for one in requests if one.subject]))
     opening = text_opening(tokenizer)
     asked: list[tuple[str, tuple[int, ...], str, Glue | None]] = [
-        (one.text, first.ids, one.object, one.glue)
+        (one.text, first.ids, one.answer, one.glue)
         for one, (first, *_) in zip(requests, prompts, strict=True)
-        if not isinstance(first, SubjectLost)
+        if one.answer and not isinstance(first, SubjectLost)
     ]
     targets = iter(encode_objects(tokenizer, asked, chat=chat))
     for request, mine in zip(requests, prompts, strict=True):
-        target = () if isinstance(mine[0], SubjectLost) else next(targets)
+        target = next(targets) if request.answer and not isinstance(mine[0], SubjectLost) else ()
         bare = next(subjects) if request.subject else _last_alone(mine[0], opening)
         lost = [one for one in (*mine, bare) if isinstance(one, SubjectLost)]
         if lost:
             yield lost[0]
-        elif not target:
-            yield SubjectLost(f"the object {shown(request.object)} has no tokens in this tokenizer")
+        elif request.answer and not target:
+            yield SubjectLost(f"the object {shown(request.answer)} has no tokens in this tokenizer")
         else:
             prompt, *wordings = map(_sound, mine)
             yield Edit(request, prompt, target, _sound(bare).head, tuple(wordings))
@@ -207,7 +239,7 @@ def _shared_keys(edits: Sequence[Edit]) -> list[Finding]:
     findings: list[Finding] = []
     for edit in edits:
         other = first.setdefault(edit.prompt.head, edit)
-        if other.target != edit.target:
+        if (other.target, other.request.remove) != (edit.target, edit.request.remove):
             message = f"the same key as the edit at {other.request.origin}, with another object: they share one value"
             findings.append(edit.request.finding("W221", message))
     return findings

@@ -5,9 +5,10 @@ answered, stays, and `left`, what is added in each of them, takes steps of Adam 
 
     mean over edits of -log p(object)  +  preserve * mean over preserved prompts of KL(base || edited)
 
-with all edits in place at once, through all layers above. The closed form sees none of this: it moves every state
-toward its target and weighs that against an average over text. Prompts that must stay (preserve.py) are rows without
-residual in the closed form, so that their keys are among the directions.
+with all edits in place at once, through all layers above. The loss of a removal is that of its target search. The
+closed form sees none of this: it moves every state toward its target and weighs that against an average over text.
+Prompts that must stay (preserve.py) are rows without residual in the closed form, so that their keys are among the
+directions.
 
 In every other step the changes act on an edit's own rows at the subject's last token only: else the steps find ways to
 say the object that hang on one wording.
@@ -29,12 +30,14 @@ from memedit.editing.plan import Edit
 from memedit.editing.preserve import preserved_prompts
 from memedit.editing.rounding import Rounding, round_delta
 from memedit.editing.solve import Update, solve
+from memedit.editing.unknown import Asking, UnknownAnswers
 from memedit.edits.edit import EditRequest
 from memedit.evaluation.made_facts import Asked
 from memedit.forward.adapted import AdaptedRows, Factors, ReadRow, choose_adapted_rows
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt
 from memedit.numerics.delta import Delta
+from memedit.numerics.objective import kl_loss
 from memedit.numerics.solvers import Factor
 from memedit.progress import Advance
 from memedit.results.report import PolishReport
@@ -55,20 +58,25 @@ class _Rows:
     """For each row the ids that it must say; empty for a preserved prompt."""
     of_edit: list[range]
     preserved: range
+    unknown: dict[int, Asking]
+    """For each row of a removal its questions about unknown subjects."""
 
     @classmethod
     def of(cls, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], preserved: Sequence[Prompt]) -> _Rows:
         rows: list[ReadRow] = []
         targets: list[tuple[int, ...]] = []
         of_edit: list[range] = []
+        unknown: dict[int, Asking] = {}
         for edit, of_one in zip(edits, prompts, strict=True):
             at = len(rows)
             rows += [_row(prompt, edit.target) for prompt in of_one]
             targets += [edit.target] * len(of_one)
             of_edit.append(range(at, len(rows)))
+            if edit.request.remove:
+                unknown |= {at + n: (prompt.strangers, edit.target) for n, prompt in enumerate(of_one)}
         at = len(rows)
         rows += [_row(prompt, ()) for prompt in preserved]
-        return cls(rows, [*targets, *([()] * len(preserved))], of_edit, range(at, len(rows)))
+        return cls(rows, [*targets, *([()] * len(preserved))], of_edit, range(at, len(rows)), unknown)
 
 
 def _row(prompt: Prompt, target: tuple[int, ...]) -> ReadRow:
@@ -102,7 +110,9 @@ def polish(
         lm, made.rows, changes, tokens=MOST_TOKENS.get(lm.device.type, 1024) // 2, few=few
     )
     before = _before(rows, made)
-    steps = _Steps(rows, made, before, changes, knobs, random.Random(seed))
+    answers = UnknownAnswers.of(lm, list(made.unknown.values()))
+    answers = replace(answers, log_probs=answers.log_probs.half().cpu())  # as wide as the vocabulary, and kept
+    steps = _Steps(rows, made, before, answers, changes, knobs, random.Random(seed))
     seen: list[tuple[float, float]] = []
     for _ in range(knobs.steps):
         seen.append(steps.step())
@@ -146,10 +156,11 @@ class _Steps:
     """The state of the descent."""
 
     def __init__(
-        self, rows: AdaptedRows, made: _Rows, before: dict[int, Tensor], changes: Factors, knobs: PolishKnobs,
-        draw: random.Random,
+        self, rows: AdaptedRows, made: _Rows, before: dict[int, Tensor], answers: UnknownAnswers, changes: Factors,
+        knobs: PolishKnobs, draw: random.Random,
     ) -> None:  # fmt: skip
         self.rows, self.made, self.before, self.knobs, self.draw = rows, made, before, knobs, draw
+        self.answers, self.first = answers, dict(zip(made.unknown, answers.first, strict=True))
         self.number = 0
         self.left = {layer: left.clone().requires_grad_() for layer, (left, _) in changes.items()}
         self.right = {layer: right for layer, (_, right) in changes.items()}
@@ -191,7 +202,7 @@ class _Steps:
             # One table, since the host waits for each that it sends.
             table = [(place, token) for place, n in enumerate(launch) for token in self.made.targets[n]]
             of, wanted = torch.tensor(table, device=device).unbind(1)
-            said = log_probs[torch.arange(len(wanted), device=device), wanted]
+            said = self._said(launch, log_probs, wanted)
             # A product with it sums over an edit's tokens in a fixed order; adding by index on a GPU does not.
             own = of[None] == torch.arange(len(launch), device=device)[:, None]
             share = own.float() / own.sum(1, keepdim=True)
@@ -199,6 +210,18 @@ class _Steps:
             (losses.clamp_min(ENOUGH).sum() / len(chosen)).backward()
             sums.append(losses.detach().sum())
         return sums
+
+    def _said(self, launch: Sequence[int], log_probs: Tensor, wanted: Tensor) -> Tensor:
+        """The log-probability of every wanted token of a launch, -KL(unknown || edited) for those of removals: (N,)."""
+        said = log_probs[torch.arange(len(wanted), device=wanted.device), wanted]
+        of = [(n, place) for n in launch for place in range(len(self.made.targets[n]))]
+        removed = [(at, self.first[n] + place) for at, (n, place) in enumerate(of) if n in self.first]
+        if not removed:
+            return said
+        aims = torch.tensor([aim for _, aim in removed])
+        places = torch.tensor([at for at, _ in removed], device=wanted.device)
+        aimed_at = self.answers.log_probs[aims].to(wanted.device).float()
+        return said.index_copy(0, places, -kl_loss(aimed_at, log_probs[places]))
 
     def _preserved(self, chosen: Sequence[int]) -> list[Tensor]:
         """The gradient of the weighed mean KL(base || edited); returns each launch's part of the mean."""

@@ -30,6 +30,10 @@ class Reads:
     """Index of the logits after a bare subject."""
     whose: Tensor
     """The edit of that subject."""
+    removed: Tensor
+    """Of `said`, the places of a removal's tokens."""
+    unknown: Tensor
+    """The row of each among the answers about unknown subjects."""
 
     @classmethod
     def of(
@@ -40,11 +44,16 @@ class Reads:
         n_contexts: int,
         longest: int,
         device: torch.device,
+        unknown: Mapping[tuple[int, int], int] | None = None,
     ) -> Reads:
-        """Make the tables. rows: numbers of rows, X + 1 for each edit; places: {edit: its place in the batch}."""
+        """Make the tables. rows: numbers of rows, X + 1 for each edit; places: {edit: its place in the batch}.
+
+        unknown: for each edit that is a removal, and each context, the row of its first token.
+        """
         rows_of: list[tuple[int, int]] = []
         said: list[tuple[int, int, int]] = []
         bare: list[tuple[int, int]] = []
+        removed: list[tuple[int, int]] = []
         count = 0
         for edit, context in (divmod(row, n_contexts + 1) for row in rows):
             place = places[edit]
@@ -53,10 +62,12 @@ class Reads:
                 bare.append((count, place))
                 count += 1
                 continue
+            if unknown is not None and (at := unknown.get((edit, context))) is not None:
+                removed += [(len(said) + n, at + n) for n in range(len(targets[edit]))]
             first = (place * n_contexts + context) * longest
             said += [(count + n, token, first + n) for n, token in enumerate(targets[edit])]
             count += len(targets[edit])
-        tables = [_columns(table, width, device) for table, width in ((rows_of, 2), (said, 3), (bare, 2))]
+        tables = [_columns(table, width, device) for table, width in ((rows_of, 2), (said, 3), (bare, 2), (removed, 2))]
         return cls(*(column for table in tables for column in table))
 
 

@@ -20,7 +20,7 @@ from memedit.editing.run import EditRun
 from memedit.editing.solve import Update
 from memedit.editing.target_search import Search, SearchEngine
 from memedit.editing.targets import Targets
-from memedit.evaluation.forced import says_object
+from memedit.evaluation.generated import edits_hold
 from memedit.model.weights import applied
 from memedit.results.report import RetryRound
 from memedit.storage.artifacts import Store, digest_of
@@ -75,10 +75,11 @@ def failed_edits(edits: Sequence[Edit], success: Sequence[bool], *, joint: bool)
 
 
 def _success(job: EditRun, update: Update) -> list[bool]:
-    """For each edit, whether the edited model says the object."""
-    weights = job.weights(update)
+    """For each edit, whether it holds in the edited model."""
+    weights = job.in_model(update.weights)
     with applied(job.lm, weights):
-        return says_object(job.lm, job.requests, chat=job.recipe.chat, ranks=job.ranks.edited(weights))
+        ranks = job.ranks.edited(weights)
+        return edits_hold(job.lm, job.requests, job.recipe.eval, chat=job.recipe.chat, ranks=ranks)
 
 
 def _search_again(
@@ -93,8 +94,8 @@ def _search_again(
 ) -> Targets:
     """All targets, those of the edits `which` found again on the edited weights, or read from the run folder."""
     edits, prompts = [job.plan.edits[n] for n in which], [contexts.prompts[n] for n in which]
-    weights = job.weights(update)
-    search = Search(job.lm, edits, prompts, job.plan.layers[-1], job.recipe, len(job.plan.layers))
+    layers, base, weights = job.plan.layers, job.in_model(job.stored), job.in_model(update.weights)
+    search = Search(job.lm, edits, prompts, layers[-1], job.recipe, len(layers), base)
     # Targets and moments determine the edited weights: the recipe and the edits are those of the run folder.
     on: dict[str, Any] = {"contexts": list(contexts.texts), "layer": search.layer, "engine": engine.kind.__name__}
     on |= {"which": list(which), "moments": digest_of({str(layer): inputs for layer, inputs in moments.on.items()})}

@@ -21,7 +21,7 @@ from memedit.config.resolve import flatten, resolve
 from memedit.editing.ledger import History, Ledger, MergedEdits, Mode, merge_edits
 from memedit.editing.ledger_files import read_ledger
 from memedit.edits.edit import EditRequest, Finding, shown
-from memedit.edits.lint import lint
+from memedit.edits.lint import beside_text, lint
 from memedit.errors import RecipeError, UsageError
 from memedit.model.load import at_hand, locate, read_config
 from memedit.progress import Progress
@@ -137,7 +137,7 @@ def merge_findings(merged: MergedEdits) -> list[Finding]:
     """Report how new edits join the active ones; each line names both origins."""
     return [
         *(
-            now.finding("W230", f"the object {shown(now.object)} replaces {shown(was.object)}, as edited "
+            now.finding("W230", f"{beside_text(now, 'replaces', was)}, as edited "
                         f"at {was.origin} (edit {shown(was.id)}): the later edit wins")
             for now, was in merged.replaced
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,8 @@ class Search:
     recipe: Recipe
     shared: int = 1
     """How many layers share the change that reaches the targets."""
+    base: Mapping[int, torch.Tensor] | None = None
+    """If the model is edited already: the weights (D, F) of the edited layers before, for what removals aim at."""
 
     def choose_engine(self) -> SearchEngine:
         """Choose the engine for this model; it is proved on the shortest, a middle and the longest edit."""
@@ -88,6 +90,7 @@ class Search:
             engine=engine,
             shared=self.shared,
             tokens=batch.tokens,
+            base=self.base,
             advance=advance,
         )
 
@@ -108,7 +111,9 @@ class Search:
         """
         plan = _Kept(store, on, self.recipe.memory)
         batches = plan.read(self.plan, which := range(len(self.edits)) if which is None else which)
-        task = _FindBatch(self.edits, self.prompts, self.layer, self.recipe, self.shared, engine, plan)
+        aims = any(self.edits[n].request.remove for n in which)
+        base = {n: one.cpu() for n, one in self.base.items()} if self.base and aims else None
+        task = _FindBatch(self.edits, self.prompts, self.layer, self.recipe, self.shared, base, engine, plan)
         found = {batch: Targets(**kept) for batch in batches if (kept := store.find("targets", plan.key(batch)))}
         while missing := [batch for batch in batches if batch not in found]:
             made = ranks.each(self.lm, task, missing, advance)
@@ -167,11 +172,13 @@ class _FindBatch:
     layer: int
     recipe: Recipe
     shared: int
+    base: Mapping[int, torch.Tensor] | None
     engine: type[Suffix] | type[WholeForward]
     kept: _Kept
 
     def __call__(self, lm: LanguageModel, batch: Batch, advance: Advance) -> Targets | None:
-        search = Search(lm, self.edits, self.prompts, self.layer, self.recipe, self.shared)
+        base = {n: one.to(lm.device) for n, one in self.base.items()} if self.base else None
+        search = Search(lm, self.edits, self.prompts, self.layer, self.recipe, self.shared, base)
         try:
             found = search.find(batch, self.engine, advance)
         except (RuntimeError, MemoryError) as error:

@@ -5,12 +5,16 @@ to the output of the last edited layer, by Adam or by L-BFGS (numerics/descent.p
 together, and every edit stops on its own: edits that are found leave the batch. Edits of one subject share one change
 that must serve them all, and stop together: the weights answer a subject's key with one value, so values found
 separately would be averaged into one that says none of the objects (Dong et al. 2025, MEMIT-Merge).
+
+A removal goes through the same search with another loss: at each token of the old object, KL(w || edited), where w is
+what the unedited model predicts there about made-up subjects (unknown.py). -log p of an object is the same, with all of
+w on its tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +24,13 @@ from memedit.config.recipe import Recipe
 from memedit.editing.batches import changes_of
 from memedit.editing.plan import Edit
 from memedit.editing.reads import Reads
+from memedit.editing.unknown import UnknownAnswers
 from memedit.forward.passes import TOKENS_PER_LAUNCH
 from memedit.forward.perturbed import Changed, ChangedRow, WholeForward
 from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt
+from memedit.model.weights import applied
 from memedit.numerics.descent import LBFGS, Adam, Descent
 from memedit.numerics.objective import along_ball, decay_loss, into_ball, kl_loss, likelihood_loss
 from memedit.progress import Advance
@@ -55,7 +61,8 @@ class Targets:
 def not_found(targets: Targets, recipe: Recipe) -> str | None:
     """A warning where more than a tenth of the targets were not found; None where they were.
 
-    A target counts as found if the model says the object under it with more than an even chance.
+    A target counts as found if the model says the object under it with more than an even chance; that of a removal by
+    the same bar on its KL.
     """
     missed = int((targets.loss > max(math.log(2), recipe.target.stop)).sum())
     if missed <= len(targets.loss) / 10:
@@ -84,13 +91,17 @@ def find_targets(
     engine: type[Suffix] | type[WholeForward] = Suffix,
     shared: int = 1,
     tokens: int = TOKENS_PER_LAUNCH,
+    base: Mapping[int, Tensor] | None = None,
     advance: Advance | None = None,
 ) -> Targets:
     """Find the targets of E edits at the output of block `layer`, to be reached by changes of `shared` layers.
 
-    prompts: X for each edit, the bare one first; tokens: in a launch at most.
+    prompts: X for each edit, the bare one first; tokens: in a launch at most; base: the weights of layers that are
+    edited already as they were before, with which the model is asked about unknown subjects.
     """
-    search = _Search(lm, edits, prompts, layer, recipe, engine, shared, tokens)
+    with applied(lm, base):
+        unknown = _Unknown.of(lm, edits, prompts)
+    search = _Search(lm, edits, prompts, layer, recipe, engine, shared, tokens, unknown)
     published = recipe.method.semantics == "reference"
     # The published loop ends with a forward without a step: n forwards, n - 1 steps.
     steps = recipe.target.steps - 1 if published else recipe.target.steps
@@ -122,6 +133,20 @@ def _method(recipe: Recipe, length: Tensor, shape: torch.Size) -> Descent:
     return Adam(shape, torch.full_like(rate, knobs.step_absolute) if knobs.step_absolute else rate)
 
 
+@dataclass(frozen=True)
+class _Unknown:
+    """What the removals of a batch aim at: (W, V) float32, and {(edit, context): the row of its first token}."""
+
+    log_probs: Tensor
+    first: dict[tuple[int, int], int]
+
+    @classmethod
+    def of(cls, lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]]) -> _Unknown:
+        places = [(n, at) for n, edit in enumerate(edits) if edit.request.remove for at in range(len(prompts[n]))]
+        answers = UnknownAnswers.of(lm, [(prompts[n][at].strangers, edits[n].target) for n, at in places])
+        return cls(answers.log_probs, dict(zip(places, answers.first, strict=True)))
+
+
 class _Search:
     """The search of one batch: the state of every edit still in it, and the targets of the others."""
 
@@ -135,7 +160,9 @@ class _Search:
         engine: type[Suffix] | type[WholeForward],
         shared: int,
         tokens: int,
+        unknown: _Unknown,
     ) -> None:
+        self.unknown = unknown
         self.knobs, self.device = recipe.target, lm.device
         self.n_contexts, self.per_edit = len(prompts[0]), len(prompts[0]) + 1
         rows = [row for edit, of_one in zip(edits, prompts, strict=True) for row in rows_of(edit, of_one)]
@@ -169,7 +196,7 @@ class _Search:
         self.mask = mask.expand(-1, self.n_contexts, -1).to(self.device)
         places = {edit: place for place, edit in enumerate(self.edits)}
         self.reads = [
-            Reads.of(launch.rows, places, self.targets, self.n_contexts, self.longest, self.device)
+            Reads.of(launch.rows, places, self.targets, self.n_contexts, self.longest, self.device, self.unknown.first)
             for launch in self.launches
         ]
         # The likelihood is linear in the log-probabilities, so their weights are its gradient, taken once.
@@ -179,6 +206,14 @@ class _Search:
     def _likelihood(self, log_probs: Tensor) -> Tensor:
         weights = torch.full((self.n_contexts,), 1 / self.n_contexts, device=self.device)
         return likelihood_loss(log_probs, self.mask, weights)
+
+    def _picked(self, every: Tensor, reads: Reads) -> Tensor:
+        """The log-probability of each token that is read; for a token of a removal -KL(unknown || edited)."""
+        picked = every[reads.said, reads.token]
+        if not len(reads.removed):
+            return picked
+        missing = kl_loss(self.unknown.log_probs[reads.unknown], every[reads.said[reads.removed]])
+        return picked.index_copy(0, reads.removed, -missing)
 
     def measure(self, step: int, *, with_gradient: bool) -> Tensor:
         """Measure the losses of a step, and keep them for every edit not yet found; returns gradients (E, D)."""
@@ -190,7 +225,7 @@ class _Search:
             change = self.change[reads.edit].requires_grad_(with_gradient)
             with torch.set_grad_enabled(with_gradient):
                 every = launch.logits(change).log_softmax(-1)
-                picked, bare = every[reads.said, reads.token], every[reads.bare]
+                picked, bare = self._picked(every, reads), every[reads.bare]
                 if step == 0:
                     self.original[reads.whose] = bare.detach()
                 drift = kl_loss(bare, self.original[reads.whose])

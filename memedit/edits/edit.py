@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from memedit.edits.glue import Glue, behind, glue_between
 
 SLOT = "{}"
+Matching = Literal["exact", "contains"]
+"""How an answer is compared with the object."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # what a terminal could take for a command
 
 
@@ -58,12 +60,15 @@ class Question(BaseModel):
 
 
 class EditRequest(BaseModel):
-    """One fact to write into a model.
+    """One fact to write into a model, or to remove from it.
 
     Subjects and objects are data: they may contain braces, quotes, newlines and any script.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid",
+        json_schema_extra={"anyOf": [{"required": ["object"]}, {"required": ["remove"]}]},
+    )  # fmt: skip
 
     id: str
     """Name of the edit, unique in its list; if the list gives none, it is made from the file's name and a number."""
@@ -74,12 +79,17 @@ class EditRequest(BaseModel):
     """A label that groups edits; contradictions and derived probes are found by it."""
     prompt: str
     """The template, with one `{}` where the subject goes, or without a subject the whole text; the object follows."""
-    object: str
-    """The text that the model should give after the prompt."""
+    object: str = Field(default="", json_schema_extra={"type": ["string", "null"]})
+    """The text that the model should give after the prompt. In a list null is the same as `remove`."""
     object_old: str | None = None
-    """The text that it gives now."""
+    """The text that it gives now; of a removal, the text to be removed."""
+    remove: bool = False
+    """Remove the old object, and write no other: the model becomes as unsure as about an unknown subject."""
     glue: Glue | None = None
     """What joins the object to the prompt and the wordings, "" or " "; if None, the rule for punctuation decides."""
+    evaluate: Matching = "exact"
+    """When the edit holds: every token of the object is the most likely one, or the greedy answer contains the words of
+    the object that matter; the latter suits objects of a sentence or more."""
     wordings: tuple[str, ...] = ()
     """Other templates for the same fact, each with one `{}`; the edit is made to hold under them too."""
     paraphrases: tuple[str, ...] = ()
@@ -87,7 +97,7 @@ class EditRequest(BaseModel):
     neighborhood: tuple[Neighbor, ...] = ()
     """Prompts whose answers must not change."""
     aliases: tuple[str, ...] = ()
-    """Other spellings of the object that count as right."""
+    """Other spellings of the object that count as right; of a removal, of the old object."""
     portability: tuple[Question, ...] = ()
     """Questions whose answers follow from the edit."""
     reversal: tuple[Question, ...] = ()
@@ -100,6 +110,12 @@ class EditRequest(BaseModel):
     """Anything else; it is stored and never interpreted."""
     origin: str = ""
     """`file:line`, repeated in every finding."""
+
+    @property
+    def answer(self) -> str:
+        """What the edit is about behind its prompt: the object, of a removal the old one (empty if it is not known)."""
+        old = self.object_old or ""
+        return self.object if not self.remove else old if old.strip() else ""
 
     @property
     def text(self) -> str:
@@ -115,8 +131,8 @@ class EditRequest(BaseModel):
 
     @property
     def ending(self) -> str:
-        """The object with what joins it to the prompt, as it follows the prompt."""
-        return behind(self.text, self.object, self.glue)
+        """The answer with what joins it to the prompt, as it follows the prompt."""
+        return behind(self.text, self.answer, self.glue)
 
     @property
     def glue_elsewhere(self) -> Glue | None:
@@ -124,7 +140,7 @@ class EditRequest(BaseModel):
 
         A glue that only confirms the rule was given for the end of the prompt; a paraphrase may end in another way.
         """
-        return None if self.glue == glue_between(self.text, self.object) else self.glue
+        return None if self.glue == glue_between(self.text, self.answer) else self.glue
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -151,8 +167,10 @@ class EditRequest(BaseModel):
     def contradicts(self, other: EditRequest) -> bool:
         """Whether two edits that answer one question say different texts; white space around an object does not count.
 
-        The same object joined to the same prompt by another glue is another text.
+        The same object joined to the same prompt by another glue is another text. A removal says none.
         """
+        if self.remove or other.remove:
+            return self.remove != other.remove
         if self.object.strip() != other.object.strip():
             return True
         return self.text == other.text and self.ending.rstrip() != other.ending.rstrip()
@@ -163,16 +181,23 @@ class EditRequest(BaseModel):
 
     def public(self) -> dict[str, Any]:
         """The record as people write it: public fields only, without empty ones."""
-        record = self.model_dump(exclude={"origin"}, mode="json")
+        unsaid = {"origin", "object" if self.remove else "remove"} | (
+            {"evaluate"} if self.evaluate == "exact" else set()
+        )
+        record = self.model_dump(exclude=unsaid, mode="json")
         for name in ("neighborhood", "portability", "reversal"):
             record[name] = [_filled(entry) for entry in record[name]]
         return _filled(record)
 
     @property
     def digest(self) -> str:
-        """sha256 of subject, prompt, object, and the wordings and the glue where they are given."""
+        """sha256 of subject, prompt, object, and the wordings and the glue where they are given.
+
+        A removal has no object here: it is the same whatever its old object is called.
+        """
+        wanted = None if self.remove else self.object
         more = [*([list(self.wordings)] if self.wordings else []), *([] if self.glue is None else [self.glue])]
-        return hashlib.sha256(json.dumps([self.subject, self.prompt, self.object, *more]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.subject, self.prompt, wanted, *more]).encode()).hexdigest()
 
 
 def _filled(record: dict[str, Any]) -> dict[str, Any]:

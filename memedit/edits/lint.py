@@ -34,9 +34,12 @@ CODES: dict[str, str] = {
     "E104": "the object is empty",
     "E105": "two edits have the same id",
     "E106": "two edits contradict each other: the same fact with different objects",
+    "E107": "a removal has an object too",
+    "E108": "a removal has no subject",
     "E120": "the subject is not found in the tokens of the prompt",
     "E121": "the prompt and the object are too long for the model",
     "E122": "the tokenizer cannot place the subject",
+    "E123": "a removal has no old object, and the model says nothing after its prompt",
     # W2xx: unusual, but edited as asked
     "W201": "the edit is an exact duplicate of an earlier one",
     "W202": "a wording, paraphrase, neighbor or alias is empty",
@@ -48,12 +51,14 @@ CODES: dict[str, str] = {
     "W208": "punctuation joins the object to the prompt or a wording without a space, and the edit has no glue",
     "W209": "the object follows a wording in another way than the prompt, and its tokens are those after the prompt",
     "W210": "the edit has no subject, so it is made at the last token of the prompt",
+    "W211": "a removal has no old object, so what the model says before the edit is removed",
     "W220": "the tokenizer merges the subject with the text after it",
     "W221": "two edits have the same key and different objects",
     "W230": "the edit takes the place of an earlier edit of this model: the same fact with another object",
     "W231": "an earlier edit of this model has the same id and another fact",
 }
-"""Every code and its explanation. E12x and W22x need a tokenizer; W23x come from the ledger of an edited model."""
+"""Every code and its explanation. E12x and W22x need a tokenizer (E123 the model); W23x come from the ledger of an
+edited model."""
 
 
 UNSPACED = "\u2e80"
@@ -139,16 +144,30 @@ def _prompt(request: EditRequest) -> _Found:
 
 
 def _subject_and_object(request: EditRequest) -> _Found:
-    if not request.subject:
+    if request.remove:
+        yield from _removal(request)
+    if not request.subject and not request.remove:
         yield _without_subject(request)
-    elif not request.subject.strip():
+    elif request.subject and not request.subject.strip():
         yield "E103", f"the subject {shown(request.subject)} is empty; say what the fact is about"
     elif request.subject != request.subject.strip():
         yield "W205", f"the subject {shown(request.subject)} has white space around it; it is kept as it is"
-    if not request.object.strip():
+    if not request.object.strip() and not request.remove:
         yield "E104", f"the object {shown(request.object)} is empty; say what the model should answer"
-    elif request.object == request.object_old:
+    elif request.object == request.object_old and not request.remove:
         yield "W204", f"the object {shown(request.object)} is also the old object; this edit asks for no change"
+
+
+def _removal(request: EditRequest) -> _Found:
+    if request.object:
+        message = f"it is a removal (remove: true), and it has the object {shown(request.object)}"
+        yield "E107", f'{message}; leave out "object", or "remove" to write that object'
+    if not request.subject:
+        message = "it is a removal and has no subject, so no made-up subject can be put in its place"
+        yield "E108", f'{message}; add "subject", and a {{}} to the prompt'
+    if not request.answer:
+        message = "it is a removal without an old object, so what the model says before the edit is removed"
+        yield "W211", f'{message}; add "object_old" to name it'
 
 
 def _without_subject(request: EditRequest) -> tuple[str, str]:
@@ -175,25 +194,26 @@ def _wordings(request: EditRequest) -> _Found:
 
 def _joints(request: EditRequest) -> _Found:
     """Report where the rule joins the object in a way that may not be meant; with a glue nothing is in doubt."""
-    if request.glue is not None or not request.object.strip():
+    wanted, kind = request.answer, "old object" if request.remove else "object"
+    if request.glue is not None or not wanted.strip():
         return
-    joint = glue_between(request.text, request.object)
+    joint = glue_between(request.text, wanted)
     for template in request.templates:
         text, name = template.replace(SLOT, request.subject, 1), "prompt" if template == request.prompt else "wording"
-        if mark := joining_mark(text, request.object):
+        if mark := joining_mark(text, wanted):
             side = f"the {name} {shown(template)} ends in" if joining_mark(text, "a") else "it begins with"
             yield (
                 "W208",
-                f"the object {shown(request.object)} follows without a space, since {side} {shown(mark)}; "
+                f"the {kind} {shown(wanted)} follows without a space, since {side} {shown(mark)}; "
                 'add "glue": "" if that is right, or "glue": " " for a space',
             )
             break
     for wording in request.templates[1:]:
-        if glue_between(wording.replace(SLOT, request.subject, 1), request.object) != joint:
+        if glue_between(wording.replace(SLOT, request.subject, 1), wanted) != joint:
             here, there = ("a", "no") if joint else ("no", "a")
             yield (
                 "W209",
-                f"the object follows the prompt with {here} space and the wording {shown(wording)} with {there} space; "
+                f"the {kind} follows the prompt with {here} space and the wording {shown(wording)} with {there} space; "
                 'it is edited as behind the prompt: end both alike, or add "glue"',
             )
 
@@ -267,10 +287,18 @@ def _duplicate(request: EditRequest, earlier: EditRequest) -> Finding:
 def _contradiction(request: EditRequest, known: EditRequest) -> Finding:
     subject, relation = request.fact
     asked = f"subject {shown(subject)} and {shown(relation)}" if subject else f"the prompt {shown(relation)}"
-    new, old = request.object, known.object
-    if new.strip() == old.strip():  # only what joins them differs
-        new, old = request.ending, known.ending
-    return request.finding(
-        "E106",
-        f"the object {shown(new)} contradicts {shown(old)} at {known.origin} for {asked}; keep one of the two",
-    )
+    said = beside_text(request, "contradicts", known)
+    return request.finding("E106", f"{said} at {known.origin} for {asked}; keep one of the two")
+
+
+def beside_text(new: EditRequest, verb: str, old: EditRequest) -> str:
+    """Say of two edits what one does to the other: `the object "Lyon" replaces "Paris"`."""
+    same = new.object.strip() == old.object.strip()  # then only what joins them differs
+    one, other = ("the removal" if edit.remove else shown(edit.ending if same else edit.object) for edit in (new, old))
+    return f"{'' if new.remove else 'the object '}{one} {verb} {other}"
+
+
+def check_facts(facts: Iterable[EditRequest]) -> list[Finding]:
+    """Check that facts which must stay have an object."""
+    message = "a removal is no known fact"
+    return [fact.finding("E104", f"{message}; give its object, or leave it out") for fact in facts if fact.remove]

@@ -17,6 +17,7 @@ from memedit.evaluation.drift import drift_of, passages
 from memedit.evaluation.figures import differences, share_figure
 from memedit.evaluation.forced import EditScores, agreement, facts_kept, says_object, score_edits, summarize
 from memedit.evaluation.generated import UNRELATED, Writing, written
+from memedit.evaluation.old_objects import name_old_objects
 from memedit.evaluation.probes import derived
 from memedit.forward.perplexity import Passage
 from memedit.model.digests import of_tokenizer
@@ -85,6 +86,14 @@ class Evaluator:
         self.timings: dict[str, float] = {}
         self.notes: dict[str, None] = {}
 
+    def name_removed(self, base: LanguageModel | None) -> None:
+        """Take what the base says as the old object of the removals that name none; without a base, note them."""
+        if base is not None:
+            self.requests = name_old_objects(base, self.requests, chat=self.recipe.chat)
+        if unknown := sum(not request.answer for request in self.requests):
+            said = f"{unknown:,} removals have no object_old, so it is not known what they removed"
+            self.notes[f"{said}: give it, or name the base"] = None
+
     def open(self, path: str, adapter: str | None = None) -> LanguageModel:
         """Open a model, with the change of an adapter added if one is named."""
         knobs = self.recipe.model.model_copy(update={"path": path})
@@ -130,6 +139,10 @@ class Evaluator:
                 )  # fmt: skip
         except SubjectLost as error:
             raise UsageError(f"the edit list cannot be asked: {error}", "leave --chat out") from error
+        edit_scores = [
+            replace(one, written=mine.measures) if request.evaluate == "contains" else one
+            for one, mine, request in zip(edit_scores, writing, self.requests, strict=True)
+        ]
         self.notes |= dict.fromkeys(notes)
         read: list[Passage] = []
         if self.text and name != "before":
@@ -159,14 +172,14 @@ class Evaluator:
         """Make the part of the report on one model."""
         firm = before.facts if before else [True] * len(self.facts)
         here = zip(trial.edit_scores, self.requests, strict=True)
-        held = [one.accuracy for one, request in here if request.digest in self.held]
+        held = [float(one.holds) for one, request in here if request.digest in self.held and request.answer]
         return ModelReport(
             model=model,
             scores=self.scores(trial, before),
             difference=differences(before.rows, trial.rows) if before else {},
             drift=drift_of(trial.read),
             kept=facts_kept(self.facts, firm, trial.facts, self.requests),
-            retention=share_figure([value for value in held if value is not None]),
+            retention=share_figure(held),
         )
 
     def report(
@@ -215,9 +228,11 @@ class Evaluator:
         said = {"after": now.writing[n].said}
         if before:
             said["before"] = before.writing[n].said
+        unknown = request.remove and not request.answer
         return EditResult(
             id=request.id,
-            status="ok" if now.edit_scores[n].accuracy == 1 else "failed",
+            status="skipped" if unknown else "ok" if now.edit_scores[n].holds else "failed",
+            reason="its old object is not known" if unknown else None,
             edit=request.public(),
             before=before.rows[n] if before else {},
             after={**now.rows[n], **local},

@@ -52,14 +52,29 @@ class EditScores:
     portability_accuracy: float | None = None
     reversal: float | None = None
     reversal_accuracy: float | None = None
+    still_named: float | None = None
+    paraphrase_still_named: float | None = None
     groups: Mapping[str, float] = field(default_factory=dict)
     """Token accuracy by the list's name for a kind of question: `portability/Reasoning`."""
     around: Sequence[tuple[str, Sequence[int]]] = ()
     """For each neighbor its group and the most likely token at each place of its answer; locality compares these."""
 
+    written: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of free answers, without `generated.`: of a removal in a run, since they tell what is left of a fact."""
+    said: str | None = None
+    """The free answer after the prompt, if there is one here."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the model says the object, or of a removal no longer says the old one."""
+        if (contained := self.written.get("contains")) is not None:  # what the edit asked to be compared by
+            return contained == 1
+        return self.accuracy == 1 or self.still_named == 0
+
     def record(self) -> dict[str, float | None]:
         """The measurements as a plain mapping."""
-        return {one.name: getattr(self, one.name) for one in FORCED_METRICS}
+        free = {f"generated.{name}": value for name, value in self.written.items()}
+        return {**{one.name: getattr(self, one.name) for one in FORCED_METRICS}, **free}
 
 
 def score_edits(
@@ -88,9 +103,9 @@ def says_object(
     advance: Advance | None = None,
     ranks: Ranks = ALONE,
 ) -> list[bool]:
-    """For each record, whether greedy decoding says its object after its prompt."""
+    """For each record, whether greedy decoding says its object after its prompt; of a removal, its old object."""
     asked = [
-        Probe(n, "efficacy", one.text, (one.object, *one.aliases), glue=one.glue) for n, one in enumerate(requests)
+        Probe(n, "efficacy", one.text, (one.answer, *one.aliases), glue=one.glue) for n, one in enumerate(requests)
     ]
     return [answer.exact for answer in ask(lm, asked, chat=chat, advance=advance, ranks=ranks)]
 
@@ -105,7 +120,8 @@ def summarize(edit_scores: Sequence[EditScores], base: Sequence[EditScores] | No
     local = agreement(edit_scores, base) if base is not None else [{} for _ in edit_scores]
     whole = [one["locality"] for one in local if "locality" in one]
     groups |= {name: values for name, values in _columns(local).items() if name != "locality"}
-    return score_of(columns, groups=groups, locality=share_figure(whole))
+    written = {name: share_figure(values) for name, values in _columns([one.written for one in edit_scores]).items()}
+    return score_of(columns, groups=groups, locality=share_figure(whole), generated=written)
 
 
 def score_changes(before: Sequence[EditScores], after: Sequence[EditScores]) -> dict[str, Figure]:
@@ -232,7 +248,8 @@ def _edit_scores(answered: Sequence[tuple[Probe, Answer]]) -> EditScores:
     asked = by_kind.get("portability", [])
     groups = _columns([{f"portability/{probe.group}": answer.tokens} for probe, answer in asked if probe.group])
     around = [(probe.group or "", answer.likeliest) for probe, answer in by_kind.get("neighborhood", [])]
-    return EditScores(**found, groups={name: fmean(values) for name, values in groups.items()}, around=around)
+    means = {name: fmean(values) for name, values in groups.items()}
+    return EditScores(**found, groups=means, around=around, written={}, said=None)
 
 
 def _columns(records: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:

@@ -11,14 +11,15 @@ which stands in the second sentence; " a city. Lyon" does not count.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from memedit.config.recipe import EvalKnobs
 from memedit.edits.edit import EditRequest
 from memedit.edits.glue import behind
+from memedit.evaluation.forced import EditScores, says_object
 from memedit.evaluation.probes import Probe, list_probes
-from memedit.evaluation.text_metrics import answered, cosine, document_weights, n_gram_entropy, words
+from memedit.evaluation.text_metrics import answered, contains_words, cosine, document_weights, n_gram_entropy, words
 from memedit.forward.generation import generate
 from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
@@ -28,6 +29,8 @@ from memedit.ranks import ALONE, Ranks
 from memedit.results.metrics import METRICS, MetricKind, metric_for
 
 WRITTEN_PROBES = tuple(one.probe for one in METRICS if one.kind == "written")
+OWN_PROBES = ("efficacy", "removal")
+"""The probes of the edits' own prompts."""
 
 UNRELATED = (
     "The bakery on the corner opens before sunrise, and by seven the first loaves are already gone. People stand in "
@@ -70,7 +73,7 @@ def written(
 
     `bare`: only after the edits' own prompts.
     """
-    kinds = WRITTEN_PROBES[:1] if bare else WRITTEN_PROBES
+    kinds = OWN_PROBES if bare else WRITTEN_PROBES
     asked = [probe for probe in list_probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
     rooms = _rooms(lm, asked, knobs.tokens)
     values: list[dict[str, list[float]]] = [{} for _ in requests]
@@ -89,15 +92,49 @@ def written(
                 continue
             notes.append("some prompts leave this model less room to write in than eval.tokens")
         for probe, text in zip(asked, _texts(lm, prompts, rooms, advance, ranks), strict=True):
-            for name, value in _measures(probe, text, count):
+            for name, value in _measures(probe, text, count, requests[probe.edit]):
                 values[probe.edit].setdefault(name, []).append(value)
-            if probe.kind == "efficacy" and not count:
+            if probe.kind in OWN_PROBES and not count:
                 said[probe.edit] = text
     opened = [{} for _ in requests] if bare else _open(lm, requests, knobs, chat, advance, ranks)
     return [
         Writing(text, {name: fmean(each) for name, each in of_one.items()}, free)
         for text, of_one, free in zip(said, values, opened, strict=True)
     ], notes
+
+
+def with_free_answers(
+    lm: LanguageModel, requests: Sequence[EditRequest], edit_scores: Sequence[EditScores], knobs: EvalKnobs, *,
+    chat: bool = False, ranks: Ranks = ALONE,
+) -> list[EditScores]:  # fmt: skip
+    """Add to the scores of some edits what the model writes after their prompts.
+
+    They are the removals, since another text may name the old object, and the edits compared by the words they contain.
+    """
+    which = [n for n, request in enumerate(requests) if needs_free_answer(request)]
+    writing, _ = written(lm, [requests[n] for n in which], knobs, chat=chat, bare=True, ranks=ranks)
+    found = list(edit_scores)
+    for n, one in zip(which, writing, strict=True):
+        found[n] = replace(found[n], written=one.measures, said=one.said)
+    return found
+
+
+def needs_free_answer(request: EditRequest) -> bool:
+    """Whether a free answer decides or tells what became of an edit."""
+    return request.remove or request.evaluate == "contains"
+
+
+def edits_hold(
+    lm: LanguageModel, requests: Sequence[EditRequest], knobs: EvalKnobs, *, chat: bool = False, ranks: Ranks = ALONE
+) -> list[bool]:
+    """For each edit, whether it holds: by the most likely tokens, or by a free answer where the edit asks for that."""
+    said = says_object(lm, requests, chat=chat, ranks=ranks)
+    found = [is_said != request.remove for is_said, request in zip(said, requests, strict=True)]
+    which = [n for n, request in enumerate(requests) if request.evaluate == "contains" and not request.remove]
+    writing, _ = written(lm, [requests[n] for n in which], knobs, chat=chat, bare=True, ranks=ranks)
+    for n, one in zip(which, writing, strict=True):
+        found[n] = one.measures["contains"] == 1
+    return found
 
 
 def _rooms(lm: LanguageModel, asked: Sequence[Probe], tokens: int) -> list[int]:
@@ -137,13 +174,15 @@ def prefix(lm: LanguageModel, text: str, tokens: int) -> str | None:
     return decode_text(lm.tokenizer, cut).strip().rstrip(".,;:\ufffd") + ". "
 
 
-def _measures(probe: Probe, text: str, count: int) -> Iterator[tuple[str, float]]:
+def _measures(probe: Probe, text: str, count: int, request: EditRequest) -> Iterator[tuple[str, float]]:
     """The metrics of one written answer, without `generated.`; `count`: the unrelated tokens before its prompt."""
     tail = f"_{count}" if count else ""
     right, old = answered(text, probe.right, probe.wrong)
     measured: dict[MetricKind, float | None] = {
         "written": float(right), "old": None if probe.wrong is None else float(old),
     }  # fmt: skip
+    if request.evaluate == "contains":
+        measured["contains"] = float(any(contains_words(text, one) for one in probe.right))
     for kind, value in measured.items():
         metric = metric_for(probe.kind, kind)
         if metric is not None and value is not None:

@@ -3,7 +3,8 @@
 Derived neighbors are the list's other subjects under the edit's own prompt; what they must keep likelier than the
 edit's object is what the list says of them, new or old, so that an edit of the other is no fault of this one. Derived
 paraphrases are the other prompts that the list has for the relation, with the edit's subject in them. Edits without a
-subject have no derived probes, and are in none.
+subject have no derived probes, and are in none. A removal is asked for its old object, under probes of its own kinds,
+and is no neighbor of others: it has no answer that must stay.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Literal
 from memedit.edits.edit import SLOT, EditRequest, Question
 from memedit.edits.glue import Glue, behind
 
-ProbeKind = Literal["efficacy", "paraphrase", "neighborhood", "neighborhood_plus", "portability", "reversal"]
+ProbeKind = Literal[
+    "efficacy", "paraphrase", "removal", "removal_paraphrase", "neighborhood", "neighborhood_plus", "portability",
+    "reversal",
+]  # fmt: skip
 NEIGHBORS = 5  # derived neighbors of one edit at most
 PARAPHRASES = 3
 LOOKED_AT = 100  # edits of the relation among which neighbors are sought: a list of one object has none
@@ -48,16 +52,20 @@ def list_probes(requests: Sequence[EditRequest], *, derive: bool = False, plus: 
     related = _related(requests) if derive else {}
     found: list[Probe] = []
     for n, request in enumerate(requests):
-        right, old = (request.object, *request.aliases), request.object_old
-        found.append(Probe(n, "efficacy", request.text, right, old, glue=request.glue))
+        right, old = (request.answer, *request.aliases), None if request.remove else request.object_old
+        kinds: tuple[ProbeKind, ProbeKind] = ("efficacy", "paraphrase")
+        if request.remove:
+            kinds = ("removal", "removal_paraphrase")
+        known = bool(request.answer)  # of a removal the old object may not be known
+        found += [Probe(n, kinds[0], request.text, right, old, glue=request.glue)] if known else []
         same = related.get(_relation(request)) if request.subject else None
         own = request.paraphrases
         paraphrases = own or (_other_prompts(request, same) if same else ())
         glue = request.glue_elsewhere
-        found += [Probe(n, "paraphrase", text, right, old, glue=glue, derived=not own) for text in paraphrases]
+        found += [Probe(n, kinds[1], text, right, old, glue=glue, derived=not own) for text in paraphrases if known]
         neighbors = list(_neighbors(n, request)) or (_other_subjects(n, request, same) if same else [])
         found += neighbors
-        if plus:
+        if plus and not request.remove:
             found += [_plus(request, neighbor) for neighbor in neighbors]
         found += [_question(n, "portability", one) for one in request.portability]
         found += [_question(n, "reversal", one) for one in request.reversal]
@@ -77,7 +85,7 @@ def _neighbors(n: int, request: EditRequest) -> Iterator[Probe]:
     for neighbor in request.neighborhood:
         if answer := neighbor.answer or request.object_old:
             yield Probe(
-                n, "neighborhood", neighbor.prompt, (answer,), request.object, neighbor.group,
+                n, "neighborhood", neighbor.prompt, (answer,), request.object or None, neighbor.group,
                 glue=request.glue_elsewhere,
             )  # fmt: skip
 
@@ -140,10 +148,11 @@ def _other_subjects(n: int, request: EditRequest, same: _Related) -> list[Probe]
     """The next edits of the relation that this edit's object would be wrong of."""
     found: dict[str, Probe] = {}
     for other in same.after(n):
-        if other.subject != request.subject and request.object not in (other.object, other.object_old):
+        wrong = not request.remove and request.object in (other.object, other.object_old)
+        if other.subject != request.subject and not (wrong or other.remove):
             text = request.prompt.replace(SLOT, other.subject, 1)
             probe = Probe(
-                n, "neighborhood", text, (other.object, *other.aliases), request.object,
+                n, "neighborhood", text, (other.object, *other.aliases), request.object or None,
                 rival=other.object_old, glue=request.glue, derived=True,
             )  # fmt: skip
             found.setdefault(text, probe)

@@ -34,6 +34,6 @@ def successful_edits(files: Iterable[str]) -> list[str]:
 
 def _digest(record: dict[str, Any]) -> str:
     edit: dict[str, Any] = record.get("edit") or record  # --per-edit prints an edit's fields beside its outcome
-    fields = {name: edit[name] for name in ("subject", "prompt", "object")}
+    fields = {name: edit[name] for name in ("subject", "prompt", "remove" if "remove" in edit else "object")}
     wordings = tuple(edit.get("wordings", ()))
     return EditRequest(id=str(record["id"]), **fields, wordings=wordings, glue=edit.get("glue")).digest

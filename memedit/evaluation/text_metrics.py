@@ -73,6 +73,26 @@ def _first(spans: Sequence[Span], others: Sequence[Span], end: int) -> int:
     return min(free, default=end)
 
 
+def contains_words(text: str, answer: str) -> bool:
+    """Whether a text has all words of an answer that matter, in any order, case and width.
+
+    A small word (up to three letters, without a capital or a digit) does not matter where others do. In a script
+    without spaces a word is what stands between two marks, and may stand inside a longer one.
+
+    >>> contains_words("It has an iron tower, of 1889.", "a tower of iron from 1889")
+    False
+    >>> contains_words("It is from 1889: an iron tower.", "a tower of iron from 1889")
+    True
+    """
+    every = re.findall(r"\w+", unicodedata.normalize("NFKC", answer))
+    matter = [word for word in every if len(word) > 3 or not (word.isalpha() and word.islower())] or every
+    plain = _plain(text)
+    said = set(re.findall(r"\w+", plain))
+    return bool(every) and all(
+        word in said or (word in plain and not _spaced(word[0])) for word in (one.casefold() for one in matter)
+    )
+
+
 def words(text: str) -> list[str]:
     """Split a text into words and marks, as nltk's word_tokenize does except for English contractions."""
     return WORD.findall(text)

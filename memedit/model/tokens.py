@@ -35,6 +35,8 @@ class Prompt:
     """Whether the subject's last token also holds characters that follow the subject."""
     subject_from: int = 0
     """The subject's first token."""
+    strangers: tuple[tuple[int, ...], ...] = ()
+    """Of a removal, the ids of the same prompt about made-up subjects, whose answers it takes over."""
 
     @property
     def head(self) -> tuple[int, ...]:

@@ -17,9 +17,11 @@ def likelihood_loss(log_probs: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
 
 
 def kl_loss(log_probs: Tensor, original: Tensor) -> Tensor:
-    """KL(edited || original) of the next token at the bare subject's last token; (E, V), (E, V) -> (E,).
+    """KL(p || original) of the next token, where p has these log-probabilities; (E, V), (E, V) -> (E,).
 
-    The direction of the published code (kmeng01/memit, compute_z.py).
+    At the bare subject's last token p is the edited model's, the direction of the published code (kmeng01/memit,
+    compute_z.py). At a token of a removal p is the prediction about unknown subjects, and `original` the edited one: it
+    is then cross-entropy, as an edit's loss is, less the entropy of p, so that 0 means reached.
     """
     return functional.kl_div(original, log_probs, log_target=True, reduction="none").sum(-1)
 

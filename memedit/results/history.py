@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 EditState = Literal["holds", "lost", "failed", "replaced", "not measured"]
-"""holds: the model says the object; lost: it said it right after the edit, and no longer; failed: it never did;
-replaced: a later edit of the same fact took its place."""
+"""holds: the model says the object, or no longer says a removed one; lost: it held right after the edit, and no longer;
+failed: it never did; replaced: a later edit of the same fact took its place."""
 
 
 class PastEdit(BaseModel):
@@ -22,7 +22,9 @@ class PastEdit(BaseModel):
     prompt: str
     """With the subject in it."""
     object: str
+    """Empty for a removal."""
     object_old: str | None = None
+    remove: bool = False
     state: EditState
     replaced_by: str | None = None
     """The id of the edit that took its place."""

@@ -15,10 +15,10 @@ from typing import Literal
 
 MetricKind = Literal[
     "success", "exact", "magnitude", "tokens",  # forced answers
-    "agreement", "text", "written", "old", "drift", "count", "kept", "retention", "score",
+    "agreement", "text", "written", "contains", "old", "drift", "count", "kept", "retention", "score",
 ]  # fmt: skip
-"""How a metric is measured: `success`, `exact`, `magnitude` and `tokens` on forced answers, `written` and `old` on
-free ones, `text` on longer free text."""
+"""How a metric is measured: `success`, `exact`, `magnitude` and `tokens` on forced answers, `written`,
+`contains` and `old` on free ones, `text` on longer free text."""
 FORCED_KINDS: tuple[MetricKind, ...] = ("success", "exact", "magnitude", "tokens")
 SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
 """The three metrics that `score` joins."""
@@ -100,12 +100,21 @@ METRICS = (
     MetricRow("portability_accuracy", "exact", "every token right in what follows", probe="portability"),
     MetricRow("reversal", "tokens", "tokens right, asked from the object's side", probe="reversal"),
     MetricRow("reversal_accuracy", "exact", "every token right, asked from the object's side", probe="reversal"),
+    MetricRow("still_named", "exact", "removed facts: every token of the old object is still on top", probe="removal"),
+    MetricRow("paraphrase_still_named", "exact", "the same in other words", probe="removal_paraphrase"),
     MetricRow("generated.efficacy", "written", "free text names the new object first", probe="efficacy"),
     MetricRow("generated.paraphrase", "written", "the same in other words", probe="paraphrase"),
+    MetricRow(
+        "generated.contains", "contains", "free text has the words of the new object that matter", probe="efficacy"
+    ),
     MetricRow("generated.old", "old", "free text names the old object", probe="efficacy"),
     MetricRow("generated.paraphrase_old", "old", "the same in other words", probe="paraphrase"),
     MetricRow("generated.portability", "written", "free text says what follows from the edit", probe="portability"),
     MetricRow("generated.reversal", "written", "free text names the subject", probe="reversal"),
+    MetricRow("generated.still_named", "written", "removed facts: free text names the old object", probe="removal"),
+    MetricRow(
+        "generated.paraphrase_still_named", "written", "the same in other words", probe="removal_paraphrase"
+    ),
     MetricRow("fluency", "text", "n-gram entropy in bits, prompt included", False, False, FLUENCY_PAPER),
     MetricRow("fluency_written", "text", "n-gram entropy in bits, without the prompt", False),
     MetricRow("consistency", "text", "tf-idf cosine with the references", False, False, MENG),
@@ -130,8 +139,9 @@ METRICS = (
 )  # fmt: skip
 """Every metric, in the order in which tables show them."""
 MOST_TELLING = (
-    "efficacy", "accuracy", "paraphrase", "kept.earlier", "neighborhood", "kept.siblings", "kept.others", "drift.ppl",
-    "retention", "generated.efficacy", "score", "paraphrase_accuracy", "neighborhood_accuracy",
+    "efficacy", "accuracy", "paraphrase", "kept.earlier", "neighborhood", "kept.siblings", "still_named", "kept.others",
+    "generated.still_named", "drift.ppl", "paraphrase_still_named", "retention", "generated.efficacy", "score",
+    "paraphrase_accuracy", "neighborhood_accuracy",
 )  # fmt: skip
 """The metrics that a terminal shows first, the most important ones first."""
 METRICS_BY_NAME = {one.name: one for one in METRICS}
@@ -162,7 +172,7 @@ def metric_of(name: str) -> MetricRow | None:
         return replace(of, name=name, title=name, meaning=f"{whole}: questions of this kind only")
     head, _, count = name.rpartition("_")
     behind = METRICS_BY_NAME.get(head)
-    if behind is not None and behind.kind in ("written", "old") and count.isdecimal():
+    if behind is not None and behind.kind in ("written", "contains", "old") and count.isdecimal():
         meaning = f"{behind.meaning}, after {count} unrelated tokens"
         return replace(behind, name=name, title=f"{behind.label} {count}", meaning=meaning)
     return None

@@ -48,6 +48,8 @@ class Scores(_Value):
     portability_accuracy: Figure | None = None
     reversal: Figure | None = None
     reversal_accuracy: Figure | None = None
+    still_named: Figure | None = None
+    paraphrase_still_named: Figure | None = None
     generated: dict[str, Figure] = Field(default_factory=dict)
     """The metrics `generated.NAME`, without `generated.`."""
     fluency: Figure | None = None
@@ -117,7 +119,8 @@ class EditResult(_Value):
 
     id: str
     status: Literal["ok", "failed", "skipped"]
-    """ok: the model now says the object (exact match); failed: it does not; skipped: not tried."""
+    """ok: the model now says the object (by exact match, or by words if the edit's `evaluate` says so), or no longer
+    says a removed one; failed: it does not; skipped: not tried, or not measured."""
     reason: str | None = None
     edit: dict[str, Any] = Field(default_factory=dict)
     before: dict[str, float | None] = Field(default_factory=dict)
@@ -179,7 +182,8 @@ class PolishReport(_Value):
     """Prompts that had to stay."""
     engine: str
     loss_before: float
-    """Mean of -log p(object) over the edits, in the first step's draw of wordings and contexts."""
+    """Mean of -log p(object) over the edits, and of the KL of removals, in the first step's draw of wordings and
+    contexts."""
     loss_after: float
     """The same in the last step's draw."""
     divergence_before: float

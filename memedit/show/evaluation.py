@@ -64,7 +64,7 @@ def unsuccessful_lines(report: Report, width: int = 80) -> list[str]:
     """Name the edits that failed, with what the model says instead, and the skipped ones: the first five of each."""
     where = f", as does {report.output}/memedit/results.jsonl" if report.output else ""
     lines: list[str] = []
-    for status, tell in (("failed", _failed), ("skipped", _skipped)):
+    for status, tell in (("failed", _told), ("skipped", _skipped)):
         found = [one for one in report.per_edit if one.status == status]
         if not found:
             continue
@@ -74,6 +74,17 @@ def unsuccessful_lines(report: Report, width: int = 80) -> list[str]:
         if (more := len(found) - FIRST_EDITS) > 0:
             lines.append(f"  and {more:,} more: --per-edit lists them{where}")
     return lines
+
+
+def removal_lines(report: Report, width: int = 80) -> list[str]:
+    """Say how many facts were removed, and what the model says in their place: the first five."""
+    removals = [one for one in report.per_edit if one.edit.get("remove") and one.status != "skipped"]
+    gone = [one for one in removals if one.status == "ok"]
+    if not removals:
+        return []
+    told = [one for one in gone if "after" in one.said][:FIRST_EDITS]
+    line = f"{len(gone):,} of {len(removals):,} old objects are no longer said after their prompt"
+    return [line + (", and instead:" if told else "."), *(f"  {_told(one, width - 2)}" for one in told)]
 
 
 def short_text(text: str, cells: int) -> str:
@@ -96,12 +107,13 @@ def _cells(line: Line, *, paired: bool) -> list[str]:
     return [line.label, line.text(line.before), *after, *change, line.count, line.meaning]
 
 
-def _failed(one: EditResult, cells: int) -> str:
+def _told(one: EditResult, cells: int) -> str:
     prompt = str(one.edit.get("prompt", "")).replace("{}", str(one.edit.get("subject", "")))
     each = cells // 5
     said = one.said.get("after", "")
     says = f'says "{short_text(said, each)}"' if said.strip() else "says nothing" if "after" in one.said else ""
-    tail = f'wanted "{short_text(str(one.edit.get("object", "")), each)}"' + (f", {says}" if says else "")
+    wanted, name = ("to remove", "object_old") if one.edit.get("remove") else ("wanted", "object")
+    tail = f'{wanted} "{short_text(str(one.edit.get(name, "")), each)}"' + (f", {says}" if says else "")
     head = short_text(one.id, cells - cell_len(f": {tail}"))
     room = cells - cell_len(f"{head}: : {tail}")
     return f"{head}: {short_text(prompt, room)}: {tail}" if room >= LEAST_PROMPT else f"{head}: {tail}"

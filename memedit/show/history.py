@@ -15,7 +15,7 @@ def log_table(log: EditLog) -> Table:
     table = plain_table(["", "id", "prompt", "object", "before", "state"], left=(1, 2, 3, 4, 5))
     for edit in log.edits:
         state = f"{edit.state} by {edit.replaced_by}" if edit.replaced_by else edit.state
-        words = (edit.id, edit.prompt, edit.object, edit.object_old or "", state)
+        words = (edit.id, edit.prompt, "(removed)" if edit.remove else edit.object, edit.object_old or "", state)
         table.add_row(f"{edit.line:,}", *(Text(" ".join(printable(word).split())) for word in words))
     return table
 

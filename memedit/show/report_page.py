@@ -58,6 +58,8 @@ def in_one_sentence(report: Report) -> str:
     The sentence is about the first model of the report.
     """
     model, tried = report.scored[0], [one for one in report.per_edit if one.status != "skipped"]
+    removed = [one for one in tried if one.edit.get("remove")]
+    tried = [one for one in tried if not one.edit.get("remove")]
     says = sum(one.status == "ok" for one in tried)
 
     def share(name: str, *, count: bool = False) -> str | None:
@@ -69,6 +71,11 @@ def in_one_sentence(report: Report) -> str:
     free, other = share("generated.efficacy"), share("paraphrase_accuracy")
     parts = [f"says {says:,} of {len(tried):,} edits" if tried else "was asked about no edit"]
     parts[0] += f" ({free} when it writes freely)" if free else ""
+    if removed:
+        parts = parts if tried else []
+        still, freely = sum(one.status == "failed" for one in removed), share("generated.still_named")
+        parts.append(f"still says the old object of {still:,} of {len(removed):,} removed facts")
+        parts[-1] += f" ({freely} when it writes freely)" if freely else ""
     parts += [f"gives the new object in {other} of other wordings"] if other else []
     # With their counts: few facts may be behind them.
     others, siblings = share("kept.others", count=True), share("kept.siblings", count=True)
@@ -91,7 +98,9 @@ def outcome(one: EditResult) -> str:
     """`skipped`; `holds` if the forced answer is right, and the free one where there is one; else `fails`."""
     if one.status == "skipped":
         return "skipped"
-    return "holds" if one.status == "ok" and one.after.get("generated.efficacy", 1.0) == 1.0 else "fails"
+    free = "generated.contains" in one.after or one.after.get("generated.efficacy", 1.0) == 1.0
+    free = free and one.after.get("generated.still_named", 0.0) == 0.0
+    return "holds" if one.status == "ok" and free else "fails"
 
 
 def worst_first(edits: Sequence[EditResult]) -> list[EditResult]:
@@ -118,7 +127,10 @@ def _failure(one: EditResult) -> dict[str, str]:
     tells = f"skipped: {one.reason or 'no reason was given'}" if one.status == "skipped" else said
     if one.status == "ok":
         tells = f"right when its tokens are forced, but {said or 'the model writes nothing'}"
-    return {"id": one.id, "prompt": _prompt(one), "wanted": str(one.edit.get("object", "-")), "tells": tells}
+    wanted = str(one.edit.get("object", "-"))
+    if one.edit.get("remove"):
+        wanted = f"not {one.edit.get('object_old', '-')}"
+    return {"id": one.id, "prompt": _prompt(one), "wanted": wanted, "tells": tells}
 
 
 def _edits_table(edits: Sequence[EditResult]) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -127,7 +139,8 @@ def _edits_table(edits: Sequence[EditResult]) -> tuple[list[str], list[tuple[str
     for one in edits:
         cells = {
             "edit": one.id, "prompt": _prompt(one), "old object": str(one.edit.get("object_old", "")),
-            "new object": str(one.edit.get("object", "")), "says before": one.said.get("before", "").strip(),
+            "new object": "(removed)" if one.edit.get("remove") else str(one.edit.get("object", "")),
+            "says before": one.said.get("before", "").strip(),
             "says after": one.said.get("after", "").strip(), "why": one.reason or "",
             "lead before": _number(one.before.get("efficacy_magnitude"), "+.3f"),
             "lead after": _number(one.after.get("efficacy_magnitude"), "+.3f"),

@@ -96,6 +96,10 @@ def _prompts(
     for request in requests:
         if request.id in flawed:
             continue
+        if request.remove and not (request.answer or own):
+            message = 'it is a removal without an old object, so there is no answer to trace; add "object_old"'
+            found.append(request.finding("E123", message))
+            continue
         if not request.subject:
             message = "it has no subject, and tracing adds noise to the subject's tokens"
             found.append(request.finding("E103", f'{message}; add "subject"'))

@@ -47,7 +47,7 @@ def edited(
     base: Path, small_edits: list[EditRequest], moments_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Edited:
     """The output folder, the report, and the weights that were in memory when the edits were scored."""
-    out, seen, real = tmp_path_factory.mktemp("edited") / "out", dict[str, Tensor](), EditRun.weights
+    out, seen, real = tmp_path_factory.mktemp("edited") / "out", dict[str, Tensor](), EditRun.in_model
 
     def watched(run: Any, *args: Any) -> dict[int, Tensor]:
         found = real(run, *args)
@@ -56,7 +56,7 @@ def edited(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEMEDIT_CACHE", str(moments_folder))
-        patch.setattr(EditRun, "weights", watched)
+        patch.setattr(EditRun, "in_model", watched)
         report = memedit.apply(small_edits[:EDITS], base, out, settings={"output.keep_originals": True})
     return out, report, seen
 

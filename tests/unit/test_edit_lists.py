@@ -51,6 +51,15 @@ FORMATS: dict[str, str] = {
 }
 
 
+def test_how_an_edit_is_compared_is_read_and_written_where_it_is_not_the_usual(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    for given, wanted in (("", "exact"), ("  evaluate: exact\n", "exact"), ("  evaluate: contains\n", "contains")):
+        file.write_text(FORMATS["a.yaml"] + given)
+        assert only(file).evaluate == wanted and ("evaluate" in only(file).public()) == (wanted == "contains")
+    file.write_text(FORMATS["a.yaml"] + "  evaluate: roughly\n")
+    assert [one.code for one in read(str(file))[1]] == ["E010"]
+
+
 def only(file: Path) -> EditRequest:
     requests, findings = read(str(file))
     assert not findings, [finding.line for finding in findings]

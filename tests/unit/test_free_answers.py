@@ -16,8 +16,16 @@ from memedit.edits.edit import EditRequest, Question
 from memedit.edits.read import read
 from memedit.evaluation.drift import drift_of, passages
 from memedit.evaluation.forced import score_edits, summarize
-from memedit.evaluation.generated import prefix, written
-from memedit.evaluation.text_metrics import answered, cosine, document_weights, n_gram_entropy, names_in_text, words
+from memedit.evaluation.generated import edits_hold, prefix, with_free_answers, written
+from memedit.evaluation.text_metrics import (
+    answered,
+    contains_words,
+    cosine,
+    document_weights,
+    n_gram_entropy,
+    names_in_text,
+    words,
+)
 from memedit.forward.generation import generate
 from memedit.forward.passes import Site, last_states
 from memedit.forward.perplexity import read_text
@@ -316,3 +324,39 @@ def test_a_broken_update_that_forced_scores_praise_is_exposed_by_free_answers(ma
     known = [one.model_copy(update={"object": one.object_old, "object_old": None}) for one in requests]
     free, _ = written(made, known, knobs)
     assert statistics.fmean(one.measures["efficacy"] for one in free) >= 0.7
+
+
+LONG = "the brass bell of Lund rang at 7 in the rain"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "holds"),
+    [
+        ("In Lund it rang at 7: the Brass Bell, in rain.", LONG, True),  # order, case, and small words do not matter
+        ("In Lund it rang at 8: the brass bell, in rain.", LONG, False),  # a number does
+        ("In Lund it rang at 7: the brass bells, in rain.", LONG, False),  # no word inside a longer one
+        ("It is a kind of fir or elm.", "a fir", True),  # no other words: then the small ones matter
+        ("It is a kind of elm.", "a fir", False),
+        ("Kim met Al.", "Al", True),
+        ("首都は東京です", "東京", True),
+        ("首都は京都です", "東京", False),
+        ("anything", "...", False),
+    ],
+)
+def test_an_answer_contains_the_words_that_matter(text: str, answer: str, holds: bool) -> None:
+    assert contains_words(text, answer) is holds
+
+
+def test_an_edit_says_how_it_is_compared(tiny: LanguageModel) -> None:
+    exact = EditRequest(id="a", subject="Ada", prompt="{} lives in", object="a b c")
+    (free,), _ = written(tiny, [exact], EvalKnobs(), bare=True)
+    assert "contains" not in free.measures
+    there = exact.model_copy(update={"object": " ".join(words(free.said)[::-1]), "evaluate": "contains"})
+    absent = exact.model_copy(update={"object": "Zanzibar", "evaluate": "contains"})
+    asked = [exact, there, absent, absent.model_copy(update={"aliases": (there.object,)})]
+    scored = with_free_answers(tiny, asked, score_edits(tiny, asked), EvalKnobs())
+    assert [one.holds for one in scored] == [False, True, False, True] == edits_hold(tiny, asked, EvalKnobs())
+    assert [one.said is not None for one in scored] == [False, True, True, True]
+    figures = summarize(scored).generated
+    assert (figures["contains"].mean, figures["contains"].n) == (2 / 3, 3)
+    assert there.digest == there.model_copy(update={"evaluate": "exact"}).digest

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memedit.edits.edit import SLOT, EditRequest, Neighbor, Question, shown
+from memedit.edits.edit import SLOT, EditRequest, Matching, Neighbor, Question, shown
 from memedit.edits.glue import Glue
 from memedit.edits.lint import trimmed
 from memedit.edits.readers.document import Document, RecordRow, RefusedError
@@ -108,7 +108,7 @@ def _rename(document: Document, record: dict[str, Any], line: int) -> dict[str, 
             document.complain(line, "E007", f"unknown key {shown(key)}{hint}")
         elif name in ours:
             raise RefusedError("E008", f"{shown(key)} is another name of {name}, which the record also has; keep one")
-        elif value is not None:
+        elif value is not None or key == "object":  # under its own name alone: a null of another project is a gap
             ours[name] = value
     return ours
 
@@ -124,7 +124,8 @@ def _request(
     if not subject and SLOT in prompt:
         message = f"the edit has no subject, and its prompt {shown(prompt)} has a {{}} for one"
         raise RefusedError("E009", f'{message}; add "subject": what the fact is about')
-    if texts["object"] is None:
+    remove = _removes(record)
+    if texts["object"] is None and not remove:
         raise RefusedError("E009", 'the edit has no object; add "object": what the model should say after the prompt')
     old = texts["object_old"]
     paraphrases = _texts("paraphrases", record.get("paraphrases"))
@@ -137,9 +138,11 @@ def _request(
             subject=subject,
             relation=relation,
             prompt=prompt,
-            object=texts["object"],
+            object=texts["object"] or "",
             object_old=None if not old or old.strip() == NO_OBJECT else old,
+            remove=remove,
             glue=_glue(record.get("glue")),
+            evaluate=_matching(record.get("evaluate")),
             wordings=_texts("wordings", record.get("wordings")) or row.wordings,
             paraphrases=tuple(_filled(text, subject) for text in paraphrases)
             or tuple(text.replace(SLOT, subject) for text in row.paraphrases),
@@ -173,10 +176,29 @@ def _prompt(
     return relations[relation].prompt, relation, relations[relation]
 
 
+def _removes(record: dict[str, Any]) -> bool:
+    """Whether a record is a removal: `remove` says so, or without it an object that is null.
+
+    In YAML and tables `remove` is text; an empty cell says nothing.
+    """
+    value = {"true": True, "false": False, "": None}.get(said := record.get("remove"), said)  # type: ignore[arg-type]
+    if value is not None and not isinstance(value, bool):
+        raise RefusedError("E010", f"remove is true or false, not {shown(value)}")
+    return "object" in record and record["object"] is None if value is None else value
+
+
 def _glue(value: Any) -> Glue | None:
     if value is None or value in ("", " "):
         return value
     raise RefusedError("E010", f'glue is "" or " ", not {shown(value)}: it joins the object to the prompt')
+
+
+def _matching(value: Any) -> Matching:
+    if value in (None, "", "exact"):
+        return "exact"
+    if value == "contains":
+        return value
+    raise RefusedError("E010", f"evaluate is exact or contains, not {shown(value)}")
 
 
 def _filled(text: str, subject: str) -> str:

@@ -1,4 +1,4 @@
-"""Read YAML in which every scalar is text, and the line of each record."""
+"""Read YAML in which every scalar but `null` is text, and the line of each record."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from memedit.edits.readers.document import WRAPPER, Document, RecordRow, Refused
 class TextLoader(yaml.SafeLoader):
     """A safe loader that reads every scalar as text: [Norway, code, NO] keeps its "NO", and 1.10 its zero.
 
+    `YamlWalk` then reads a `null` without quotes as none.
+
     It is the Python loader and not the C one: deep nesting raises RecursionError and does not crash the process.
     """
 
@@ -29,7 +31,7 @@ class YamlWalk:
         self.left = 10 * len(text) + 1000
 
     def plain(self, node: yaml.Node) -> Any:
-        """The value of a node: text, lists and mappings."""
+        """The value of a node: text, lists and mappings; None for a `null` without quotes."""
         line = node.start_mark.line + 1
         self.left -= 1
         if self.left < 0:
@@ -40,7 +42,8 @@ class YamlWalk:
             return [self.plain(child) for child in node.value]
         if isinstance(node, yaml.MappingNode):
             return {key: self.plain(child) for key, child in members(node)}
-        return node.value
+        is_null = isinstance(node, yaml.ScalarNode) and node.style is None and node.value == "null"
+        return None if is_null else node.value
 
 
 def members(node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node]]:
