@@ -34,6 +34,7 @@ import torch
 from memedit.editing.rounding import Rounding, round_delta
 from memedit.editing.solve import solve
 from memedit.editing.targets import Targets
+from memedit.edits.edit import EditRequest
 from safetensors.torch import save_file
 
 from .both import FACTS, FIGURES, RANDOM, ROOT, Both
@@ -42,6 +43,8 @@ from .pairs import pairs
 from .sides import column, end_peak, start_peak, timed
 
 MODELS = ("made-gpt2", "made-llama")
+SMALL = "made-small"
+"""The shipped model of a trial on a CPU."""
 SAME = 1e-4
 """The largest relative gap of a target or a change between a CPU and a GPU, both in float32."""
 SAME_SCORE = 0.01
@@ -65,6 +68,17 @@ class Where:
         """Whether this is only a trial of the script."""
         return not self.device.startswith("cuda")
 
+    @property
+    def folders(self) -> list[Path]:
+        """The shipped models."""
+        return [ROOT / "examples" / "models" / name for name in ([SMALL] if self.small else MODELS)]
+
+    @property
+    def edits(self) -> list[EditRequest]:
+        """The edits of these models."""
+        name, count = ("small", 4) if self.small else ("world", 100)
+        return memedit.load_edits(ROOT / "requests" / f"{name}.jsonl")[:count]
+
 
 Figures = dict[str, Any]
 """What a phase measured. `missed` lists the bars that were not met."""
@@ -73,12 +87,12 @@ Figures = dict[str, Any]
 def agree(where: Where) -> Figures:
     """The shipped models on the CPU and on the device: the same contexts and moments, float32."""
     found: Figures = {"missed": []}
-    for name in MODELS[: 1 if where.small else None]:
-        folder, count = ROOT / "examples" / "models" / name, 4 if where.small else 100
-        plain = Both(folder, count, {"model.device": "cpu", "model.dtype": "float32"})
+    for folder in where.folders:
+        name, edits = folder.name, where.edits
+        plain = Both(folder, edits, {"model.device": "cpu", "model.dtype": "float32"})
         given: Figures = {"contexts": plain.contexts}
-        there = Both(folder, count, {"model.device": where.device, "model.dtype": "float32"}, **given)
-        half = Both(folder, count, {"model.device": where.device, "model.dtype": "bfloat16"}, **given)
+        there = Both(folder, edits, {"model.device": where.device, "model.dtype": "float32"}, **given)
+        half = Both(folder, edits, {"model.device": where.device, "model.dtype": "bfloat16"}, **given)
         targets, updates, scores = [], [], []
         for one in (plain, there, half):
             targets.append(one.targets())
@@ -88,7 +102,7 @@ def agree(where: Where) -> Figures:
             _gap(updates[0].deltas[n].dense().double(), updates[1].deltas[n].dense().double()) for n in plain.layers
         ]
         row: Figures = {
-            "edits": count,
+            "edits": len(edits),
             "targets_gap": _gap(targets[0].wanted.double(), targets[1].wanted.double()),
             "moments_gap": max(_gap(plain.moments[n].total, there.moments[n].total) for n in plain.layers),
             "deltas_gap": max(gaps),
@@ -108,14 +122,13 @@ def agree(where: Where) -> Figures:
 
 def commands(where: Where) -> Figures:
     """apply, eval and trace of a shipped model by the Python functions, whole."""
-    folder, count = ROOT / "examples" / "models" / MODELS[0], 4 if where.small else 100
-    edits = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:count]
-    facts = memedit.load_edits(FACTS)[: 20 if where.small else None]
+    folder, edits = where.folders[0], where.edits
+    facts = edits if where.small else memedit.load_edits(FACTS)
     settings: Figures = {"model.device": where.device}
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         start = time.perf_counter()
-        report = memedit.apply(edits, folder, out, facts=facts, settings=settings)
+        report = memedit.apply(edits, folder, out, facts=() if where.small else facts, settings=settings)
         applied = time.perf_counter() - start
         start = time.perf_counter()
         again = memedit.evaluate(edits, out, settings=settings)
@@ -172,8 +185,7 @@ def exhausted(where: Where) -> Figures:
     """Too little memory for the batches that were planned: the search goes on, and finds the same."""
     if where.small:
         return {"skipped": "memory of a GPU is needed"}
-    folder = ROOT / "examples" / "models" / MODELS[0]
-    both = Both(folder, 400, {"model.device": where.device})
+    both = Both(where.folders[0], 400, {"model.device": where.device})
     whole = both.targets()
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0]
@@ -282,7 +294,8 @@ def _phase(name: str, where: Where, limit: float) -> Figures:
     except subprocess.TimeoutExpired:
         return {"failed": f"stopped after {limit:.0f} s"}
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1][:200], "stderr": done.stderr[-4000:]}
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        return {"failed": last[:200], "stderr": done.stderr[-4000:]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
