@@ -275,7 +275,7 @@ def evaluate(
     `adapter` is a LoRA folder that is loaded into the model. `text` is held-out text that measures drift. `generate`
     asks for longer free answers, too.
 
-    >>> report = evaluate(load_edits("requests/world.jsonl")[:20], "examples/models/made-gpt2")
+    >>> report = evaluate(load_edits("requests/world.jsonl")[:5], "examples/models/made-gpt2")
     >>> report.after.efficacy.mean < 0.5
     True
     """

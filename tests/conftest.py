@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 HELPERS_THAT_START = ("tests.helpers.program", "tests.helpers.killed")
+LONG = ("test_real", "test_torture", "test_matrix", "test_output", "test_small_edits", "test_world", "test_trace")
+"""Modules with the longest tests begin first, so that at the end no process works on one of them while others wait."""
 started = time.monotonic()
 numbers = itertools.count()
 
@@ -37,7 +40,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests/end_to_end: all are slow, and those whose module starts processes are `process` too."""
+    """Put long modules first. Mark tests/end_to_end: slow, and `process` too where the module starts processes."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
         if ROOT / "tests" / "end_to_end" not in item.path.parents:
             continue
@@ -214,8 +218,11 @@ def small_edits(tmp_path_factory: pytest.TempPathFactory) -> list[EditRequest]:
 
 @pytest.fixture(scope="session")
 def moments_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache in which second moments stay for the tests that come later."""
-    return tmp_path_factory.mktemp("moments")
+    """A cache in which second moments stay for the tests that come later; all processes of pytest-xdist share it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "moments"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ class Both:
         return {n: architecture.turned(base.tensor(base.resolve(architecture.parameter(n)))) for n in self.layers}
 
     def measure(self) -> dict[int, Moment]:
-        """memedit's moments: 10 tokens a dimension; a random model's text is said again until there is enough."""
+        """memedit's moments, of as many tokens as `apply` reads; a random model's text is said again for as long."""
 
         def texts() -> Iterator[str]:
             yield from documents(str(self.corpus))
@@ -103,7 +103,8 @@ class Both:
                 yield from documents(str(self.corpus))
 
         rows = packed(texts(), self.lm.tokenizer, min(self.lm.architecture.positions or 512, 512))
-        return measure(self.lm, rows, self.layers, 10 * self.lm.architecture.mlp_width)
+        tokens = self.recipe.moments.tokens or 10 * self.lm.architecture.mlp_width
+        return measure(self.lm, rows, self.layers, tokens)
 
     def targets(self) -> Targets:
         """memedit's targets, by a plan as `apply` makes it."""

@@ -19,17 +19,18 @@ TARGETS = 1e-4  # relative, float32 under the same steps: rounding differs with 
 KEYS = 1e-5  # relative, float32 forwards in launches of different shape
 DELTAS = 1e-8  # relative, float64 given the same keys and residuals: two ways to solve one system
 FITS = 1e-3  # relative: what key noise of 1e-7 becomes on the edited keys through metrics of condition 1e8
-N = 4
+N = 3
+TOKENS = {"moments.tokens": 6000}
 
 
 @pytest.fixture(scope="module")
 def opened(made_folder: Path) -> Both:
-    return Both(made_folder, N)
+    return Both(made_folder, N, TOKENS)
 
 
 @pytest.fixture(scope="module", params=["memedit", "reference"])
 def both(request: pytest.FixtureRequest, made_folder: Path, opened: Both) -> Both:
-    settings = {"method.semantics": request.param, "target.optimizer": "adam", "target.steps": 12}
+    settings = {"method.semantics": request.param, "target.optimizer": "adam", "target.steps": 6, **TOKENS}
     return Both(made_folder, N, settings, lm=opened.lm, moments=opened.moments, contexts=opened.contexts)
 
 

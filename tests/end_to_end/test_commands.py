@@ -12,20 +12,20 @@ from tests.helpers.program import EDITS, FEW, memedit
 from tests.malformed.cases import CASES, Case
 
 
-def test_apply_in_a_pipe_prints_the_output_folder_and_nothing_else(made_gpt2: Path, tmp_path: Path) -> None:
-    some = "".join(EDITS.read_text().splitlines(keepends=True)[:3])
+def test_apply_in_a_pipe_prints_the_output_folder_and_nothing_else(made_small: Path, tmp_path: Path) -> None:
+    some = "".join((EDITS.parent / "small.jsonl").read_text().splitlines(keepends=True)[:3])
     out = tmp_path / "out"
-    arguments = ("apply", "-", "-m", made_gpt2, "-o", out, "-q", *FEW)
+    arguments = ("apply", "-", "-m", made_small, "-o", out, "-q", *FEW)
     done = memedit(*arguments, cache=tmp_path / "cache", stdin=some, fresh=True)
     assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
     names = {file.name for file in (out / "memedit").iterdir()}
     assert {"run.json", "edits.jsonl", "results.jsonl", "delta.safetensors", "base_README.md"} <= names
-    assert "base_model: made-gpt2" in (out / "README.md").read_text()
+    assert "base_model: made-small" in (out / "README.md").read_text()
 
 
 def test_what_failed_can_be_fed_back(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
     # One step finds no target, so that some edits fail.
-    few = ["--limit", 4, "--set", "target.steps=1", "--set", "moments.tokens=4000"]
+    few = ["--limit", 4, *FEW, "--set", "target.steps=1"]
     done = memedit("apply", EDITS, "-m", made_gpt2, "-o", tmp_path / "a", "--per-edit", *few, cache=moments_folder)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(records) == 4, done.stderr
@@ -50,7 +50,7 @@ def test_a_gate_that_fails_exits_3_and_the_output_is_there(
     made_gpt2: Path, moments_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    few = ["--limit", 2, "--set", "target.steps=1", "--set", "moments.tokens=4000"]
+    few = ["--limit", 2, *FEW, "--set", "target.steps=1"]
     done = memedit(
         "apply", EDITS, "-m", made_gpt2, "-o", out, "-q", "--fail-under", "accuracy=1", *few, cache=moments_folder
     )

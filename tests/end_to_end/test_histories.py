@@ -33,7 +33,9 @@ from memedit.storage.deltas import delta_bytes
 from tests.helpers.killed import Moment, call
 
 # A search of one edit at a time gives its target the same bytes whoever else is in the list.
-SETTINGS = {"target.steps": 4, "chunk": 1, "moments.tokens": 2000, "contexts.openings": ["The"]}
+SETTINGS = {"target.steps": 4, "chunk": 1, "moments.tokens": 2000, "contexts.openings": ["The"], "eval.derive": False}
+MORE = {"chunk": 1, "eval.derive": False}
+"""The same for a later run, which keeps what is in the ledger."""
 NAMES = ["Ada", "Bo Lund", "Cyril of Ware", "Dot", "Eva Marsh", "Finn"]
 TOWNS = ["Rome", "Oslo town", "Bonn", "Lyon"]
 
@@ -50,9 +52,7 @@ def through(folder: Path, base: Path, batches: Sequence[Sequence[EditRequest]], 
     model = base
     for number, batch in enumerate(batches):
         out = folder / str(number)
-        memedit.apply(
-            batch, model, out, settings=SETTINGS if model == base else {"chunk": 1}, **(more if number else {})
-        )
+        memedit.apply(batch, model, out, settings=SETTINGS if model == base else MORE, **(more if number else {}))
         model = out
     return model
 
@@ -75,7 +75,7 @@ def test_the_history_of_a_model_changes_no_byte(tiny_folder: Path, tmp_path: Pat
     assert weights(on_top) != wanted
     # And a re-solve of what was found on top finds it again on the base.
     back = tmp_path / "back"
-    report = memedit.apply([edit(0)], on_top, back, settings={"chunk": 1})
+    report = memedit.apply([edit(0)], on_top, back, settings=MORE)
     assert report.ledger is not None and (report.ledger.kept, report.ledger.searched, report.ledger.twins) == (2, 4, 1)
     assert weights(back) == wanted
 
@@ -83,7 +83,7 @@ def test_the_history_of_a_model_changes_no_byte(tiny_folder: Path, tmp_path: Pat
 def test_what_is_forgotten_was_never_there_and_nothing_left_is_the_base(tiny_folder: Path, tmp_path: Path) -> None:
     wanted = weights(through(tmp_path / "never", tiny_folder, [[edit(n) for n in (0, 2, 3)]]))
     edited = through(tmp_path / "all", tiny_folder, [[edit(0), edit(1)], [edit(2), edit(3)]])
-    report = memedit.forget(["e1"], edited, tmp_path / "less", settings={"chunk": 1})
+    report = memedit.forget(["e1"], edited, tmp_path / "less", settings=MORE)
     assert report.ledger is not None and (report.ledger.kept, report.ledger.searched) == (3, 0)
     assert weights(tmp_path / "less") == wanted
     memedit.forget(["e0", "e1", "e2", "e3"], edited, tmp_path / "none")
@@ -94,7 +94,7 @@ def test_what_is_forgotten_was_never_there_and_nothing_left_is_the_base(tiny_fol
 
 def test_a_model_can_be_gone_on_with_in_its_own_folder(tiny_folder: Path, tmp_path: Path) -> None:
     edited = through(tmp_path / "a", tiny_folder, [[edit(0)]])
-    memedit.apply([edit(1)], edited, edited, settings={"chunk": 1, "output.overwrite": True})
+    memedit.apply([edit(1)], edited, edited, settings={**MORE, "output.overwrite": True})
     assert weights(edited) == weights(through(tmp_path / "b", tiny_folder, [[edit(0), edit(1)]]))
 
 
@@ -102,7 +102,7 @@ def test_edits_of_one_subject_are_searched_together_whenever_they_came(tiny_fold
     second = edit(0).model_copy(update={"id": "more", "prompt": "{} works in", "object": "Bonn"})
     report = memedit.apply([edit(0), edit(1)], tiny_folder, tmp_path / "a", settings=SETTINGS)
     assert report.ledger is None
-    report = memedit.apply([second], tmp_path / "a", tmp_path / "b", settings={"chunk": 1})
+    report = memedit.apply([second], tmp_path / "a", tmp_path / "b", settings=MORE)
     assert report.ledger is not None
     assert (report.ledger.kept, report.ledger.searched, report.ledger.joint) == (1, 2, 2)
     ledger = read_ledger(tmp_path / "b")
@@ -110,10 +110,10 @@ def test_edits_of_one_subject_are_searched_together_whenever_they_came(tiny_fold
     memedit.apply([edit(0), edit(1), second], tiny_folder, tmp_path / "c", settings=SETTINGS)
     assert weights(tmp_path / "b") == weights(tmp_path / "c")
     # Taken apart again, the first is searched alone.
-    report = memedit.forget(["more"], tmp_path / "b", tmp_path / "d", settings={"chunk": 1})
+    report = memedit.forget(["more"], tmp_path / "b", tmp_path / "d", settings=MORE)
     assert weights(tmp_path / "d") == weights(tmp_path / "a")
     # On top, those of the subject are no longer held: they are asked for again, with the new one.
-    report = memedit.apply([second], tmp_path / "a", tmp_path / "e", mode="on top", settings={"chunk": 1})
+    report = memedit.apply([second], tmp_path / "a", tmp_path / "e", mode="on top", settings=MORE)
     assert report.ledger is not None and (report.ledger.kept, report.ledger.joint) == (1, 2)
 
 
@@ -121,7 +121,7 @@ def test_edits_of_one_subject_are_searched_together_whenever_they_came(tiny_fold
 def test_a_killed_run_on_an_edited_model_continues_and_writes_the_same_bytes(
     made_small: Path, small_edits: list[EditRequest], tmp_path: Path, way: str
 ) -> None:
-    memedit.apply(small_edits[:2], made_small, tmp_path / "a", settings={"target.steps": 4, "moments.tokens": 4000})
+    memedit.apply(small_edits[:2], made_small, tmp_path / "a", settings={**SETTINGS, "chunk": 256})
     more = tmp_path / "more.jsonl"
     more.write_text(write_lines(small_edits[2:4]))
 

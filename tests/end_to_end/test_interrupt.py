@@ -12,40 +12,35 @@ from pathlib import Path
 import pytest
 from memedit.cli import app
 from tests.conftest import ROOT
-from tests.helpers.program import FEW
+from tests.helpers.program import FEW, begin
 
 LIMIT = 120.0  # seconds until the first artifact of the run must be there
 
 
-def listen() -> None:
-    """Take every signal as a program in a terminal does; a shell's background jobs ignore some."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(
-    ("number", "times", "code"), [(signal.SIGINT, 2, 130), (signal.SIGTERM, 2, 143), (signal.SIGHUP, 1, 129)]
+    ("number", "times", "code", "fresh"),
+    [(signal.SIGINT, 2, 130, True), (signal.SIGTERM, 2, 143, False), (signal.SIGHUP, 1, 129, False)],
 )
 def test_a_signal_ends_a_run_that_can_go_on(
-    made_gpt2: Path, tmp_path: Path, number: int, times: int, code: int
+    made_small: Path, tmp_path: Path, number: int, times: int, code: int, fresh: bool
 ) -> None:
-    out, cache = tmp_path / "out", tmp_path / "cache"
-    edits = str(ROOT / "requests" / "world.jsonl")
-    knobs = ["--limit", "60", "--set", "moments.tokens=4000", "--set", "target.steps=200", "--set", "target.stop=0"]
-    command = [sys.executable, "-m", "memedit", "apply", edits, "-m", str(made_gpt2), "-o", str(out), "-q", *knobs]
-    environment = {**os.environ, "MEMEDIT_CACHE": str(cache)}
-    with subprocess.Popen(
-        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listen
-    ) as running:  # fmt: skip
-        start = time.monotonic()
+    out, cache, said = tmp_path / "out", tmp_path / "cache", tmp_path / "said"
+    edits = ROOT / "requests" / "small.jsonl"
+    knobs = ["--limit", "8", "--set", "moments.tokens=1000", "--set", "target.steps=200", "--set", "target.stop=0"]
+    running = begin("apply", edits, "-m", made_small, "-o", out, "-q", *knobs, cache=cache, said=said, fresh=fresh)
+    start = time.monotonic()
+    try:
         while not list(cache.glob("runs/*/before-*.json")):
-            assert running.poll() is None and time.monotonic() - start < LIMIT
+            assert running.is_alive() and time.monotonic() - start < LIMIT, said.read_text()
             time.sleep(0.05)
         for _ in range(times):
-            running.send_signal(number)
-        said = running.communicate(timeout=LIMIT)[1]
-    assert running.returncode == code, said
-    assert "run the same command again to continue" in said and "Traceback" not in said
+            assert running.pid is not None
+            os.kill(running.pid, number)
+        running.join(LIMIT)
+    finally:
+        running.kill()
+    assert running.exitcode == code, said.read_text()
+    assert "run the same command again to continue" in said.read_text() and "Traceback" not in said.read_text()
     assert not out.exists()
     assert list(cache.glob("runs/*/contexts-*.json"))
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from memedit.storage.checkpoint import Checkpoint
 from tests.conftest import ROOT
-from tests.helpers.program import memedit
+from tests.helpers.program import FEW, memedit
 
-FEW = ["--set", "target.steps=10", "--set", "moments.tokens=4000", "--set", "contexts.openings=[The]"]
 LINES = (ROOT / "requests" / "world.jsonl").read_text().splitlines(keepends=True)
 
 

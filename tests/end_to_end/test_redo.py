@@ -13,7 +13,9 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.usefixtures("kept_moments")
 
 EDITS = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:8]
-FEW_STEPS = {"target.steps": 2, "moments.tokens": 4000}
+FEW_STEPS = {
+    "target.steps": 2, "moments.tokens": 4000, "contexts.openings": ["The"], "eval.derive": False, "eval.tokens": 3,
+}  # fmt: skip
 
 
 def run(model: Path, folder: Path, count: int = len(EDITS), **settings: Any) -> tuple[Report, bytes]:
@@ -36,7 +38,7 @@ def test_a_round_finds_again_the_targets_of_edits_that_did_not_take_alone(made_g
 
 
 def test_a_round_that_does_not_help_changes_nothing_and_is_the_last(made_gpt2: Path, tmp_path: Path) -> None:
-    tight = {"target.ball": 1e-3}
+    tight = {"target.ball": 1e-3, "output.rounding": "nearest"}  # so small a change would else be rounded by the keys
     _, plain = run(made_gpt2, tmp_path / "plain", 3, **tight)
     again, delta = run(made_gpt2, tmp_path / "again", 3, **tight, **{"target.retry": 3})
     (only,) = again.redo

@@ -25,7 +25,9 @@ MOMENTS = [
     Moment("write", "open", 12),
     Moment("write", "os.rename"),  # all is written, nothing is in its place
 ]
-SETTINGS = {"target.steps": 4, "target.redo": 2, "chunk": 2, "moments.tokens": 4000}
+SETTINGS = {
+    "target.steps": 4, "target.redo": 2, "chunk": 2, "moments.tokens": 4000, "contexts.openings": ["The", "I"],
+}  # fmt: skip
 
 
 def apply(folder: Path, at: Moment | None = None) -> subprocess.CompletedProcess[str]:

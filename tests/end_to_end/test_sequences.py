@@ -13,28 +13,31 @@ from memedit.edits.edit import EditRequest
 
 pytestmark = pytest.mark.usefixtures("kept_moments")
 
-BATCHES, SIZE = 3, 15
+BATCHES, SIZE = 3, 10
 SAME_CHANGE = 1e-3
 """Relative, in the metric of the moments: a search in another batch sums in another order, and Adam carries it on."""
 MOST_OTHER_VERDICTS = 2 / 500
+QUICK = {"contexts.openings": ["The", "I"], "eval.derive": False}
+UNSCORED = {"eval.derive": False}
+"""Facts beside the edits are no part of these claims. What a run keeps from the ledger before it is not said again."""
 CHANGED = 200
 """Edits in the three batches of the chains."""
 
 
 def test_batch_by_batch_is_what_one_batch_is(made_small: Path, small_edits: list[EditRequest], tmp_path: Path) -> None:
     edits = small_edits[: BATCHES * SIZE]
-    clean = memedit.apply(edits, made_small, tmp_path / "clean")
+    clean = memedit.apply(edits, made_small, tmp_path / "clean", settings=QUICK)
     mixed = edits[:]
     random.Random(5).shuffle(mixed)
     batches = [mixed[at : at + SIZE] for at in range(0, len(mixed), SIZE)]
-    last = in_batches(tmp_path / "batches", made_small, batches)[-1]
+    last = in_batches(tmp_path / "batches", made_small, batches, QUICK, settings=UNSCORED)[-1]
     assert apart(made_small, tmp_path / "clean", tmp_path / "batches" / str(BATCHES - 1)) < SAME_CHANGE
     wanted = {one.id: one.status for one in clean.per_edit}
     other = [one.id for one in last.per_edit if one.status != wanted[one.id]]
     assert len(other) <= MOST_OTHER_VERDICTS * len(edits)
     assert last.ledger is not None and last.ledger.earlier == len(edits) - SIZE
     # The converse: on top each batch is fitted to what those before it left, and that is another change.
-    top = in_batches(tmp_path / "top", made_small, batches[:2], mode="on top")[-1]
+    top = in_batches(tmp_path / "top", made_small, batches[:2], QUICK, mode="on top", settings=UNSCORED)[-1]
     assert top.ledger is not None and top.ledger.way == "on top"
     written = [(tmp_path / way / "1" / "model.safetensors").read_bytes() for way in ("top", "batches")]
     assert written[0] != written[1]
@@ -44,7 +47,7 @@ def test_on_top_what_is_left_of_earlier_edits_is_told(
     made_small: Path, small_edits: list[EditRequest], tmp_path: Path
 ) -> None:
     edits = small_edits[:60]
-    first, second = in_batches(tmp_path, made_small, [edits[:30], edits[30:]], mode="on top")
+    first, second = in_batches(tmp_path, made_small, [edits[:30], edits[30:]], QUICK, mode="on top", settings=UNSCORED)
     held = {one.id for one in first.per_edit if one.status == "ok"}
     after = {one.id: one.status == "ok" for one in second.per_edit}
     share = sum(after[name] for name in held) / len(held)
@@ -98,9 +101,9 @@ def test_chains_of_contradicting_edits_end_in_the_latest_object(
     batches, latest, gone = chains(small_edits)
     assert sum(map(len, batches)) == CHANGED
     assert len(gone) > 40
-    last = in_batches(tmp_path / "chains", made_small, batches)[-1]
+    last = in_batches(tmp_path / "chains", made_small, batches, QUICK, settings=UNSCORED)[-1]
     assert last.edits == len(latest)
-    clean = memedit.apply(list(latest.values()), made_small, tmp_path / "clean")
+    clean = memedit.apply(list(latest.values()), made_small, tmp_path / "clean", settings=QUICK)
     assert last.after is not None and clean.after is not None
     assert last.after.accuracy is not None and clean.after.accuracy is not None
     assert last.after.accuracy.mean >= clean.after.accuracy.mean - 0.01

@@ -51,7 +51,9 @@ def test_no_operation_of_an_apply_loses_anything() -> None:
 
 
 def test_the_harness_finds_a_writer_that_is_careless() -> None:
-    done = torture("--kills", "6", "--errors", "6", "-c", "export --to lora --overwrite", code=CARELESS)
+    done = torture(
+        "--kills", "6", "--errors", "6", "--signals", "0", "-c", "export --to full --overwrite", code=CARELESS
+    )
     found = counts(done.stdout)
     assert done.returncode == 1 and found["partial"] > 0, done.stderr
     assert found["kills"] == found["errors"] == 6

@@ -166,7 +166,7 @@ def traced(folder: Path, n_facts: int, *, facts: Path = FACTS, everywhere: bool 
 
 
 def test_the_early_site_shows_and_late_attention_at_the_end(made_folder: Path) -> None:
-    average = traced(made_folder, 50).average
+    average = traced(made_folder, 20).average
     total, early = average.total.mean, range(average.n_layers // 2)
     at_subject = average.effects["hidden"]["last subject token"].mean
     mlp = average.effects["mlp"]["last subject token"].mean
@@ -181,11 +181,11 @@ def test_the_early_site_shows_and_late_attention_at_the_end(made_folder: Path) -
 
 
 def test_a_model_without_the_site_is_told_apart(tmp_path: Path) -> None:
-    average = traced(PLAIN, 100, facts=PLAIN_FACTS, everywhere=False).average
+    average = traced(PLAIN, 60, facts=PLAIN_FACTS, everywhere=False).average
     assert average.layers is None
     assert average.reason.startswith("no site was found")
     done = command(
-        "trace", PLAIN_FACTS, "-m", PLAIN, "--suggest-layers", "-q", "--limit", 60, *QUICK, cache=tmp_path / "c"
+        "trace", PLAIN_FACTS, "-m", PLAIN, "--suggest-layers", "-q", "--limit", 40, *QUICK, cache=tmp_path / "c"
     )
     assert (done.returncode, done.stdout) == (3, ""), done.stderr
     assert "no site was found" in done.stderr
@@ -193,7 +193,7 @@ def test_a_model_without_the_site_is_told_apart(tmp_path: Path) -> None:
 
 def test_apply_takes_the_layers_of_a_trace_and_says_so(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    knobs = ["--set", "trace.facts=20", "--set", "trace.samples=4", *FEW]
+    knobs = ["--set", "trace.facts=12", "--set", "trace.samples=3", *FEW]
     done = command(
         "apply",
         EDITS,
@@ -202,7 +202,7 @@ def test_apply_takes_the_layers_of_a_trace_and_says_so(made_gpt2: Path, moments_
         "-o",
         out,
         "--limit",
-        40,
+        12,
         "--layers",
         "auto",
         *knobs,
@@ -224,7 +224,7 @@ def test_auto_needs_edits(made_gpt2: Path, tmp_path: Path) -> None:
 
 
 def test_layers_can_be_chosen_by_editing(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
-    few = ["--limit", 4, "--set", "target.steps=20", "--set", "moments.tokens=4000"]
+    few = ["--limit", 2, *FEW, "--set", "target.steps=2"]
     done = command(
         "trace", EDITS, "-m", made_gpt2, "--suggest-layers", "--by", "edit-score", *few, cache=moments_folder
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from tempfile import TemporaryDirectory
 from tests.conftest import ROOT
 
 EDITS = ROOT / "requests" / "world.jsonl"
-FEW = ["--set", "target.steps=10", "--set", "moments.tokens=4000"]
+FEW = ["--set", "target.steps=10", "--set", "moments.tokens=4000", "--set", "contexts.openings=[The]"]
 """Settings for a short run."""
 IMPORTED = ("memedit.api", "memedit.cli.app", "transformers.models.gpt2.modeling_gpt2")
 """What the server imports before it forks."""
@@ -76,6 +77,14 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def begin(*arguments: object, cache: Path, said: Path, fresh: bool = False) -> BaseProcess:
+    """Start a memedit command and do not wait for it; the file `said` gets its standard error."""
+    said.touch()
+    streams = [Path(os.devnull), Path(os.devnull), said]
+    command, environment = ("-m", "memedit", *map(str, arguments)), {**os.environ, "MEMEDIT_CACHE": str(cache)}
+    return forked(_become, command, environment, streams, fresh)
+
+
 def forked(function: Callable[..., None], *arguments: object) -> BaseProcess:
     """Start a function of a test module in a process forked from the server; what it sets is its own."""
     process = _server().Process(target=function, args=arguments)
@@ -120,10 +129,17 @@ def _ended(command: Sequence[str], process: BaseProcess, streams: Sequence[Path]
     return subprocess.CompletedProcess(command, process.exitcode, out, err)
 
 
-def _become(command: Sequence[str], environment: Mapping[str, str], streams: Sequence[Path]) -> None:
-    """Turn this process into `python -m MODULE ARGUMENTS`."""
+def _become(
+    command: Sequence[str], environment: Mapping[str, str], streams: Sequence[Path], fresh: bool = False
+) -> None:
+    """Turn this process into `python -m MODULE ARGUMENTS`, which takes every signal as in a terminal."""
     for number, stream in enumerate(streams):
         os.dup2(os.open(stream, os.O_RDWR | os.O_APPEND), number)
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's background jobs ignore some
+        signal.signal(one, signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL)
+    if fresh:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, *command], dict(environment))
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - they stay open
     os.environ.clear()
     os.environ.update(environment)

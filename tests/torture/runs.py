@@ -120,6 +120,7 @@ class Runner:
         from memedit.cli import app
         from transformers.utils import logging
 
+        importlib.import_module("memedit.api")  # each of the first runs would import it, and this process after it
         logging.disable_progress_bar()
         parsed = typer.main.get_command(app.app)
         typer.main.get_command = lambda _app: parsed  # it takes a tenth of a second, and is the same every time
@@ -132,13 +133,17 @@ class Runner:
             done = self.run((*line(self.folders), "-o", str(self.folders.out)))
             assert done.code == 0, done.said
             self.folders.out.rename(self.folders.given / name)
-            for module in done.modules:
-                if module not in sys.modules:
-                    with suppress(Exception):
-                        importlib.import_module(module)
+            self.load(done)
             if name == "edited":
                 shutil.copytree(self.folders.cache, self.before / "warm")
         self.given = tree(self.folders.given)
+
+    def load(self, done: Ran) -> None:
+        """Load the modules that a run needed, so that the runs after it find them here."""
+        for module in done.modules:
+            if module not in sys.modules:
+                with suppress(Exception):
+                    importlib.import_module(module)
         gc.collect()
         gc.freeze()  # a collection in a forked process would otherwise copy every page
 
@@ -236,6 +241,7 @@ class Judge:
         self.old = tree(folders.work)
         done = self._run(None)
         assert done.code == 0, f"{command.name}: {done.said}"
+        runner.load(done)
         self.operations = done.operations
         self.row.operations = len(self.operations)
         self.new, self.cache = tree(folders.work), tree(folders.cache)

@@ -14,7 +14,7 @@ from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import documents
 from tests.conftest import ROOT, byte_tokenizer, tiny_model
 
-SETTINGS = {"target.steps": 4, "moments.tokens": 2000}
+SETTINGS = {"target.steps": 4, "moments.tokens": 2000, "contexts.openings": ["The", "I"], "eval.derive": False}
 EDIT = {"subject": "Ada", "prompt": "{} lives in", "object": "Rome"}
 TEXTS = [f"The {n} old bridges of town {n % 7} stood near river {n * n % 11}." for n in range(80)]
 TINY: dict[str, Any] = {"target.steps": 2, "moments.tokens": 1000, "contexts": {"openings": ["The"], "tokens": 3}}
@@ -43,7 +43,7 @@ def tiny() -> tuple[Any, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "source"), [("made-gpt2", "world.jsonl"), ("made-small", "small.jsonl")])
 def test_the_weights_are_those_of_the_command_to_the_bit(name: str, source: str, tmp_path: Path) -> None:
-    edits, out = memedit.load_edits(ROOT / "requests" / source)[:6], tmp_path / "out"
+    edits, out = memedit.load_edits(ROOT / "requests" / source)[:4], tmp_path / "out"
     made_folder = ROOT / "examples" / "models" / name
     memedit.apply(edits, made_folder, out, settings=SETTINGS)
     written, (model, tokenizer) = Checkpoint.open(out), load(made_folder)

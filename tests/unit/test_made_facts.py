@@ -82,7 +82,10 @@ def test_facts_are_made_of_the_answers_to_what_is_not_edited(
 @pytest.mark.slow
 def test_apply_tells_what_it_took_where_no_facts_are_given(tmp_path: Path) -> None:
     edits = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:6]
-    model, few = ROOT / "examples" / "models" / "made-gpt2", {"moments.tokens": 768, "method.ridge": 20}
+    model, few = (
+        ROOT / "examples" / "models" / "made-gpt2",
+        {"moments.tokens": 768, "method.ridge": 20, "contexts.openings": ["The"]},
+    )
     report = memedit.apply(edits, model, tmp_path / "out", settings=few)
     assert report.made_facts > 0
     assert report.kept["siblings"] and report.kept["siblings"].mean > 0.5
@@ -101,7 +104,10 @@ def test_apply_tells_what_it_took_where_no_facts_are_given(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_without_made_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edits = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:2]
-    model, few = ROOT / "examples" / "models" / "made-gpt2", {"moments.tokens": 768, "method.ridge": 20}
+    model, few = (
+        ROOT / "examples" / "models" / "made-gpt2",
+        {"moments.tokens": 768, "method.ridge": 20, "contexts.openings": ["The"]},
+    )
     with monkeypatch.context() as patch:
         patch.setattr(EditRun, "targets", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

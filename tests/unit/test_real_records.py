@@ -19,8 +19,11 @@ from memedit.evaluation.probes import list_probes
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from tests.conftest import byte_tokenizer
-from tests.helpers.records import MADE, RECORDS, holds, public_file
+from tests.helpers.records import MADE, holds, public_file
 from transformers import GPT2Config, GPT2LMHeadModel
+
+FIRST = 100
+"""Records of each file whose figures are restated, from its first on."""
 
 
 def texts(value: Any) -> set[str]:
@@ -180,9 +183,9 @@ def without_space(record: Record) -> Record:
 
 def agree(file: Path, restated: Callable[[Plain, Record], Row], plain: Plain) -> None:
     """The figures of a file's first records are the means of their restatement."""
-    records = [without_space(record) for record in json.loads(file.read_text())[:RECORDS]]
+    records = [without_space(record) for record in json.loads(file.read_text())[:FIRST]]
     lm = LanguageModel(plain.model, plain.tokenizer, find_architecture(plain.model))
-    requests = read(str(file))[0][:RECORDS]
+    requests = read(str(file))[0][:FIRST]
     expected = oracle.means([restated(plain, record) for record in records])
     holds(summarize(score_edits(lm, requests, plus="neighborhood_plus" in expected)), expected)
     assert max(map(abs, expected.values())) > 1e-4

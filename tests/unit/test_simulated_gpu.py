@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import memedit
@@ -199,6 +200,12 @@ def opened(family: str, dtype: torch.dtype, put: Callable[[Any], Any] = lambda m
     return LanguageModel(model, byte_tokenizer(), prove(model, find_architecture(model)))
 
 
+@cache
+def stages_on_the_cpu(family: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Run the stages once for all tests that compare with them."""
+    return stages(opened(family, dtype))
+
+
 @pytest.fixture
 def one_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launches as on the CPU: with others, sums round otherwise."""
@@ -244,7 +251,7 @@ def test_rounding_by_the_keys_gives_the_same(one_plan: None) -> None:
     ],
 )  # fmt: skip
 def test_every_stage_gives_what_it_gives_on_the_cpu(family: str, dtype: torch.dtype, one_plan: None) -> None:
-    wanted = stages(opened(family, dtype))
+    wanted = stages_on_the_cpu(family, dtype)
     with SimulatedGpus() as gpus:
         found = stages(opened(family, dtype, on(gpus.devices)))
     assert list(differences(wanted, found)) == []
@@ -257,7 +264,7 @@ def test_every_stage_gives_what_it_gives_on_the_cpu(family: str, dtype: torch.dt
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_a_model_spread_over_two_gpus_gives_the_same(family: str, one_plan: None) -> None:
-    wanted = stages(opened(family, torch.float32))
+    wanted = stages_on_the_cpu(family, torch.float32)
     with SimulatedGpus(2) as gpus:
         lm = opened(family, torch.float32, on(gpus.devices))
         assert {lm.weight(layer).device for layer in range(lm.architecture.n_layers)} == set(gpus.devices)

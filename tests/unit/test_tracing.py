@@ -34,9 +34,9 @@ def opened(name: str) -> LanguageModel:
 
 def a_trial(lm: LanguageModel, *, first: int, answer: tuple[int, ...], width: int) -> NoiseTrial:
     generator = torch.Generator().manual_seed(3)
-    prompt = tuple(torch.randint(2, 258, (10,), generator=generator).tolist())
+    prompt = tuple(torch.randint(2, 258, (8,), generator=generator).tolist())
     embedding: Any = lm.model.get_input_embeddings()
-    noise = torch.randn(3, 3, embedding.weight.shape[1], generator=generator) * float(embedding.weight.std()) * 3
+    noise = torch.randn(2, 3, embedding.weight.shape[1], generator=generator) * float(embedding.weight.std()) * 3
     return NoiseTrial(TracePrompt(prompt, answer, first, first + 2), noise, windows(lm.architecture.n_layers, width))
 
 
@@ -112,12 +112,12 @@ def made(made_folder: Path) -> LanguageModel:
 
 def some_facts(lm: LanguageModel, n: int) -> list[Fact]:
     requests, _ = read(str(ROOT / "examples" / "world" / "facts.jsonl"))
-    return find_facts(lm, requests[:: len(requests) // n])[0][:n]
+    return find_facts(lm, requests[:: len(requests) // n + 1])[0]  # of several relations
 
 
 @pytest.mark.slow
-def test_ten_facts_of_each_model_equal_the_published_procedure_on_every_cell(made: LanguageModel) -> None:
-    facts, knobs = some_facts(made, 10), TraceKnobs(samples=2)
+def test_facts_of_each_model_equal_the_published_procedure_on_every_cell(made: LanguageModel) -> None:
+    facts, knobs = some_facts(made, 4), TraceKnobs(samples=2)
     assert len({len(fact.question.answer) for fact in facts}) > 1  # answers of one token and of several
     scale, parts = noise_scale(made, facts, knobs), find_parts(made)
     for fact in facts:

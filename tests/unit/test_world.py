@@ -90,7 +90,7 @@ def test_the_small_models_are_small_and_know_their_facts(name: str) -> None:
     assert sum(file.stat().st_size for file in (MODELS / name).rglob("*") if file.is_file()) < 2e6
     small = load(MODELS / name, ModelKnobs(device="cpu"))
     assert accuracy(small, world, held_out=False) >= 0.96
-    assert trace(small, world, n_facts=20).early >= 0.15
+    assert trace(small, world, n_facts=10).early >= 0.15
 
 
 def test_tokenizers_give_ids_and_mask_alone(made_folder: Path) -> None:
@@ -116,7 +116,7 @@ def test_facts_are_known_under_wordings_held_out(lm: LanguageModel) -> None:
 
 @pytest.mark.slow
 def test_facts_are_recalled_early_at_the_subject(lm: LanguageModel) -> None:
-    site = trace(lm, WORLD, n_facts=20)
+    site = trace(lm, WORLD, n_facts=10)
     assert site.early >= 0.15
     assert site.early >= 3 * site.late
     assert site.end < 0.05
@@ -129,7 +129,7 @@ def test_a_model_trained_without_the_curriculum_has_no_such_site() -> None:
     assert not shape.curriculum
     control, world = load(MODELS / shape.name, ModelKnobs(device="cpu")), world_of(shape)
     assert accuracy(control, world, held_out=False) >= 0.9
-    site = trace(control, world, n_facts=25)
+    site = trace(control, world, n_facts=12)
     assert site.early < 0.05
     assert site.total > 0.3  # the noise does take the answer away, so there is something to bring back
 
