@@ -7,8 +7,9 @@ answered, stays, and `left`, what is added in each of them, takes steps of Adam 
 
 with all edits in place at once, through all layers above. The loss of a removal is that of its target search. The
 closed form sees none of this: it moves every state toward its target and weighs that against an average over text.
-Prompts that must stay (preserve.py) are rows without residual in the closed form, so that their keys are among the
-directions.
+Prompts that must stay (preserve.py) are no rows of the closed form: as rows without residual they would undo the edits,
+since many are about the edited subjects, and the steps would make them anew from the list's wordings alone
+(memedit/docs/measured.md has the figures).
 
 In every other step the changes act on an edit's own rows at the subject's last token only: else the steps find ways to
 say the object that hang on one wording.
@@ -279,27 +280,21 @@ def solve_edits(
 ) -> Update:
     """Solve E edits under X prompts each, then polish the change of those that are not held, as the recipe says.
 
-    wanted (E, D) float32, held (E,) bool; `stored` are the weights (D, F). The prompts that must stay are held rows of
-    the closed form. The model is unchanged when this returns.
+    wanted (E, D) float32, held (E,) bool; `stored` are the weights (D, F). The model is unchanged when this returns.
     """
     knobs = recipe.polish
     moving = [n for n, is_held in enumerate(held.tolist()) if not is_held]
     polished = knobs.steps > 0 and bool(moving)
-    chosen, preserved = [edits[n] for n in moving], list[Prompt]()
-    if polished:
-        with phase("preserve", None, ""):
-            asked = preserve([edit.request for edit in chosen])
-            preserved = preserved_prompts(lm, asked, chat=recipe.chat)
-    rows = [*prompts, *([prompt] * len(prompts[0]) for prompt in preserved)]
-    more = torch.ones(len(preserved), dtype=torch.bool)
     with phase("solve", len(stored), "layers") as advance:
         update = solve(
-            lm, rows, torch.cat([wanted, wanted.new_zeros(len(preserved), wanted.shape[1])]), factor_of, stored,
-            recipe.method, held=torch.cat([held, more]), rounding=rounding, whole=whole, keep_keys=polished,
-            advance=advance,
+            lm, prompts, wanted, factor_of, stored, recipe.method, held=held, rounding=rounding, whole=whole,
+            keep_keys=polished, advance=advance,
         )  # fmt: skip
     if not polished:
         return update
+    chosen = [edits[n] for n in moving]
+    with phase("preserve", None, ""):
+        preserved = preserved_prompts(lm, preserve([edit.request for edit in chosen]), chat=recipe.chat)
     kept = [of_one[0] for n, of_one in enumerate(prompts) if held[n]]
     with phase("polish", knobs.steps, "steps") as advance:
         return polish(
