@@ -1,4 +1,4 @@
-"""Every forced figure equals its plain restatement, on 40 records of each format; readers lose no record."""
+"""Every forced figure equals its plain restatement, on 100 records of each format; readers lose no record."""
 
 from __future__ import annotations
 
@@ -126,10 +126,10 @@ def test_the_size_of_a_launch_moves_no_figure(
     from memedit.forward import passes, scoring
 
     _, requests = written(as_counterfact, tmp_path)
-    many = summarize(score_edits(moved, requests[:20]))
+    many = summarize(score_edits(moved, requests[:40]))
     monkeypatch.setattr(scoring, "TOKENS_PER_LAUNCH", 8)
     monkeypatch.setattr(scoring, "launches", lambda lengths: passes.launches(lengths, 8))
-    assert_close(many, summarize(score_edits(moved, requests[:20])))
+    assert_close(many, summarize(score_edits(moved, requests[:40])))
 
 
 def assert_close(one: Scores, other: Scores) -> None:
@@ -147,7 +147,7 @@ def test_a_shared_beginning_changes_no_answer(lm: LanguageModel) -> None:
     from memedit.model.tokens import encode_questions
 
     before = "The tower was small and heavy. Nobody knows where the boat is. " * 2
-    asked = [(before + one.text, [one.object, one.object_old or ""], None) for one in requests[:24]]
+    asked = [(before + one.text, [one.object, one.object_old or ""], None) for one in requests[:60]]
     rows = [(ids, answer) for ids, answers in encode_questions(lm.tokenizer, asked) for answer in answers]
     groups = list(leads(list(dict.fromkeys(prompt for prompt, _ in rows))))
     assert groups[0][0] >= 10  # converse: there is something to share
