@@ -258,10 +258,12 @@ def _alone(
 def joined() -> Ranks:
     """The processes of this command, as torchrun names them in the environment; `ALONE` where it names none.
 
+    WORLD_SIZE alone is no sign of torchrun: clusters set it in every container.
+
     Each process of a machine gets a GPU of its own, where there are GPUs. Raises MemeditError if the processes cannot
     reach each other.
     """
-    if _number("WORLD_SIZE") < 2:
+    if _number("WORLD_SIZE") < 2 or not _number("LOCAL_WORLD_SIZE", 0):
         return ALONE
     here = _number("LOCAL_WORLD_SIZE")
     if here == _number("WORLD_SIZE") and (loopback := [name for _, name in socket.if_nameindex() if name[:2] == "lo"]):

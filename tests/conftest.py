@@ -16,10 +16,14 @@ import pytest
 
 if TYPE_CHECKING:
     from memedit.edits.edit import EditRequest
+    from memedit.model.load import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 HELPERS_THAT_START = ("tests.helpers.program", "tests.helpers.killed")
-LONG = ("test_real", "test_torture", "test_matrix", "test_output", "test_small_edits", "test_world", "test_trace")
+LONG = (
+    "test_real", "test_real_sentences", "test_torture", "test_matrix", "test_output", "test_small_edits", "test_world",
+    "test_trace",
+)  # fmt: skip
 """Modules with the longest tests begin first, so that at the end no process works on one of them while others wait."""
 started = time.monotonic()
 numbers = itertools.count()
@@ -175,6 +179,16 @@ def tiny_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     (folder / "memedit" / "corpus.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# tiny\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    """A tiny random GPT-2 and a tokenizer of bytes, open for editing."""
+    from memedit.model.architecture import find_architecture
+    from memedit.model.load import LanguageModel
+
+    model: Any = tiny_model("gpt2").requires_grad_(False)
+    return LanguageModel(model, byte_tokenizer(), find_architecture(model))
 
 
 @pytest.fixture(scope="session")

@@ -107,7 +107,8 @@ def main() -> NoReturn:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns while it is
     world, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK", "")
-    if not (world.isdecimal() and rank.isdecimal() and int(world) > 1):
+    # The last is set by torchrun alone: clusters set the others in every container.
+    if not (world.isdecimal() and rank.isdecimal() and int(world) > 1 and os.environ.get("LOCAL_WORLD_SIZE")):
         _run(_command)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported: it tells of lost connections
     if int(rank) == 0:

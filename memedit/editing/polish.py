@@ -8,8 +8,8 @@ answered, stays, and `left`, what is added in each of them, takes steps of Adam 
 with all edits in place at once, through all layers above. The loss of a removal is that of its target search. The
 closed form sees none of this: it moves every state toward its target and weighs that against an average over text.
 Prompts that must stay (preserve.py) are no rows of the closed form: as rows without residual they would undo the edits,
-since many are about the edited subjects, and the steps would make them anew from the list's wordings alone
-(memedit/docs/measured.md has the figures).
+since many are about the edited subjects, and the steps would have to find the edits again from the list's wordings
+alone (memedit/docs/measured.md has the figures).
 
 In every other step the changes act on an edit's own rows at the subject's last token only: else the steps find ways to
 say the object that hang on one wording.

@@ -26,8 +26,8 @@ SENTENCES = [
     ("the Amazon River", "flows into", "a wide green lake near Oslo."),
     ("chess", "was first played", "by shepherds on the ice of Iceland."),
 ]
-"""Subject, what follows it, and an object of one sentence; none of them is true. Words stand before the subject: this
-model's first token has a state of its own kind, in which little can be written."""
+"""Subject, what follows it, and an object of one sentence; none of them is true. Words stand before the subject:
+in a first try, with fewer steps too, half of the edits failed where some subjects began the text."""
 # Two contexts, few steps and few tokens: a third of the time, and edits of this length still hold.
 SETTINGS = {
     "moments.tokens": 1024, "target.steps": 20, "contexts.openings": ["The"], "contexts.chat": False,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import memedit
 import pytest
+import torch
 from memedit.editing.ledger_files import read_ledger
 from memedit.edits.edit import EditRequest
 from memedit.results.report import Figure, Report
+from safetensors.torch import load_file
 from tests.conftest import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.usefixtures("kept_moments")
 
@@ -108,7 +112,23 @@ def test_without_an_old_object_what_the_model_said_is_removed(
         assert share(asked, "still_named") == share(report, "still_named")
 
 
-def test_a_removal_is_resumed_retried_polished_and_made_in_memory(
+def test_a_removal_in_memory_is_that_of_the_command(
+    made_small: Path, small_edits: list[EditRequest], tmp_path: Path
+) -> None:
+    edits, settings = [removal(small_edits[0]), small_edits[1]], {**SHORT, "target.steps": 3}
+    memedit.apply(edits, made_small, tmp_path / "out", settings=settings)
+    model: Any = AutoModelForCausalLM.from_pretrained(made_small, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(made_small)
+    corpus = str(made_small / "memedit" / "corpus.jsonl.gz")
+    with memedit.edited(model, tokenizer, edits, corpus=corpus, settings=settings) as update:
+        update.save(tmp_path / "memory")
+    files = [folder / "memedit" / "delta.safetensors" for folder in (tmp_path / "out", tmp_path / "memory")]
+    command, memory = map(load_file, files)
+    assert command.keys() == memory.keys()
+    assert all(torch.equal(command[name], memory[name]) for name in command)
+
+
+def test_a_removal_is_resumed_retried_and_polished(
     made_small: Path, small_edits: list[EditRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edits = [removal(small_edits[0]), small_edits[1]]

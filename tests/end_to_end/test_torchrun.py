@@ -125,7 +125,9 @@ def test_a_killed_process_ends_the_run_which_continues_to_the_same_bytes(applied
     finally:
         run.terminate()
     assert run.returncode == 1, (seed, said)
-    assert not [line for line in said.splitlines() if line.startswith("error:")], said
+    # The first rank may notice that the other has gone before torchrun ends it; it has no other error to tell.
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert all("a process of this run has ended" in line for line in errors), said
     assert not applied.out.exists()
     # What is kept is used: there are three batches, and three ranks for those that are left.
     assert list((applied.cache / "runs").rglob("targets-*.safetensors"))

@@ -15,9 +15,12 @@ from memedit.progress import Advance
 from memedit.ranks import ALONE, Ranks, joined
 
 
-@pytest.mark.parametrize("world", [None, "1", "", "many"])
-def test_a_process_without_others_is_alone(world: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+@pytest.mark.parametrize("world", [None, "1", "", "many", "8"])
+def test_a_process_that_torchrun_did_not_start_with_others_is_alone(
+    world: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
     if world is not None:
         monkeypatch.setenv("WORLD_SIZE", world)
     assert joined.__wrapped__() is ALONE

@@ -39,6 +39,7 @@ from memedit.show.evaluation import FIRST_EDITS, removal_lines, unsuccessful_lin
 from memedit.show.report_page import in_one_sentence
 from memedit.tracing.facts import find_facts
 from tests.conftest import byte_tokenizer, tiny_model
+from tests.helpers.findings import codes
 
 FRANCE: dict[str, Any] = {"id": "fr", "subject": "France", "prompt": "The capital of {} is", "object_old": "Paris"}
 CONTEXTS = ["", "A town. ", "He said so. "]
@@ -52,16 +53,6 @@ def removal(name: str = "r", subject: str = "Ada", old: str | None = "Rome", **m
 def edit(name: str = "e", subject: str = "Ada", wanted: str = "Oslo", **more: Any) -> EditRequest:
     more = {"prompt": "{} lives in", **more}
     return EditRequest(id=name, subject=subject, object=wanted, origin="a:2", **more)
-
-
-def codes(*requests: EditRequest) -> list[str]:
-    return [one.code for one in lint(requests)]
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    model: Any = tiny_model("gpt2").requires_grad_(False)
-    return LanguageModel(model, byte_tokenizer(), find_architecture(model))
 
 
 YAML = "- {id: fr, subject: France, prompt: 'The capital of {} is', object_old: Paris, "

@@ -14,17 +14,16 @@ from memedit.editing.auto_layers import choose_traced_layers
 from memedit.editing.batches import changes_of
 from memedit.editing.plan import Plan, check_edits, encode_contexts
 from memedit.edits.edit import EditRequest
-from memedit.edits.lint import lint
 from memedit.errors import EditListError, GateError
 from memedit.evaluation.forced import facts_kept
 from memedit.evaluation.made_facts import Beside, filled, names_beside
 from memedit.evaluation.probes import list_probes
-from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import encode_prompt
 from memedit.progress import NoProgress
 from memedit.tracing.facts import find_facts
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.conftest import byte_tokenizer
+from tests.helpers.findings import codes
 
 TALL = {"id": "tall", "prompt": "The tallest tower of Lyon is", "object": "Mira"}
 
@@ -35,16 +34,6 @@ def bare(name: str, prompt: str, wanted: str = "x", **more: Any) -> EditRequest:
 
 def named(name: str, subject: str, prompt: str, wanted: str = "x", relation: str = "home") -> EditRequest:
     return bare(name, prompt, wanted, subject=subject, relation=relation)
-
-
-def codes(*requests: EditRequest) -> list[str]:
-    return [one.code for one in lint(requests)]
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    model: Any = tiny_model("gpt2").requires_grad_(False)
-    return LanguageModel(model, byte_tokenizer(), find_architecture(model))
 
 
 @pytest.mark.parametrize(
