@@ -15,7 +15,7 @@ from torch import Tensor
 from memedit.changes.delta_file import DeltaFile
 from memedit.changes.stored_names import StoredNames
 from memedit.config.recipe import ModelKnobs
-from memedit.errors import UsageError
+from memedit.errors import StorageError, UsageError
 from memedit.model.architecture import find_architecture
 from memedit.model.load import at_hand, locate, meta_model
 from memedit.model.training_names import check_stored_names
@@ -31,6 +31,9 @@ from memedit.storage.records import ORIGINALS
 from memedit.storage.tensorfile import shown_name
 
 TINY = 1e-300  # keeps a division by a norm of zero finite
+LONGEST = 1e4
+"""The longest change that is believed, in lengths of its weight (or of one, where that is shorter). Edits are below 10;
+a damaged number is often far above, and finite all the same."""
 
 
 class BaseCheckpoint:
@@ -114,15 +117,26 @@ class BaseCheckpoint:
 def tensor_change(
     parameter: str, weight: Tensor, change: Delta, stored: Tensor, rank: int, lost: float = 0.0
 ) -> TensorChange:
-    """The figures of one tensor: weight and stored (D, F) before and after a change."""
+    """The figures of one tensor: weight and stored (D, F) before and after a change.
+
+    Raises StorageError for a change too long to be one.
+    """
+    length, norm = float(weight.double().norm()), change.norm
+    _check_length(parameter, norm, length)
     return TensorChange(
         parameter=parameter,
         rank=rank,
-        norm=change.norm,
-        relative=change.norm / max(float(weight.double().norm()), TINY),
+        norm=norm,
+        relative=norm / max(length, TINY),
         rounding_loss=rounding_loss(weight, change, stored),
         lost=lost,
     )
+
+
+def _check_length(name: str, norm: float, length: float) -> None:
+    if not norm <= LONGEST * max(length, 1.0):
+        said = f"the change of {shown_name(name)} has the norm {norm:.1e}, and the weight itself {length:.1e}"
+        raise StorageError(said, "the change is damaged: copy its file again, or make it again")
 
 
 def originals(
@@ -156,16 +170,19 @@ def originals(
 def subtracted(edited: Checkpoint, deltas: Mapping[str, Delta], knobs: ModelKnobs) -> dict[str, Tensor]:
     """Subtract the changes from the edited tensors and round: near the originals, but rarely equal to them.
 
-    Raises UsageError for FP8 weights: rounding moves them as far as the change did.
+    Raises UsageError for FP8 weights: rounding moves them as far as the change did. Raises StorageError for a change
+    too long to be one.
     """
     if any(edited.grid(name).scale is not None for name in deltas):
         said = f"the base of {edited.folder} cannot be read, and subtracting the change from FP8 weights is too coarse"
         raise UsageError(said, "say where the base is: -m MODEL; --keep-originals would have kept its tensors")
     architecture = find_architecture(meta_model(edited.folder, knobs))
-    return {
-        name: architecture.turned(rounded(architecture.turned(edited.tensor(name)), Delta(-delta.dense()))).contiguous()
-        for name, delta in deltas.items()
-    }
+    found: dict[str, Tensor] = {}
+    for name, delta in deltas.items():
+        weight, change = architecture.turned(edited.tensor(name)), Delta(-delta.dense())
+        _check_length(name, change.norm, float(weight.double().norm()))
+        found[name] = architecture.turned(rounded(weight, change)).contiguous()
+    return found
 
 
 def _multiplied(delta: Delta) -> Delta:

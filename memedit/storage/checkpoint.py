@@ -91,8 +91,12 @@ class Checkpoint:
         """Turn numbers of a tensor's grid into what its file holds: FP8 codes where it has a scale, else the same.
 
         The scales of the file are not changed, so these bytes stand for exactly these numbers. Raises StorageError for
-        other numbers, which a file of originals can hold.
+        other numbers, which a file of originals can hold, and for NaN or infinity: nothing that memedit writes holds
+        them.
         """
+        if not bool(tensor.isfinite().all()):
+            said = f"{shown_name(name)} would hold NaN or infinity as {self.entries[name].dtype}"
+            raise StorageError(said, "the change is too large for this dtype: make it smaller, or make it again")
         grid = self.grid(name)
         if grid.scale is None:
             return tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ import torch
 from memedit.changes.commands import run_add, run_diff, run_export, run_revert
 from memedit.changes.delta_file import DeltaFile, sum_deltas
 from memedit.config.resolve import resolve
-from memedit.errors import UsageError
+from memedit.errors import StorageError, UsageError
 from memedit.numerics.delta import Delta, rounded
 from memedit.progress import NoProgress
 from memedit.results.changes import Outcome
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.deltas import delta_bytes
+from memedit.storage.deltas import delta_bytes, read_delta
 from safetensors.torch import load_file
 from tests.conftest import ROOT
 
@@ -256,6 +257,33 @@ def test_a_change_that_does_not_fit_is_refused(
     (tmp_path / "a.safetensors").write_bytes(delta_bytes(named, Checkpoint.open(tiny_folder).digest, {}))
     with pytest.raises(UsageError, match=says):
         run_add([tmp_path / "a.safetensors"], recipe(tiny_folder, tmp_path / "out"), any_base=True)
+
+
+@pytest.mark.parametrize("to", ["add", "full", "lora", "dense", "revert"])
+def test_a_change_too_large_to_be_one_is_refused_whatever_is_made_of_it(
+    edited: tuple[Path, Path], tmp_path: Path, to: str
+) -> None:
+    base, out = edited
+    copy, made = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(out, copy)
+    (copy / "memedit" / "originals.safetensors").unlink()
+    record = json.loads((copy / "memedit" / "run.json").read_text())
+    record["recipe"]["model"]["path"] = "./gone"
+    (copy / "memedit" / "run.json").write_text(json.dumps(record))
+    file = copy / "memedit" / "delta.safetensors"
+    deltas, digest = read_delta(file)
+    name = sorted(deltas)[0]
+    deltas[name].left[0, 0] = 1e9  # finite, as is the weight that it gives
+    file.write_bytes(delta_bytes(deltas, digest, {}))
+    with pytest.raises(StorageError, match=f"the change of .*{re.escape(name)} has the norm") as caught:
+        match to:
+            case "add":
+                run_add([file], recipe(base, made))
+            case "revert":
+                run_revert(copy, recipe("", made))
+            case _:
+                run_export(file, to, recipe(base, made))  # type: ignore[arg-type]
+    assert "damaged" in caught.value.hint and not made.exists()
 
 
 def test_a_change_named_twice_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

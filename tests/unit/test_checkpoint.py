@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_a_snapshot_of_links_is_copied_from_what_they_point_to(tmp_path: Path) -
     assert not any(file.is_symlink() for file in out.rglob("*"))
     assert (out / "config.json").samefile(blobs / "config.json")
     assert not (out / "model.safetensors").samefile(blobs / "model.safetensors")
+
+
+@pytest.mark.parametrize("max_shard", [None, 100])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_nothing_that_is_not_finite_is_written(tmp_path: Path, value: float, max_shard: int | None) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
+    weights = edited(base)
+    name = next(iter(weights))
+    weights[name][0, 0] = value
+    with pytest.raises(StorageError, match=f"{re.escape(name)} would hold NaN or infinity as "):
+        write_checkpoint(base, out, weights, CARD, max_shard=max_shard)
+    assert {path.name for path in tmp_path.iterdir()} == {base.folder.name}
 
 
 def test_an_output_that_is_not_empty_is_refused_and_replaced_when_asked(tmp_path: Path) -> None:

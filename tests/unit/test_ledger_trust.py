@@ -165,10 +165,13 @@ def test_a_base_with_a_hub_name_is_never_fetched(
     [
         (torch.tensor([[1.0] * 31 + [torch.nan]]), "row 1 of ledger.safetensors .*not finite"),
         (torch.tensor([[1.0] * 31 + [-torch.inf]]), "row 1 of ledger.safetensors .*not finite"),
+        (torch.tensor([[1.0] * 31 + [1e30]]), r"row 1 of ledger.safetensors .*not below 1e\+08"),
         (torch.ones(1, 0), "no numbers"),
     ],
 )
-def test_rows_that_are_not_finite_are_refused_when_read(edited: Path, targets: torch.Tensor, says: str) -> None:
+def test_rows_that_are_not_finite_or_absurd_are_refused_when_read(
+    edited: Path, targets: torch.Tensor, says: str
+) -> None:
     ledger = read_ledger(edited)
     assert ledger is not None
     for name, data in ledger_files(replace(ledger, targets=targets)).items():
