@@ -60,13 +60,28 @@ def probability(
     model: Any, prompt: Sequence[int], answer: Sequence[int], rows: int, changes: Sequence[Any] = ()
 ) -> Tensor:
     """p(answer | prompt) in each of `rows` equal rows, (rows,)."""
+    logits, found = _logits(model, prompt, answer, rows, changes), torch.ones(rows)
+    for number, token in enumerate(answer):
+        found = found * logits[:, number].softmax(-1)[:, token]
+    return found
+
+
+@torch.no_grad()
+def worst_rank(
+    model: Any, prompt: Sequence[int], answer: Sequence[int], rows: int, changes: Sequence[Any] = ()
+) -> list[int]:
+    """The rank of the answer's token that ranks worst, in each of `rows` equal rows; 1 is the most likely token."""
+    orders, found = _logits(model, prompt, answer, rows, changes).argsort(-1, descending=True), [1] * rows
+    for number, token in enumerate(answer):
+        for row, order in enumerate(orders[:, number].tolist()):
+            found[row] = max(found[row], 1 + order.index(token))
+    return found
+
+
+def _logits(model: Any, prompt: Sequence[int], answer: Sequence[int], rows: int, changes: Sequence[Any]) -> Tensor:
     ids = torch.tensor([[*prompt, *answer[:-1]]]).repeat(rows, 1)
     with edited(changes, rows):
-        logits = model(input_ids=ids, use_cache=False).logits
-    found = torch.ones(rows)
-    for number, token in enumerate(answer):
-        found = found * logits[:, len(prompt) - 1 + number].softmax(-1)[:, token]
-    return found
+        return model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 :]
 
 
 def window(layer: int, width: int, n_layers: int) -> range:
@@ -76,10 +91,13 @@ def window(layer: int, width: int, n_layers: int) -> range:
 
 @dataclass(frozen=True)
 class TracedFact:
-    """Clean and low probability; a table (tokens, layers) a kind; severed scores (layers,), last subject token."""
+    """Clean and low probability, and the ranks of the answer under noise, sorted; a table (tokens, layers) a kind;
+    severed scores (layers,), last subject token.
+    """
 
     clean: float
     low: float
+    low_ranks: list[int]
     tables: dict[str, Tensor]
     severed: dict[str, Tensor]
 
@@ -137,4 +155,5 @@ def trace(
         frozen = [(part, freeze(layer)) for layer, part in enumerate(parts)]
         for layer in range(n_layers):
             severed[kind][layer] = score((modules.blocks[layer], restore(last)), *frozen)
-    return TracedFact(clean, score(), tables, severed)
+    ranks = sorted(worst_rank(model, prompt, answer, rows, [(modules.embedding, corrupt)])[1:])
+    return TracedFact(clean, score(), ranks, tables, severed)

@@ -35,12 +35,17 @@ def diff_command(
     if json:
         print(found.model_dump_json(indent=2))
     else:
+        from memedit.results.units import printable
         from memedit.show.changes import comparison_lines, comparison_table, tensor_names
+        from memedit.show.terminal import print_line
 
-        console = terminal.console()
-        if found.tensors and not terminal.quiet:
-            console.print(comparison_table(found))
-        for line in tensor_names(found) if terminal.quiet else comparison_lines(found):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if terminal.quiet:
+            print("".join(f"{printable(name)}\n" for name in tensor_names(found)), end="")
+        else:
+            console = terminal.console()
+            if found.tensors:
+                console.print(comparison_table(found))
+            for line in comparison_lines(found):
+                print_line(console, line)
     if exit_code and not found.same:
         raise GateError(f"{a} and {b} differ", "see the lines above")

@@ -131,6 +131,7 @@ def _tables(report: Report, terminal: Terminal, *, everything: bool) -> None:
         removal_lines,
         unsuccessful_lines,
     )
+    from memedit.show.terminal import print_line
 
     console = terminal.console()
     if report.models:
@@ -139,6 +140,6 @@ def _tables(report: Report, terminal: Terminal, *, everything: bool) -> None:
         console.print(evaluation_table(report, console.width, everything=everything))
     lines = [*unsuccessful_lines(report, console.width), *removal_lines(report, console.width), *remarks(report)]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
     if not everything:
         terminal.hint(more_figures(report))

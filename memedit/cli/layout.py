@@ -44,7 +44,7 @@ ENVIRONMENT_VARIABLES = (
     ("MEMEDIT_DTYPE", "default of --dtype"),
     ("MEMEDIT_SEED", "default of the setting seed"),
     ("MEMEDIT_CACHE", "folder of second moments and unfinished runs"),
-    ("MEMEDIT_CACHE_LIMIT", "size to which the cache is cut after a run, such as 20GB"),
+    ("MEMEDIT_CACHE_LIMIT", "size of the cache after a run, such as 20GB"),
     ("MEMEDIT_NO_PROGRESS", "if set, draw no progress bars"),
     ("MEMEDIT_DEBUG", "if set, print Python tracebacks"),
     ("HF_HUB_OFFLINE", "1: never use the network"),

@@ -7,12 +7,19 @@ from typing import Annotated
 import typer
 
 from memedit.cli import options as o
+from memedit.cli import report_files
 from memedit.cli.terminal import Terminal, with_terminal
 
 
 @with_terminal("Print only the ids of the edits that no later edit replaced, one a line.")
 def log_command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Edited model folder or Hub name.")],
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write the edits as a web page, in order.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a FILE of --html that holds something else.")
+    ] = False,
     json: o.JsonOption = False,
     *,
     terminal: Terminal,
@@ -21,13 +28,18 @@ def log_command(
 
     \b
     Examples:
-      memedit log edited
+      memedit log edited --html edited.html
       memedit log edited -q | grep city | memedit forget - -m edited -o less
     """
     o.one_output(json, False, terminal.quiet)
     from memedit.pipeline import run_log
 
+    report_files.check_report_files(html, overwrite=overwrite)
     log = run_log(model)
+    if html is not None:
+        from memedit.show.history_page import log_page
+
+        report_files.write_text_file(html, log_page(log))
     if json:
         print(log.model_dump_json(indent=2))
     elif terminal.quiet:
@@ -35,7 +47,8 @@ def log_command(
             print(edit.id)
     else:
         from memedit.show.history import log_line, log_table
+        from memedit.show.terminal import print_line
 
         console = terminal.console()
         console.print(log_table(log))
-        console.print(log_line(log), markup=False, highlight=False, soft_wrap=True)
+        print_line(console, log_line(log))

@@ -250,8 +250,9 @@ def print_edited(report: Report, *, everything: bool, json: bool, per_edit: bool
     elif json or per_edit:
         print_results(report, json=json, per_edit=per_edit)
     else:
+        from memedit.results.units import printable
         from memedit.show.evaluation import evaluation_table, more_figures, removal_lines, unsuccessful_lines
-        from memedit.show.terminal import layers_line, layers_table
+        from memedit.show.terminal import layers_line, layers_table, print_line
 
         out = terminal.console()
         lines = [report.polish.line] if report.polish else []
@@ -262,8 +263,9 @@ def print_edited(report: Report, *, everything: bool, json: bool, per_edit: bool
             lines += [] if everything else [layers_line(report)]
             lines += [*unsuccessful_lines(report, out.width), *removal_lines(report, out.width)]
         lines += [report.ledger.line] if report.ledger else []
-        for line in [*lines, str(report.output)]:
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        for line in lines:
+            print_line(out, line)
+        print(printable(str(report.output)))
         if not everything:
             terminal.hint(more_figures(report))
 

@@ -38,9 +38,15 @@ def write_report_files(report: Report, html: str | None, markdown: str | None = 
     """Write the report as a page and as Markdown, where they are asked for. Raises StorageError or ResourceError."""
     from memedit.show.report_page import evaluation_page
     from memedit.show.tables import markdown as tables
-    from memedit.storage.artifacts import write_whole
 
     for path, make in ((html, evaluation_page), (markdown, tables)):
         if path is not None:
-            # Where it is a link, the file that it leads to: a link that others made stays.
-            write_whole(Path(path).expanduser().resolve(), make(report).encode())
+            write_text_file(path, make(report))
+
+
+def write_text_file(path: str, text: str) -> None:
+    """Write a page or a table. Raises StorageError or ResourceError."""
+    from memedit.storage.artifacts import write_whole
+
+    # Where it is a link, the file that it leads to: a link that others made stays.
+    write_whole(Path(path).expanduser().resolve(), text.encode())

@@ -130,6 +130,7 @@ def _trace(
     from memedit.pipeline import run_trace
     from memedit.ranks import joined
     from memedit.show.heatmap import summary
+    from memedit.show.terminal import print_line
 
     progress = terminal.progress()
     folder = Path(output).expanduser() if output else None
@@ -144,8 +145,10 @@ def _trace(
     elif terminal.quiet:
         print(output or "", end="\n" if output else "")
     else:
-        _show(found, terminal.console())
-        print(summary(found))
+        console = terminal.console()
+        _show(found, console)
+        for line in summary(found).splitlines():
+            print_line(console, line)
         if output:
             print(output)
 

@@ -14,6 +14,7 @@ def edit_log(model: str, ledger: Ledger) -> EditLog:
             line=number, id=entry.edit.id, prompt=entry.edit.text, object=entry.edit.object,
             object_old=entry.edit.object_old, remove=entry.edit.remove, state=_state(entry),
             replaced_by=None if entry.superseded_by is None else entries[entry.superseded_by - 1].edit.id,
+            replaced_by_line=entry.superseded_by,
         )
         for number, entry in enumerate(entries, 1)
     ]  # fmt: skip

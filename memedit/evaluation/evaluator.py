@@ -168,8 +168,10 @@ class Evaluator:
         }
         return found.model_copy(update={"generated": generated, **free})
 
-    def compared(self, model: str, trial: ModelAnswers, before: ModelAnswers | None) -> ModelReport:
-        """Make the part of the report on one model."""
+    def compared(
+        self, model: str, trial: ModelAnswers, before: ModelAnswers | None, first: ModelAnswers
+    ) -> ModelReport:
+        """Make the part of the report on one model; `first`: the answers of the first model."""
         firm = before.facts if before else [True] * len(self.facts)
         here = zip(trial.edit_scores, self.requests, strict=True)
         held = [float(one.holds) for one, request in here if request.digest in self.held and request.answer]
@@ -177,6 +179,7 @@ class Evaluator:
             model=model,
             scores=self.scores(trial, before),
             difference=differences(before.rows, trial.rows) if before else {},
+            against_first={} if trial is first else differences(first.rows, trial.rows),
             drift=drift_of(trial.read),
             kept=facts_kept(self.facts, firm, trial.facts, self.requests),
             retention=share_figure(held),
@@ -190,8 +193,9 @@ class Evaluator:
         arguments: Sequence[str],
     ) -> Report:
         """Make the report; its main scores are those of the first model."""
-        models = [self.compared(model, trial, before) for model, trial in trials.items()]
-        lead, first = models[0], next(iter(trials.values()))
+        first = next(iter(trials.values()))
+        models = [self.compared(model, trial, before, first) for model, trial in trials.items()]
+        lead = models[0]
         if gone := len(self.held - {request.digest for request in self.requests}):
             self.notes[f"{gone:,} of {len(self.held):,} edits that held right after are not in this list"] = None
         return Report(

@@ -19,6 +19,7 @@ from memedit.edits.edit import EditRequest
 from memedit.edits.glue import Glue, behind
 from memedit.errors import UsageError
 from memedit.model.chat_template import rendered_chat
+from memedit.results.units import BROKEN
 
 TEXTS_IN_A_BATCH = 1024
 """Texts tokenized in one call: enough that a call's own time vanishes, and few enough for little memory."""
@@ -42,6 +43,28 @@ class Prompt:
     def head(self) -> tuple[int, ...]:
         """The ids up to the subject's last token, which is included: a key depends on no others."""
         return self.ids[: self.subject_at + 1]
+
+
+def token_parts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, int, int]]:
+    """For each token a text, its place in that text, counted from 1, and of how many tokens the text is.
+
+    A token of whole characters is alone: (its text, 1, 1). Tokens that are parts of a character, as in byte-level
+    vocabularies, have the text of the fewest of them that make up whole characters; one with BROKEN where none do.
+    """
+
+    def text_of(some: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(some)))
+
+    found: list[tuple[str, int, int]] = []
+    while len(found) < len(ids):
+        start = len(found)
+        end = start + 1
+        text = text_of(ids[start:end])
+        while BROKEN in text and end < len(ids) and BROKEN in text_of(ids[end : end + 1]):
+            end += 1
+            text = text_of(ids[start:end])
+        found += [(text, place, end - start) for place in range(1, end - start + 1)]
+    return found
 
 
 class SubjectLost(ValueError):  # noqa: N818 - the plan turns it into a finding

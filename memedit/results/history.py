@@ -28,6 +28,8 @@ class PastEdit(BaseModel):
     state: EditState
     replaced_by: str | None = None
     """The id of the edit that took its place."""
+    replaced_by_line: int | None = None
+    """The line of that edit."""
 
 
 class EditLog(BaseModel):

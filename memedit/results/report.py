@@ -94,6 +94,8 @@ class ModelReport(_Value):
     scores: Scores
     difference: dict[str, Figure] = Field(default_factory=dict)
     """After minus before by metric, paired by edit."""
+    against_first: dict[str, Figure] = Field(default_factory=dict)
+    """This model minus the first model of the report by metric, paired by edit; empty for the first."""
     drift: Drift | None = None
     kept: dict[str, Figure | None] = Field(default_factory=dict)
     """The metrics `kept.NAME`, without `kept.`."""

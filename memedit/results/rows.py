@@ -14,6 +14,10 @@ from memedit.results.metrics import MOST_TELLING, MetricRow, metric_of, table_or
 from memedit.results.report import Figure, ModelReport, Report, Scores
 from memedit.results.units import printable
 
+TOO_WIDE = 0.2
+"""Width of an interval of a difference, of shares or of probabilities, from which one that holds 0 tells nothing."""
+AGAINST = "against the first, 95 %"
+TOO_FEW = "too few to tell"
 BASE_OF = {"drift.perplexity": "drift.perplexity_base"}
 """Metrics whose value before is another metric of the same report."""
 
@@ -51,8 +55,8 @@ class Line:
         return self.metric.number(figure.mean if isinstance(figure, Figure) else figure, difference=difference)
 
     def interval(self, figure: Figure | float | None, *, difference: bool = False) -> str:
-        """Format the 95 % interval of a value; empty for a value without one."""
-        if not isinstance(figure, Figure):
+        """Format the 95 % interval of a value; empty for a value without one, and for one record alone."""
+        if not isinstance(figure, Figure) or figure.n < 2:
             return ""
         low, high = (self.metric.number(end, difference=difference).rstrip("%") for end in (figure.low, figure.high))
         return f"{low} to {high}"
@@ -61,6 +65,19 @@ class Line:
         """Format a value with its 95 % interval."""
         value, interval = self.text(figure, difference=difference), self.interval(figure, difference=difference)
         return f"{value} ({interval})" if interval else value
+
+    def change(self, difference: Figure | None) -> str:
+        """Format a paired difference with its interval, or say that there are too few edits to tell; empty for none."""
+        if difference is None:
+            return ""
+        if self.unclear(difference):
+            return f"n={difference.n:,}: {TOO_FEW}"
+        return self.span(difference, difference=True)
+
+    def unclear(self, difference: Figure) -> bool:
+        """Whether the interval of a paired difference holds 0, and is so wide that it tells nothing."""
+        bounded = self.metric.share or self.metric.kind == "magnitude"
+        return bounded and difference.low <= 0 <= difference.high and difference.high - difference.low > TOO_WIDE
 
 
 def score_lines(report: Report) -> list[Line]:
@@ -106,7 +123,7 @@ def rows(report: Report) -> list[list[str]]:
     paired = bool(report.difference)
     found: list[list[str]] = []
     for line in score_lines(report):
-        change = ["" if line.difference is None else line.span(line.difference, difference=True)] if paired else []
+        change = [line.change(line.difference)] if paired else []
         was = [line.text(line.before)] if paired else []
         found.append([line.label, *was, line.span(line.after), *change, line.count, line.meaning])
     return found
@@ -115,7 +132,8 @@ def rows(report: Report) -> list[list[str]]:
 def beside(report: Report, most: int | None = None) -> tuple[list[str], list[list[str]]]:
     """Several models, one column each, after the base's where there is one: headings and rows.
 
-    most: how many metrics, those that tell most; None: all of them.
+    After each model but the first comes its difference to the first, paired by edit. most: how many metrics, those that
+    tell most; None: all of them.
     """
     columns = {
         one.model: {line.metric.name: line for line in lines_of_model(one, report.before, {})} for one in report.models
@@ -124,11 +142,16 @@ def beside(report: Report, most: int | None = None) -> tuple[list[str], list[lis
     found: list[list[str]] = []
     names = dict.fromkeys(name for column in columns.values() for name in column)
     for name in table_order(names) if most is None else first_names(names, most):
-        row = [column.get(name) for column in columns.values()]
-        first = next(line for line in row if line is not None)
-        was = [first.text(first.before)] if base else []
-        found.append([first.label, *was, *("-" if line is None else line.text(line.after) for line in row)])
-    return ["", *(printable(name) for name in (*base, *columns))], found
+        row = [(one, columns[one.model].get(name)) for one in report.models]
+        first = next(line for _, line in row if line is not None)
+        cells = [first.text(first.before)] if base else []
+        for number, (one, line) in enumerate(row):
+            cells.append("-" if line is None else line.text(line.after))
+            cells += [] if not number else ["" if line is None else line.change(one.against_first.get(name))]
+        found.append([first.label, *cells])
+    lead, *others = (one.model for one in report.models)
+    heads = ["", *base, lead, *(head for name in others for head in (name, AGAINST))]
+    return list(map(printable, heads)), found
 
 
 def remarks(report: Report) -> list[str]:

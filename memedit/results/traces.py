@@ -33,12 +33,18 @@ class FactTrace(_Value):
     answer_tokens: int = 0
     tokens: tuple[str, ...] = ()
     """The prompt's tokens as text."""
+    parts: tuple[tuple[str, int, int], ...] = ()
+    """For each token the text that it is a part of, its place there from 1, and of how many tokens that text is: whole
+    characters, where a character is several tokens. The text has U+FFFD where such tokens make up no character."""
     subject_tokens: tuple[int, int] | None = None
     """The subject's first and last token."""
     clean: float | None = None
     """Probability of the answer, joint over its tokens."""
     corrupted: float | None = None
     """The same with noise on the subject's embeddings, mean over samples."""
+    corrupted_rank: int | None = None
+    """Rank of the answer among all tokens with that noise, median over samples; without noise it is 1. Of an answer of
+    several tokens, the rank of the token that ranks worst."""
     noise: float | None = None
     """Standard deviation of the noise."""
     samples: int = 0

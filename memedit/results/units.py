@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""In the text of a token: bytes that are no whole character."""
 _ESCAPED = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from memedit.results.report import EditResult, Report
-from memedit.results.rows import Line, beside, first_names, lines_of_model, score_lines
+from memedit.results.rows import TOO_FEW, Line, beside, first_names, lines_of_model, score_lines
 from memedit.results.units import printable
 from memedit.show.terminal import plain_table
 
@@ -103,7 +103,11 @@ def _cells(line: Line, *, paired: bool) -> list[str]:
         return [line.label, *after, line.count, line.meaning]
     change = ["", ""]
     if line.difference is not None:
-        change = [line.text(line.difference, difference=True), line.interval(line.difference, difference=True)]
+        interval = line.interval(line.difference, difference=True)
+        change = [
+            line.text(line.difference, difference=True),
+            TOO_FEW if line.unclear(line.difference) else interval,
+        ]
     return [line.label, line.text(line.before), *after, *change, line.count, line.meaning]
 
 

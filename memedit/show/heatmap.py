@@ -12,7 +12,7 @@ from rich.text import Text
 from torch import Tensor
 
 from memedit.results.traces import Average, FactTrace, TracedFact, TracingResult
-from memedit.results.units import printable
+from memedit.results.units import BROKEN, printable
 
 TITLES = {
     "hidden": "state restored",
@@ -24,8 +24,6 @@ COLORS = {"hidden": (84, 39, 143), "mlp": (0, 109, 44), "attention": (165, 15, 2
 SHADES = " ░▒▓█"
 LABEL, LAYER, NUMBER = 28, "layer", 6
 """Cells of a label at most; the label of the row of layers; cells of a column of numbers."""
-BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""In the text of a token: bytes that are no whole character."""
 
 
 def shown_token(token: str) -> str:
@@ -35,33 +33,13 @@ def shown_token(token: str) -> str:
 
 
 def labels(fact: FactTrace) -> list[str]:
-    """The tokens of a prompt, those of the subject starred."""
+    """The tokens of a prompt, those of the subject starred; a character of several tokens on each: `京 1/3`."""
     first, last = fact.subject_tokens or (0, -1)
-    return [f"{shown_token(token)}{'*' if first <= n <= last else ''}" for n, token in enumerate(fact.tokens)]
-
-
-def whole_labels(fact: FactTrace) -> list[str]:
-    """The tokens of a prompt as `labels` has them, but a character of several tokens is shown on each: `京 1/3`.
-
-    A token that is a part of a character has no text of its own. A run of such tokens stands for the text between the
-    tokens around it.
-    """
-    tokens, found, at = fact.tokens, labels(fact), 0
-    first, last = fact.subject_tokens or (0, -1)
-    n = 0
-    while n < len(tokens):
-        end = n
-        while end < len(tokens) and BROKEN in tokens[end]:
-            end += 1
-        if end == n:  # a special token, such as one that begins a text, is not in the prompt
-            spaced = next((one for one in (tokens[n], f" {tokens[n]}") if fact.prompt.startswith(one, at)), "")
-            at, n = at + len(spaced), n + 1
-            continue
-        stop = fact.prompt.find(tokens[end], at) if end < len(tokens) else len(fact.prompt)
-        text = shown_token(fact.prompt[at:stop]) if stop > at else "bytes"
-        for place in range(n, end):
-            found[place] = f"{text} {place - n + 1}/{end - n}{'*' if first <= place <= last else ''}"
-        at, n = max(at, stop), end
+    found: list[str] = []
+    for n, (text, place, count) in enumerate(fact.parts or [(token, 1, 1) for token in fact.tokens]):
+        shown = "bytes" if BROKEN in text else shown_token(text)
+        part = f" {place}/{count}" if count > 1 or BROKEN in text else ""
+        found.append(f"{shown}{part}{'*' if first <= n <= last else ''}")
     return found
 
 
@@ -88,10 +66,9 @@ def fact_maps(traced: TracedFact, width: int = 80) -> Group:
     low, clean = fact.corrupted or 0.0, fact.clean or 0.0
     top = max(float(traced.scores[kind].max()) for kind in TITLES)
     head = Text.assemble((printable(fact.prompt), "bold"), " -> ", (printable(fact.answer.strip()), "bold"))
-    details = (
-        f"p = {clean:.3f}, corrupted {low:.3f}, total effect {clean - low:.3f}; subject *; shades {low:.3f}-{top:.3f}"
-    )
-    names = whole_labels(fact)
+    rank = "" if fact.corrupted_rank is None else f" (rank {fact.corrupted_rank:,})"
+    details = f"p {clean:.3f}, corrupted {low:.3f}{rank}; subject *; shades {low:.3f}-{top:.3f}"
+    names = labels(fact)
     maps = [
         _map(
             title if kind == "hidden" else f"{title}, window {fact.window}", kind, traced.scores[kind], names,

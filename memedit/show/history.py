@@ -20,10 +20,15 @@ def log_table(log: EditLog) -> Table:
     return table
 
 
-def log_line(log: EditLog) -> str:
-    """How many edits there are, by state."""
+def states_of(log: EditLog) -> dict[str, int]:
+    """How many edits there are of each state, in the order in which the states first occur."""
     counts: dict[str, int] = {}
     for edit in log.edits:
         counts[edit.state] = counts.get(edit.state, 0) + 1
-    said = ", ".join(f"{state} {count:,}" for state, count in counts.items())
+    return counts
+
+
+def log_line(log: EditLog) -> str:
+    """How many edits there are, by state."""
+    said = ", ".join(f"{state} {count:,}" for state, count in states_of(log).items())
     return f"{len(log.edits):,} edits of {printable(log.base)}: {said}"

@@ -11,6 +11,9 @@ from markupsafe import Markup
 from memedit.results.units import printable
 from memedit.show.svg import FIGURE_STYLE
 
+LISTED = 10_000
+"""The most rows of a table: with more, a browser takes seconds."""
+
 
 @cache
 def _environment() -> Environment:

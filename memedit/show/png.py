@@ -17,6 +17,7 @@ from memedit.show.trace_figures import (
     HeatMap,
     all_inks,
     axis_label,
+    common_scale,
     fact_figures,
     path_figure,
     role_figures,
@@ -47,10 +48,11 @@ def figures(tracing: TracingResult, suffix: Literal["png", "svg"]) -> dict[str, 
     else:
         average, severed = _lines(roles), _bars(paths)
     found = {f"figures/average.{suffix}": average, f"figures/severed.{suffix}": severed}
+    scale = common_scale(tracing.facts[:FACTS])
     for number, traced in enumerate(tracing.facts[:FACTS], start=1):
         name = re.sub(r"[^\w.-]+", "-", traced.fact.id)[:80]
         title = printable(f"{traced.fact.prompt} \u2192 {traced.fact.answer.strip()}")
-        maps = fact_figures(traced, suggested_layers(tracing.average))
+        maps = fact_figures(traced, scale, suggested_layers(tracing.average))
         drawn = svg_file(title, [heat_map(one) for one in maps], {}) if suffix == "svg" else _maps(title, maps)
         found[f"figures/{number:02d}-{name}.{suffix}"] = drawn
     return found

@@ -13,6 +13,7 @@ from rich.table import Column
 
 from memedit.progress import Advance
 from memedit.results.units import counted_unit, duration_text, printable, rate_text
+from memedit.show.terminal import print_line
 
 BAR, ELAPSED, GAPS = 10, 7, 4
 """Cells of a bar, of the time since its begin, and between the columns."""
@@ -88,7 +89,7 @@ class TerminalProgress:
         if self.log is not None:
             self.log(printable(text))
         if shown:
-            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            print_line(self.console, text)
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:

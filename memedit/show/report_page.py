@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from html import escape
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from memedit.config.recipe import Recipe
 from memedit.config.resolve import flatten
 from memedit.results.metrics import METRICS_BY_NAME, MetricRow
 from memedit.results.report import EditResult, Figure, Report
-from memedit.results.rows import Line, beside, headings, remarks, rows, score_lines
+from memedit.results.rows import beside, headings, lines_of_model, remarks, rows, score_lines
 from memedit.results.units import printable
-from memedit.show.pages import name_of_path, render_page
+from memedit.show.pages import LISTED, name_of_path, render_page
+from memedit.show.report_figures import dots, edits_chart
 from memedit.show.terminal import layers_line
 
 FAILURES = 20  # failures that are told one by one; the table has them all
-LISTED = 10_000  # the most edits in the table: with more, a browser takes seconds
-AXIS = 168
-"""Pixels from the lowest to the highest value of a figure."""
+FEW = 10
+"""Records below which a figure in the sentence is followed by its count, and by that being few."""
 
 
 def evaluation_page(report: Report) -> str:
@@ -32,7 +31,7 @@ def evaluation_page(report: Report) -> str:
     edits = worst_first(report.per_edit)
     failures = [one for one in edits if outcome(one) != "holds"]
     heads, cells = _edits_table(edits[:LISTED])
-    name = _name(report)
+    name = ", ".join(name_of_path(one.model) for one in report.models) or _name(report)
     return render_page(
         "evaluation.html.j2",
         title=f"{name}: 1 edit" if report.edits == 1 else f"{name}: {report.edits:,} edits",
@@ -40,11 +39,13 @@ def evaluation_page(report: Report) -> str:
         failures=[_failure(one) for one in failures[:FAILURES]],
         more_failures=max(0, len(failures) - FAILURES),
         models=_models(report),
-        model=name,
+        against_first=_against_first(report),
+        model=_name(report),
         figures=_figures(report, elsewhere=False),
         moved=_figures(report, elsewhere=True),
         remarks=remarks(report),
-        heads=heads,
+        chart=edits_chart(edits),
+        heads=["", *heads],
         edits=cells,
         outcomes={name: sum(outcome(one) == name for one in edits) for name in ("fails", "holds", "skipped")},
         hidden=max(0, len(edits) - LISTED),
@@ -66,7 +67,8 @@ def in_one_sentence(report: Report) -> str:
         value = model.value(name)
         if not isinstance(value, Figure):
             return None
-        return METRICS_BY_NAME[name].number(value.mean) + (f" (n {value.n:,})" if count else "")
+        few = ": too few to tell" if value.n < FEW else ""
+        return METRICS_BY_NAME[name].number(value.mean) + (f" (n {value.n:,}{few})" if count else "")
 
     free, other = share("generated.efficacy"), share("paraphrase_accuracy")
     parts = [f"says {says:,} of {len(tried):,} edits" if tried else "was asked about no edit"]
@@ -117,7 +119,15 @@ def worst_first(edits: Sequence[EditResult]) -> list[EditResult]:
     return sorted(edits, key=key)
 
 
-def _prompt(one: EditResult) -> str:
+def wanted_of(one: EditResult) -> str:
+    """What the model should say: the object, or not the old one."""
+    if one.edit.get("remove"):
+        return f"not {one.edit.get('object_old', '-')}"
+    return str(one.edit.get("object", "-"))
+
+
+def prompt_of(one: EditResult) -> str:
+    """The prompt of an edit, with its subject in it."""
     return str(one.edit.get("prompt", "")).replace("{}", str(one.edit.get("subject", "")), 1)
 
 
@@ -127,18 +137,15 @@ def _failure(one: EditResult) -> dict[str, str]:
     tells = f"skipped: {one.reason or 'no reason was given'}" if one.status == "skipped" else said
     if one.status == "ok":
         tells = f"right when its tokens are forced, but {said or 'the model writes nothing'}"
-    wanted = str(one.edit.get("object", "-"))
-    if one.edit.get("remove"):
-        wanted = f"not {one.edit.get('object_old', '-')}"
-    return {"id": one.id, "prompt": _prompt(one), "wanted": wanted, "tells": tells}
+    return {"id": one.id, "prompt": prompt_of(one), "wanted": wanted_of(one), "tells": tells}
 
 
-def _edits_table(edits: Sequence[EditResult]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Headings, and each edit's outcome and cells; a column that would be empty is left out."""
+def _edits_table(edits: Sequence[EditResult]) -> tuple[list[str], list[tuple[str, str, list[str]]]]:
+    """Headings, and each edit's outcome, mark and cells; a column that would be empty is left out."""
     every: list[tuple[str, dict[str, str]]] = []
     for one in edits:
         cells = {
-            "edit": one.id, "prompt": _prompt(one), "old object": str(one.edit.get("object_old", "")),
+            "edit": one.id, "prompt": prompt_of(one), "old object": str(one.edit.get("object_old", "")),
             "new object": "(removed)" if one.edit.get("remove") else str(one.edit.get("object", "")),
             "says before": one.said.get("before", "").strip(),
             "says after": one.said.get("after", "").strip(), "why": one.reason or "",
@@ -149,7 +156,7 @@ def _edits_table(edits: Sequence[EditResult]) -> tuple[list[str], list[tuple[str
         }  # fmt: skip
         every.append((outcome(one), cells))
     heads = [head for head in (every[0][1] if every else ()) if any(cells[head] for _, cells in every)]
-    return heads, [(result, [cells[head] for head in heads]) for result, cells in every]
+    return heads, [(result, "", [result, *(cells[head] for head in heads)]) for result, cells in every]
 
 
 def _number(value: float | None, form: str) -> str:
@@ -162,49 +169,40 @@ def _models(report: Report) -> tuple[list[str], list[list[str]]] | None:
         return None
     heads, cells = beside(report)
     names = [name_of_path(head) if head else head for head in heads]
-    return (names if len(set(names)) == len(names) else heads), cells
+    return (names if len(set(names)) == len(set(heads)) else heads), cells
+
+
+def _against_first(report: Report) -> list[str]:
+    """For each model but the first, the figures in which it differs from the first: 0 lies outside their interval."""
+    found: list[str] = []
+    for model in report.models[1:]:
+        clear = [
+            f"{line.label} {line.span(gap, difference=True)}"
+            for line in lines_of_model(model, None, {})
+            if (gap := model.against_first.get(line.metric.name)) is not None and not gap.low <= 0 <= gap.high
+        ]
+        said = ", ".join(clear) or "no figure differs clearly"
+        found.append(f"{name_of_path(model.model)} against {name_of_path(report.models[0].model)}: {said}.")
+    return found
 
 
 def _figures(report: Report, *, elsewhere: bool) -> tuple[list[str], list[list[str]]] | None:
-    """The rows of figures about the edits, or about everything else, each with its dots; None if there are none."""
-    drawn = [
-        [row[0], _dots(line), *row[1:]]
-        for line, row in zip(score_lines(report), rows(report), strict=True)
-        if _elsewhere(line.metric) == elsewhere
-    ]
-    first, *others = headings(bool(report.difference))
+    """The rows of figures about the edits, or about everything else, each with its dots; None if there are none.
+
+    What a figure measures is below its name: as a column it would make the table wider than the page.
+    """
+    drawn: list[list[str]] = []
+    for line, row in zip(score_lines(report), rows(report), strict=True):
+        if _elsewhere(line.metric) == elsewhere:
+            named = Markup("{}<br><small>{}</small>").format(escape(row[0]), escape(printable(row[-1])))
+            drawn.append([named, dots(line), *row[1:-1]])
+    first, *others = headings(bool(report.difference))[:-1]
     return ([first, "", *others], drawn) if drawn else None
 
 
 def _elsewhere(metric: MetricRow) -> bool:
     """Whether a metric is about what was not to change."""
     return metric.kind in ("agreement", "text", "drift", "kept", "retention") or metric.probe.startswith("neighbor")
-
-
-def _dots(line: Line) -> Markup:
-    """The value before as a ring, after as a dot on its 95 % interval; empty for a metric that has no common axis."""
-    signed = line.metric.kind == "magnitude"
-    if not (signed or line.metric.share):
-        return Markup()
-
-    def at(value: float) -> str:
-        share = (value + 1) / 2 if signed else value
-        return f"{6 + AXIS * min(max(share, 0.0), 1.0):.1f}"
-
-    was = "" if line.before is None else f"before {line.text(line.before)}, "
-    said = escape(printable(f"{line.label}: {was}{line.span(line.after)}"))
-    ends = [6, *([6 + AXIS // 2] if signed else []), 6 + AXIS]
-    parts = [f'<path class="rule" d="M6 8H{6 + AXIS}{"".join(f"M{x} 4V12" for x in ends)}"/>']
-    if isinstance(line.after, Figure):
-        parts.append(f'<path class="span" d="M{at(line.after.low)} 8H{at(line.after.high)}"/>')
-    for kind, one in (("ring", line.before), ("dot", line.after)):
-        if one is not None:
-            value = one.mean if isinstance(one, Figure) else one
-            parts.append(f'<circle class="{kind}" cx="{at(value)}" cy="8" r="4"/>')
-    size = f'width="{AXIS + 12}" height="16" viewBox="0 0 {AXIS + 12} 16"'
-    return Markup(
-        f'<svg class="dots" role="img" aria-label="{said}" {size}><title>{said}</title>{"".join(parts)}</svg>'
-    )
 
 
 def _provenance(report: Report) -> list[tuple[str, str]]:

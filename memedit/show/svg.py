@@ -20,8 +20,9 @@ CELL, HEAD_CELL = 6.8, 7.2
 """Pixels of one terminal cell in a label of a token, and in a caption: a CJK character takes two cells."""
 FIGURE_STYLE = """\
 svg text { fill: #1a1a1a; } svg .head { font-weight: 600; font-size: 12px; } svg .tick { fill: #444; }
-svg .token, svg .star { font-family: ui-monospace, monospace; } svg .star { font-weight: 700; }"""
-"""The style of the text in figures: of a page, or of an SVG file."""
+svg .token, svg .star { font-family: ui-monospace, monospace; } svg .star { font-weight: 700; }
+svg .common { display: none; }"""
+"""The style of figures, on a page or in an SVG file. A page may show heat-maps on their common scale instead."""
 
 
 def svg_figure(width: float, height: float, title: str, parts: Sequence[str]) -> str:
@@ -102,12 +103,14 @@ def heat_map(figure: HeatMap) -> str:
         drawn = text(left - 6, y + 14, label, anchor="end", kind="star" if name.endswith("*") else "token")
         parts.append(hover(drawn, name) if label != name else drawn)
         for layer, value in enumerate(row):
-            red, green, blue = tint(kind, share_of(value, low, top))
-            cell = rect(left + layer * cell_w, y, cell_w, cell_h, f"#{red:02x}{green:02x}{blue:02x}")
+            shared = f' class="cell" style="--common:{_ink(kind, share_of(value, *figure.common))}"'
+            cell = rect(left + layer * cell_w, y, cell_w, cell_h, _ink(kind, share_of(value, low, top)), shared)
             parts.append(hover(cell, f"{label}, layer {layer}: {value:.3f}"))
     parts.append(rect(left, above, width, height, "none", ' stroke="#888"'))
     parts += _layer_axis(left, above + height, cell_w, n_layers, figure.layers)
-    parts += _color_bar(kind, left + width + 14, above, height, low, top, figure.marks)
+    for name, scale in (("own", (low, top)), ("common", figure.common)):
+        bar = _color_bar(kind, left + width + 14, above, height, scale, figure.marks)
+        parts.append(f'<g class="{name}">{"".join(bar)}</g>')
     whole = max(left + width + 130, left + HEAD_CELL * cell_len(figure.caption))
     return svg_figure(whole, above + height + 34, figure.title, parts)
 
@@ -134,23 +137,27 @@ def _layer_ticks(left: float, y: float, step: float, n_layers: int) -> list[str]
 
 
 def _color_bar(
-    kind: str, x: float, y: float, height: float, low: float, top: float, marks: Mapping[str, float]
+    kind: str, x: float, y: float, height: float, scale: tuple[float, float], marks: Mapping[str, float]
 ) -> list[str]:
-    """Sixteen steps from low to top, and the marks where they lie, spread so that none hides another."""
+    """Sixteen steps from low to high, and the marks where they lie, spread so that none hides another."""
     steps = 16
     parts: list[str] = []
     for n in range(steps):
-        red, green, blue = tint(kind, (n + 0.5) / steps)
         step = height / steps
-        parts.append(rect(x, y + height - (n + 1) * step, 10, step + 0.3, f"#{red:02x}{green:02x}{blue:02x}"))
+        parts.append(rect(x, y + height - (n + 1) * step, 10, step + 0.3, _ink(kind, (n + 0.5) / steps)))
     parts.append(rect(x, y, 10, height, "none", ' stroke="#888"'))
     free = y + height + 12.0
     for name, value in sorted(marks.items(), key=lambda mark: mark[1]):
-        at = y + height * (1 - share_of(value, low, top))
+        at = y + height * (1 - share_of(value, *scale))
         label = min(at + 4, free)
         free = label - 12
         parts += [line(x, at, x + 13, at), text(x + 16, label, f"{name} {value:.3f}", kind="tick")]
     return parts
+
+
+def _ink(kind: str, share: float) -> str:
+    red, green, blue = tint(kind, share)
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def line_chart(chart: CurveChart) -> str:

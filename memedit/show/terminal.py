@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from memedit.config.layers import layers_text
@@ -14,6 +15,11 @@ from memedit.results.report import Report
 from memedit.results.units import printable
 
 ROUNDING_SHOWN = 0.01  # the loss of rounding to nearest above which it is shown beside the loss of what was used
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print one line: a pipe gets it whole, whatever its length; a terminal breaks it between words."""
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def plain_table(titles: Sequence[str], left: Collection[int] = (0,)) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from memedit.config.layers import layer_range, layers_text
 from memedit.numerics.effects import ROLES
 from memedit.results.traces import Average, Curve, TracedFact
-from memedit.show.heatmap import TITLES, whole_labels
+from memedit.show.heatmap import TITLES, labels
 
 FACTS = 24  # facts drawn one by one; the tables of all others are in trace.safetensors
 ROLE_INKS = dict(zip(ROLES, ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#000000"), strict=True))
@@ -36,6 +36,8 @@ class HeatMap:
     top: float
     marks: Mapping[str, float]
     """Named values on the color bar."""
+    common: tuple[float, float]
+    """The ends of the scale that all facts share; a page offers it as a choice."""
     layers: Sequence[int] = ()
     """The suggested layers, marked on the axis."""
 
@@ -64,12 +66,20 @@ def axis_label(layers: Sequence[int]) -> str:
     return f"layer (to edit: {layers_text(layers)})" if layers else "layer"
 
 
-def fact_figures(traced: TracedFact, layers: Sequence[int] = ()) -> list[HeatMap]:
+def common_scale(facts: Sequence[TracedFact]) -> tuple[float, float]:
+    """The scale of all maps that are drawn: from 0 to the highest probability of any of these facts."""
+    return 0.0, max(map(_highest, facts), default=1.0)
+
+
+def _highest(traced: TracedFact) -> float:
+    return max(traced.fact.clean or 0.0, *(float(traced.scores[kind].max()) for kind in TITLES))
+
+
+def fact_figures(traced: TracedFact, common: tuple[float, float], layers: Sequence[int] = ()) -> list[HeatMap]:
     """Three heat-maps of one fact: states, MLP outputs and attention outputs restored; `layers` are marked."""
     fact = traced.fact
-    low, clean = fact.corrupted or 0.0, fact.clean or 0.0
-    top = max(clean, *(float(traced.scores[kind].max()) for kind in TITLES))
-    names, found = whole_labels(fact), list[HeatMap]()
+    low, clean, top = fact.corrupted or 0.0, fact.clean or 0.0, _highest(traced)
+    names, found = labels(fact), list[HeatMap]()
     for kind in TITLES:
         table, caption = traced.scores[kind], captioned(kind, fact.window)
         token, layer = divmod(int(table.argmax()), table.shape[1])
@@ -78,7 +88,7 @@ def fact_figures(traced: TracedFact, layers: Sequence[int] = ()) -> list[HeatMap
             f"{float(table.max()):.3f} at {names[token]!r}, layer {layer}; corrupted {low:.3f}, clean {clean:.3f}"
         )
         marks = {"corrupted": low, "clean": clean}
-        found.append(HeatMap(kind, caption, title, table.tolist(), names, low, top, marks, layers))
+        found.append(HeatMap(kind, caption, title, table.tolist(), names, low, top, marks, common, layers))
     return found
 
 

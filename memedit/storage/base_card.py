@@ -23,7 +23,7 @@ class BaseCard:
     name: str
     """The name of the base's folder."""
     identity: str
-    """The value of `base_model`: a Hub id as it was given, or the folder's name."""
+    """The value of `base_model`: the Hub id where it is known, else the folder's name."""
     front: dict[str, Any]
     """The front matter of the base's card; empty where there is none, or none that can be read. `tags` is a list."""
     exists: bool
@@ -38,12 +38,24 @@ def read_base_card(folder: Path, model: str) -> BaseCard:
     Never raises for what a card contains: front matter that cannot be read is left out, and `warning` says why.
     """
     card, name = folder / "README.md", folder.resolve().name
-    identity = name if Path(model).exists() else model
+    identity = (_hub_id(folder) or name) if Path(model).exists() else model
     if not card.is_file():
         return BaseCard(name, identity, {}, exists=False)
     front, reason = _front_matter(card)
     warning = f"the model card of the base, {card}: {reason}; the new card goes without it" if reason else None
     return BaseCard(name, identity, front, exists=True, warning=warning)
+
+
+def _hub_id(folder: Path) -> str | None:
+    """The Hub id of a folder in the Hub's own cache, `models--OWNER--NAME/snapshots/REVISION`; None for another folder.
+
+    >>> _hub_id(Path("/cache/models--openai-community--gpt2/snapshots/607a30d")), _hub_id(Path("/models/gpt2"))
+    ('openai-community/gpt2', None)
+    """
+    repo = folder.absolute().parent.parent.name
+    if folder.absolute().parent.name != "snapshots" or not repo.startswith("models--"):
+        return None
+    return repo.removeprefix("models--").replace("--", "/", 1)
 
 
 def _front_matter(card: Path) -> tuple[dict[str, Any], str | None]:

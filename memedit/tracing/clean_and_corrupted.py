@@ -81,6 +81,8 @@ class Runs:
     """Probability of the answer, joint over its tokens."""
     low: Tensor
     """(S,) float32: the same under each sample of noise."""
+    rank: int
+    """Rank of the answer under noise, median over samples; see `answer_ranks`."""
 
     @torch.no_grad()
     def __init__(self, lm: LanguageModel, parts: Parts, trial: NoiseTrial) -> None:
@@ -126,8 +128,9 @@ class Runs:
         forwards = {layer: block(module.forward) for layer, module in enumerate(blocks)}
         cache = DynamicCache()
         with noised(lm, trial, 1, 1 + samples), hooked(hooks), spliced(lm, forwards):
-            found = answer_probability(lm, question, input_ids=ids, use_cache=True, **{cache_name(lm): cache})
-        self.clean, self.low = float(found[0]), found[corrupted].cpu()
+            logits = answer_logits(lm, question, input_ids=ids, use_cache=True, **{cache_name(lm): cache})
+        found, ranks = answer_probability(logits, question), answer_ranks(logits[corrupted], question)
+        self.clean, self.low, self.rank = float(found[0]), found[corrupted].cpu(), int(ranks.median())
         layers: list[Any] = list(cache.layers)
         self.kept = [(layer.keys[corrupted], layer.values[corrupted]) for layer in layers]
 
@@ -148,12 +151,27 @@ def noised(lm: LanguageModel, trial: NoiseTrial, start: int, stop: int) -> Gener
         yield
 
 
-def answer_probability(lm: LanguageModel, question: TracePrompt, **inputs: Any) -> Tensor:
-    """Run one forward; the answer's probability in each row, joint over its tokens: (rows,) float32."""
+def answer_logits(lm: LanguageModel, question: TracePrompt, **inputs: Any) -> Tensor:
+    """Run one forward; the logits at the A tokens of the answer: (rows, A, V) float32."""
     reads = len(question.answer)
-    logits = lm.model(**inputs, logits_to_keep=reads).logits[:, -reads:].float()
-    wanted = torch.tensor(question.answer, device=logits.device).expand(len(logits), -1)
-    return logits.log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0].sum(1).exp()
+    return lm.model(**inputs, logits_to_keep=reads).logits[:, -reads:].float()
+
+
+def answer_probability(logits: Tensor, question: TracePrompt) -> Tensor:
+    """The answer's probability in each row of `answer_logits`, joint over its tokens: (rows,) float32."""
+    return logits.log_softmax(-1).gather(2, _wanted(logits, question))[:, :, 0].sum(1).exp()
+
+
+def answer_ranks(logits: Tensor, question: TracePrompt) -> Tensor:
+    """The answer's rank in each row of `answer_logits`: (rows,) int64; 1 is the most likely of all tokens.
+
+    Of an answer of several tokens, the rank of the token that ranks worst.
+    """
+    return 1 + (logits > logits.gather(2, _wanted(logits, question))).sum(2).amax(1)
+
+
+def _wanted(logits: Tensor, question: TracePrompt) -> Tensor:
+    return torch.tensor(question.answer, device=logits.device).expand(len(logits), -1)[:, :, None]
 
 
 @torch.no_grad()

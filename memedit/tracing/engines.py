@@ -14,7 +14,14 @@ from memedit.forward.proof import prove_engine
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
 from memedit.model.memory import in_double
-from memedit.tracing.clean_and_corrupted import Cell, NoiseTrial, answer_probability, noised
+from memedit.tracing.clean_and_corrupted import (
+    Cell,
+    NoiseTrial,
+    answer_logits,
+    answer_probability,
+    answer_ranks,
+    noised,
+)
 from memedit.tracing.parts import PARTS, BlockOutput, Parts
 from memedit.tracing.suffix_engine import TOKENS, SuffixPatching
 
@@ -29,6 +36,8 @@ class Engine(Protocol):
     """Probability of the answer in the clean run, joint over its tokens."""
     low: float
     """The same in the corrupted runs, mean over samples."""
+    rank: int
+    """Rank of the answer in the corrupted runs, median over samples; see `answer_ranks`."""
 
     def scores(self, cells: Sequence[Cell]) -> Tensor:
         """The answer's probability with each cell patched, mean over samples: (cells,) float64."""
@@ -58,12 +67,13 @@ class WholeForwardPatching:
         blocks = [f"{lm.architecture.blocks}.{layer}" for layer in range(lm.architecture.n_layers)]
         paths = [*blocks, *(path for part in PARTS for path in parts.of(part))]
         with noised(lm, trial, 1, rows), hooked([(lm.model.get_submodule(path), read(path)) for path in paths]):
-            found = self._run(rows)
-        self.clean, self.low = float(found[0]), float(in_double(found[1:]).mean())
+            logits = self._logits(rows)
+        found, ranks = answer_probability(logits, trial.question), answer_ranks(logits[1:], trial.question)
+        self.clean, self.low, self.rank = float(found[0]), float(in_double(found[1:]).mean()), int(ranks.median())
 
-    def _run(self, rows: int) -> Tensor:
+    def _logits(self, rows: int) -> Tensor:
         ids = torch.tensor([self.trial.question.ids], device=self.lm.device).expand(rows, -1)
-        return answer_probability(self.lm, self.trial.question, input_ids=ids, use_cache=False)
+        return answer_logits(self.lm, self.trial.question, input_ids=ids, use_cache=False)
 
     @torch.no_grad()
     def scores(self, cells: Sequence[Cell]) -> Tensor:
@@ -74,7 +84,8 @@ class WholeForwardPatching:
             batch = cells[at : at + size]
             rows = len(batch) * self.samples
             with noised(self.lm, self.trial, 0, rows), self._patched(batch):
-                found.append(in_double(self._run(rows).view(len(batch), -1)).mean(1).cpu())
+                patched = answer_probability(self._logits(rows), self.trial.question)
+                found.append(in_double(patched.view(len(batch), -1)).mean(1).cpu())
         return torch.cat(found)
 
     @contextmanager

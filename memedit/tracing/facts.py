@@ -147,8 +147,8 @@ def trace_fact(
 ) -> dict[str, Tensor]:
     """Compute every score of one fact, float32 on the CPU.
 
-    `clean` and `corrupted` are (); each kind of TABLES is (T, L), each of SEVERED (L,). Without `everywhere` only the
-    last subject token is scored, as the choice of layers needs; the rest is NaN.
+    `clean`, `corrupted` and `corrupted rank` are (); each kind of TABLES is (T, L), each of SEVERED (L,). Without
+    `everywhere` only the last subject token is scored, as the choice of layers needs; the rest is NaN.
     """
     ready: Engine = engine(lm, parts, trial)
     question, layers = trial.question, range(lm.architecture.n_layers)
@@ -158,6 +158,7 @@ def trace_fact(
     scores = ready.scores(cells).float()
     split = len(TABLES) * len(tokens) * len(layers)
     found = {"clean": torch.tensor(ready.clean), "corrupted": torch.tensor(ready.low)}
+    found["corrupted rank"] = torch.tensor(float(ready.rank))
     for kind, table in zip(TABLES, scores[:split].view(len(TABLES), len(tokens), -1), strict=True):
         found[kind] = torch.full((len(question.prompt), len(layers)), torch.nan)
         found[kind][list(tokens)] = table

@@ -14,6 +14,7 @@ from memedit.edits.edit import EditRequest, Finding
 from memedit.errors import GateError
 from memedit.model.load import LanguageModel
 from memedit.model.memory import memory_named
+from memedit.model.tokens import token_parts
 from memedit.numerics.effects import ROLES, default_window, windows
 from memedit.progress import Advance, Progress
 from memedit.ranks import ALONE, Ranks
@@ -26,7 +27,7 @@ from memedit.tracing.layer_selection import curve, effects, mean_figure, reason,
 from memedit.tracing.parts import Parts, find_parts
 from memedit.tracing.suffix_engine import SuffixPatching
 
-TRACE_CODE = 1  # raise it when tracing changes: traces kept by older code are then not reused
+TRACE_CODE = 2  # raise it when tracing changes: traces kept by older code are then not reused
 _FULL = "tracing does not fit into memory"
 _FULL_HINT = "use fewer --samples, --dtype bfloat16 or --device cpu; traces made so far are kept"
 
@@ -144,9 +145,11 @@ def _record(lm: LanguageModel, fact: Fact, found: Mapping[str, Tensor], settings
         source=fact.source,
         answer_tokens=len(question.answer),
         tokens=tuple(str(tokenizer.decode([token])) for token in question.prompt),
+        parts=tuple(token_parts(tokenizer, question.prompt)),
         subject_tokens=(question.first, question.last),
         clean=float(found["clean"]),
         corrupted=float(found["corrupted"]),
+        corrupted_rank=int(found["corrupted rank"]),
     )
 
 

@@ -28,7 +28,7 @@ from memedit.forward.passes import output_of, replaced
 from memedit.model.forward_hooks import Hook, hooked
 from memedit.model.load import LanguageModel
 from memedit.model.memory import in_double
-from memedit.tracing.clean_and_corrupted import Cell, NoiseTrial, Runs, answer_probability
+from memedit.tracing.clean_and_corrupted import Cell, NoiseTrial, Runs, answer_logits, answer_probability
 from memedit.tracing.parts import BlockOutput, Parts
 
 TOKENS = 4096  # in one launch
@@ -53,7 +53,7 @@ class SuffixPatching:
     def __init__(self, lm: LanguageModel, parts: Parts, trial: NoiseTrial) -> None:
         self.lm, self.parts, self.trial = lm, parts, trial
         self.runs = Runs(lm, parts, trial)
-        self.clean, self.low = self.runs.clean, float(self.runs.low.double().mean())
+        self.clean, self.low, self.rank = self.runs.clean, float(self.runs.low.double().mean()), self.runs.rank
         self.samples = len(trial.noise)
         self.top = len(trial.windows) - 1
         self.takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
@@ -97,7 +97,7 @@ class SuffixPatching:
             inputs["position_ids"] = torch.arange(token, len(question.ids), device=ids.device).expand(rows, -1)
         climbs, held = self._climbs(token, cells), self._held(token, cells)
         with spliced(self.lm, climbs), hooked(held), self._read_at_the_end(ids.shape[1]), _in_place(self.lm):
-            found = answer_probability(self.lm, question, **inputs)
+            found = answer_probability(answer_logits(self.lm, question, **inputs), question)
         return in_double(found.view(len(cells), -1)).mean(1).cpu()
 
     def _climbs(self, token: int, cells: Sequence[Cell]) -> dict[int, Any]:

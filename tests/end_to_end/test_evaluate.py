@@ -63,7 +63,9 @@ def test_a_model_beside_its_base_and_another(made_gpt2: Path) -> None:
     assert (second.drift.ppl, second.drift.kl) == (None, None)
     assert second.drift.perplexity is not None
     assert any("no locality" in note for note in report.notes)
-    assert report.models[1].difference["efficacy_magnitude"].mean != 0
+    assert second.difference["efficacy_magnitude"].mean != 0
+    assert report.models[0].against_first == {}
+    assert second.against_first == second.difference  # the first model is the base
     assert Report.model_validate_json(report.model_dump_json()) == report
     assert {"before", "after"} <= set(report.timings)
     assert set(report.per_edit[0].said) == {"before", "after"}

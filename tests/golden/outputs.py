@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.golden.tables import NAMES as NAMES_OF_TABLES
+from tests.golden.tables import table
+
 HERE = Path(__file__).parent
 NAMES = (
     "", "apply", "eval", "check", "stats", "trace", "inspect", "forget", "export", "revert", "diff", "log", "push",
@@ -32,6 +35,9 @@ def output(arguments: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    (HERE / "tables").mkdir(exist_ok=True)
+    for name in NAMES_OF_TABLES:
+        (HERE / "tables" / name).write_text(table(name), encoding="utf-8")
     for name, arguments in COMMANDS.items():
         (HERE / name).parent.mkdir(parents=True, exist_ok=True)
         (HERE / name).write_text(output(arguments), encoding="utf-8")

@@ -36,6 +36,7 @@ def a_tracing(n_facts: int = 2, n_layers: int = 5, layers: str | None = "1-2") -
             subject_tokens=(2, 4),
             clean=0.9,
             corrupted=0.1,
+            corrupted_rank=1234,
         )
         scores = {kind: torch.rand(len(TOKENS), n_layers) for kind in ("hidden", "mlp", "attention")}
         facts.append(TracedFact(fact, scores))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from memedit.show.card import adapter_card, sum_card
+from memedit.results.report import Figure, LayerReport
+from memedit.show.card import SHOWN_IN_CARD, adapter_card, edited_model_card, sum_card
 from memedit.storage.base_card import LARGEST_FRONT_MATTER, read_base_card
+from tests.helpers.reports import a_run, an_edit
 
 BAD = {
     "impossible date": "date: 2024-13-45",
@@ -86,3 +90,65 @@ def test_the_name_of_a_folder_is_text_in_the_card(tmp_path: Path) -> None:
     text = sum_card(read_base_card(folder, str(folder)), 1, ["a`b"])
     assert "<b>" not in text.split("---\n")[2]
     assert "](javascript:" not in text.split("---\n")[2]
+
+
+def edited(folder: Path, model: str = "owner/base", **more: Any) -> tuple[dict[str, Any], str]:
+    """The front matter and the text of the card of an edited model."""
+    numbers = "residual_before residual_after leverage fitted delta_norm rounding_loss nearest_loss disturbance rank"
+    layer = LayerReport(layer=3, parameter="w", rounding="nearest", **dict.fromkeys(numbers.split(), 1))
+    report = a_run(layers=(layer,), **more)
+    _, front, body = edited_model_card(report, read_base_card(folder, model)).split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def test_the_card_of_an_edited_model_has_its_own_results_for_the_index_of_the_hub(tmp_path: Path) -> None:
+    index = [{"name": "base", "results": [{"task": {"type": "x"}}]}]
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump({'license': 'mit', 'model-index': index})}---\n")
+    front, _ = edited(tmp_path)
+    assert (front["base_model"], front["license"]) == ("owner/base", "mit")
+    (model,) = front["model-index"]
+    metrics = {one["type"]: one["value"] for result in model["results"] for one in result["metrics"]}
+    assert model["name"] == "edited"
+    assert metrics["accuracy"] == pytest.approx(2 / 3, abs=1e-4) and metrics["kept.others"] == 0.9
+    front, _ = edited(tmp_path, after=None, kept={}, drift=None)
+    assert "model-index" not in front  # nothing was measured, and the base's results are not this model's
+
+
+def test_the_card_names_facts_failures_limits_and_versions(tmp_path: Path) -> None:
+    _, body = edited(tmp_path)
+    assert "- Subject-a is in: **new-a**, before old-a" in body
+    failed = body[body.index("## What failed") : body.index("## Limits")]
+    assert "1 of 4 edits failed" in failed and "- Subject-b is in: wanted new-b" in failed and "1 edit was" in failed
+    assert "new-a" not in failed and "torch 9.9" in body and "seed = 7" in body
+    assert "/models/deep" not in body and "/out/there" not in body  # paths of a machine tell others nothing
+    assert "was not measured: such questions" in body and "Text in general" not in body  # the run read a text
+    many = [an_edit(f"f{n}", "failed") for n in range(SHOWN_IN_CARD + 2)]
+    assert "and 2 more" in edited(tmp_path, per_edit=tuple(many))[1]
+    _, body = edited(tmp_path, per_edit=(an_edit("a"),), edits=1, kept={}, after=None, drift=None)
+    assert "No edit failed." in body and "Text in general" in body and "What else the model knows was not" in body
+
+
+def test_a_difference_of_few_edits_reads_as_too_few_to_tell(tmp_path: Path) -> None:
+    gap = Figure(mean=0.0, low=-0.16, high=0.16, n=20)
+    _, body = edited(tmp_path, difference={"accuracy": gap})
+    assert "| n=20: too few to tell |" in body and "-16.0" not in body
+
+
+def test_the_code_in_a_card_is_python_whatever_the_prompts_hold(tmp_path: Path) -> None:
+    words = 'The "end" of\n```\n{} \\ is\x1b[2J'
+    edit = an_edit("a").model_copy(update={"edit": {"prompt": words, "subject": "<b>`x`", "object": "y"}})
+    front = {"a": 1}
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump(front)}---\n")
+    base = read_base_card(tmp_path, 'owner/ba"se')
+    for text in (edited(tmp_path, per_edit=(edit,))[1], adapter_card(base, 4, ["a.weight"])):
+        (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        strings = [one.value for one in ast.walk(ast.parse(code)) if isinstance(one, ast.Constant)]
+        assert 'owner/ba"se' in strings or 'The "end" of\n```\n<b>`x` \\ is' in strings
+        assert "\x1b" not in text
+
+
+def test_the_hub_id_of_a_model_in_the_hubs_cache_is_known(tmp_path: Path) -> None:
+    folder = tmp_path / "models--owner--base" / "snapshots" / "0123abc"
+    folder.mkdir(parents=True)
+    assert read_base_card(folder, str(folder)).identity == "owner/base"
+    assert read_base_card(tmp_path, str(tmp_path)).identity == tmp_path.name

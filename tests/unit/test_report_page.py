@@ -5,52 +5,20 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from memedit.cli.report_files import check_report_files, write_report_files
 from memedit.config.recipe import Recipe
 from memedit.errors import MemeditError, UsageError
-from memedit.results.report import Drift, EditResult, Figure, Report, Scores
+from memedit.results.report import Figure, ModelReport, Scores
+from memedit.results.rows import rows
+from memedit.show.report_figures import POINTS, edits_chart
 from memedit.show.report_page import FAILURES, LISTED, changed_settings, evaluation_page, in_one_sentence, worst_first
 from tests.helpers.in_process import faults, run_main
+from tests.helpers.reports import a_run, an_edit, share
 
 VOID = ("meta", "input", "br", "path", "circle", "rect")
-
-
-def share(mean: float, n: int = 4) -> Figure:
-    return Figure(mean=mean, low=max(mean - 0.2, 0), high=min(mean + 0.2, 1), n=n)
-
-
-def an_edit(name: str, status: Literal["ok", "failed", "skipped"] = "ok", **more: Any) -> EditResult:
-    edit = {"subject": f"Subject-{name}", "prompt": "{} is in", "object": f"new-{name}", "object_old": f"old-{name}"}
-    measured: dict[str, float | None] = (
-        {} if status == "skipped" else {"accuracy": float(status == "ok"), "efficacy_magnitude": 0.25}
-    )
-    return EditResult(id=name, status=status, edit=edit, after=measured, **more)
-
-
-def a_run(**more: Any) -> Report:
-    """A report of apply on four edits: one failed, one was skipped."""
-    edits = (
-        an_edit("a"), an_edit("b", "failed", said={"after": " Oslo town"}), an_edit("c"),
-        an_edit("d", "skipped", reason="it is there already"),
-    )  # fmt: skip
-    scores: dict[str, Any] = {
-        "accuracy": share(2 / 3, 3),
-        "paraphrase_accuracy": share(0.625),
-        "neighborhood_accuracy": share(0.5),
-    }
-    known: dict[str, Any] = {
-        "command": "apply", "model": "/models/deep/base", "output": "/out/there/edited", "edits": 4, "per_edit": edits,
-        "before": Scores(accuracy=share(0), neighborhood_accuracy=share(0.75)), "after": Scores(**scores),
-        "difference": {"accuracy": Figure(mean=0.66, low=0.5, high=0.8, n=3)},
-        "kept": {"others": share(0.9), "siblings": share(0.8)}, "drift": Drift(tokens=9, ppl=share(0.5)),
-        "recipe": Recipe.model_validate({"seed": 7, "model": {"path": "/models/deep/base"}}).model_dump(mode="json"),
-        "arguments": ["apply", "x y.yaml"], "digests": {"edits": "abc123"}, "timings": {"solve": 1.5},
-        "versions": {"torch": "9.9"}, "notes": ("a note of the run",),
-    }  # fmt: skip
-    return Report(**{**known, **more})
 
 
 class Page(HTMLParser):
@@ -94,7 +62,7 @@ class Page(HTMLParser):
             self.rows[-1][1][-1] += data
         elif tags and tags[-1] in ("h1", "h2"):
             self.headings[-1] += data
-        elif tags and tags[-1] == "title":
+        elif tags and tags[-1] == "title" and "svg" not in tags:
             self.title += data
 
 
@@ -113,8 +81,9 @@ def test_sections_follow_what_a_reader_asks() -> None:
     [
         (
             {},
-            "edited says 2 of 3 edits, gives the new object in 62.5% of other wordings, keeps 90.0% (n 4) of known "
-            "facts about other subjects, and keeps 80.0% (n 4) of other known facts about the edited subjects.",
+            "edited says 2 of 3 edits, gives the new object in 62.5% of other wordings, keeps 90.0% "
+            "(n 4: too few to tell) of known facts about other subjects, and keeps 80.0% (n 4: too few to tell) of "
+            "other known facts about the edited subjects.",
         ),
         (
             {"kept": {}},
@@ -158,7 +127,7 @@ def test_every_edit_is_a_row_that_can_be_filtered_by_its_outcome() -> None:
     assert [kind for kind, _ in found] == ["fails"] * 200 + ["holds"] * 100
     style = text[: text.index("</style>")]
     for kind in ("fails", "holds"):
-        assert f'id="show-{kind}"' in text and f"#show-{kind}:checked ~ .scroll tbody tr:not(.{kind})" in style
+        assert f'id="show-{kind}"' in text and f".edits:has(#show-{kind}:checked) tbody tr:not(.{kind})" in style
     assert 'id="show-skipped"' not in text  # there are none
     heads = next(cells for _, cells in page.rows if "edit" in cells)
     assert "lead after" in heads and "lead before" not in heads  # nothing was measured before
@@ -170,12 +139,57 @@ def test_figures_are_drawn_where_they_lie_with_their_numbers_beside() -> None:
     at = dict(re.findall(r'class="(ring|dot)" cx="([\d.]+)"', svg))
     assert (float(at["ring"]), float(at["dot"])) == (6.0, pytest.approx(6 + 168 * 2 / 3, abs=0.1))
     page = Page(text)
-    row = next(cells for _, cells in page.rows if cells[0] == "accuracy")
+    row = next(cells for _, cells in page.rows if cells[0] == "accuracyevery token of the new object is on top")
     assert row[2:5] == ["0.0%", "66.7% (46.7 to 86.7)", "+66.0% (+50.0 to +80.0)"]
     alone = evaluation_page(a_run(before=None, difference={}))
     assert 'class="dot"' in alone and 'class="ring"' not in alone
     moved = text[text.index("What else moved") :]
     assert "neighborhood accuracy" in moved and "paraphrase accuracy" not in moved
+
+
+def test_a_chart_has_one_place_for_each_edit_from_the_smallest_lead_to_the_largest() -> None:
+    leads = {"a": (-0.5, 0.75), "b": (0.0, -0.25), "c": (-0.5, 0.25)}
+    edits = [
+        an_edit(name).model_copy(
+            update={"before": {"efficacy_magnitude": was}, "after": {"efficacy_magnitude": after, "accuracy": 1.0}}
+        )
+        for name, (was, after) in leads.items()
+    ]
+    chart = edits_chart([*edits, an_edit("d", "skipped")])
+    places = re.findall(r'class="(ring|dot)" cx="([\d.]+)" cy="([\d.]+)"', chart)
+    assert [kind for kind, *_ in places] == ["ring", "dot"] * 3  # the skipped edit has no place
+    assert [float(x) for _, x, _ in places] == sorted(float(x) for _, x, _ in places)
+    heights = [float(y) for kind, _, y in places if kind == "dot"]
+    assert heights == sorted(heights, reverse=True)  # a larger lead lies higher
+    assert re.findall(r"<title>(\w): before", chart) == ["b", "c", "a"]
+    assert "b: before +0.000, after -0.250" in chart and "above 0 for 2" in chart
+    assert edits_chart(edits[:1]) == ""
+    many = edits_chart([edits[n % 3].model_copy(update={"id": f"e{n}"}) for n in range(2 * POINTS + 1)])
+    assert POINTS // 2 <= many.count('class="dot"') <= POINTS
+
+
+def test_a_wide_difference_around_zero_reads_as_too_few_to_tell() -> None:
+    def told(low: float, high: float, n: int = 20) -> str:
+        gap = Figure(mean=(low + high) / 2, low=low, high=high, n=n)
+        return next(cells[3] for cells in rows(a_run(difference={"accuracy": gap})) if cells[0] == "accuracy")
+
+    assert told(-0.16, 0.16) == "n=20: too few to tell"
+    assert told(-0.04, 0.04, 500) == "+0.0% (-4.0 to +4.0)"  # narrow: it tells that little changed
+    assert told(0.1, 0.9) == "+50.0% (+10.0 to +90.0)"  # wide, and not around zero
+
+
+def test_models_are_compared_with_the_first_edit_by_edit() -> None:
+    def model(name: str, mean: float, **gaps: Figure) -> ModelReport:
+        return ModelReport(model=f"/m/{name}", scores=Scores(accuracy=share(mean)), against_first=gaps)
+
+    clear, none = Figure(mean=0.2, low=0.1, high=0.3, n=9), Figure(mean=0.0, low=-0.05, high=0.05, n=9)
+    models = (model("one", 0.5), model("two", 0.7, accuracy=clear), model("three", 0.5, accuracy=none))
+    text = evaluation_page(a_run(models=models, output=None))
+    assert Page(text).headings[0] == "one, two, three: 4 edits"
+    assert "two against one: accuracy +20.0% (+10.0 to +30.0)." in text
+    assert "three against one: no figure differs clearly." in text
+    row = next(cells for _, cells in Page(text).rows if cells[0] == "accuracy")
+    assert row == ["accuracy", "0.0%", "50.0%", "70.0%", "+20.0% (+10.0 to +30.0)", "50.0%", "+0.0% (-5.0 to +5.0)"]
 
 
 def test_nothing_runs_nothing_is_fetched_and_wide_things_scroll_in_their_own_box() -> None:

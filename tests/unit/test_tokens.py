@@ -19,7 +19,9 @@ from memedit.model.tokens import (
     locate_subject,
     locate_subjects,
     object_ids,
+    token_parts,
 )
+from memedit.results.units import BROKEN
 from tests.conftest import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -34,6 +36,27 @@ def metaspace_tokenizer() -> Any:
     core.pre_tokenizer = pre_tokenizers.Metaspace()
     core.decoder = decoders.Metaspace()
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a京é", [("a", 1, 1), ("京", 1, 3), ("京", 2, 3), ("京", 3, 3), ("é", 1, 2), ("é", 2, 2)]),
+        ("東京", [(one, n, 3) for one in "東京" for n in (1, 2, 3)]),
+        (f"a{BROKEN}b", [("a", 1, 1), *((BROKEN, n, 3) for n in (1, 2, 3)), ("b", 1, 1)]),
+    ],
+)
+def test_tokens_that_are_parts_of_a_character_have_its_text(text: str, expected: list[tuple[str, int, int]]) -> None:
+    tokenizer = byte_tokenizer()
+    assert token_parts(tokenizer, tokenizer.encode(text)) == expected
+
+
+def test_bytes_that_make_up_no_character_are_a_text_of_their_own() -> None:
+    tokenizer = byte_tokenizer()
+    start = tokenizer.encode("京")[0]
+    found = token_parts(tokenizer, [start, *tokenizer.encode("b"), start])
+    assert [(place, count) for _, place, count in found] == [(1, 1)] * 3
+    assert [BROKEN in text for text, *_ in found] == [True, False, True]
 
 
 SUBJECTS = [

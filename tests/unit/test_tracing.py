@@ -15,7 +15,7 @@ from memedit.errors import EditListError, UnsupportedModelError
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load
 from memedit.numerics.effects import windows
-from memedit.tracing.clean_and_corrupted import NoiseTrial, TracePrompt
+from memedit.tracing.clean_and_corrupted import NoiseTrial, TracePrompt, answer_ranks
 from memedit.tracing.engines import WholeForwardPatching, choose_trace_engine
 from memedit.tracing.facts import SEVERED, TABLES, Fact, find_facts, make_trial, noise_scale, trace_fact
 from memedit.tracing.parts import find_parts
@@ -46,6 +46,8 @@ def plainly(lm: LanguageModel, trial: NoiseTrial, width: int, modules: Any) -> d
         lm.model, modules, question.prompt, question.answer, (question.first, question.last), trial.noise, width
     )
     scalars = {"clean": torch.tensor(found.clean), "corrupted": torch.tensor(found.low)}
+    median = found.low_ranks[(len(found.low_ranks) - 1) // 2]  # of an even number, the lower one
+    scalars["corrupted rank"] = torch.tensor(float(median))
     return {**found.tables, **found.severed, **scalars}
 
 
@@ -86,6 +88,13 @@ def test_whole_forwards_give_the_same_where_a_family_does_not_splice() -> None:
     parts = find_parts(lm)
     one, other = trace_fact(lm, parts, trial, WholeForwardPatching), trace_fact(lm, parts, trial, SuffixPatching)
     assert all(float((one[kind] - other[kind]).abs().max() / one[kind].max()) < RELATIVE for kind in one)
+
+
+def test_the_rank_of_an_answer_is_that_of_its_worst_token() -> None:
+    logits = torch.tensor([[[3.0, 1.0, 2.0], [0.0, 5.0, 1.0]], [[1.0, 2.0, 3.0], [9.0, 5.0, 7.0]]])
+    question = TracePrompt((7, 8), (2, 1), 0, 0)
+    assert answer_ranks(logits, question).tolist() == [2, 3]
+    assert answer_ranks(torch.zeros(1, 2, 3), question).tolist() == [1]  # of equal logits none is larger
 
 
 def test_sweeps_that_differ_are_refused_by_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
