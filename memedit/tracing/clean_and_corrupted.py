@@ -21,6 +21,7 @@ from memedit.forward.partial import cache_name, spliced
 from memedit.forward.passes import output_of
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
+from memedit.model.memory import send
 from memedit.tracing.parts import PARTS, BlockOutput, Parts
 
 StateKind = Literal["hidden", "mlp", "attention", "mlp severed", "attention severed"]
@@ -92,7 +93,7 @@ class Runs:
         self.outputs: dict[BlockOutput, list[Tensor]] = {part: [] for part in PARTS}  # per layer (S, N, D)
         self.in_tuple = False
         rows = 1 + 3 * samples
-        ids = torch.tensor([question.ids], device=lm.device).expand(rows, -1)
+        ids = send(torch.tensor([question.ids]), lm.device).expand(rows, -1)
         corrupted = slice(1, 1 + samples)
         extra = {part: slice(1 + n * samples, 1 + (n + 1) * samples) for n, part in enumerate(PARTS, start=1)}
 
@@ -139,7 +140,7 @@ def noised(lm: LanguageModel, trial: NoiseTrial, start: int, stop: int) -> Gener
 
     def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
         moved, count = output.clone(), (stop - start) // len(trial.noise)
-        noise = trial.noise.to(output.device, output.dtype)
+        noise = send(trial.noise, output.device).to(output.dtype)
         moved[start:stop, question.first : question.last + 1] += noise.repeat(count, 1, 1)
         return moved
 
@@ -151,8 +152,8 @@ def noised(lm: LanguageModel, trial: NoiseTrial, start: int, stop: int) -> Gener
 def answer_probability(lm: LanguageModel, question: TracePrompt, **inputs: Any) -> Tensor:
     """Run one forward; the answer's probability in each row, joint over its tokens: (rows,) float32."""
     reads = len(question.answer)
-    logits = lm.model(**inputs, logits_to_keep=reads).logits[:, -reads:].float()
-    wanted = torch.tensor(question.answer, device=logits.device).expand(len(logits), -1)
+    logits = lm.forward(**inputs, logits_to_keep=reads).logits[:, -reads:].float()
+    wanted = send(torch.tensor(question.answer), logits.device).expand(len(logits), -1)
     return logits.log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0].sum(1).exp()
 
 
