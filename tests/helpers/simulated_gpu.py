@@ -134,7 +134,7 @@ class SimulatedGpus:
 
     def __init__(self, count: int = 1, memory: int = MEMORY) -> None:
         self.devices = [torch.device("cuda", n) for n in range(count)]
-        self.memory = memory
+        self.memory = self.whole = memory
         self.allocated: Counter[torch.device] = Counter()
         self.peak: Counter[torch.device] = Counter()
         self._users: Counter[int] = Counter()
@@ -151,6 +151,7 @@ class SimulatedGpus:
             "memory_reserved": lambda one="cuda": self.allocated[self.named(one)],
             "memory_allocated": lambda one="cuda": self.allocated[self.named(one)],
             "max_memory_allocated": lambda one="cuda": self.peak[self.named(one)],
+            "set_per_process_memory_fraction": self._limit,
             "reset_peak_memory_stats": lambda one="cuda": self.peak.update({self.named(one): self._above(one)}),
         }
         for name, answer in said.items():
@@ -162,6 +163,9 @@ class SimulatedGpus:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _limit(self, part: float, *_: Any) -> None:
+        self.memory = int(part * self.whole)
 
     def _above(self, device: Any) -> int:
         """What takes the peak of a device down to what it holds now."""
