@@ -312,7 +312,6 @@ def _rounded(both: Both) -> Figures:
 
 def _profiled(both: Both) -> Figures:
     """The kernels (on a CPU the operators) that take most of a search of two steps, one to a line."""
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu, search, engine = both.lm.device.type == "cuda", _shortened(both, 2), both.search.choose_engine().kind
@@ -321,8 +320,10 @@ def _profiled(both: Both) -> Figures:
         search.find(batch, engine)
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     # An operator's row has the time of its kernels too: on a GPU only kernels are counted.
-    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    rows = sorted((one for one in seen.key_averages() if one.device_type == kind), key=lambda one: -getattr(one, key))
+    kind = "CUDA" if on_gpu else "CPU"
+    rows = sorted(
+        (one for one in seen.key_averages() if one.device_type.name == kind), key=lambda one: -getattr(one, key)
+    )
     total = sum(getattr(one, key) for one in rows) or 1
     lines = [f"{getattr(one, key) / total:6.1%}  {one.count:>7}  {one.key[:80]}" for one in rows[:PROFILED]]
     return {"profile": lines}

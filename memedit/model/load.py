@@ -273,9 +273,8 @@ def _straight_to(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda" or find_spec("accelerate") is None:
         return {}
     # By its number: a library may read "cuda" as the first GPU, and a process of torchrun has another.
-    return {
-        "device_map": {"": device if device.index is not None else torch.device("cuda", torch.cuda.current_device())}
-    }
+    numbered = device if ":" in str(device) else torch.device("cuda", torch.cuda.current_device())
+    return {"device_map": {"": numbered}}
 
 
 def _from_files(folder: Path, config: Any, knobs: ModelKnobs, spread: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

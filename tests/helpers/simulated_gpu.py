@@ -233,7 +233,8 @@ class SimulatedGpus:
         else:
             home = _home(func, args, tensors)
             self._count(func, args, kwargs)
-        found = ONLY_ON_CUDA.get(func, func)(*bare_args, **bare_kwargs)
+        kernel: Any = ONLY_ON_CUDA.get(func, func)
+        found = kernel(*bare_args, **bare_kwargs)
         if torch.Tag.inplace_view in func.tags:
             raise NotImplementedError(f"{func} changes the shape of a tensor in place")
         if _writes(func):
