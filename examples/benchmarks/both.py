@@ -109,7 +109,7 @@ class Both:
     def targets(self) -> Targets:
         """memedit's targets, by a plan as `apply` makes it."""
         engine = self.search.choose_engine().kind
-        batches = self.search.plan(range(len(self.plan.edits)))
+        batches = self.search.plan(range(len(self.plan.edits)), engine)
         found = Targets.join([self.search.find(batch, engine) for batch in batches])
         back = torch.tensor([n for batch in batches for n in batch.edits]).argsort()
         return Targets(**{name: rows[back] for name, rows in vars(found).items()})

@@ -106,6 +106,9 @@ def main() -> NoReturn:
     Of the processes that torchrun starts, the first runs the command, and the others help it.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns while it is
+    if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # Before torch uses a GPU: launches have many shapes, and memory that one has left should serve any other.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     world, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK", "")
     # The last is set by torchrun alone: clusters set the others in every container.
     if not (world.isdecimal() and rank.isdecimal() and int(world) > 1 and os.environ.get("LOCAL_WORLD_SIZE")):

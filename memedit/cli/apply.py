@@ -55,7 +55,9 @@ def apply_command(
     dtype: o.DtypeOption = None,
     memory: Annotated[
         str | None,
-        typer.Option("--memory", metavar="SIZE", help="Memory that the target search may use, such as 20GB."),
+        typer.Option(
+            "--memory", metavar="SIZE", help="Memory for the target search, and on a GPU for the solve, such as 20GB."
+        ),
     ] = None,
     deltas: Annotated[
         list[str] | None,

@@ -35,18 +35,28 @@ class Sizes:
 
     @classmethod
     def of(cls, lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], layer: int) -> Sizes:
-        """Estimate from the longest rows: a block keeps about 16 D + 8 F numbers a token; logits four times."""
+        """Estimate from the longest rows: a block keeps about 16 D + 8 F numbers a token; logits four times.
+
+        Behind a long prefix the joined keys and values are most of it: 2 D numbers for every token of the row, once as
+        they are and once repeated for the query heads that share them. Where memory can be measured, it is
+        (`measured_sizes`).
+        """
         architecture, item = lm.architecture, lm.dtype.itemsize
         above = architecture.n_layers - 1 - layer
         pairs = list(zip(edits, prompts, strict=True))
         longest = max(len(one.ids) + len(edit.target) for edit, of_one in pairs for one in of_one)
         read = max(len(edit.target) / suffix_of(edit) for edit in edits)
+        joined = (
+            4
+            * architecture.width
+            * max((max(len(one.ids) for one in of_one) + len(edit.target)) / suffix_of(edit) for edit, of_one in pairs)
+        )
         rows = len(prompts[0]) + 1
         aims = max((len(edit.target) for edit in edits if edit.request.remove), default=0) * len(prompts[0])
         return cls(
             per_edit=rows * longest * architecture.width * item * (2 * above + 1)
             + 4 * (1 + aims) * architecture.vocabulary,
-            per_token=above * (16 * architecture.width + 8 * architecture.mlp_width) * item
+            per_token=above * max(16 * architecture.width + 8 * architecture.mlp_width, int(joined)) * item
             + int(16 * architecture.vocabulary * min(1.0, read)),
         )
 

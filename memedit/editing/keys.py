@@ -10,7 +10,7 @@ from torch import Tensor
 from memedit.config.recipe import MethodKnobs
 from memedit.forward.keys import Sweep, WholeSweep
 from memedit.model.load import LanguageModel
-from memedit.model.memory import in_double
+from memedit.model.memory import in_double, send
 from memedit.model.tokens import Prompt
 
 
@@ -34,7 +34,7 @@ def heads_of(prompts: Sequence[Sequence[Prompt]]) -> list[list[tuple[int, ...]]]
 def averaged(states: Tensor, weights: Tensor) -> Tensor:
     """Average states (e, X, F) with weights (X,) float64 to keys (e, F) float64, on the states' device or the CPU."""
     wide = in_double(states)
-    return torch.einsum("exf,x->ef", wide, weights.to(wide.device))
+    return torch.einsum("exf,x->ef", wide, send(weights, wide.device))
 
 
 def find_keys(

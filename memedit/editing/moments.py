@@ -17,12 +17,16 @@ from torch import Tensor
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, run
 from memedit.model.load import LanguageModel
 from memedit.model.memory import free_on
-from memedit.numerics.moments import Moment, Running
+from memedit.numerics.moments import CHUNK, Moment, Running
 from memedit.progress import Advance, ignore_advance
 from memedit.ranks import ALONE, Ranks
 from memedit.storage.machine import free_memory
 
 KEEP_EVERY = 64  # launches that are summed by themselves, and between two calls of `keep`
+TOKENS_ON_GPU = CHUNK  # in a launch: as many as enter one product, so that half as many products are added
+LONGER_ON_GPU = 8
+"""Times as many launches are summed by themselves on a GPU: by the number of operations, 64 are done there before
+their sums, which grow with the square of the MLP's width, could be copied to the CPU."""
 AHEAD = 8  # launches tokenized before they are run
 PART_OF_FREE = 4
 """Sums stay on a GPU where they take at most this fraction of its free memory, as one part of N."""
@@ -53,25 +57,37 @@ def measure(
     """
     ranks, advance = ranks if _worth_sharing(lm, layers, ranks) else ALONE, advance or ignore_advance
     widths, task = lm.architecture.mlp_widths, _SumLaunches(tuple(layers))
+    size, chunk = _sizes(lm)
     total = dict(begun or {})
     if done := total[layers[0]].count if total else 0:
         advance(done)
-    launched = ahead(_launches(rows, tokens, skip=done), AHEAD if ranks.world == 1 else KEEP_EVERY * ranks.world)
+    launched = ahead(_launches(rows, tokens, size, skip=done), AHEAD if ranks.world == 1 else chunk * ranks.world)
     for first in launched:
         if keep and total and total[layers[0]].count > done:
             keep(dict(total))
         if ranks.world == 1:
             # Not as a list: the text of a chunk is tokenized while the model runs.
-            parts = [task(lm, chain([first], islice(launched, KEEP_EVERY - 1)), advance)]
+            parts = [task(lm, chain([first], islice(launched, chunk - 1)), advance)]
         else:
-            together = list(chain([first], islice(launched, KEEP_EVERY * ranks.world - 1)))
-            chunks = [together[at : at + KEEP_EVERY] for at in range(0, len(together), KEEP_EVERY)]
+            together = list(chain([first], islice(launched, chunk * ranks.world - 1)))
+            chunks = [together[at : at + chunk] for at in range(0, len(together), chunk)]
             parts = [part or {} for part in ranks.each(lm, task, chunks, advance)]
         for part in parts:
             for layer in layers:
                 summed = part.pop(layer)
                 total[layer] = total[layer] + summed if layer in total else summed
     return total or {layer: Moment.empty(widths[layer]) for layer in layers}
+
+
+def _sizes(lm: LanguageModel) -> tuple[int, int]:
+    """The tokens of a launch, and the launches that are summed by themselves."""
+    free = free_on(lm.device)
+    if free is None:
+        return TOKENS_PER_LAUNCH, KEEP_EVERY
+    shape = lm.architecture
+    needed = TOKENS_ON_GPU * (8 * shape.width + 4 * max(shape.mlp_widths)) * lm.dtype.itemsize
+    size = TOKENS_ON_GPU if PART_OF_FREE * needed <= free else TOKENS_PER_LAUNCH
+    return size, LONGER_ON_GPU * KEEP_EVERY
 
 
 def _worth_sharing(lm: LanguageModel, layers: Sequence[int], ranks: Ranks) -> bool:
@@ -88,7 +104,7 @@ class _SumLaunches:
 
     def __call__(self, lm: LanguageModel, launched: Iterable[Tensor], advance: Advance) -> Moments:
         widths = lm.architecture.mlp_widths
-        running = {layer: Running(Moment.empty(widths[layer]), home) for layer, home in _homes(lm, self.layers).items()}
+        running = {layer: Running(widths[layer], home) for layer, home in _homes(lm, self.layers).items()}
 
         def see(site: Site, states: Tensor) -> None:
             running[site.layer].add_(states.reshape(-1, states.shape[-1]))
@@ -114,8 +130,9 @@ def _homes(lm: LanguageModel, layers: Sequence[int]) -> dict[int, torch.device]:
     return {layer: device if device in fits else torch.device("cpu") for layer, device in on.items()}
 
 
-def _launches(rows: Iterable[tuple[int, ...]], tokens: int, skip: int) -> Generator[Tensor]:
-    """Group rows of equal length into launches, up to `tokens` in all, without the first `skip` tokens.
+def _launches(rows: Iterable[tuple[int, ...]], tokens: int, size: int, skip: int) -> Generator[Tensor]:
+    """Group rows of equal length into launches of at most `size` tokens, up to `tokens` in all, without the first
+    `skip` tokens.
 
     The skipped tokens were summed in whole launches, so the launches after them equal those of an uninterrupted run.
     """
@@ -125,7 +142,7 @@ def _launches(rows: Iterable[tuple[int, ...]], tokens: int, skip: int) -> Genera
         if seen >= tokens:
             break
         row = row[: tokens - seen]
-        if batch and (len(batch[0]) != len(row) or (len(batch) + 1) * len(row) > TOKENS_PER_LAUNCH):
+        if batch and (len(batch[0]) != len(row) or (len(batch) + 1) * len(row) > size):
             yield torch.tensor(batch)
             batch = []
         seen += len(row)

@@ -36,6 +36,7 @@ from memedit.edits.edit import EditRequest
 from memedit.evaluation.made_facts import Asked
 from memedit.forward.adapted import AdaptedRows, Factors, ReadRow, choose_adapted_rows
 from memedit.model.load import LanguageModel
+from memedit.model.memory import send
 from memedit.model.tokens import Prompt
 from memedit.numerics.delta import Delta
 from memedit.numerics.objective import kl_loss
@@ -200,9 +201,8 @@ class _Steps:
         for launch in self.rows.launches(chosen):
             log_probs = self.rows.log_probs(launch, self.changes(), at_subject=self.number % 2 == 0)
             device = log_probs.device
-            # One table, since the host waits for each that it sends.
             table = [(place, token) for place, n in enumerate(launch) for token in self.made.targets[n]]
-            of, wanted = torch.tensor(table, device=device).unbind(1)
+            of, wanted = send(torch.tensor(table), device).unbind(1)
             said = self._said(launch, log_probs, wanted)
             # A product with it sums over an edit's tokens in a fixed order; adding by index on a GPU does not.
             own = of[None] == torch.arange(len(launch), device=device)[:, None]
@@ -220,8 +220,8 @@ class _Steps:
         if not removed:
             return said
         aims = torch.tensor([aim for _, aim in removed])
-        places = torch.tensor([at for at, _ in removed], device=wanted.device)
-        aimed_at = self.answers.log_probs[aims].to(wanted.device).float()
+        places = send(torch.tensor([at for at, _ in removed]), wanted.device)
+        aimed_at = send(self.answers.log_probs[aims], wanted.device).float()
         return said.index_copy(0, places, -kl_loss(aimed_at, log_probs[places]))
 
     def _preserved(self, chosen: Sequence[int]) -> list[Tensor]:
@@ -229,7 +229,7 @@ class _Steps:
         parts: list[Tensor] = []
         for launch in self.rows.launches(chosen):
             now = self.rows.log_probs(launch, self.changes())
-            then = torch.stack([self.before[n] for n in launch]).to(now.device).float()
+            then = send(torch.stack([self.before[n] for n in launch]), now.device).float()
             drift = (then.exp() * (then - now)).sum() / len(chosen)
             (self.knobs.preserve * drift).backward()
             parts.append(drift.detach())
@@ -249,9 +249,10 @@ def _rounded(
         deltas[layer], weights[layer] = entered.delta, entered.weight
         layers[n] = layers[n].model_copy(
             update={
-                "delta_norm": entered.delta.norm / float(stored[layer].double().norm()), "rounding": entered.way,
+                "delta_norm": entered.norm / float(stored[layer].double().norm()), "rounding": entered.way,
                 "rounding_loss": entered.loss, "nearest_loss": entered.nearest_loss,
                 "disturbance": entered.disturbance, "rank": entered.delta.rank,
+                "on_cpu": ("rounding",) if entered.on_cpu else layers[n].on_cpu,
             }
         )  # fmt: skip
     return replace(update, deltas=deltas, weights=weights, layers=tuple(layers), polish=report)
@@ -282,13 +283,13 @@ def solve_edits(
 
     wanted (E, D) float32, held (E,) bool; `stored` are the weights (D, F). The model is unchanged when this returns.
     """
-    knobs = recipe.polish
+    knobs, rounding = recipe.polish, replace(rounding, memory=recipe.bytes)
     moving = [n for n, is_held in enumerate(held.tolist()) if not is_held]
     polished = knobs.steps > 0 and bool(moving)
     with phase("solve", len(stored), "layers") as advance:
         update = solve(
             lm, prompts, wanted, factor_of, stored, recipe.method, held=held, rounding=rounding, whole=whole,
-            keep_keys=polished, advance=advance,
+            keep_keys=polished, memory=recipe.bytes, advance=advance,
         )  # fmt: skip
     if not polished:
         return update

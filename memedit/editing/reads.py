@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memedit.model.memory import send
+
 
 @dataclass(frozen=True)
 class Reads:
@@ -72,4 +74,4 @@ class Reads:
 
 
 def _columns(table: Sequence[Sequence[int]], width: int, device: torch.device) -> Sequence[Tensor]:
-    return torch.tensor(table, dtype=torch.long, device=device).view(-1, width).unbind(1)
+    return send(torch.tensor(table, dtype=torch.long), device).view(-1, width).unbind(1)

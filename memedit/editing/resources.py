@@ -128,7 +128,7 @@ def token_seconds(lm: LanguageModel) -> float:
         length = min(count, lm.architecture.positions or count)
         ids = torch.arange(length, device=lm.device)[None] % lm.architecture.vocabulary
         start = time.monotonic()
-        lm.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits.cpu()
+        lm.forward(input_ids=ids, use_cache=False, logits_to_keep=1).logits.cpu()
         found = (time.monotonic() - start) / length
         # The first forward also initializes libraries, which can take seconds.
         if count > 1 and found * length > SHORT:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from memedit.editing.algebra import AlgebraPlace, rounding_bytes
 from memedit.numerics.delta import Delta, rounded
 from memedit.numerics.moments import Moment
 from memedit.numerics.rounding import EditedKeys, Grid, disturbance, key_aware
@@ -24,6 +26,8 @@ class Rounding:
     moment_of: Callable[[int], Moment] | None = None
     grid_of: Callable[[int], Grid] | None = None
     """The numbers that a layer's stored weight can hold, where they are not those of its dtype."""
+    memory: int | None = None
+    """Bytes of a GPU that it may take; None: most of what is free. With less it is done on the CPU."""
 
     def grid(self, layer: int, weight: Tensor) -> Grid:
         """The numbers that a layer's stored weight (D, F) can hold."""
@@ -45,28 +49,41 @@ class RoundedWeight:
     """The same for rounding to nearest."""
     disturbance: float
     """|stored - W - delta| in the metric of the second moments, over that of rounding to nearest."""
+    norm: float
+    """|delta|, Frobenius."""
+    on_cpu: bool = False
+    """Whether it was done on the CPU, because the GPU has too little memory."""
 
 
 def round_delta(layer: int, weight: Tensor, delta: Delta, keys: EditedKeys, rounding: Rounding) -> RoundedWeight:
-    """Round W + delta: weight (D, F) in its stored dtype. The work is done on the device of the keys."""
-    grid = rounding.grid(layer, weight)
-    near = rounded(weight, delta, grid)
-    change = delta.dense()
-    exact = weight.double() + change
-    effect = keys.effect(change.to(keys.device))
+    """Round W + delta: weight (D, F) in its stored dtype. The work is done on the device of the keys, or on the CPU if
+    that device has too little memory.
+    """
+    grid, change = rounding.grid(layer, weight), delta.dense()
+    near = rounded(weight, delta, grid, change)
+    moment_of = rounding.moment_of if rounding.way != "nearest" and grid.narrow else None
 
-    def error(stored: Tensor) -> Tensor:
-        return (stored.double() - exact).to(keys.device)
+    def work(home: torch.device) -> RoundedWeight:
+        mine, there = keys.to(home), change.to(home)
+        exact, effect = weight.to(home).double() + there, mine.effect(there)
 
-    def loss(stored: Tensor) -> float:
-        return keys.effect(error(stored)) / effect if effect else 0.0
+        def error(stored: Tensor) -> Tensor:
+            return stored.to(home).double() - exact
 
-    lost = loss(near)
-    wanted = rounding.way == "key-aware" or (rounding.way == "auto" and lost > LOSS)
-    if not wanted or not grid.narrow or rounding.moment_of is None:
-        return RoundedWeight(delta, near, "nearest", lost, lost, 1.0)
-    moment = rounding.moment_of(layer).mean.to(keys.device)
-    delta = replace(delta, steps=key_aware(exact.to(keys.device), grid.to(keys.device), keys, moment).cpu())
-    stored = rounded(weight, delta, grid)
-    base, found = (disturbance(error(one), moment) for one in (near, stored))
-    return RoundedWeight(delta, stored, "key-aware", loss(stored), lost, found / base if base else 1.0)
+        def loss(stored: Tensor) -> float:
+            return mine.effect(error(stored)) / effect if effect else 0.0
+
+        lost, norm = loss(near), float(change.norm())
+        if moment_of is None or (rounding.way == "auto" and lost <= LOSS):
+            return RoundedWeight(delta, near, "nearest", lost, lost, 1.0, norm)
+        given = moment_of(layer)
+        moment = Moment(given.total.to(home), given.count).mean
+        turned = replace(delta, steps=key_aware(exact, grid.to(home), mine, moment).cpu())
+        stored = rounded(weight, turned, grid, change)
+        base, found = (disturbance(error(one), moment) for one in (near, stored))
+        return RoundedWeight(turned, stored, "key-aware", loss(stored), lost, found / base if base else 1.0, norm)
+
+    width, inner = weight.shape
+    needed = rounding_bytes(inner, width) if moment_of else 4 * change.nbytes
+    found, on_cpu = AlgebraPlace(keys.device, rounding.memory).do(needed, work)
+    return replace(found, on_cpu=on_cpu)

@@ -312,11 +312,16 @@ class EditRun:
         method, edits = self.recipe.method, self.plan.edits
         prompts = [contexts.prompts[n] for n in self.order]
         order, held = self.order, torch.tensor([self._held(n) and n not in retried for n in self.order])
-        return solve_edits(
+        update = solve_edits(
             self.lm, [edits[n] for n in order], prompts, targets.wanted[order], held,
             lambda layer: factor_of(moments, layer, method), self.stored, self.recipe,
             preserve=self._preserved, rounding=self.rounding(moments), whole=engine.whole, phase=self.timed,
         )  # fmt: skip
+        if moved := [one.layer for one in update.layers if one.on_cpu]:
+            note = f"the GPU has too little memory to solve or round layers {layers_text(moved)}: the CPU did it"
+            self.notes = tuple(dict.fromkeys((*self.notes, note)))
+            self.progress.note(note)
+        return update
 
     def rounding(self, moments: MomentPlan) -> Rounding:
         """How changes are rounded into the stored weights."""

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from memedit.config.recipe import MethodKnobs
+from memedit.editing.algebra import AlgebraPlace, edits_bytes, sums_bytes
 from memedit.editing.keys import averaged, context_weights, heads_of
 from memedit.editing.rounding import RoundedWeight, Rounding, round_delta
 from memedit.forward.keys import Sweep, WholeSweep
 from memedit.forward.passes import Site
 from memedit.forward.residual import added, norm_gain
 from memedit.model.load import LanguageModel
-from memedit.model.memory import in_double
+from memedit.model.memory import in_double, send
 from memedit.model.tokens import Prompt
 from memedit.model.weights import applied, put_
 from memedit.numerics.delta import Delta
@@ -52,6 +53,7 @@ def solve(
     held: Tensor | None = None,
     whole: bool = False,
     keep_keys: bool = False,
+    memory: int | None = None,
     advance: Advance | None = None,
 ) -> Update:
     """Solve the change of the layers in `stored` (their weights (D, F) in the checkpoint's dtype), lowest first.
@@ -60,7 +62,8 @@ def solve(
     one first; wanted (E, D) float32. Each layer takes an equal share of the residual that is left in the stream. Its
     weight is rounded to the checkpoint's dtype before the next residual is measured, so that the residual is that of
     the weight that will be written. All layers' keys come from one sweep up the model, or (`whole`) from whole
-    forwards. The model is unchanged when this returns.
+    forwards. The model is unchanged when this returns. On a GPU the algebra of a layer takes at most `memory` bytes
+    (None: most of what is free); a layer that needs more is solved on the CPU, and its report says so.
 
     Edits that are `held` (E,) bool keep their state, whatever is wanted of them: they are rows with no residual. To the
     other rows they are what K^T K / ridge of them in the metric would be, and the layers above undo what a lower layer
@@ -74,6 +77,7 @@ def solve(
     keys: dict[int, EditedKeys] = {}
     reports: list[LayerReport] = []
     top = Site(layers[-1], "block.out")
+    place = AlgebraPlace(lm.device, memory)
     with applied(lm) as kept:
         ends = sweep.ends(top)
         if held is not None:
@@ -84,7 +88,12 @@ def solve(
             residual = _residual_at_projection(lm, sweep, layer, missing / (len(layers) - done))
             factor = factor_of(layer)
             narrow = rounding.grid(layer, stored[layer]).narrow
-            solved = _solve_layer(lm, sweep, layer, weights, residual, factor, narrow=narrow)
+            few = narrow and len(residual) * len(weights) <= lm.architecture.mlp_widths[layer]
+            rows: list[Tensor] | None = [] if few else None
+            solved = _solve_layer(factor, _averaged(sweep.keys(layer), weights, rows), residual, place)
+            if rows is not None:
+                own = EditedKeys(len(residual), torch.cat(rows).to(solved.keys.device))
+                solved = replace(solved, keys=own)
             entered = round_delta(layer, stored[layer], solved.delta, solved.keys, rounding)
             deltas[layer], edited[layer] = entered.delta, entered.weight
             if keep_keys:
@@ -117,7 +126,7 @@ def _report(
         residual_after=float(after.norm(dim=-1).mean()),
         leverage=solved.leverage / lm.architecture.mlp_widths[layer],
         fitted=solved.fitted,
-        delta_norm=entered.delta.norm / float(stored.double().norm()),
+        delta_norm=entered.norm / float(stored.double().norm()),
         rounding=entered.way,
         rounding_loss=entered.loss,
         nearest_loss=entered.nearest_loss,
@@ -126,6 +135,7 @@ def _report(
         gain=lm.architecture.gains[layer],
         dead=factor.dead,
         shift=factor.shift,
+        on_cpu=("solve", "rounding") if solved.on_cpu else ("rounding",) if entered.on_cpu else (),
     )
 
 
@@ -147,62 +157,61 @@ class _Solved:
     fitted: float
     keys: EditedKeys  # each context's own if the weight is of a narrow dtype and they are few, else averaged
     leverage: float  # median of k M^-1 k
+    on_cpu: bool = False  # because the GPU has too little memory
 
 
-def _solve_layer(
-    lm: LanguageModel,
-    sweep: Sweep | WholeSweep,
-    layer: int,
-    weights: Tensor,
-    residual: Tensor,
-    factor: Factor,
-    *,
-    narrow: bool,
-) -> _Solved:
-    """The change of one layer: weights (X,) of the contexts, residual (E, D) float64; narrow: see Grid."""
-    n_edits, inner = len(residual), lm.architecture.mlp_widths[layer]
-    few = narrow and n_edits * len(weights) <= inner
-    rows: list[Tensor] | None = [] if few else None
-    keys = _averaged(sweep.keys(layer, last=False), weights, rows)
-    solved = _solve_system(factor, keys, residual, lm, inner)
-    if rows is None:
-        return solved
-    return replace(solved, keys=EditedKeys(n_edits, torch.cat(rows).to(solved.keys.device)))
+KeyParts = Iterator[tuple[list[int], Tensor]]
+"""Some edits at a time: their numbers, and their averaged keys (e, F) float64."""
 
 
-def _solve_system(
-    factor: Factor, parts: Iterator[tuple[list[int], Tensor]], residual: Tensor, lm: LanguageModel, inner: int
-) -> _Solved:
-    """Solve one layer; `parts` are edits and their averaged keys, some at a time, residual (E, D) float64.
+def _solve_layer(factor: Factor, parts: KeyParts, residual: Tensor, place: AlgebraPlace) -> _Solved:
+    """The change of one layer: residual (E, D) float64.
 
     Of two systems the cheaper one is solved: edits by edits, or inner by inner from sums whose size does not depend on
-    the number of edits.
+    the number of edits. The keys are read once, before what may be done twice.
     """
-    home = lm.device if lm.device.type == "cuda" else torch.device("cpu")  # float64 is fast there
-    factor = factor.to(home)
-    residual = residual.to(home)
+    (n_edits, width), inner = residual.shape, len(factor.lower if factor.basis is None else factor.basis)
+    if factor.summable and by_sums(n_edits, inner, width):
+        return _solve_by_sums(factor, parts, residual, place, sums_bytes(inner, width))
+    needed = edits_bytes(n_edits, inner)
+    keys = torch.empty(n_edits, inner, dtype=torch.float64, device=place.home(needed))
+    for edits, part in parts:
+        keys[send(torch.tensor(edits), keys.device)] = part.to(keys.device)
+
+    def work(home: torch.device) -> _Solved:
+        there, mine, missing = factor.to(home), keys.to(home), residual.to(home)
+        a = gains(there, mine)
+        spread = float(leverage(there, mine).median())
+        return _Solved(_on_cpu(Delta.of(missing, a)), _fitted(missing, a, mine), EditedKeys(n_edits, mine), spread)
+
+    solved, on_cpu = place.do(needed - keys.nbytes, work)
+    return replace(solved, on_cpu=on_cpu)
+
+
+def _solve_by_sums(factor: Factor, parts: KeyParts, residual: Tensor, place: AlgebraPlace, needed: int) -> _Solved:
+    """The change of one layer from sums over its keys, in `needed` bytes."""
     n_edits, width = residual.shape
-    if not (factor.summable and by_sums(n_edits, inner, width)):
-        keys = torch.empty(n_edits, inner, dtype=torch.float64, device=home)
-        for edits, part in parts:
-            keys[edits] = part.to(home)
-        a = gains(factor, keys)
-        spread = leverage(factor, keys)
-        fitted = _fitted(residual, a, keys)
-        return _Solved(_on_cpu(Delta.of(residual, a)), fitted, EditedKeys(n_edits, keys), float(spread.median()))
-    sums, spreads = Sums.empty(inner, width, home), list[Tensor]()
+    home = place.home(needed)
+    there, missing, spreads = factor.to(home), residual.to(home), list[Tensor]()
+    sums = Sums.empty(len(factor.lower if factor.basis is None else factor.basis), width, home)
     for edits, part in parts:
         keys = part.to(home)
-        sums.add_(keys, residual[edits])
-        spreads.append(leverage(factor, keys))
-    change = sums.delta(factor)
-    seen = EditedKeys(n_edits, square=sums.gram)
-    return _Solved(Delta(change.float().cpu()), sums.fitted(change), seen, float(torch.cat(spreads).median()))
+        sums.add_(keys, missing[send(torch.tensor(edits), home)])
+        spreads.append(leverage(there, keys))
+    spread = float(torch.cat(spreads).median())
+    del there  # `work` has its own
+
+    def work(home: torch.device) -> _Solved:
+        mine = sums.to(home)
+        change = mine.delta(factor.to(home))
+        keys = EditedKeys(n_edits, square=mine.gram)
+        return _Solved(Delta(change.float().cpu()), mine.fitted(change), keys, spread)
+
+    solved, on_cpu = place.do(needed - sums.gram.nbytes - sums.cross.nbytes, work)
+    return replace(solved, on_cpu=on_cpu)
 
 
-def _averaged(
-    states: Iterator[tuple[list[int], Tensor]], weights: Tensor, rows: list[Tensor] | None
-) -> Iterator[tuple[list[int], Tensor]]:
+def _averaged(states: KeyParts, weights: Tensor, rows: list[Tensor] | None) -> KeyParts:
     """Edits and their averaged keys, some at a time; each context's own keys (e X, F) float64 are added to `rows`."""
     for edits, part in states:
         if rows is not None:

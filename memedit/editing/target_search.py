@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from memedit.config.recipe import Recipe, bytes_of
+from memedit.config.recipe import Recipe
 from memedit.editing.batches import Batch, Sizes, changes_of, halved, plan_batches, suffix_of
 from memedit.editing.plan import Edit
-from memedit.editing.targets import Targets, find_targets, rows_of
+from memedit.editing.targets import Targets, find_targets, measured_sizes, rows_of
 from memedit.forward.perturbed import WholeForward
 from memedit.forward.suffix import Suffix, choose_search_engine
 from memedit.model.load import LanguageModel
@@ -24,14 +24,16 @@ from memedit.storage.machine import free_memory
 
 PROBED = 3
 """Edits on which the engine is proved, at most."""
+PROBE_TOKENS = 512
+"""Tokens in the launch whose memory is measured: so many that what does not grow with them counts little."""
 ENOUGH_ON_CPU = 2 << 30
 """Bytes; a CPU gains nothing from more, because its launches are cut to fit its caches."""
 
 
 def memory_for(lm: LanguageModel, recipe: Recipe) -> int:
     """Bytes that the search may use: as the recipe says, or 4/5 of a GPU's free memory, or half of main memory."""
-    if recipe.memory:
-        return bytes_of(recipe.memory)
+    if recipe.bytes is not None:
+        return recipe.bytes
     free = free_on(lm.device)
     return free * 4 // 5 if free is not None else min(free_memory() // 2, ENOUGH_ON_CPU)
 
@@ -72,12 +74,54 @@ class Search:
         with memory_named(full, "use --device cpu, or a larger GPU"):
             return SearchEngine(*choose_search_engine(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared))
 
-    def plan(self, which: Sequence[int]) -> list[Batch]:
-        """Plan the batches of the edits `which`."""
-        sizes = Sizes.of(self.lm, self.edits, self.prompts, self.layer)
+    def plan(self, which: Sequence[int], engine: type[Suffix] | type[WholeForward] = Suffix) -> list[Batch]:
+        """Plan the batches of the edits `which`, to be searched by an engine."""
         memory, recipe = memory_for(self.lm, self.recipe), self.recipe
-        device = self.lm.device.type
+        sizes, device = self.sizes(memory, engine), self.lm.device.type
         return plan_batches(self.edits, which, sizes, memory, recipe.chunk, device, joint=recipe.joint)
+
+    def sizes(self, memory: int, engine: type[Suffix] | type[WholeForward]) -> Sizes:
+        """The memory that the search takes: measured on a GPU, and estimated elsewhere.
+
+        An estimate from shapes is right to a factor of 2 to 6. Measured are some copies of each of three edits: the one
+        with the longest row, and those with the most earlier tokens and the most logits for a token that is run.
+        """
+        lm, edits, estimated = self.lm, self.edits, Sizes.of(self.lm, self.edits, self.prompts, self.layer)
+        spread = len({lm.weight(layer).device for layer in range(lm.architecture.n_layers)}) > 1
+        if lm.device.type != "cuda" or spread:  # of several devices the fullest would count
+            return estimated
+
+        def length(n: int) -> int:
+            return max(len(one.ids) for one in self.prompts[n]) + len(edits[n].target)
+
+        longest, most_before, most_read = (
+            max(range(len(edits)), key=key)
+            for key in (
+                length,
+                lambda n: length(n) / suffix_of(edits[n]),
+                lambda n: len(edits[n].target) / suffix_of(edits[n]),
+            )
+        )
+        found: list[Sizes] = []
+        for n in dict.fromkeys((longest, most_before, most_read)):
+            tokens = (len(self.prompts[n]) + 1) * suffix_of(edits[n])
+            fit = memory // 2 // (estimated.per_edit + tokens * estimated.per_token)
+            one = self._measured(n, max(1, min(fit, -(-PROBE_TOKENS // tokens))), engine)
+            give_back(lm.device)
+            if one is None:
+                return estimated
+            found.append(one)
+        return Sizes(max(one.per_edit for one in found), max(one.per_token for one in found))
+
+    def _measured(self, n: int, count: int, engine: type[Suffix] | type[WholeForward]) -> Sizes | None:
+        """The memory of a search of `count` copies of an edit; None if it is not there."""
+        edits, prompts = [self.edits[n]] * count, [self.prompts[n]] * count
+        try:
+            return measured_sizes(self.lm, edits, prompts, self.layer, self.recipe, engine=engine, shared=self.shared)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+        return None
 
     def find(self, batch: Batch, engine: type[Suffix] | type[WholeForward], advance: Advance | None = None) -> Targets:
         """Find the targets of one batch."""
@@ -110,7 +154,9 @@ class Search:
         `--memory`, the edits without targets get a new one.
         """
         plan = _Kept(store, on, self.recipe.memory)
-        batches = plan.read(self.plan, which := range(len(self.edits)) if which is None else which)
+        batches = plan.read(
+            lambda some: self.plan(some, engine), which := range(len(self.edits)) if which is None else which
+        )
         aims = any(self.edits[n].request.remove for n in which)
         base = {n: one.cpu() for n, one in self.base.items()} if self.base and aims else None
         task = _FindBatch(self.edits, self.prompts, self.layer, self.recipe, self.shared, base, engine, plan)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from memedit.config.recipe import Recipe
-from memedit.editing.batches import changes_of
+from memedit.editing.batches import Sizes, changes_of
 from memedit.editing.plan import Edit
 from memedit.editing.reads import Reads
 from memedit.editing.unknown import UnknownAnswers
@@ -29,6 +29,7 @@ from memedit.forward.passes import TOKENS_PER_LAUNCH
 from memedit.forward.perturbed import Changed, ChangedRow, WholeForward
 from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel
+from memedit.model.memory import send
 from memedit.model.tokens import Prompt
 from memedit.model.weights import applied
 from memedit.numerics.descent import LBFGS, Adam, Descent
@@ -123,6 +124,29 @@ def find_targets(
     return search.found
 
 
+def measured_sizes(
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    prompts: Sequence[Sequence[Prompt]],
+    layer: int,
+    recipe: Recipe,
+    *,
+    engine: type[Suffix] | type[WholeForward],
+    shared: int,
+) -> Sizes:
+    """Measure the memory that a search of these edits takes, on a GPU that counts its bytes. The edits are alike."""
+    before = torch.cuda.memory_allocated(lm.device)
+    torch.cuda.reset_peak_memory_stats(lm.device)
+    search = _Search(lm, edits, prompts, layer, recipe, engine, shared, 1 << 30, _Unknown.of(lm, edits, prompts))
+    kept = torch.cuda.max_memory_allocated(lm.device) - before  # also what its beginning takes for a while
+    search.measure(0, with_gradient=True)  # what stays of a first step are workspaces of libraries
+    base = torch.cuda.memory_allocated(lm.device)
+    torch.cuda.reset_peak_memory_stats(lm.device)
+    search.measure(1, with_gradient=True)
+    step = torch.cuda.max_memory_allocated(lm.device) - base
+    return Sizes(-(-kept // len(edits)), -(-step // max(launch.tokens for launch in search.launches)))
+
+
 def _method(recipe: Recipe, length: Tensor, shape: torch.Size) -> Descent:
     """The method of descent, for states of `length` (E,). The published semantics are Adam's."""
     knobs = recipe.target
@@ -179,13 +203,15 @@ class _Search:
         self.together = (serving[:, None] == serving).float()
         length = self.together @ start.norm(dim=-1) / self.together.sum(1)
         self.start, self.leaves, self.radius, self.together = (
-            one.to(self.device) for one in (start, leaves, self.knobs.ball * length, self.together)
+            send(one, self.device) for one in (start, leaves, self.knobs.ball * length, self.together)
         )
-        self.method = _method(recipe, length.to(self.device), self.start.shape)
+        self.method = _method(recipe, send(length, self.device), self.start.shape)
         self.change, self.best = torch.zeros_like(self.start), torch.zeros_like(self.start)
         self.loss, self.steps = (torch.zeros(len(edits), device=self.device) for _ in range(2))
         self.least, self.best_loss = (torch.full((len(edits),), torch.inf, device=self.device) for _ in range(2))
         self.open = torch.ones(len(edits), dtype=torch.bool, device=self.device)
+        self.seen: list[list[float]] = []
+        """Of each edit in the launches, when they were last packed: whether it is searched, and its loss."""
         self.original = torch.zeros(len(edits), lm.architecture.vocabulary, device=self.device)
         self._read()
 
@@ -193,7 +219,7 @@ class _Search:
         """Make the index tables of the launches as they are packed now."""
         counts = torch.tensor([len(self.targets[edit]) for edit in self.edits])
         mask = torch.arange(self.longest)[None, None] < counts[:, None, None]
-        self.mask = mask.expand(-1, self.n_contexts, -1).to(self.device)
+        self.mask = send(mask.expand(-1, self.n_contexts, -1), self.device)
         places = {edit: place for place, edit in enumerate(self.edits)}
         self.reads = [
             Reads.of(launch.rows, places, self.targets, self.n_contexts, self.longest, self.device, self.unknown.first)
@@ -266,11 +292,11 @@ class _Search:
 
     def under_way(self, step: int, steps: int) -> tuple[float, str]:
         """After a step: how many edits the work on those in the launches amounts to, and the step and mean loss."""
-        searched = self.loss[self.open]
-        if not len(searched):
+        searched = [loss for is_open, loss in self.seen if is_open]
+        if not searched:
             return float(len(self.edits)), ""
         found = len(self.edits) - len(searched)
-        told = f"step {min(step + 1, steps)} of {steps}, mean loss {float(searched.mean()):.2f}"
+        told = f"step {min(step + 1, steps)} of {steps}, mean loss {sum(searched) / len(searched):.2f}"
         return found + len(searched) * step / max(steps, 1), told
 
     def settle(self) -> None:
@@ -282,13 +308,16 @@ class _Search:
 
     def pack(self) -> int:
         """Remove found edits from the launches if it saves time; returns how many were removed."""
-        left = [place for place, is_open in enumerate(self.open.tolist()) if is_open]
+        # One read, also for `under_way`: the host waits for each.
+        self.seen = torch.stack([self.open.to(self.loss.dtype), self.loss], 1).tolist()
+        left = [place for place, (is_open, _) in enumerate(self.seen) if is_open]
         gone = len(self.edits) - len(left)
         if left and len(left) > WORTH_PACKING * len(self.edits):
             return 0
         self.note()
-        index = torch.tensor(left, dtype=torch.long, device=self.device)
+        index = send(torch.tensor(left, dtype=torch.long), self.device)
         self.edits = [self.edits[place] for place in left]
+        self.seen = [self.seen[place] for place in left]
         held = set(self.edits)
         inside = [[n for n, row in enumerate(launch.rows) if row // self.per_edit in held] for launch in self.launches]
         self.launches = [launch.keep(mine) for launch, mine in zip(self.launches, inside, strict=True) if mine]

@@ -20,6 +20,7 @@ from memedit.forward.proof import prove_engine
 from memedit.forward.suffix import SUFFIX_AGREEMENT
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
+from memedit.model.memory import send
 
 Factors = Mapping[int, tuple[Tensor, Tensor]]
 """For each layer a change left @ right: left (D, R), right (R, F), float32, on the device of the layer's weight."""
@@ -61,16 +62,16 @@ class AdaptedRows:
         return logits.float().log_softmax(-1)
 
     def _whole(self, rows: Sequence[ReadRow], changes: Factors, at_subject: bool) -> Tensor:
-        ids = torch.tensor([row.ids for row in rows], device=self.lm.device)
+        ids = send(torch.tensor([row.ids for row in rows]), self.lm.device)
         most = max(row.reads for row in rows)
         only = (
             _only(len(rows), ids.shape[1], [row.at for row in rows], [row.shared for row in rows])
             if at_subject
             else None
         )
-        mask = None if only is None else only.to(self.lm.device)
+        mask = None if only is None else send(only, self.lm.device)
         with hooked(self._hooks(changes, mask)):
-            logits = self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=most).logits
+            logits = self.lm.forward(input_ids=ids, use_cache=False, logits_to_keep=most).logits
         return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])
 
     def _shared(self, rows: Sequence[ReadRow], changes: Factors, at_subject: bool) -> Tensor:
@@ -83,7 +84,7 @@ class AdaptedRows:
             with torch.no_grad(), hooked(self._hooks(changes, None)):
                 run_part(self.lm, aligned, kept)
         place = {prefix: n for n, prefix in enumerate(prefixes)}
-        lines = torch.tensor([place.get(row.ids[: row.shared], 0) for row in rows], device=device)
+        lines = send(torch.tensor([place.get(row.ids[: row.shared], 0) for row in rows]), device)
         own = [row.ids[row.shared :] for row in rows]
         size, most = max(map(len, own)), max(row.reads for row in rows)
         ids, mask = (
@@ -97,11 +98,11 @@ class AdaptedRows:
             positions[n, size - len(part) :] = torch.arange(row.shared, len(row.ids))
         cells = [n * most + column for n, row in enumerate(rows) for column in range(most - row.reads, most)]
         ends = [size - len(row.ids) + row.at for row in rows]
-        only = _only(len(rows), size, ends).to(device) if at_subject else None
+        only = send(_only(len(rows), size, ends), device) if at_subject else None
         with hooked(self._hooks(changes, only)):
             found = run_part(
                 self.lm, Aligned(ids, mask, positions).to(device), Kept(select_rows(kept.seen, lines), width),
-                reads=(most, torch.tensor(cells, device=device)),
+                reads=(most, send(torch.tensor(cells), device)),
             )  # fmt: skip
         assert found is not None
         return found

@@ -27,6 +27,7 @@ from memedit.forward.partial import (
 from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, last_states
 from memedit.forward.residual import residual_change
 from memedit.model.load import LanguageModel
+from memedit.model.memory import send
 
 ROOM = 1 << 28
 """Bytes that kept inputs of down-projections may take."""
@@ -177,13 +178,13 @@ class Sweep:
                 mine = [unique[number] for number in batch]
                 seat |= {row: len(seat) + number for number, row in enumerate(mine)}
                 width = self.shared.width if groups is part.others else 0
-                of = torch.tensor([self.lines[column] for column, _ in mine], device=self.lm.device) if width else None
+                of = send(torch.tensor([self.lines[column] for column, _ in mine]), self.lm.device) if width else None
                 rows, size = [row for _, row in mine], tails[batch[0]]
                 aligned = Aligned.of(rows, size, [len(row) for row in rows], width + size)
                 groups.append(_Group(aligned.to(self.lm.device), of))
         part.bare_at = torch.tensor([seat[0, heads[edit][0]] for edit in edits])
         rows_at = [[seat[c, heads[edit][c]] for c in range(n_rows)] for edit in edits]
-        part.rows_at = torch.tensor(rows_at, device=self.lm.device)
+        part.rows_at = send(torch.tensor(rows_at), self.lm.device)
         return part
 
 

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 from memedit.forward.passes import Reached, replaced
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
+from memedit.model.memory import send
 
 KeysValues = dict[int, tuple[Tensor, Tensor]]
 """layer -> keys, values, each (R, heads, tokens, width of a head)."""
@@ -110,11 +111,11 @@ class Aligned:
         return cls(ids, (at >= 0).long(), at[:, width - columns :].clamp_min(0))
 
     def to(self, device: torch.device) -> Aligned:
-        """The same rows on another device, sent in one copy: the host waits for each."""
+        """The same rows on another device, sent in one copy."""
         if device == self.ids.device:
             return self
         tables = (self.ids, self.mask, self.positions)
-        sent = torch.cat([table.flatten() for table in tables]).to(device).split([table.numel() for table in tables])
+        sent = send(torch.cat([table.flatten() for table in tables]), device).split([table.numel() for table in tables])
         return Aligned(*(part.view(table.shape) for part, table in zip(sent, tables, strict=True)))
 
     def pick(self, lines: Tensor) -> Aligned:
@@ -165,7 +166,7 @@ def run_part(
 
     with spliced(lm, entry.forwards() if entry else {}), hooked(before=[(head, only)]):
         try:
-            output = lm.model(
+            output = lm.forward(
                 input_ids=rows.ids, attention_mask=rows.mask, position_ids=rows.positions, use_cache=True,
                 logits_to_keep=reads[0] if reads else 1, **{cache_name(lm): cache},
             )  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
+from memedit.model.memory import send
 
 TOKENS_PER_LAUNCH = 4096
 StatePart = Literal["mlp.in", "mlp.out", "block.out"]
@@ -93,7 +94,7 @@ def capture(
 def run(lm: LanguageModel, ids: Tensor, **options: Any) -> Any:
     """One forward over ids (B, T) of equal length; None where `capture` stopped it."""
     try:
-        return lm.model(input_ids=ids.to(lm.device), use_cache=False, **options)
+        return lm.forward(input_ids=send(ids, lm.device), use_cache=False, **options)
     except Reached:
         return None
 
@@ -159,7 +160,7 @@ def continuations(
         ids = torch.tensor([prompt + target for prompt, target in chosen])
         keep = max(len(target) for _, target in chosen)
         logits = run(lm, ids[:, :-1], logits_to_keep=keep).logits[:, -keep:].float()
-        log_probs, wanted = torch.log_softmax(logits, -1), ids[:, -keep:].to(logits.device)
+        log_probs, wanted = torch.log_softmax(logits, -1), send(ids[:, -keep:], logits.device)
         # Only what is asked for leaves the GPU: the rest is as wide as the vocabulary.
         picked, likeliest = log_probs.gather(2, wanted[:, :, None])[:, :, 0].cpu(), log_probs.argmax(-1) == wanted
         for pair, row, top in zip(chosen, picked, likeliest.cpu(), strict=True):

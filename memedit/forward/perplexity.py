@@ -11,7 +11,7 @@ from torch import Tensor
 from memedit.forward.passes import launches, run
 from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
-from memedit.model.memory import in_double
+from memedit.model.memory import in_double, send
 
 TOKENS_AT_A_TIME = 1024  # so that two models' logits over a large vocabulary fit into memory
 
@@ -44,7 +44,7 @@ def read_text(
         ids = torch.tensor([rows[index] for index in batch])
         mine = _log_probs(lm, ids)
         theirs = _log_probs(base, ids).to(mine.device) if base is not None else None
-        wanted = ids[:, 1:].to(mine.device)
+        wanted = send(ids[:, 1:], mine.device)
         sums = [_sums(mine[n], None if theirs is None else theirs[n], wanted[n]) for n in range(len(batch))]
         # One read a launch: the host waits for each.
         for index, (surprise, *others) in zip(batch, torch.stack(sums).tolist(), strict=True):

@@ -16,6 +16,7 @@ from memedit.forward.passes import TOKENS_PER_LAUNCH, Site, capture, launches, m
 from memedit.forward.residual import ResidualPath
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
+from memedit.model.memory import send
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Launch(Protocol):
     @property
     def rows(self) -> list[int]:
         """Their numbers among all rows."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one run computes."""
         ...
 
     def logits(self, change: Tensor) -> Tensor:
@@ -70,7 +76,7 @@ class Changed:
             inside = [number for number, row in enumerate(launch.rows) if row in place]
             if inside:
                 asked = [place[launch.rows[number]] for number in inside]
-                logits = launch.keep(inside).logits(change[torch.tensor(asked, device=change.device)])
+                logits = launch.keep(inside).logits(change[send(torch.tensor(asked), change.device)])
                 parts = logits.split([self.rows[which[row]].reads for row in asked])
                 for row, part in zip(asked, parts, strict=True):
                     found[row] = part
@@ -86,18 +92,21 @@ class _Whole:
     ids: Tensor  # (R, T)
     at: Tensor  # (R,) the change's token
 
+    @property
+    def tokens(self) -> int:
+        return self.ids.numel()
+
     @classmethod
     def of(cls, engine: WholeForward, rows: list[int]) -> _Whole:
         device, mine = engine.lm.device, [engine.rows[row] for row in rows]
-        # Sent once: a step that makes them has the host wait for a GPU.
         ids, at = torch.tensor([row.ids for row in mine]), torch.tensor([row.at for row in mine])
-        return cls(engine, rows, ids.to(device), at.to(device))
+        return cls(engine, rows, send(ids, device), send(at, device))
 
     def logits(self, change: Tensor) -> Tensor:
         return self.engine.run(self, change)
 
     def keep(self, places: Sequence[int]) -> _Whole:
-        lines = torch.tensor(places, device=self.at.device)
+        lines = send(torch.tensor(places), self.at.device)
         return _Whole(self.engine, [self.rows[place] for place in places], self.ids[lines], self.at[lines])
 
 
@@ -141,5 +150,5 @@ class WholeForward(Changed):
         block = module_of(self.lm, Site(self.layer, "block.out"))
         # `capture` comes first: it sees the block's output before the change enters.
         with capture(self.lm, [self.way.site], seen.__setitem__), hooked([(block, enter)]):
-            logits = self.lm.model(input_ids=launch.ids, use_cache=False, logits_to_keep=most).logits.float()
+            logits = self.lm.forward(input_ids=launch.ids, use_cache=False, logits_to_keep=most).logits.float()
         return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])

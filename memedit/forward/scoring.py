@@ -25,6 +25,7 @@ from memedit.forward.passes import TOKENS_PER_LAUNCH, launches, run
 from memedit.forward.proof import prove_engine
 from memedit.forward.suffix import SUFFIX_AGREEMENT
 from memedit.model.load import LanguageModel
+from memedit.model.memory import in_double, send
 from memedit.progress import Advance, ignore_advance
 from memedit.ranks import ALONE, Ranks
 
@@ -145,8 +146,8 @@ def lead_cache(lm: LanguageModel, lead: AnswerIds) -> DynamicCache | None:
 
 def run_on(lm: LanguageModel, ids: Tensor, cache: DynamicCache, *, keep: int) -> Tensor:
     """Run ids (B, T) after the tokens in the cache, and add them to it; logits (B, keep, V) float32."""
-    rows: dict[str, Any] = {"input_ids": ids.to(lm.device), cache_name(lm): cache}
-    output: Any = lm.model(**rows, use_cache=True, logits_to_keep=keep)
+    rows: dict[str, Any] = {"input_ids": send(ids, lm.device), cache_name(lm): cache}
+    output: Any = lm.forward(**rows, use_cache=True, logits_to_keep=keep)
     return output.logits[:, -keep:].float()
 
 
@@ -154,8 +155,7 @@ def copy_cache_rows(cache: DynamicCache | None, rows: Sequence[int]) -> DynamicC
     """A cache of its own with some rows of another, in any number; an empty one of None."""
     chosen = DynamicCache()
     layers: list[Any] = list(cache.layers) if cache is not None else []
-    # Sent once to each device: the host waits for each copy.
-    places = {device: torch.tensor(rows, device=device) for device in {layer.keys.device for layer in layers}}
+    places = {device: send(torch.tensor(rows), device) for device in {layer.keys.device for layer in layers}}
     for index, layer in enumerate(layers):
         at = places[layer.keys.device]
         chosen.update(layer.keys[at], layer.values[at], index)
@@ -174,11 +174,9 @@ def _together(
     cache = copy_cache_rows(start, [0] * len(prompts))
     logits = run_on(lm, torch.tensor([prompt[lead:] for prompt in prompts]), cache, keep=1)[:, 0]
     pairs = [(row, answer) for row, of_one in enumerate(answers) for answer in of_one]
-    rows = torch.tensor([row for row, _ in pairs], device=logits.device)
-    first = torch.tensor([answer[0] for _, answer in pairs], device=logits.device)
-    heads = (logits[rows, first] - logits.logsumexp(-1)[rows]).tolist()
-    likeliest = logits.argmax(-1)[rows].tolist()
-    tails: list[tuple[list[float], list[int]]] = [([], [])] * len(pairs)
+    rows, first = send(torch.tensor([(row, answer[0]) for row, answer in pairs]), logits.device).unbind(1)
+    read = [_numbers(logits[rows, first] - logits.logsumexp(-1)[rows], logits.argmax(-1)[rows])]
+    of = list(range(len(pairs)))
     longer = [n for n, (_, answer) in enumerate(pairs) if len(answer) > 1]
     most = max(1, TOKENS_PER_LAUNCH // len(prompts[0]))
     for batch in launches([len(pairs[n][1]) for n in longer], tokens=1 << 30):
@@ -186,17 +184,30 @@ def _together(
             some = [longer[index] for index in batch[at : at + most]]
             ids = torch.tensor([pairs[n][1] for n in some])
             after = run_on(lm, ids[:, :-1], copy_cache_rows(cache, [pairs[n][0] for n in some]), keep=ids.shape[1] - 1)
-            for n, tail in zip(some, _read(after, ids[:, 1:].to(after.device)), strict=True):
-                tails[n] = tail
-    for n, (row, answer) in enumerate(pairs):
-        log_probs, tops = tails[n]
-        found[prompts[row], answer] = AnswerScores((heads[n], *log_probs), (likeliest[n], *tops))
+            read.append(_read(after, send(ids[:, 1:], after.device)))
+            of += [n for n in some for _ in pairs[n][1][1:]]
+    scores = _of_each(read, of, len(pairs))
+    found |= {(prompts[row], answer): one for (row, answer), one in zip(pairs, scores, strict=True)}
 
 
-def _read(logits: Tensor, wanted: Tensor) -> list[tuple[list[float], list[int]]]:
-    """logits (R, T, V), wanted ids (R, T) -> for each row the log-probabilities of its ids, and the likeliest ids."""
+def _read(logits: Tensor, wanted: Tensor) -> Tensor:
+    """logits (R, T, V), wanted ids (R, T) -> the numbers of every id, row by row."""
     log_probs = logits.gather(2, wanted[:, :, None])[:, :, 0] - logits.logsumexp(-1)
-    return list(zip(log_probs.tolist(), logits.argmax(-1).tolist(), strict=True))
+    return _numbers(log_probs.flatten(), logits.argmax(-1).flatten())
+
+
+def _numbers(log_probs: Tensor, likeliest: Tensor) -> Tensor:
+    """Log-probabilities (N,) and the likeliest ids (N,) in one tensor (N, 2) float64, which holds both exactly."""
+    return torch.stack([in_double(log_probs), in_double(likeliest)], 1)
+
+
+def _of_each(read: Sequence[Tensor], of: Sequence[int], count: int) -> list[AnswerScores]:
+    """The scores of `count` answers from the numbers of their tokens; `of` says whose each token is."""
+    tokens: list[list[tuple[float, int]]] = [[] for _ in range(count)]
+    # One read for all launches: the host waits for each.
+    for n, (log_prob, top) in zip(of, torch.cat(list(read)).tolist(), strict=True):
+        tokens[n].append((log_prob, int(top)))
+    return [AnswerScores(tuple(one for one, _ in mine), tuple(top for _, top in mine)) for mine in tokens]
 
 
 def whole(lm: LanguageModel, rows: Sequence[_Row]) -> _Scored:
@@ -212,14 +223,16 @@ def _whole_launches(rows: Sequence[_Row]) -> Generator[list[_Row]]:
 
 @torch.no_grad()
 def _whole_launch(lm: LanguageModel, chosen: list[_Row], advance: Advance) -> _Scored:
-    found: _Scored = {}
     keep = max(len(answer) for _, answer in chosen)
     ids = torch.tensor([(prompt + answer)[:-1] for prompt, answer in chosen])
     logits = run(lm, ids, logits_to_keep=keep).logits[:, -keep:].float()
-    for row, line in zip(chosen, logits, strict=True):
-        wanted = torch.tensor([row[1]], device=line.device)
-        log_probs, tops = _read(line[None, -len(row[1]) :], wanted)[0]
-        found[row] = AnswerScores(tuple(log_probs), tuple(tops))
+    padded = send(torch.tensor([(0,) * (keep - len(answer)) + answer for _, answer in chosen]), logits.device)
+    read = [
+        _read(line[None, -len(answer) :], wanted[None, -len(answer) :])
+        for (_, answer), line, wanted in zip(chosen, logits, padded, strict=True)
+    ]
+    of = [n for n, (_, answer) in enumerate(chosen) for _ in answer]
+    found = dict(zip(chosen, _of_each(read, of, len(chosen)), strict=True))
     advance(len(chosen))
     return found
 

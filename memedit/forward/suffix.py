@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,11 +34,16 @@ from memedit.forward.perturbed import Changed, ChangedRow, WholeForward
 from memedit.forward.proof import prove_engine
 from memedit.forward.residual import ResidualPath
 from memedit.model.load import LanguageModel
+from memedit.model.memory import send
 
 SUFFIX_AGREEMENT = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Relative, on logits. Rounding is 1e-6 in float32, 1e-3 in float16, 1e-2 in bfloat16; a lost prefix is of order 1."""
 WORTH = {"cpu": 16, "cuda": 512}
 """The cost of a launch, in tokens: for two cores and a model of width 256; for a GPU and one of width 4096."""
+
+FILLED_IN = {"cuda": 8}
+"""Parts in which all rows run whole before the first step, so that this takes less memory than the steps: for the rows
+of a part, keys and values of every layer are there, also of their prefixes, and a step keeps those of some layers."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class _Spliced:
     kept: KeysValues  # (R, heads, P, width)
     cells: Tensor  # where the head runs, among the last max(reads) columns
 
+    @property
+    def tokens(self) -> int:
+        return self.aligned.ids.numel()
+
     def logits(self, change: Tensor) -> Tensor:
         states = self.entry.states
         lines = torch.arange(len(states), device=states.device)
@@ -72,13 +81,13 @@ class _Spliced:
     def keep(self, places: Sequence[int]) -> _Spliced:
         if len(places) == len(self.rows):
             return self
-        lines = torch.tensor(places, device=self.at.device)
+        lines = send(torch.tensor(places), self.at.device)
         reads = [self.reads[place] for place in places]
         return _Spliced(
             self.lm, self.way, [self.rows[place] for place in places], reads, self.aligned.pick(lines), self.at[lines],
             self.start[lines], replace(self.entry, states=self.entry.states[lines]),
             select_rows(self.kept, lines),
-            _cells(reads).to(self.at.device),
+            send(_cells(reads), self.at.device),
         )  # fmt: skip
 
 
@@ -107,7 +116,7 @@ class Suffix(Changed):
         with torch.no_grad():
             made = [self._empty(batch) for batch in cut([row.suffix for row in rows], tokens, worth)]
             self._fill(made, columns)
-        self.launches = [replace(one, start=self.start[one.rows].to(lm.device)) for one in made]
+        self.launches = [replace(one, start=send(self.start[one.rows], lm.device)) for one in made]
 
     def _empty(self, batch: list[int]) -> _Spliced:
         """A launch whose states are still zero; `_put` fills them in, and makes keys and values of the right shape."""
@@ -121,11 +130,11 @@ class Suffix(Changed):
             rows=batch,
             reads=reads,
             aligned=Aligned.of(ids, size, lengths, max(size, *lengths)).to(device),
-            at=torch.tensor([size - suffix for suffix in suffixes], device=device),
+            at=send(torch.tensor([size - suffix for suffix in suffixes]), device),
             start=torch.empty(0),
             entry=BlockEntry(self.layer, states, self.in_tuple),
             kept={},
-            cells=_cells(reads).to(device),
+            cells=send(_cells(reads), device),
         )
 
     def _fill(self, empty: Sequence[_Spliced], columns: int) -> None:
@@ -139,8 +148,8 @@ class Suffix(Changed):
         home = {row: (launch, place) for launch in empty for place, row in enumerate(launch.rows)}
         lines_of = shared.lines
         tails = [len(row.ids) - len(shared.prefixes[shared.of[n]]) for n, row in enumerate(self.rows)]
-        for batch in launches(tails, TOKENS_PER_LAUNCH):
-            of = torch.tensor([lines_of[shared.of[row]] for row in batch], device=self.lm.device)
+        for batch in self._together(tails):
+            of = send(torch.tensor([lines_of[shared.of[row]] for row in batch]), self.lm.device)
             size, ids = tails[batch[0]], [self.rows[row].ids for row in batch]
             aligned = Aligned.of(ids, size, [len(row) for row in ids], shared.width + size).to(self.lm.device)
             cache = Kept(select_rows(prefix.seen, of), shared.width, self.above)
@@ -148,13 +157,20 @@ class Suffix(Changed):
             states, starts = self._run(aligned, cache)
             states = torch.cat([before, states], 1)
             lines = torch.arange(len(batch), device=states.device)
-            back = torch.tensor([self.rows[row].suffix for row in batch], device=states.device)
-            self.start[batch] = starts[lines, size - back].float().cpu()
-            self.leaves[batch] = states[lines, states.shape[1] - back].float().cpu()
+            back = send(torch.tensor([self.rows[row].suffix for row in batch]), states.device)
+            # One read: the host waits for each.
+            read = torch.stack([starts[lines, size - back].float(), states[lines, states.shape[1] - back].float()])
+            self.start[batch], self.leaves[batch] = read.cpu()
             for launch in empty:
                 mine = [number for number, row in enumerate(batch) if home[row][0] is launch]
                 if mine:
                     _put(launch, [home[batch[number]][1] for number in mine], mine, states, cache.seen)
+
+    def _together(self, tails: Sequence[int]) -> Iterator[list[int]]:
+        """Batches of rows of equal length behind their prefixes, which run whole at once."""
+        most = -(-len(tails) // FILLED_IN.get(self.lm.device.type, 1))
+        for batch in launches(tails, TOKENS_PER_LAUNCH):
+            yield from (batch[at : at + most] for at in range(0, len(batch), most))
 
     def _run(self, aligned: Aligned, cache: Kept) -> tuple[Tensor, Tensor]:
         """The output of block L and the states to which the change is added, (R, T, D) both; `cache` records."""
@@ -169,7 +185,7 @@ class Suffix(Changed):
 def _put(launch: _Spliced, places: list[int], lines: list[int], states: Tensor, seen: KeysValues) -> None:
     """Copy rows that ran whole into a launch, right-aligned: suffix states, and keys and values before the suffix."""
     kept, size = launch.entry.states, launch.aligned.ids.shape[1]
-    to, of = (torch.tensor(numbers, device=kept.device) for numbers in (places, lines))
+    to, of = (send(torch.tensor(numbers), kept.device) for numbers in (places, lines))
     columns = min(size, states.shape[1])
     kept[to, size - columns :] = states[of, states.shape[1] - columns :]
     before = launch.aligned.mask.shape[1] - size

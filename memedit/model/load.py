@@ -25,6 +25,7 @@ from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, U
 from memedit.model.architecture import Architecture, find_architecture
 from memedit.model.config import NOT_KNOWN, auto_config, check_readable, first_line, foreign_errors, read_config
 from memedit.model.fp8 import open_fp8
+from memedit.model.kernels import attention_kernels
 from memedit.model.probe import check_finite_weights, prove
 from memedit.model.training_names import check_stored_names
 from memedit.model.whole_index import whole_index
@@ -49,6 +50,11 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """The dtype that forwards run in."""
         return self.model.dtype
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the model's own forward: the one place where a model that is open is run."""
+        with attention_kernels(self.device):
+            return self.model(**inputs)
 
     def weight(self, layer: int) -> Tensor:
         """The down-projection's weight in memory, a view as (D, F)."""
@@ -237,7 +243,7 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
     config, device = auto_config(folder, knobs), pick_device(knobs.device)
     if knobs.device_map and find_spec("accelerate") is None:
         raise UsageError("--device-map needs 'accelerate'", "pip install 'memedit[multi-gpu]'")
-    spread: dict[str, Any] = {"device_map": knobs.device_map} if knobs.device_map else {}
+    spread: dict[str, Any] = {"device_map": knobs.device_map} if knobs.device_map else _straight_to(device)
     hint = "it must be a causal LM in safetensors"
     try:
         with foreign_errors(f"{folder} cannot be opened", hint, UsageError, folder=folder):
@@ -254,9 +260,21 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
     if any(parameter.is_meta for parameter in model.parameters()):
         hint = "say --dtype bfloat16, take more GPUs, or say --device cpu without --device-map"
         raise ResourceError(f"the GPUs of this machine cannot hold {folder} together", hint)
-    opened_model = (model if spread else model.to(device)).eval().requires_grad_(False)
+    opened_model = (model if knobs.device_map else model.to(device)).eval().requires_grad_(False)
     check_finite_weights(opened_model)
     return opened_model
+
+
+def _straight_to(device: torch.device) -> dict[str, Any]:
+    """What lets transformers read weights straight to a GPU; nothing where it cannot, and the model is moved later.
+
+    Then main memory need not hold the model, and each weight is copied once. transformers needs accelerate for it.
+    """
+    if device.type != "cuda" or find_spec("accelerate") is None:
+        return {}
+    # By its number: a library may read "cuda" as the first GPU, and a process of torchrun has another.
+    numbered = device if ":" in str(device) else torch.device("cuda", torch.cuda.current_device())
+    return {"device_map": {"": numbered}}
 
 
 def _from_files(folder: Path, config: Any, knobs: ModelKnobs, spread: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -15,6 +15,7 @@ FULL = (
     "DefaultCPUAllocator: not enough memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
 )
 """Words of a RuntimeError that mean that memory ran out: not every backend of torch has an error class for it."""
@@ -26,6 +27,17 @@ def free_on(device: torch.device) -> int | None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def send(table: Tensor, device: torch.device) -> Tensor:
+    """Send a table that was made in main memory to a device.
+
+    To a GPU it goes from pinned memory: the copy then takes its turn behind the work that the GPU has, and the host
+    goes on. Any other copy waits until all of that work is done, in every forward.
+    """
+    if device.type != "cuda" or table.device.type != "cpu":
+        return table.to(device)
+    return table.pin_memory().to(device, non_blocking=True)
 
 
 def in_double(tensor: Tensor) -> Tensor:

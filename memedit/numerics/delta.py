@@ -57,17 +57,18 @@ class Delta:
         return float(self.dense().norm())
 
 
-def rounded(weight: Tensor, delta: Delta, grid: Grid | None = None) -> Tensor:
+def rounded(weight: Tensor, delta: Delta, grid: Grid | None = None, change: Tensor | None = None) -> Tensor:
     """W' = round(W + left @ right): weight (D, F) in its stored dtype -> the same shape and dtype.
 
-    grid: the numbers that the stored weight can hold, where they are not those of its dtype.
+    grid: the numbers that the stored weight can hold, where they are not those of its dtype. change: `delta.dense()`,
+    where it is known: the product takes longer than all else.
 
     Rounds to nearest even, then adds the delta's steps where it has some. The model in memory, the writer and the
     export all use this function. The sum is computed in float64 on the CPU, where thread counts change it by 1e-16
     relative at most, far less than any stored dtype can hold.
     """
     grid = grid or Grid(weight.dtype)
-    near = grid.nearest(weight.double() + delta.dense())
+    near = grid.nearest(weight.double() + (delta.dense() if change is None else change))
     return near if delta.steps is None else grid.moved(near, delta.steps)
 
 

@@ -26,7 +26,7 @@ class Moment:
     @classmethod
     def of(cls, rows: Tensor) -> Moment:
         """The moment of rows (n, F)."""
-        running = Running(cls.empty(rows.shape[1]))
+        running = Running(rows.shape[1], rows.device)
         running.add_(rows)
         return running.moment
 
@@ -41,27 +41,48 @@ class Moment:
 
 
 class Running:
-    """A moment that grows in place: products in float32, as in every reference; the total in float64, on `home`.
+    """A moment of width F that grows in place: products in float32, as in every reference; the total in float64, on
+    `home`.
 
     Only blocks on and above the diagonal are computed; the others mirror them.
     """
 
-    def __init__(self, begun: Moment, home: torch.device | None = None) -> None:
-        self.count = begun.count
-        self._upper = begun.total.to(home or begun.total.device, copy=True)
+    def __init__(self, width: int, home: torch.device | None = None) -> None:
+        self.count = 0
+        self._upper = torch.zeros(width, width, dtype=torch.float64, device=home)
+        edges = list(range(0, width, -(-width // BLOCKS)))
+        self._blocks = list(zip(edges, [*edges[1:], width], strict=True))
 
     def add_(self, rows: Tensor) -> None:
         """Add rows (n, F) of any floating dtype."""
-        width = rows.shape[1]
-        edges = list(range(0, width, -(-width // BLOCKS)))
+        # Products of two 16-bit numbers are exact in float32: a GPU multiplies them as they are, at the rate of its
+        # tensor cores, and sums in float32. The CPU has no such product.
+        as_is = rows.device.type == "cuda" and rows.dtype.itemsize == 2
         for part in rows.split(CHUNK):
-            x = part.float()
-            for at, end in zip(edges, [*edges[1:], width], strict=True):
-                self._upper[at:end, at:] += (x[:, at:end].T @ x[:, at:]).to(self._upper.device)
+            x = part if as_is else part.float()
+            if x.device == self._upper.device:
+                for at, end in self._blocks:
+                    self._upper[at:end, at:] += _product(x[:, at:end], x[:, at:])
+            else:
+                # The host waits for each copy, so all blocks are sent together.
+                upper = torch.zeros(self._upper.shape, dtype=torch.float32, device=x.device)
+                for at, end in self._blocks:
+                    upper[at:end, at:] = _product(x[:, at:end], x[:, at:])
+                self._upper += upper.to(self._upper.device)
         self.count += len(rows)
 
     @property
     def moment(self) -> Moment:
         """A copy of the current moment, on the CPU; later rows do not change it."""
-        upper = self._upper.cpu().triu()
-        return Moment(upper + upper.triu(1).T, self.count)
+        # Mirrored where the sums are: a GPU does in no time what the CPU needs a second for. Later blocks only add to
+        # what is mirrored from.
+        for at, end in self._blocks:
+            square = self._upper[at:end, at:end]
+            square.copy_(square.triu() + square.triu(1).T)
+            self._upper[end:, at:end] = self._upper[at:end, end:].T
+        return Moment(self._upper.to("cpu", copy=True), self.count)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left^T right, float32, of rows in float32, or in 16 bits on a GPU."""
+    return left.T @ right if left.dtype == torch.float32 else torch.mm(left.T, right, out_dtype=torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class Sums:
         """The sums over no edits: zeros."""
         zeros = [torch.zeros(inner, columns, dtype=torch.float64, device=device) for columns in (inner, width)]
         return cls(zeros[0], zeros[1])
+
+    def to(self, device: torch.device) -> Sums:
+        """The same sums on another device."""
+        return replace(self, gram=self.gram.to(device), cross=self.cross.to(device))
 
     def add_(self, keys: Tensor, residuals: Tensor) -> None:
         """Add keys (e, F) and residuals (e, D), float64, of some more edits."""

@@ -79,7 +79,7 @@ class Grid:
         """The same grid, its scale on a device."""
         return self if self.scale is None else replace(self, scale=self.scale.to(device))
 
-    def columns(self, of: Tensor | int) -> Grid:
+    def columns(self, of: Tensor | slice) -> Grid:
         """The grid of some columns of the weight."""
         return self if self.scale is None else replace(self, scale=self.scale[:, of])
 
@@ -125,6 +125,11 @@ class EditedKeys:
         assert held is not None
         return held.device
 
+    def to(self, device: torch.device) -> EditedKeys:
+        """The same keys on another device."""
+        rows, square = (None if one is None else one.to(device) for one in (self.rows, self.square))
+        return replace(self, rows=rows, square=square)
+
     @property
     def gram(self) -> Tensor:
         """K^T K, (F, F)."""
@@ -148,14 +153,16 @@ def key_aware(exact: Tensor, grid: Grid, keys: EditedKeys, moment: Tensor) -> Te
     """
     scale, gram = moment.diagonal().mean(), keys.gram
     length = gram.trace().clamp_min(torch.finfo(gram.dtype).tiny)
-    metric = moment + KEYS * keys.edits * scale * len(gram) / length * gram
-    del gram  # as large as the metric
+    # Matrices as large as the moment: one at a time goes before the next one comes.
+    metric = KEYS * keys.edits * scale * len(gram) / length * gram
+    del gram
+    metric += moment
     metric.diagonal().add_(ROUNDING_DAMPING * scale)
     order = metric.diagonal().argsort(stable=True)
-    metric, wanted, ordered = metric[order][:, order], exact[:, order], grid.columns(order)
+    metric = metric[order]
+    metric, wanted, ordered = metric[:, order], exact[:, order], grid.columns(order)
     near = ordered.nearest(wanted)
-    reach = torch.full_like(near, REACH, dtype=torch.int8)
-    within = _Range(ordered, ordered.moved(near, -reach), ordered.moved(near, reach))
+    within = _Range(ordered, near)
     found = _plane(wanted, metric, within)
     for _ in range(SWEEPS):
         _sweep_(found, wanted, metric, within)
@@ -170,16 +177,47 @@ def disturbance(error: Tensor, moment: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class _Range:
-    """The range of numbers that each element may take."""
+class _Choices:
+    """The numbers that each element of n columns of D rows may take, column by column.
 
-    grid: Grid
-    low: Tensor
-    high: Tensor
+    levels: (n, D, 2 REACH + 1) float64, in ascending order. bounds: (n, D, 2 REACH), the largest float64 that is
+    rounded to a level and not to the next one. scale: (n, D), where values are divided by one before they are compared.
+    """
+
+    levels: Tensor
+    bounds: Tensor
+    scale: Tensor | None
 
     def nearest(self, column: int, values: Tensor) -> Tensor:
-        low, high = self.low[:, column].double(), self.high[:, column].double()
-        return self.grid.columns(column).nearest(values).double().clamp(low, high)
+        """The nearest of the levels to values (D,) float64, to nearest even."""
+        values = values if self.scale is None else values / self.scale[column]
+        place = torch.searchsorted(self.bounds[column], values[:, None])
+        return self.levels[column].gather(1, place)[:, 0]
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The range of numbers that each element may take: REACH places of the grid around the nearest one, `near` (D, F).
+
+    The choices of a block of columns are made in a few operations. So a column, which must wait for the columns behind
+    it, takes seven: a GPU needs longer to start one than to do it.
+    """
+
+    grid: Grid
+    near: Tensor
+
+    def columns(self, start: int, end: int) -> _Choices:
+        grid = self.grid.columns(slice(start, end)).transposed
+        codes = grid.codes(_turned(self.near[:, start:end]))
+        reach = torch.arange(-REACH, REACH + 1, dtype=torch.int32, device=codes.device)
+        places = _finite(_place(codes)[..., None] + reach, codes.dtype)
+        levels = _number(places, codes.dtype).float()
+        low, high = levels[..., :-1].double(), levels[..., 1:].double()
+        half, even = (low + high) / 2, places[..., :-1] % 2 == 0
+        bounds = torch.where(even, half, torch.nextafter(half, torch.full_like(half, -torch.inf)))
+        if grid.scale is None:
+            return _Choices(levels.double(), bounds, None)
+        return _Choices((levels * grid.scale[..., None]).double(), bounds, grid.scale.double())
 
 
 def _plane(wanted: Tensor, metric: Tensor, within: _Range) -> Tensor:
@@ -188,13 +226,15 @@ def _plane(wanted: Tensor, metric: Tensor, within: _Range) -> Tensor:
     error, found = torch.zeros_like(wanted), torch.empty_like(wanted)
     for end in range(wanted.shape[1], 0, -COLUMN_BLOCK):
         start = max(0, end - COLUMN_BLOCK)
-        behind = error[:, end:] @ lower[end:, start:end]
-        block = lower[start:end, start:end]
+        behind = _turned(error[:, end:] @ lower[end:, start:end])
+        block, choices = lower[start:end, start:end], within.columns(start, end)
+        want = _turned(wanted[:, start:end])
+        near, off = torch.empty_like(want), torch.empty_like(want)
         for n in range(end - start - 1, -1, -1):
-            column = start + n
-            found[:, column] = within.nearest(column, wanted[:, column] - behind[:, n] / block[n, n])
-            error[:, column] = found[:, column] - wanted[:, column]
-            behind[:, :n].addr_(error[:, column], block[n, :n])
+            near[n] = choices.nearest(n, want[n] - behind[n] / block[n, n])
+            torch.sub(near[n], want[n], out=off[n])
+            behind[:n].addr_(block[n, :n], off[n])
+        found[:, start:end], error[:, start:end] = near.T, off.T
     return found
 
 
@@ -203,14 +243,20 @@ def _sweep_(found: Tensor, wanted: Tensor, metric: Tensor, within: _Range) -> No
     slope = (found - wanted) @ metric
     for start in range(0, wanted.shape[1], COLUMN_BLOCK):
         end = min(start + COLUMN_BLOCK, wanted.shape[1])
-        here, block = slope[:, start:end].clone(), metric[start:end, start:end]
-        before = found[:, start:end].clone()
+        here, block = _turned(slope[:, start:end]), metric[start:end, start:end]
+        before, choices = found[:, start:end].clone(), within.columns(start, end)
+        now = _turned(before)
         for n in range(end - start):
-            column = start + n
-            best = within.nearest(column, found[:, column] - here[:, n] / block[n, n])
-            here.addr_(best - found[:, column], block[n])
-            found[:, column] = best
+            best = choices.nearest(n, now[n] - here[n] / block[n, n])
+            here.addr_(block[n], best - now[n])
+            now[n] = best
+        found[:, start:end] = now.T
         slope.addmm_(found[:, start:end] - before, metric[start:end])
+
+
+def _turned(columns: Tensor) -> Tensor:
+    """A copy of columns (D, n) as rows (n, D), so that each is read and written in one piece."""
+    return columns.T.clone(memory_format=torch.contiguous_format)
 
 
 def _bits(dtype: torch.dtype) -> torch.dtype:
@@ -225,10 +271,14 @@ def _place(numbers: Tensor) -> Tensor:
     return torch.where(bits < 0, -(bits & torch.iinfo(kind).max), bits)
 
 
+def _finite(places: Tensor, dtype: torch.dtype) -> Tensor:
+    """Places, none beyond that of the largest finite number."""
+    largest = int(_place(torch.tensor(torch.finfo(dtype).max, dtype=dtype)))
+    return places.clamp(-largest, largest)
+
+
 def _number(places: Tensor, dtype: torch.dtype) -> Tensor:
     """The finite number at a place."""
-    kind = _bits(dtype)
-    largest = int(_place(torch.tensor(torch.finfo(dtype).max, dtype=dtype)))
-    places = places.clamp(-largest, largest)
+    kind, places = _bits(dtype), _finite(places, dtype)
     bits = torch.where(places < 0, -places + torch.iinfo(kind).min, places)
     return bits.to(kind).view(dtype)

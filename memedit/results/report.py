@@ -174,6 +174,8 @@ class LayerReport(_Value):
     """MLP units that were zero on the whole corpus, as a ReLU's can be: they make the moment singular."""
     shift: float = 0.0
     """tau F / trace(C): what was added to the moment's diagonal, over its mean, to make it positive definite."""
+    on_cpu: tuple[Literal["solve", "rounding"], ...] = ()
+    """What was done on the CPU because the GPU has too little memory for it."""
 
 
 class PolishReport(_Value):

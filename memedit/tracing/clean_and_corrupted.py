@@ -21,6 +21,7 @@ from memedit.forward.partial import cache_name, spliced
 from memedit.forward.passes import output_of
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
+from memedit.model.memory import send
 from memedit.tracing.parts import PARTS, BlockOutput, Parts
 
 StateKind = Literal["hidden", "mlp", "attention", "mlp severed", "attention severed"]
@@ -94,7 +95,7 @@ class Runs:
         self.outputs: dict[BlockOutput, list[Tensor]] = {part: [] for part in PARTS}  # per layer (S, N, D)
         self.in_tuple = False
         rows = 1 + 3 * samples
-        ids = torch.tensor([question.ids], device=lm.device).expand(rows, -1)
+        ids = send(torch.tensor([question.ids]), lm.device).expand(rows, -1)
         corrupted = slice(1, 1 + samples)
         extra = {part: slice(1 + n * samples, 1 + (n + 1) * samples) for n, part in enumerate(PARTS, start=1)}
 
@@ -142,7 +143,7 @@ def noised(lm: LanguageModel, trial: NoiseTrial, start: int, stop: int) -> Gener
 
     def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
         moved, count = output.clone(), (stop - start) // len(trial.noise)
-        noise = trial.noise.to(output.device, output.dtype)
+        noise = send(trial.noise, output.device).to(output.dtype)
         moved[start:stop, question.first : question.last + 1] += noise.repeat(count, 1, 1)
         return moved
 
@@ -154,7 +155,7 @@ def noised(lm: LanguageModel, trial: NoiseTrial, start: int, stop: int) -> Gener
 def answer_logits(lm: LanguageModel, question: TracePrompt, **inputs: Any) -> Tensor:
     """Run one forward; the logits at the A tokens of the answer: (rows, A, V) float32."""
     reads = len(question.answer)
-    return lm.model(**inputs, logits_to_keep=reads).logits[:, -reads:].float()
+    return lm.forward(**inputs, logits_to_keep=reads).logits[:, -reads:].float()
 
 
 def answer_probability(logits: Tensor, question: TracePrompt) -> Tensor:
@@ -171,7 +172,7 @@ def answer_ranks(logits: Tensor, question: TracePrompt) -> Tensor:
 
 
 def _wanted(logits: Tensor, question: TracePrompt) -> Tensor:
-    return torch.tensor(question.answer, device=logits.device).expand(len(logits), -1)[:, :, None]
+    return send(torch.tensor(question.answer), logits.device).expand(len(logits), -1)[:, :, None]
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from memedit.forward.passes import output_of
 from memedit.forward.proof import prove_engine
 from memedit.model.forward_hooks import hooked
 from memedit.model.load import LanguageModel
-from memedit.model.memory import in_double
+from memedit.model.memory import in_double, send
 from memedit.tracing.clean_and_corrupted import (
     Cell,
     NoiseTrial,
@@ -72,7 +72,7 @@ class WholeForwardPatching:
         self.clean, self.low, self.rank = float(found[0]), float(in_double(found[1:]).mean()), int(ranks.median())
 
     def _logits(self, rows: int) -> Tensor:
-        ids = torch.tensor([self.trial.question.ids], device=self.lm.device).expand(rows, -1)
+        ids = send(torch.tensor([self.trial.question.ids]), self.lm.device).expand(rows, -1)
         return answer_logits(self.lm, self.trial.question, input_ids=ids, use_cache=False)
 
     @torch.no_grad()

@@ -75,7 +75,7 @@ def _prove(lm: LanguageModel, parts: Parts) -> None:
 
     silenced = [(lm.model.get_submodule(parts.of(part)[layer]), silence) for part in PARTS]
     with torch.no_grad(), hooked(silenced), hooked([(block, read)], with_kwargs=True):
-        lm.model(input_ids=ids, use_cache=False)
+        lm.forward(input_ids=ids, use_cache=False)
     # In a model spread over devices, a block's input may come from another device than its own.
     before, after = seen[0].to(seen[1].device), seen[1]
     error = float((after - before).float().norm() / before.float().norm())

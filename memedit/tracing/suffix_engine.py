@@ -27,7 +27,7 @@ from memedit.forward.partial import Kept, cache_name, spliced
 from memedit.forward.passes import output_of, replaced
 from memedit.model.forward_hooks import Hook, hooked
 from memedit.model.load import LanguageModel
-from memedit.model.memory import in_double
+from memedit.model.memory import in_double, send
 from memedit.tracing.clean_and_corrupted import Cell, NoiseTrial, Runs, answer_logits, answer_probability
 from memedit.tracing.parts import BlockOutput, Parts
 
@@ -86,7 +86,7 @@ class SuffixPatching:
     def _sweep(self, token: int, cells: Sequence[Cell]) -> Tensor:
         """One launch over cells of one token, sorted by the layer they enter after: (cells,) float64."""
         question, rows = self.trial.question, len(cells) * self.samples
-        ids = torch.tensor([question.ids[token:]], device=self.lm.device).expand(rows, -1)
+        ids = send(torch.tensor([question.ids[token:]]), self.lm.device).expand(rows, -1)
         inputs: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": ids.new_ones(rows, len(question.ids)),
@@ -152,7 +152,7 @@ class SuffixPatching:
 
     def _hold(self, values: list[tuple[int, Tensor]], length: int) -> Hook:
         wanted = torch.cat([value for _, value in values])
-        numbers = torch.tensor([number for number, _ in values], device=wanted.device)
+        numbers = send(torch.tensor([number for number, _ in values]), wanted.device)
         rows = (numbers[:, None] * self.samples + torch.arange(self.samples, device=wanted.device)).flatten()
 
         def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:

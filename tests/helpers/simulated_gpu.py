@@ -7,12 +7,14 @@
 
 An operation that CUDA refuses is refused here. An operation for which the host waits for a GPU is counted as a wait,
 one that starts a kernel as a launch. Values are computed by the CPU's kernels, so results are those of the CPU to the
-bit. Not simulated: time, memory, streams, and how CUDA's own kernels round.
+bit. Memory is what tensors hold: a GPU of `memory` bytes runs out of it as a real one does, at the first tensor that
+does not fit. Not simulated: time, streams, what kernels take for themselves, and how CUDA's own kernels round.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,6 +26,7 @@ from unittest import mock
 
 import memedit
 import torch
+from memedit.model.load import LanguageModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -31,8 +34,8 @@ CPU = torch.device("cpu")
 PACKAGE = f"{Path(memedit.__file__).parent}/"
 OUTSIDE = ("/torch/", "/tests/helpers/", "/contextlib.py")
 """Parts of the paths of files that are never the cause of a wait."""
-FREE = 60 << 30
-"""Bytes that every simulated GPU says are free."""
+MEMORY = 60 << 30
+"""Bytes of memory of a simulated GPU."""
 
 aten: Any = torch.ops.aten
 PARSE_TO: Any = torch._C._nn._parse_to  # type: ignore[attr-defined]
@@ -57,6 +60,10 @@ WAITING = {
     aten.linalg_qr.default: "qr",
 }
 """Operations whose result, or its shape, the host must know."""
+ONLY_ON_CUDA: dict[Any, Callable[..., Any]] = {
+    aten.mm.dtype: lambda one, other, dtype: aten.mm.default(one.to(dtype), other.to(dtype)),
+}
+"""Operations that the CPU has no kernel for, and what computes the same."""
 QUIET = {aten.detach.default, aten.alias.default, aten._local_scalar_dense.default}
 """Operations that start no kernel, beside views."""
 
@@ -77,6 +84,7 @@ class GpuTensor(Tensor):
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype
         )
         made.held, made.home = held, home
+        _gpus().hold(made)
         return made
 
     device = property(lambda self: self.home)  # type: ignore[assignment]
@@ -119,11 +127,18 @@ def _copied(tensor: Tensor, device: torch.device) -> Tensor:
 class SimulatedGpus:
     """`count` GPUs, there while this is entered; counts of waits and launches, by line of memedit.
 
+    `memory` is that of each, in bytes.
+
     torch.cuda.is_available stays false: other libraries keep its answer, and would give it to later tests.
     """
 
-    def __init__(self, count: int = 1) -> None:
+    def __init__(self, count: int = 1, memory: int = MEMORY) -> None:
         self.devices = [torch.device("cuda", n) for n in range(count)]
+        self.memory = self.whole = memory
+        self.allocated: Counter[torch.device] = Counter()
+        self.peak: Counter[torch.device] = Counter()
+        self._users: Counter[int] = Counter()
+        self._pinned: set[int] = set()
         self.waits: Counter[str] = Counter()
         self.launches: Counter[str] = Counter()
         self._stack = ExitStack()
@@ -132,9 +147,12 @@ class SimulatedGpus:
         said: dict[str, Callable[..., Any]] = {
             "empty_cache": lambda: None,
             "synchronize": lambda *_: self.wait("synchronize"),
-            "mem_get_info": lambda *_: (FREE, FREE),
-            "memory_reserved": lambda *_: 0,
-            "memory_allocated": lambda *_: 0,
+            "mem_get_info": lambda one="cuda": (self.memory - self.allocated[self.named(one)], self.memory),
+            "memory_reserved": lambda one="cuda": self.allocated[self.named(one)],
+            "memory_allocated": lambda one="cuda": self.allocated[self.named(one)],
+            "max_memory_allocated": lambda one="cuda": self.peak[self.named(one)],
+            "set_per_process_memory_fraction": self._limit,
+            "reset_peak_memory_stats": lambda one="cuda": self.peak.update({self.named(one): self._above(one)}),
         }
         for name, answer in said.items():
             self._stack.enter_context(mock.patch.object(torch.cuda, name, answer))
@@ -145,6 +163,31 @@ class SimulatedGpus:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _limit(self, part: float, *_: Any) -> None:
+        self.memory = int(part * self.whole)
+
+    def _above(self, device: Any) -> int:
+        """What takes the peak of a device down to what it holds now."""
+        return self.allocated[self.named(device)] - self.peak[self.named(device)]
+
+    def hold(self, tensor: GpuTensor) -> None:
+        """Count the memory of a tensor until nothing holds it; views share it. Raises OutOfMemoryError."""
+        storage: Any = tensor.held.untyped_storage()
+        key, size, home = storage._cdata, storage.nbytes(), tensor.home
+        if not self._users[key]:
+            if self.allocated[home] + size > self.memory:
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes on {home}")
+            self.allocated[home] += size
+            self.peak[home] = max(self.peak[home], self.allocated[home])
+        self._users[key] += 1
+        weakref.finalize(tensor, self._leave, key, size, home).atexit = False
+
+    def _leave(self, key: int, size: int, home: torch.device) -> None:
+        self._users[key] -= 1
+        if not self._users[key]:
+            del self._users[key]
+            self.allocated[home] -= size
 
     def wait(self, why: str) -> None:
         """Count a wait of the host."""
@@ -160,13 +203,25 @@ class SimulatedGpus:
             raise RuntimeError("CUDA error: invalid device ordinal")
         return found
 
-    def moved(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """The tensor on a device: itself, or a copy."""
+    def moved(self, tensor: Tensor, device: torch.device, *, later: bool = False) -> Tensor:
+        """The tensor on a device: itself, or a copy; `later`: in the order of the GPU's work, if it is pinned."""
         if tensor.device == device:
             return tensor
-        self._count_copy(tensor, device)
+        if later and id(tensor) in self._pinned:
+            self.launches[_line()] += 1
+        else:
+            self._count_copy(tensor, device)
         move = _Move.apply if tensor.requires_grad and torch.is_grad_enabled() else _copied
         return move(tensor, device)
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor of the CPU in pinned memory. Raises RuntimeError for one of a GPU, as torch does."""
+        if tensor.device != CPU:
+            raise RuntimeError(f"cannot pin a tensor of {tensor.device}: only tensors of the CPU can be pinned")
+        copied = tensor.detach().clone()
+        self._pinned.add(id(copied))
+        weakref.finalize(copied, self._pinned.discard, id(copied)).atexit = False
+        return copied
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operation on tensors of which at least one is on a GPU."""
@@ -178,7 +233,8 @@ class SimulatedGpus:
         else:
             home = _home(func, args, tensors)
             self._count(func, args, kwargs)
-        found = func(*bare_args, **bare_kwargs)
+        kernel: Any = ONLY_ON_CUDA.get(func, func)
+        found = kernel(*bare_args, **bare_kwargs)
         if torch.Tag.inplace_view in func.tags:
             raise NotImplementedError(f"{func} changes the shape of a tensor in place")
         if _writes(func):
@@ -259,12 +315,15 @@ def _home(func: Any, args: Any, tensors: Sequence[Tensor]) -> torch.device:
 
 
 def _line() -> str:
-    """The innermost line of memedit that runs now, and that of another library which it called, if one did."""
+    """The innermost line of memedit that runs now, and that of another library which it called, if one did.
+
+    The line that runs every forward says nothing; the one that asked for the forward does.
+    """
     frame: FrameType | None = sys._getframe(1)
     library = ""
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(PACKAGE):
+        if file.startswith(PACKAGE) and frame.f_code is not LanguageModel.forward.__code__:
             return f"{file.removeprefix(PACKAGE)}:{frame.f_lineno}{library}"
         if not library and not any(part in file for part in OUTSIDE):
             library = f" in {Path(file).name}:{frame.f_lineno}"
@@ -281,6 +340,7 @@ class _Calls(TorchFunctionMode):
         self.moves: dict[Any, Callable[..., Any]] = {
             Tensor.to: self._to,
             Tensor.cuda: lambda one, device="cuda", **_: gpus.moved(one, gpus.named(device)),
+            Tensor.pin_memory: lambda one: gpus.pinned(one),
         }
         self.of_gpu_tensors: dict[Any, Callable[..., Any]] = {
             Tensor.cpu: lambda one, **_: gpus.moved(one, CPU),
@@ -320,13 +380,13 @@ class _Calls(TorchFunctionMode):
     def _to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         like, copy = args[0] if args else kwargs.get("other"), kwargs.pop("copy", False)
         if isinstance(like, Tensor):
-            device, dtype = like.device, like.dtype
+            device, dtype, later = like.device, like.dtype, False
         else:
-            device, dtype, *_ = PARSE_TO(*args, **kwargs)
+            device, dtype, later, *_ = PARSE_TO(*args, **kwargs)
             device = tensor.device if device is None else self.gpus.named(device)
         if device.type != "cuda" and not isinstance(tensor, GpuTensor):
             return tensor.to(*args, **kwargs, copy=copy)
-        moved = self.gpus.moved(tensor, device)
+        moved = self.gpus.moved(tensor, device, later=later)
         return moved.to(dtype or tensor.dtype, copy=copy and moved is tensor)
 
     def _tolist(self, tensor: GpuTensor) -> Any:

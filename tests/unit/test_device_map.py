@@ -72,6 +72,27 @@ def test_a_map_opens_the_model_and_edits_prove_on_it() -> None:
     assert plain.architecture == spread.architecture
 
 
+def test_weights_are_read_straight_to_a_gpu_where_transformers_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    gpu, numbered = torch.device("cuda"), torch.device("cuda", 1)
+    assert module._straight_to(gpu) == {"device_map": {"": torch.device("cuda", 3)}}
+    assert module._straight_to(numbered) == {"device_map": {"": numbered}}
+    assert module._straight_to(torch.device("cpu")) == module._straight_to(torch.device("mps")) == {}
+    monkeypatch.setattr(module, "find_spec", lambda _name: None)
+    assert module._straight_to(gpu) == {}
+
+
+@pytest.mark.slow
+def test_weights_that_are_read_straight_to_a_device_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load(LLAMA, ModelKnobs(device="cpu"))
+    monkeypatch.setattr(module, "_straight_to", lambda device: {"device_map": {"": device}})
+    straight = load(LLAMA, ModelKnobs(device="cpu"))
+    pairs = zip(plain.model.state_dict().items(), straight.model.state_dict().items(), strict=True)
+    assert all(one == other and torch.equal(left, right) for (one, left), (other, right) in pairs)
+    # No hooks around the blocks, which a model on one device does not need.
+    assert not any("forward" in part.__dict__ for part in straight.model.modules())
+
+
 def test_without_accelerate_a_map_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda _name: None)
     with pytest.raises(UsageError, match="needs 'accelerate'") as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import memedit
@@ -92,3 +93,10 @@ def test_a_public_name_means_one_thing() -> None:
     names = public_names()
     assert len(names) > 300
     assert {name: files for name, files in names.items() if len(files) > 1} == {}
+
+
+def test_an_open_model_is_run_in_one_place() -> None:
+    """There the kernels of attention are chosen (LanguageModel.forward)."""
+    runs = re.compile(r"\b(?:lm|self)\.model\(")
+    found = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") if runs.search(file.read_text())}
+    assert found == {"model/load.py"}

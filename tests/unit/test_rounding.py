@@ -140,6 +140,30 @@ def test_units_that_never_fire_are_rounded_to_nearest() -> None:
     assert not steps[:, dead].any() and steps.any()
 
 
+@pytest.mark.parametrize("dtype", [*NARROW, torch.float8_e4m3fn])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_choice_is_the_nearest_number_within_reach(dtype: torch.dtype, scaled: bool) -> None:
+    """As `Grid.nearest` rounds, clamped, for values of all sizes: near ties, on ties, and beyond the largest number."""
+    scale = draw(9, 6, 40).abs().float() + 0.5
+    grid = Grid(dtype, scale if scaled else None)
+    near = grid.nearest(draw(1, 6, 40) * torch.logspace(-9, 5, 40, dtype=torch.float64))
+    low, high = (grid.moved(near, torch.full(near.shape, one, dtype=torch.int8)).double() for one in (-REACH, REACH))
+    up = grid.moved(near, torch.ones(near.shape, dtype=torch.int8))
+    tie = (near.double() + up.double()) / 2
+    choices = module._Range(grid, near).columns(0, 40)
+    for values in (
+        tie,
+        tie.nextafter(high),
+        tie.nextafter(low),
+        near.double() * 1.01,
+        near.double() * 40,
+        -near.double(),
+    ):
+        wanted = grid.nearest(values).double().clamp(low, high)
+        found = torch.stack([choices.nearest(n, values[:, n].contiguous()) for n in range(40)], 1)
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 def test_a_step_is_the_next_number(dtype: torch.dtype) -> None:
     tiny, largest = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from memedit.cli import app
 from memedit.cli.terminal import RunLog, Terminal
 from memedit.errors import UsageError
 from memedit.results.units import rate_text
@@ -162,3 +164,22 @@ def test_the_first_word_names_the_model_and_never_fails(
     assert capsys.readouterr().err == f"loading {said or name} ...\n"
     Terminal(quiet=True).loading(name)
     assert capsys.readouterr().err == ""
+
+
+def test_memory_of_a_gpu_may_grow_in_place_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def environment(**given: str) -> dict[str, str]:
+        with monkeypatch.context() as patch:
+            for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+                patch.delenv(name, raising=False)
+            for name, value in given.items():
+                patch.setenv(name, value)
+            patch.setattr(app, "_run", lambda _command: sys.exit(0))
+            patch.setattr(sys, "platform", "linux")
+            with pytest.raises(SystemExit):
+                app.main()
+            return {name: value for name, value in os.environ.items() if name.endswith("ALLOC_CONF")}
+
+    assert environment() == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        mine = {name: "max_split_size_mb:64"}
+        assert environment(**mine) == mine
