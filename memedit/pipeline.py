@@ -196,9 +196,10 @@ def run_trace(
     folder = locate(recipe.model)
     with progress.phase("load"):
         base = Checkpoint.open(folder)
-        check_weights(base, recipe.model, ranks.here)
-        ranks.open(ModelSource(folder, recipe.model, editing=False))
-        lm, digest = load(folder, recipe.model, editing=False), base.digest
+        memory = recipe.memory_limit
+        check_weights(base, recipe.model, ranks.here, memory)
+        ranks.open(ModelSource(folder, recipe.model, editing=False, memory=memory))
+        lm, digest = load(folder, recipe.model, editing=False, memory=memory), base.digest
     traced, store = trace_all(lm, digest, inputs.requests, recipe, progress, inputs.findings, own=own, ranks=ranks)
     if output is not None:
         with progress.phase("write"):

@@ -10,9 +10,9 @@ from memedit.errors import ResourceError
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt
 
-MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
+MOST_TOKENS = {"cpu": 1024, "cuda": 8192, "disk": 1 << 17}
 """Suffix tokens in a launch at most. On a CPU more do not fit its caches (1,024: 5.3 ms per edit and step on one core,
-4,096: 6.8); a GPU is busy with some thousands."""
+4,096: 6.8); a GPU is busy with some thousands. Where blocks are read from disk, each launch reads all of them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ class Sizes:
 
     @classmethod
     def of(cls, lm: LanguageModel, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], layer: int) -> Sizes:
-        """Estimate from the longest rows: a block keeps about 16 D + 8 F numbers a token; logits four times."""
+        """Estimate from the longest rows: a block keeps about 16 D + 8 F numbers a token; logits four times.
+
+        Blocks that are read from disk keep their input and its gradient, 2 D, and one of them at a time the rest.
+        """
         architecture, item = lm.architecture, lm.dtype.itemsize
         above = architecture.n_layers - 1 - layer
         pairs = list(zip(edits, prompts, strict=True))
@@ -46,7 +49,10 @@ class Sizes:
         return cls(
             per_edit=rows * longest * architecture.width * item * (2 * above + 1)
             + 4 * (1 + aims) * architecture.vocabulary,
-            per_token=above * (16 * architecture.width + 8 * architecture.mlp_width) * item
+            per_token=(min(above, 1) if lm.streamed else above)
+            * (16 * architecture.width + 8 * architecture.mlp_width)
+            * item
+            + (2 * above * architecture.width * item if lm.streamed else 0)
             + int(16 * architecture.vocabulary * min(1.0, read)),
         )
 

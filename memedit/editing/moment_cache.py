@@ -209,10 +209,11 @@ def run_stats(
     """
     progress = progress or NoProgress()
     folder = locate(recipe.model)
-    check_weights(Checkpoint.open(folder), recipe.model, ranks.here)
+    memory = recipe.memory_limit
+    check_weights(Checkpoint.open(folder), recipe.model, ranks.here, memory)
     if not (import_file or dry_run):
-        ranks.open(ModelSource(folder, recipe.model))
-    lm = load(folder, recipe.model)
+        ranks.open(ModelSource(folder, recipe.model, memory=memory))
+    lm = load(folder, recipe.model, memory=memory)
     layers = layers_of(recipe.method.layers, lm.architecture.n_layers)
     lm.architecture.require(layers)
     if import_file:

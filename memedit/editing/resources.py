@@ -15,6 +15,7 @@ from memedit.errors import ResourceError
 from memedit.model.architecture import Architecture
 from memedit.model.load import LanguageModel, forward_dtype, pick_device
 from memedit.model.memory import free_on
+from memedit.model.streamed import fit_in
 from memedit.results.units import bytes_text
 from memedit.storage.cache import cache_dir, cache_limit
 from memedit.storage.checkpoint import Checkpoint
@@ -61,14 +62,17 @@ def cache_bytes(widths: Sequence[int]) -> int:
     return sum(16 * width**2 for width in widths)
 
 
-def check_weights(base: Checkpoint, knobs: ModelKnobs, processes: int = 1) -> None:
+def check_weights(base: Checkpoint, knobs: ModelKnobs, processes: int = 1, limit: int | None = None) -> None:
     """Raises ResourceError if a model's weights do not fit into memory; they are not read.
 
-    `processes` of this machine hold them: on a CPU they share its memory, and each has a GPU of its own.
+    `processes` of this machine hold them: on a CPU they share its memory, and each has a GPU of its own. limit: the
+    bytes that each may use; weights that do not fit in it are read from disk as they are needed.
     """
     if knobs.device_map:
         return  # accelerate places the weights; a model that does not fit is refused when it is opened
     device, needed = pick_device(knobs.device), weight_bytes(base, knobs)
+    if limit is not None and not fit_in(needed, limit):
+        needed = limit
     on_gpu = free_on(device)
     free = free_memory() if on_gpu is None else on_gpu
     processes = processes if on_gpu is None else 1
@@ -79,7 +83,8 @@ def check_weights(base: Checkpoint, knobs: ModelKnobs, processes: int = 1) -> No
         fewer, of = ("start fewer processes, ", f" in {processes} processes") if processes > 1 else ("", "")
         raise ResourceError(
             f"the weights take {bytes_text(needed)}{of} and {where} has {bytes_text(free)} free",
-            f"{fewer}say --dtype bfloat16, {others}",
+            f"{fewer}say --dtype bfloat16, --memory {bytes_text(free * 3 // 4).replace(' ', '')} to read blocks from "
+            f"disk as they are needed, {others}",
         )
 
 

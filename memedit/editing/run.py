@@ -89,11 +89,12 @@ class EditRun:
             check_output(self.folder, self.out, overwrite=recipe.output.overwrite, force=recipe.output.force)
         with self.timed("load", None):
             self.base = start.base or Checkpoint.open(self.folder)
-            check_weights(self.base, recipe.model, ranks.here)
-            ranks.open(ModelSource(self.folder, recipe.model))
+            memory = recipe.memory_limit
+            check_weights(self.base, recipe.model, ranks.here, memory)
+            ranks.open(ModelSource(self.folder, recipe.model, memory=memory))
             # Read before the work: a card that cannot be read costs a warning, not the run.
             self.base_card = read_base_card(self.folder, recipe.model.path)
-            self.lm: LanguageModel = load(self.folder, recipe.model)
+            self.lm: LanguageModel = load(self.folder, recipe.model, memory=memory)
             requests = name_old_objects(self.lm, start.requests, chat=recipe.chat)
             self.plan: Plan = make_plan(requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
         check_width(self.history.ledger, self.lm.architecture.width)

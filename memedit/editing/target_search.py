@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from memedit.config.recipe import Recipe, bytes_of
+from memedit.config.recipe import Recipe
 from memedit.editing.batches import Batch, Sizes, changes_of, halved, plan_batches, suffix_of
 from memedit.editing.plan import Edit
 from memedit.editing.targets import Targets, find_targets, rows_of
@@ -29,9 +29,14 @@ ENOUGH_ON_CPU = 2 << 30
 
 
 def memory_for(lm: LanguageModel, recipe: Recipe) -> int:
-    """Bytes that the search may use: as the recipe says, or 4/5 of a GPU's free memory, or half of main memory."""
-    if recipe.memory:
-        return bytes_of(recipe.memory)
+    """Bytes that the search may use: what the recipe leaves it beside the weights; else 4/5 of a GPU's free memory, or
+    half of main memory.
+
+    Weights of a caller's own model, and weights that are spread over devices, do not count.
+    """
+    if (limit := recipe.memory_limit) is not None:
+        counted = lm.source is not None and not lm.source.knobs.device_map
+        return max(limit - lm.size, 0) if counted else limit
     free = free_on(lm.device)
     return free * 4 // 5 if free is not None else min(free_memory() // 2, ENOUGH_ON_CPU)
 
@@ -76,7 +81,7 @@ class Search:
         """Plan the batches of the edits `which`."""
         sizes = Sizes.of(self.lm, self.edits, self.prompts, self.layer)
         memory, recipe = memory_for(self.lm, self.recipe), self.recipe
-        device = self.lm.device.type
+        device = "disk" if self.lm.streamed else self.lm.device.type
         return plan_batches(self.edits, which, sizes, memory, recipe.chunk, device, joint=recipe.joint)
 
     def find(self, batch: Batch, engine: type[Suffix] | type[WholeForward], advance: Advance | None = None) -> Targets:

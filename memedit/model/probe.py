@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -113,13 +113,15 @@ def _outputs(
 
 
 @torch.no_grad()
-def check_finite_weights(model: nn.Module) -> None:
+def check_finite_weights(model: nn.Module, value: Callable[[str, Tensor], Tensor] | None = None) -> None:
     """Refuse a model with a weight that is not finite. Raises UnsupportedModelError, which names the first.
 
-    One forward does not show it: a NaN in one head's projection can leave every logit finite that is looked at.
+    value: gives the values of a parameter that is not in memory. One forward does not show what is wrong: a NaN in one
+    head's projection can leave every logit finite that is looked at.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.numel() and not _finite(parameter.detach()):
+        values = parameter.detach() if value is None else value(name, parameter.detach())
+        if values.is_floating_point() and values.numel() and not _finite(values):
             message = f"{name} holds NaN or infinity"
             raise UnsupportedModelError(message, "fetch the model again: its weights are damaged")
 

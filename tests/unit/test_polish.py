@@ -62,7 +62,8 @@ def changes(lm: LanguageModel) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
 def measured(engine: AdaptedRows, factors: Any, *, at_subject: bool = False) -> list[torch.Tensor]:
     found: dict[int, torch.Tensor] = {}
     for launch in engine.launches(range(len(engine.rows))):
-        parts = engine.log_probs(launch, factors, at_subject=at_subject).split([engine.rows[n].reads for n in launch])
+        with engine.log_probs(launch, factors, at_subject=at_subject) as log_probs:
+            parts = log_probs.split([engine.rows[n].reads for n in launch])
         found |= dict(zip(launch, parts, strict=True))
     return [found[n] for n in range(len(engine.rows))]
 
