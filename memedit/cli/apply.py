@@ -55,7 +55,11 @@ def apply_command(
     dtype: o.DtypeOption = None,
     memory: Annotated[
         str | None,
-        typer.Option("--memory", metavar="SIZE", help="Memory that the target search may use, such as 20GB."),
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="Memory for weights and target search, such as 20GB; blocks that do not fit are read from disk.",
+        ),
     ] = None,
     deltas: Annotated[
         list[str] | None,

@@ -29,7 +29,7 @@ def open_tensors(
     folder: Path, kind: type[PreTrainedModel], config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype,
     **options: Any,
 ) -> Any:  # fmt: skip
-    """The model of the class `kind` with a folder's tensors, by stored names, and what transformers says of its loading.
+    """The model of the class `kind` with a folder's tensors, by stored names, and what transformers says of loading it.
 
     No code of the folder runs, and no kernel for FP8. Raises what transformers raises.
     """
@@ -46,37 +46,41 @@ def open_tensors(
 class StoredTensors:
     """The tensors of a checkpoint by their stored names, scales left out; FP8 weights as the numbers they stand for.
 
-    The files stay mapped, and each tensor is read when it is asked for. Raises what safetensors raises.
+    No file stays open: each tensor is read when it is asked for. Raises what safetensors raises.
     """
 
     def __init__(self, folder: Path, scheme: Fp8Scheme | None) -> None:
         self.folder, self.scheme = folder, scheme
-        opened: list[Any] = [safe_open(file, "pt") for file in _files(folder)]
-        self.where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - no mapping
-        fp8 = [name for name in self.where if scheme and self.where[name].get_slice(name).get_dtype() == "F8_E4M3"]
+        self.where: dict[str, Path] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        """As they are stored."""
+        for path in _files(folder):
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    tensor = file.get_tensor(name)  # a view of the file: nothing is read
+                    self.where[name], self.shapes[name], self.dtypes[name] = path, tensor.shape, tensor.dtype
+        fp8 = [name for name, dtype in self.dtypes.items() if scheme and dtype == FP8]
         self.scales = {name: scale_name(name, self.where) for name in fp8}
         """For each FP8 weight the name of its scale; None where it is missing."""
         used = set(self.scales.values())
         self.names = [name for name in self.where if name not in used]
 
-    def shape(self, name: str) -> torch.Size:
-        """The shape of a tensor."""
-        return torch.Size(self.where[name].get_slice(name).get_shape())
-
     def dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """The dtype that `read` gives a tensor in."""
-        return dtype if name in self.scales else self.where[name].get_tensor(name).dtype
+        return dtype if name in self.scales else self.dtypes[name]
 
     def all(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Every tensor, as `read` gives it."""
         return {name: self.read(name, dtype) for name in self.names}
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Read a tensor in its stored dtype, an FP8 weight as numbers in `dtype`: computed in float32, code times scale.
+        """Read a tensor in its stored dtype, an FP8 weight as numbers in `dtype`.
 
-        Raises UnsupportedModelError for a scale that is missing or damaged.
+        One weight at a time is computed in float32: code times scale. Raises UnsupportedModelError for a scale that is
+        missing or damaged.
         """
-        tensor: Tensor = self.where[name].get_tensor(name)
+        tensor = self._stored(name)
         if name not in self.scales:
             return tensor
         of, block = self.scales[name], self.scheme.block if self.scheme else None
@@ -84,11 +88,15 @@ class StoredTensors:
             said = f"{_shown(name)} of {self.folder} is FP8, and the scale of it is missing"
             raise UnsupportedModelError(said, _AGAIN)
         try:
-            scale = expanded_scale(self.where[of].get_tensor(of), tensor.shape, block)
+            scale = expanded_scale(self._stored(of), tensor.shape, block)
         except ValueError as error:
             said = f"{_shown(of)} of {self.folder} is no scale of its weight: {error}"
             raise UnsupportedModelError(said, _AGAIN) from error
         return Grid(FP8, scale).numbers(tensor).to(dtype)
+
+    def _stored(self, name: str) -> Tensor:
+        with safe_open(self.where[name], "pt") as file:
+            return file.get_tensor(name)
 
 
 def _shown(name: str) -> str:

@@ -16,6 +16,8 @@ FULL = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
+    "Cannot allocate memory",
+    "can't start new thread",
 )
 """Words of a RuntimeError that mean that memory ran out: not every backend of torch has an error class for it."""
 

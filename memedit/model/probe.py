@@ -77,7 +77,9 @@ def _outputs(
 
     def read(row: int) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            seen[row] = by_token(output if isinstance(output, Tensor) else output[0], "block", row)[row].float().cpu()
+            states = by_token(output if isinstance(output, Tensor) else output[0], "block", row)
+            # A copy: a view of its row would keep the states of all rows.
+            seen[row] = states[row].float().cpu().clone()
 
         return hook
 
@@ -91,7 +93,7 @@ def _outputs(
 
     def note(row: int) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            made[row] = by_token(output, "down-projection", row)[row].float().cpu()
+            made[row] = by_token(output, "down-projection", row)[row].float().cpu().clone()
 
         return hook
 

@@ -8,7 +8,7 @@ is that of the model in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -25,7 +25,7 @@ from memedit.model.fp8 import StoredTensors
 
 SPARE = 8
 """Weights are kept in memory if they leave at least this part of it, as one part of N, for the work."""
-SHARE = 2
+STAYING = 2
 """Blocks that fit stay in memory while the weights take at most this part of it, as one part of N."""
 
 
@@ -45,6 +45,7 @@ class Unread(Tensor):
 
     @staticmethod
     def __new__(cls: Any, like: Tensor, read: Callable[[], Tensor]) -> Unread:
+        """A tensor of the shape and dtype of `like`, which is on the meta device."""
         make: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
         made: Unread = make(cls, like.shape, strides=like.stride(), dtype=like.dtype, device="cpu")
         made.read = read
@@ -85,9 +86,10 @@ def unread_tensors(stored: StoredTensors, dtype: torch.dtype) -> dict[str, Tenso
     """Every tensor of a checkpoint by its stored name; matrices are unread. FP8 weights as numbers in `dtype`."""
     found: dict[str, Tensor] = {}
     for name in stored.names:
-        shape, kind = stored.shape(name), stored.dtype(name, dtype)
+        shape, kind = stored.shapes[name], stored.dtype(name, dtype)
         if len(shape) < 2:
-            found[name] = stored.read(name, dtype)
+            # A copy: what was read can be a view of the file, which would stay mapped.
+            found[name] = stored.read(name, dtype).clone()
         else:
             like = torch.empty(shape, dtype=kind, device="meta")
             found[name] = Unread(like, lambda name=name: stored.read(name, dtype))
@@ -98,7 +100,7 @@ def weight_size(folder: Path, scheme: Fp8Scheme | None, dtype: torch.dtype) -> i
     """Bytes of a checkpoint's floating-point tensors in a dtype; none is read."""
     stored = StoredTensors(folder, scheme)
     kinds = {name: stored.dtype(name, dtype) for name in stored.names}
-    return sum(stored.shape(name).numel() * dtype.itemsize for name, kind in kinds.items() if kind.is_floating_point)
+    return sum(stored.shapes[name].numel() * dtype.itemsize for name, kind in kinds.items() if kind.is_floating_point)
 
 
 @dataclass(eq=False)
@@ -116,8 +118,8 @@ class _OnDisk:
     @property
     def here(self) -> Tensor | None:
         """Its values, if they are in memory."""
-        now = self.module._parameters[self.name]
-        return None if now is None or now.is_meta else now.detach()
+        now: Tensor = getattr(self.module, self.name)
+        return None if now.is_meta else now.detach()
 
     @property
     def size(self) -> int:
@@ -126,7 +128,7 @@ class _OnDisk:
 
     def put(self, values: Tensor | None) -> None:
         """Take these values, or return to the disk."""
-        self.module._parameters[self.name] = self.empty if values is None else nn.Parameter(values, False)
+        setattr(self.module, self.name, self.empty if values is None else nn.Parameter(values, False))
 
 
 @dataclass(eq=False)
@@ -151,7 +153,7 @@ class Streamed:
         """
         layers = list(model.get_submodule(blocks).children())
         entries = {n: list(_unread_parameters(block)) for n, block in enumerate(layers)}
-        inside = {id(one.module._parameters[one.name]) for of_one in entries.values() for one in of_one}
+        inside = {id(getattr(one.module, one.name)) for of_one in entries.values() for one in of_one}
         # By identity: tied parameters are one.
         outside = {id(one): one for one in (*model.parameters(), *model.buffers()) if id(one) not in inside}
         sizes = {n: sum(one.size for one in of_one) for n, of_one in entries.items()}
@@ -165,7 +167,7 @@ class Streamed:
             raise _too_small(around, largest, memory)
         taken = around + largest
         last = len(layers)
-        while last and taken + sizes[last - 1] <= memory // SHARE:
+        while last and taken + sizes[last - 1] <= memory // STAYING:
             last -= 1
             taken += sizes[last]
         made = cls(device, {n: entries[n] for n in range(last)}, taken)
@@ -219,7 +221,7 @@ class Streamed:
 
     @torch.no_grad()
     def value(self, name: str, otherwise: Tensor) -> Tensor:
-        """The values of a parameter, to be read only: from memory or the disk; `otherwise` if it is not one of these."""
+        """The values of a parameter, to be read only, from memory or the disk; `otherwise` if it is none of these."""
         if (one := self.named.get(name)) is None:
             return otherwise
         here = one.here
@@ -245,7 +247,7 @@ class Streamed:
 
 def _unread_parameters(block: nn.Module) -> Generator[_OnDisk]:
     for module in block.modules():
-        for name, one in module._parameters.items():
+        for name, one in module.named_parameters(recurse=False):
             if isinstance(one, Unread):
                 yield _OnDisk(module, name, nn.Parameter(_shape_of(one), False), one.read)
 
@@ -255,16 +257,15 @@ def _move(model: nn.Module, device: torch.device) -> None:
     """Read what is unread and not on the meta device, and move all of it to a device; what is shared stays shared."""
     done: dict[int, tuple[Tensor, Tensor]] = {}
     for module in model.modules():
-        tables: list[Mapping[str, Tensor | None]] = [module._parameters, module._buffers]
-        for table in tables:
-            for name, one in table.items():
-                if one is None or one.is_meta:
-                    continue
-                if id(one) not in done:
-                    moved = (one.read() if isinstance(one, Unread) else one.detach()).to(device)
-                    # `one` is kept too, so that no other tensor gets its identity.
-                    done[id(one)] = one, nn.Parameter(moved, False) if isinstance(one, nn.Parameter) else moved
-                table[name] = done[id(one)][1]  # type: ignore[index]
+        mine = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for name, one in mine:
+            if one.is_meta:
+                continue
+            if id(one) not in done:
+                moved = (one.read() if isinstance(one, Unread) else one.detach()).to(device)
+                # `one` is kept too, so that no other tensor gets its identity.
+                done[id(one)] = one, nn.Parameter(moved, False) if isinstance(one, nn.Parameter) else moved
+            setattr(module, name, done[id(one)][1])
 
 
 def _too_small(around: int, block: int, memory: int) -> ResourceError:

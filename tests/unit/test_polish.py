@@ -110,7 +110,12 @@ def test_the_engine_is_proved_or_whole_forwards_are_used(lm: LanguageModel, monk
     assert not engine.whole
     assert "proved" in reason
     real = AdaptedRows._shared
-    monkeypatch.setattr(AdaptedRows, "_shared", lambda *args: real(*args) * 1.1)
+
+    def wrong(*args: Any) -> Any:
+        mask, logits = real(*args)
+        return mask, lambda: logits() * 1.1
+
+    monkeypatch.setattr(AdaptedRows, "_shared", wrong)
     engine, reason = choose_adapted_rows(lm, rows(), changes(lm), tokens=40, few=range(6))
     assert engine.whole
     assert reason.startswith("whole forwards")
