@@ -139,6 +139,7 @@ def logits(tensors: dict[str, Tensor]) -> Tensor:
 CASES: dict[str, tuple[Kind, dict[str, Any]]] = {
     "blocks": ("block", {"block": BLOCK}),
     "blocks with bfloat16 scales": ("block", {"block": BLOCK, "scales": torch.bfloat16}),
+    "blocks with scales that are powers of two": ("block", {"block": BLOCK, "scales": torch.float8_e8m0fnu}),
     "one scale a weight": ("tensor", {}),
     "compressed-tensors": ("channel", {"after": "_scale", "fields": FLOAT_QUANTIZED}),
 }
@@ -213,6 +214,14 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "infinite": (lambda tensors: tensors[f"{DOWN}_scale_inv"].fill_(torch.inf), "no positive finite numbers"),
     "not a number": (lambda tensors: tensors[f"{DOWN}_scale_inv"][0, 0].fill_(torch.nan), "no positive finite numbers"),
+    "not a number, as a power of two": (
+        lambda tensors: tensors.update({f"{DOWN}_scale_inv": torch.full((2, 3), torch.nan).to(torch.float8_e8m0fnu)}),
+        "no positive finite numbers",
+    ),
+    "whole numbers": (
+        lambda tensors: tensors.update({f"{DOWN}_scale_inv": torch.full((2, 3), 127, dtype=torch.uint8)}),
+        "it holds uint8, no floating-point numbers|is stored as U8",
+    ),
     "zero": (lambda tensors: tensors[f"{DOWN}_scale_inv"][0, 0].fill_(0), "no positive finite numbers"),
     "a code": (lambda tensors: tensors[DOWN].view(torch.uint8)[0, 0].fill_(0x7F), "holds NaN or infinity"),
 }
