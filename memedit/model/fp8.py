@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _AGAIN = "fetch the checkpoint again"
 
 
 def open_tensors(
-    folder: Path, kind: type[PreTrainedModel], config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype,
+    folder: Path, kind: type[PreTrainedModel], config: Any, tensors: Mapping[str, Any], dtype: torch.dtype,
     **options: Any,
 ) -> Any:  # fmt: skip
     """The model of the class `kind` with a folder's tensors, by stored names, and what transformers says of loading it.
@@ -70,9 +71,11 @@ class StoredTensors:
         """The dtype that `read` gives a tensor in."""
         return dtype if name in self.scales else self.dtypes[name]
 
-    def all(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Every tensor, as `read` gives it."""
-        return {name: self.read(name, dtype) for name in self.names}
+    def all(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Every tensor, to be read as `read` does when transformers asks for it: on a GPU they never lie in main memory
+        together.
+        """
+        return {name: _Slice(self, name, dtype) for name in self.names}
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """Read a tensor in its stored dtype, an FP8 weight as numbers in `dtype`.
@@ -97,6 +100,18 @@ class StoredTensors:
     def _stored(self, name: str) -> Tensor:
         with safe_open(self.where[name], "pt") as file:
             return file.get_tensor(name)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A tensor that is read by `slice[...]`, as those of safetensors."""
+
+    stored: StoredTensors
+    name: str
+    dtype: torch.dtype
+
+    def __getitem__(self, _: Any) -> Tensor:
+        return self.stored.read(self.name, self.dtype)
 
 
 def _shown(name: str) -> str:

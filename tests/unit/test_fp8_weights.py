@@ -14,6 +14,7 @@ from memedit.changes.stored_names import StoredNames
 from memedit.config.quantization import Fp8Scheme, find_scheme
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, UnsupportedModelError
+from memedit.model.fp8 import StoredTensors, open_tensors
 from memedit.model.load import load
 from memedit.numerics.fp8 import expanded_scale
 from memedit.numerics.rounding import FP8, Grid, moved, nearest
@@ -196,6 +197,27 @@ def test_a_scale_may_lie_in_another_file_than_its_weight(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     lm = load(folder, KNOBS)
     assert all(torch.equal(lm.model.get_parameter(name), part.float()) for name, part in numbers.items())
+
+
+@torch.no_grad()
+def test_a_device_map_opens_the_same_model_one_weight_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load(quantize(folder, block=BLOCK), KNOBS)
+    read: list[str] = []
+    real = StoredTensors.read
+
+    def watched(self: StoredTensors, name: str, dtype: torch.dtype) -> Tensor:
+        read.append(name)
+        return real(self, name, dtype)
+
+    def opened(*args: Any, **options: Any) -> Any:
+        assert not read, "no weight is read before the model asks for it"
+        return open_tensors(*args, **options)
+
+    monkeypatch.setattr(StoredTensors, "read", watched)
+    monkeypatch.setattr("memedit.model.load.open_tensors", opened)
+    spread = load(folder, ModelKnobs(device="cpu", device_map="auto"))
+    ids = torch.arange(5, 45).reshape(2, 20)
+    assert torch.equal(plain.model(ids).logits, spread.model(ids).logits) and DOWN in read
 
 
 def test_the_ends_of_text_are_those_of_the_folder(folder: Path) -> None:

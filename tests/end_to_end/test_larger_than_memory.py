@@ -26,8 +26,9 @@ EDITS = [
     {"id": "b", "subject": "Bela", "prompt": "{} is at", "object": "Oslo", "object_old": "Pisa"},
 ]
 QUICK = (
-    "--layers", "7,8", "--set", "target.steps=3", "--set", "contexts.openings=[A]", "--set", "contexts.tokens=2",
-    "--set", "eval.derive=false", "--set", "eval.tokens=1", "--set", "moments.tokens=300", "--set", "moments.row=50",
+    "--layers", "7", "--rounding", "nearest", "--set", "target.steps=2", "--set", "contexts.openings=[A]",
+    "--set", "contexts.tokens=2",
+    "--set", "eval.derive=false", "--set", "eval.tokens=1", "--set", "moments.tokens=100", "--set", "moments.row=50",
     "--device", "cpu",
 )  # fmt: skip
 
@@ -99,4 +100,4 @@ def test_a_model_is_edited_in_less_memory_than_its_weights_need(tmp_path: Path) 
             # One step of bfloat16: a target that is off by 1e-7 can tip the rounding of an element.
             assert torch.allclose(tensor.float(), there[name].float(), rtol=2**-7, atol=1e-5), name
             edited += not torch.equal(was[name], tensor)
-    assert edited == 2
+    assert edited == 1
