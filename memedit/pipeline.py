@@ -21,7 +21,7 @@ from memedit.editing.ledger import Mode
 from memedit.editing.ledger_files import read_ledger
 from memedit.editing.moment_cache import run_stats
 from memedit.editing.plan import check_edits
-from memedit.editing.resources import check_weights
+from memedit.editing.resources import Pace, check_weights, streaming_note
 from memedit.editing.retry import retry_failed
 from memedit.editing.run import EditRun
 from memedit.editing.start import RunStart, start_forget, start_run, write_base
@@ -196,9 +196,12 @@ def run_trace(
     folder = locate(recipe.model)
     with progress.phase("load"):
         base = Checkpoint.open(folder)
-        check_weights(base, recipe.model, ranks.here)
-        ranks.open(ModelSource(folder, recipe.model, editing=False))
-        lm, digest = load(folder, recipe.model, editing=False), base.digest
+        memory = recipe.memory_limit
+        check_weights(base, recipe.model, ranks.here, memory)
+        ranks.open(ModelSource(folder, recipe.model, editing=False, memory=memory))
+        lm, digest = load(folder, recipe.model, editing=False, memory=memory), base.digest
+        if lm.streamed and (said := streaming_note(lm, Pace.of(lm), recipe.memory)):
+            progress.note(said)
     traced, store = trace_all(lm, digest, inputs.requests, recipe, progress, inputs.findings, own=own, ranks=ranks)
     if output is not None:
         with progress.phase("write"):
@@ -248,9 +251,11 @@ def run_evaluate(
     unrelated = None
     if (spec := recipe.eval.unrelated) is not None:
         unrelated = " ".join(islice(documents(spec), max(recipe.eval.prefixes, default=0)))
+    # The base stays open beside the model that is asked.
+    memory = None if recipe.memory_limit is None else recipe.memory_limit // (2 if inputs.base else 1)
     evaluator = Evaluator(
         inputs.requests, inputs.facts, recipe, progress or NoProgress(), text=read, generate=generate, held=held,
-        unrelated=unrelated, ranks=ranks,
+        unrelated=unrelated, ranks=ranks, memory=memory,
     )  # fmt: skip
     if text:
         evaluator.digests["text"] = corpus_digest(text)

@@ -169,7 +169,7 @@ def _run(command: Callable[[], int]) -> NoReturn:
         sys.exit(128 + stop.number)
     except MemoryError:
         _say("error: the machine's memory is full")
-        _say("hint: use --memory 1GB, --dtype bfloat16 or fewer --layers; finished work is kept")
+        _say("hint: use --memory with less than is free, --dtype bfloat16 or fewer --layers; finished work is kept")
         sys.exit(5)
     except Exception as error:
         if is_parser_error(error):  # the help of a command that needs another one after it
@@ -186,8 +186,10 @@ def _run(command: Callable[[], int]) -> NoReturn:
         from memedit.model.memory import ran_out
 
         if ran_out(error):
-            _say(f"error: the {'machine' if 'DefaultCPUAllocator' in str(error) else 'GPU'}'s memory is full")
-            _say("hint: use --memory 4GB, --dtype bfloat16, --device-map auto or --device cpu; finished work is kept")
+            gpu = any(word in str(error) for word in ("CUDA", "CUBLAS", "MPS"))
+            _say(f"error: the {'GPU' if gpu else 'machine'}'s memory is full")
+            others = "--device-map auto or --device cpu" if gpu else "fewer --layers"
+            _say(f"hint: use --memory with less than is free, --dtype bfloat16, {others}; finished work is kept")
             sys.exit(5)
         _say(f"error: unexpected {type(error).__name__}: {_one_line(str(error))}")
         _say("hint: this is a defect in memedit; set MEMEDIT_DEBUG=1 to see where")

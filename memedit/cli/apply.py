@@ -56,7 +56,10 @@ def apply_command(
     memory: Annotated[
         str | None,
         typer.Option(
-            "--memory", metavar="SIZE", help="Memory for the target search, and on a GPU for the solve, such as 20GB."
+            "--memory",
+            metavar="SIZE",
+            help="Memory for weights, target search, and on a GPU the solve, such as 20GB; blocks that do not fit are "
+            "read from disk.",
         ),
     ] = None,
     deltas: Annotated[

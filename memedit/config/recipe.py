@@ -243,8 +243,8 @@ class Recipe(_Knobs):
     chunk: int = Field(default=256, ge=1)
     """Edits whose targets are found together, at most: the unit of resume."""
     memory: str | None = Field(default=None, pattern=SIZE)
-    """Memory for the target search, and on a GPU for the solve of a layer, such as 20GB; None: most of what is free. It
-    changes results by rounding only."""
+    """Memory for the weights, the target search, and on a GPU the solve of a layer, such as 20GB; None: most of what is
+    free. Where the weights do not fit, blocks are read from disk as they run. It changes results by rounding only."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Seed of everything that is sampled: contexts, and the noise of tracing."""
 
@@ -254,8 +254,8 @@ class Recipe(_Knobs):
         return self.target.joint and self.method.semantics == "memedit"
 
     @property
-    def bytes(self) -> int | None:
-        """`memory` in bytes."""
+    def memory_limit(self) -> int | None:
+        """`memory` in bytes; None: no limit is set."""
         return bytes_of(self.memory) if self.memory else None
 
     @property

@@ -10,9 +10,9 @@ from memedit.errors import ResourceError
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt
 
-MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
+MOST_TOKENS = {"cpu": 1024, "cuda": 8192, "disk": 1 << 17}
 """Suffix tokens in a launch at most. On a CPU more do not fit its caches (1,024: 5.3 ms per edit and step on one core,
-4,096: 6.8); a GPU is busy with some thousands."""
+4,096: 6.8); a GPU is busy with some thousands. Where blocks are read from disk, each launch reads all of them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Sizes:
 
         Behind a long prefix the joined keys and values are most of it: 2 D numbers for every token of the row, once as
         they are and once repeated for the query heads that share them. Where memory can be measured, it is
-        (`measured_sizes`).
+        (`measured_sizes`). Blocks that are read from disk keep their input and its gradient, 2 D, and one of them at a
+        time the rest.
         """
         architecture, item = lm.architecture, lm.dtype.itemsize
         above = architecture.n_layers - 1 - layer
@@ -56,7 +57,10 @@ class Sizes:
         return cls(
             per_edit=rows * longest * architecture.width * item * (2 * above + 1)
             + 4 * (1 + aims) * architecture.vocabulary,
-            per_token=above * max(16 * architecture.width + 8 * architecture.mlp_width, int(joined)) * item
+            per_token=(min(above, 1) if lm.streamed else above)
+            * max(16 * architecture.width + 8 * architecture.mlp_width, int(joined))
+            * item
+            + (2 * above * architecture.width * item if lm.streamed else 0)
             + int(16 * architecture.vocabulary * min(1.0, read)),
         )
 

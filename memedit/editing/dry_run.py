@@ -63,7 +63,6 @@ class DryRun(BaseModel):
 def plan_dry_run(job: EditRun) -> DryRun:
     """Make the preview of a run; the only forwards are those that are timed, and those that name old objects."""
     lm, moments = job.lm, job.moment_plan
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
     widths = [lm.architecture.mlp_widths[layer] for layer in job.plan.layers]
     seconds, most = job.takes()
     return DryRun(
@@ -78,7 +77,7 @@ def plan_dry_run(job: EditRun) -> DryRun:
         moments_missing=tuple(moments.missing),
         bytes_output=job.base.output_size(keep_copies=job.recipe.output.keep_copies),
         bytes_cache=cache_bytes([lm.architecture.mlp_widths[layer] for layer in moments.missing]),
-        bytes_memory=weights + moment_bytes(widths) + _search_bytes(job),
+        bytes_memory=lm.size + moment_bytes(widths) + _search_bytes(job),
         seconds=seconds,
         seconds_most=most,
         ledger=ledger_report(job.history, job.groups, job.kept),

@@ -16,7 +16,7 @@ from memedit.config.methods import Metric
 from memedit.config.recipe import MethodKnobs, Recipe
 from memedit.editing.moments import Moments, measure
 from memedit.editing.own_text import SELF, OwnText
-from memedit.editing.resources import check_room, check_weights
+from memedit.editing.resources import Pace, check_room, check_weights, streaming_note
 from memedit.errors import StorageError, UsageError
 from memedit.forward.packing import packed
 from memedit.model.digests import feeding, of_tokenizer
@@ -209,10 +209,13 @@ def run_stats(
     """
     progress = progress or NoProgress()
     folder = locate(recipe.model)
-    check_weights(Checkpoint.open(folder), recipe.model, ranks.here)
+    memory = recipe.memory_limit
+    check_weights(Checkpoint.open(folder), recipe.model, ranks.here, memory)
     if not (import_file or dry_run):
-        ranks.open(ModelSource(folder, recipe.model))
-    lm = load(folder, recipe.model)
+        ranks.open(ModelSource(folder, recipe.model, memory=memory))
+    lm = load(folder, recipe.model, memory=memory)
+    if lm.streamed and (said := streaming_note(lm, Pace.of(lm), recipe.memory)):
+        progress.note(said)
     layers = layers_of(recipe.method.layers, lm.architecture.n_layers)
     lm.architecture.require(layers)
     if import_file:

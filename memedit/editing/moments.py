@@ -122,7 +122,7 @@ def _homes(lm: LanguageModel, layers: Sequence[int]) -> dict[int, torch.device]:
     A launch adds a matrix of the MLP's width in every layer. To copy it to the CPU takes longer than to compute it, and
     the host waits for it.
     """
-    on = {layer: lm.weight(layer).device for layer in layers}
+    on = {layer: lm.device_of(layer) for layer in layers}
     needed = Counter[torch.device]()
     for layer, device in on.items():
         needed[device] += torch.float64.itemsize * lm.architecture.mlp_widths[layer] ** 2

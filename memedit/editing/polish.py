@@ -139,7 +139,7 @@ def _factors(lm: LanguageModel, update: Update) -> tuple[dict[int, Tensor], dict
         else:
             left[layer], right[layer] = delta.left.float(), delta.right.float()
         # In a model spread over devices, that of the layer: there the change is added.
-        home = lm.weight(layer).device
+        home = lm.device_of(layer)
         left[layer], right[layer] = left[layer].to(home), right[layer].to(home)
     return left, right
 
@@ -149,8 +149,8 @@ def _before(rows: AdaptedRows, made: _Rows) -> dict[int, Tensor]:
     """The base's log-probabilities (V,) after every preserved prompt, float16 on the CPU."""
     found: dict[int, Tensor] = {}
     for launch in rows.launches(list(made.preserved)):
-        for n, line in zip(launch, rows.log_probs(launch, {}), strict=True):
-            found[n] = line.half().cpu()
+        with rows.log_probs(launch, {}) as log_probs:
+            found |= {n: line.half().cpu() for n, line in zip(launch, log_probs, strict=True)}
     return found
 
 
@@ -199,18 +199,23 @@ class _Steps:
         """The gradient of the edits' mean loss; returns the sum of the losses of each launch, without the bar."""
         sums: list[Tensor] = []
         for launch in self.rows.launches(chosen):
-            log_probs = self.rows.log_probs(launch, self.changes(), at_subject=self.number % 2 == 0)
-            device = log_probs.device
-            table = [(place, token) for place, n in enumerate(launch) for token in self.made.targets[n]]
-            of, wanted = send(torch.tensor(table), device).unbind(1)
-            said = self._said(launch, log_probs, wanted)
-            # A product with it sums over an edit's tokens in a fixed order; adding by index on a GPU does not.
-            own = of[None] == torch.arange(len(launch), device=device)[:, None]
-            share = own.float() / own.sum(1, keepdim=True)
-            losses = -(share @ said)
-            (losses.clamp_min(ENOUGH).sum() / len(chosen)).backward()
+            with self.rows.log_probs(launch, self.changes(), at_subject=self.number % 2 == 0) as log_probs:
+                losses = self._losses(launch, log_probs)
+                (losses.clamp_min(ENOUGH).sum() / len(chosen)).backward()
             sums.append(losses.detach().sum())
         return sums
+
+    def _losses(self, launch: Sequence[int], log_probs: Tensor) -> Tensor:
+        """The loss of each row of a launch, (rows,)."""
+        device = log_probs.device
+        # One table, since the host waits for each that it sends.
+        table = [(place, token) for place, n in enumerate(launch) for token in self.made.targets[n]]
+        of, wanted = torch.tensor(table, device=device).unbind(1)
+        said = self._said(launch, log_probs, wanted)
+        # A product with it sums over an edit's tokens in a fixed order; adding by index on a GPU does not.
+        own = of[None] == torch.arange(len(launch), device=device)[:, None]
+        share = own.float() / own.sum(1, keepdim=True)
+        return -(share @ said)
 
     def _said(self, launch: Sequence[int], log_probs: Tensor, wanted: Tensor) -> Tensor:
         """The log-probability of every wanted token of a launch, -KL(unknown || edited) for those of removals: (N,)."""
@@ -228,10 +233,10 @@ class _Steps:
         """The gradient of the weighed mean KL(base || edited); returns each launch's part of the mean."""
         parts: list[Tensor] = []
         for launch in self.rows.launches(chosen):
-            now = self.rows.log_probs(launch, self.changes())
-            then = send(torch.stack([self.before[n] for n in launch]), now.device).float()
-            drift = (then.exp() * (then - now)).sum() / len(chosen)
-            (self.knobs.preserve * drift).backward()
+            with self.rows.log_probs(launch, self.changes()) as now:
+                then = send(torch.stack([self.before[n] for n in launch]), now.device).float()
+                drift = (then.exp() * (then - now)).sum() / len(chosen)
+                (self.knobs.preserve * drift).backward()
             parts.append(drift.detach())
         return parts
 
@@ -283,13 +288,13 @@ def solve_edits(
 
     wanted (E, D) float32, held (E,) bool; `stored` are the weights (D, F). The model is unchanged when this returns.
     """
-    knobs, rounding = recipe.polish, replace(rounding, memory=recipe.bytes)
+    knobs, rounding = recipe.polish, replace(rounding, memory=recipe.memory_limit)
     moving = [n for n, is_held in enumerate(held.tolist()) if not is_held]
     polished = knobs.steps > 0 and bool(moving)
     with phase("solve", len(stored), "layers") as advance:
         update = solve(
             lm, prompts, wanted, factor_of, stored, recipe.method, held=held, rounding=rounding, whole=whole,
-            keep_keys=polished, memory=recipe.bytes, advance=advance,
+            keep_keys=polished, memory=recipe.memory_limit, advance=advance,
         )  # fmt: skip
     if not polished:
         return update

@@ -15,6 +15,7 @@ from memedit.errors import ResourceError
 from memedit.model.architecture import Architecture
 from memedit.model.load import LanguageModel, forward_dtype, pick_device
 from memedit.model.memory import free_on
+from memedit.model.streamed import fit_in
 from memedit.results.units import bytes_text
 from memedit.storage.cache import cache_dir, cache_limit
 from memedit.storage.checkpoint import Checkpoint
@@ -24,6 +25,11 @@ from memedit.storage.tensorfile import DTYPES
 TIMED = (16, 256)
 """Tokens of the timed forward; the second is run if the first takes less than SHORT seconds."""
 SHORT = 0.25  # seconds
+MOSTLY_READING = 0.05  # of a forward's time, what its tokens count at least: two forwards differ by noise
+USUAL = 1024
+"""Tokens in a launch, about: what reading all blocks once is set against."""
+ROWS_WRITTEN = 32
+"""Rows of text that the model writes together: each pass gives a token to each of them."""
 GRADIENT = 3.0  # forwards that a step of the search costs
 STEPS_TAKEN = {"lbfgs": (0.1, 0.5), "adam": (0.25, 0.75)}
 """The share of `target.steps` that the search takes on average, on models that know the facts: with L-BFGS 0.10 (100
@@ -61,14 +67,17 @@ def cache_bytes(widths: Sequence[int]) -> int:
     return sum(16 * width**2 for width in widths)
 
 
-def check_weights(base: Checkpoint, knobs: ModelKnobs, processes: int = 1) -> None:
+def check_weights(base: Checkpoint, knobs: ModelKnobs, processes: int = 1, limit: int | None = None) -> None:
     """Raises ResourceError if a model's weights do not fit into memory; they are not read.
 
-    `processes` of this machine hold them: on a CPU they share its memory, and each has a GPU of its own.
+    `processes` of this machine hold them: on a CPU they share its memory, and each has a GPU of its own. limit: the
+    bytes that each may use; weights that do not fit in it are read from disk as they are needed.
     """
     if knobs.device_map:
         return  # accelerate places the weights; a model that does not fit is refused when it is opened
     device, needed = pick_device(knobs.device), weight_bytes(base, knobs)
+    if limit is not None and not fit_in(needed, limit):
+        needed = limit
     on_gpu = free_on(device)
     free = free_memory() if on_gpu is None else on_gpu
     processes = processes if on_gpu is None else 1
@@ -79,7 +88,8 @@ def check_weights(base: Checkpoint, knobs: ModelKnobs, processes: int = 1) -> No
         fewer, of = ("start fewer processes, ", f" in {processes} processes") if processes > 1 else ("", "")
         raise ResourceError(
             f"the weights take {bytes_text(needed)}{of} and {where} has {bytes_text(free)} free",
-            f"{fewer}say --dtype bfloat16, {others}",
+            f"{fewer}say --dtype bfloat16, --memory {bytes_text(free * 3 // 4).replace(' ', '')} to read blocks from "
+            f"disk as they are needed, {others}",
         )
 
 
@@ -120,20 +130,53 @@ def check_room(
     return f"memory {bytes_text(memory)} beside the model, {disk}"
 
 
-@torch.no_grad()
-def token_seconds(lm: LanguageModel) -> float:
-    """Measure the seconds that a token of a forward takes."""
-    found = 0.0
-    for count in (1, *TIMED):
-        length = min(count, lm.architecture.positions or count)
-        ids = torch.arange(length, device=lm.device)[None] % lm.architecture.vocabulary
-        start = time.monotonic()
-        lm.forward(input_ids=ids, use_cache=False, logits_to_keep=1).logits.cpu()
-        found = (time.monotonic() - start) / length
+@dataclass(frozen=True)
+class Pace:
+    """How fast a model runs on this machine, in seconds."""
+
+    token: float
+    """A token of a forward."""
+    reading: float = 0.0
+    """What a forward takes beside its tokens: reading blocks from disk."""
+
+    @classmethod
+    def of(cls, lm: LanguageModel) -> Pace:
+        """Measure the pace of a model."""
         # The first forward also initializes libraries, which can take seconds.
-        if count > 1 and found * length > SHORT:
-            break
-    return found
+        _forward_seconds(lm, 1)
+        reading = _forward_seconds(lm, 1) if lm.streamed is not None else 0.0
+        found = 0.0
+        for count in TIMED:
+            length = min(count, lm.architecture.positions or count)
+            spent = _forward_seconds(lm, length)
+            found = max(spent - reading, MOSTLY_READING * spent) / length
+            if spent - reading > SHORT:
+                break
+        return cls(found, reading)
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long a launch of a usual size takes as it would with all weights in memory."""
+        return 1 + self.reading / (self.token * USUAL)
+
+
+@torch.no_grad()
+def _forward_seconds(lm: LanguageModel, length: int) -> float:
+    ids = torch.arange(length, device=lm.device)[None] % lm.architecture.vocabulary
+    start = time.monotonic()
+    lm.forward(input_ids=ids, use_cache=False, logits_to_keep=1).logits.cpu()
+    return time.monotonic() - start
+
+
+def streaming_note(lm: LanguageModel, pace: Pace, memory: str | None) -> str | None:
+    """What to tell where blocks of a model are read from disk; None where its weights are in memory."""
+    if lm.streamed is None:
+        return None
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
+    return (
+        f"the weights ({bytes_text(weights)}) do not fit in --memory {memory}: blocks are read from disk as they are "
+        f"needed; expect about {pace.slowdown:.1f} times the time"
+    )
 
 
 @dataclass(frozen=True)
@@ -152,17 +195,25 @@ class Work:
     """In the rows of all steps of polish."""
 
 
-def estimate_seconds(lm: LanguageModel, layers: Sequence[int], work: Work, target: TargetKnobs) -> tuple[float, float]:
+def estimate_seconds(
+    lm: LanguageModel, layers: Sequence[int], work: Work, target: TargetKnobs, pace: Pace
+) -> tuple[float, float]:
     """Estimate the seconds of a run that edits `layers`: if the search ends early, and if it takes long.
 
     The search runs the blocks above the last edited layer, forward and backward. The products of a moment are counted
     in units of those of a forward. Opening the model and writing it are not counted.
     """
-    architecture, per_token = lm.architecture, token_seconds(lm)
+    architecture = lm.architecture
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())
     reach = (max(layers) + 1) / architecture.n_layers
     products = sum(0.5 * architecture.mlp_widths[layer] ** 2 for layer in layers) / parameters
     fixed = work.read * (reach + products) + work.written * WRITTEN + work.scored + work.polished * GRADIENT
     step = work.searched * (1 - reach) * GRADIENT
-    few, many = (share * target.steps for share in STEPS_TAKEN[target.optimizer])
-    return per_token * (fixed + step * few), per_token * (fixed + step * many)
+    passes = (work.read * reach + work.scored + work.polished * GRADIENT) / USUAL + work.written / ROWS_WRITTEN
+    # Each block above is read for the forward, and again for the gradient.
+    step_reads = 2 * (1 - reach) if work.searched else 0.0
+    few, many = (
+        pace.token * (fixed + step * steps) + pace.reading * (passes + step_reads * steps)
+        for steps in (share * target.steps for share in STEPS_TAKEN[target.optimizer])
+    )
+    return few, many

@@ -36,7 +36,7 @@ from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing,
 from memedit.editing.plan import Contexts, Plan, encode_contexts, make_plan
 from memedit.editing.polish import solve_edits
 from memedit.editing.preserve import choose_preserved
-from memedit.editing.resources import Work, check_room, check_weights, estimate_seconds
+from memedit.editing.resources import Pace, Work, check_room, check_weights, estimate_seconds, streaming_note
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.editing.start import RunStart
@@ -89,11 +89,12 @@ class EditRun:
             check_output(self.folder, self.out, overwrite=recipe.output.overwrite, force=recipe.output.force)
         with self.timed("load", None):
             self.base = start.base or Checkpoint.open(self.folder)
-            check_weights(self.base, recipe.model, ranks.here)
-            ranks.open(ModelSource(self.folder, recipe.model))
+            memory = recipe.memory_limit
+            check_weights(self.base, recipe.model, ranks.here, memory)
+            ranks.open(ModelSource(self.folder, recipe.model, memory=memory))
             # Read before the work: a card that cannot be read costs a warning, not the run.
             self.base_card = read_base_card(self.folder, recipe.model.path)
-            self.lm: LanguageModel = load(self.folder, recipe.model)
+            self.lm: LanguageModel = load(self.folder, recipe.model, memory=memory)
             requests = name_old_objects(self.lm, start.requests, chat=recipe.chat)
             self.plan: Plan = make_plan(requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
         check_width(self.history.ledger, self.lm.architecture.width)
@@ -103,6 +104,8 @@ class EditRun:
         self.notes: tuple[str, ...] = tuple(note for note in (self.base_card.warning, foreign) if note)
         for note in self.notes:
             self.progress.note(f"warning: {note}")
+        if self.lm.streamed and (said := streaming_note(self.lm, self.pace, recipe.memory)):
+            self.progress.note(said)
         if self.base.fp8:
             computed = str(self.lm.dtype).removeprefix("torch.")
             self.progress.note(
@@ -190,7 +193,12 @@ class EditRun:
             searched=(count + 1) * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
             polished=round(polish.steps * (1 + polish.ratio) * sum(suffixes)),
         )  # fmt: skip
-        return estimate_seconds(self.lm, self.plan.layers, work, self.recipe.target)
+        return estimate_seconds(self.lm, self.plan.layers, work, self.recipe.target, self.pace)
+
+    @cached_property
+    def pace(self) -> Pace:
+        """How fast the model runs."""
+        return Pace.of(self.lm)
 
     def contexts(self, run: Store) -> Contexts:
         """The contexts (the ledger's own if there is one), and every edit's prompts under them."""

@@ -31,9 +31,14 @@ ENOUGH_ON_CPU = 2 << 30
 
 
 def memory_for(lm: LanguageModel, recipe: Recipe) -> int:
-    """Bytes that the search may use: as the recipe says, or 4/5 of a GPU's free memory, or half of main memory."""
-    if recipe.bytes is not None:
-        return recipe.bytes
+    """Bytes that the search may use: what the recipe leaves it beside the weights; else 4/5 of a GPU's free memory, or
+    half of main memory.
+
+    Weights of a caller's own model, and weights that are spread over devices, do not count.
+    """
+    if (limit := recipe.memory_limit) is not None:
+        counted = lm.source is not None and not lm.source.knobs.device_map
+        return max(limit - lm.size, 0) if counted else limit
     free = free_on(lm.device)
     return free * 4 // 5 if free is not None else min(free_memory() // 2, ENOUGH_ON_CPU)
 
@@ -77,7 +82,8 @@ class Search:
     def plan(self, which: Sequence[int], engine: type[Suffix] | type[WholeForward] = Suffix) -> list[Batch]:
         """Plan the batches of the edits `which`, to be searched by an engine."""
         memory, recipe = memory_for(self.lm, self.recipe), self.recipe
-        sizes, device = self.sizes(memory, engine), self.lm.device.type
+        sizes = self.sizes(memory, engine)
+        device = "disk" if self.lm.streamed else self.lm.device.type
         return plan_batches(self.edits, which, sizes, memory, recipe.chunk, device, joint=recipe.joint)
 
     def sizes(self, memory: int, engine: type[Suffix] | type[WholeForward]) -> Sizes:

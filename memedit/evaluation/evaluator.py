@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ class Evaluator:
 
     `text` holds documents to read. Every model writes after the edits' own prompts; with `generate` after all others
     too, and on from openings. `held` are digests of edits that held right after they were made. `unrelated` is text
-    for prompts to stand behind; without it a passage of ours.
+    for prompts to stand behind; without it a passage of ours. `memory`: the bytes that each model may take.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class Evaluator:
         held: Collection[str] = (),
         unrelated: str | None = None,
         ranks: Ranks = ALONE,
+        memory: int | None = None,
     ) -> None:
         self.requests, self.facts, self.recipe, self.progress = list(requests), list(facts), recipe, progress
-        self.ranks = ranks
+        self.ranks, self.memory = ranks, memory
         self.text, self.generate, self.held = list(text), generate, set(held)
         self.unrelated = unrelated or UNRELATED
         self.digests: dict[str, str] = {"edits": digest_of([request.public() for request in requests])}
@@ -103,8 +105,16 @@ class Evaluator:
             # Before the model, which takes far longer to open: an adapter that cannot be read is reported at once.
             change = None if adapter is None else read_adapter(where)
             if change is None:
-                self.ranks.open(ModelSource(folder, knobs, editing=False))
-            lm = load(folder, knobs, editing=False)
+                self.ranks.open(ModelSource(folder, knobs, editing=False, memory=self.memory))
+            lm = load(folder, knobs, editing=False, memory=self.memory)
+            if lm.streamed and change is not None:
+                raise UsageError(
+                    f"{adapter} cannot be added to a model whose blocks are read from disk (--memory)",
+                    f"merge it first: memedit export {shlex.quote(adapter or '')} --to full -m {shlex.quote(path)} "
+                    "-o MERGED",
+                )
+            if lm.streamed:
+                self.progress.note(f"{path} does not fit in --memory: its blocks are read from disk as they are needed")
             self.digests[path], self.device = Checkpoint.open(folder).digest, str(lm.device)
             if adapter is not None and change is not None:
                 merge_(lm, change, adapter)

@@ -7,7 +7,8 @@ approximated but that gradient: what a change does through a shared prefix is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ from memedit.model.memory import send
 
 Factors = Mapping[int, tuple[Tensor, Tensor]]
 """For each layer a change left @ right: left (D, R), right (R, F), float32, on the device of the layer's weight."""
+
+_Forward = tuple[Tensor | None, Callable[[], Tensor]]
+"""Where the changes act (rows, T, 1), None: everywhere; and the forward that gives the logits."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,19 @@ class AdaptedRows:
             batches = cut([len(self.rows[n].ids) - self.rows[n].shared for n in which], self.tokens, self.tokens // 8)
         return [[which[n] for n in batch] for batch in batches]
 
-    def log_probs(self, launch: Sequence[int], changes: Factors, *, at_subject: bool = False) -> Tensor:
+    @contextmanager
+    def log_probs(self, launch: Sequence[int], changes: Factors, *, at_subject: bool = False) -> Generator[Tensor]:
         """The log-probabilities at every read of a launch, (reads of its rows, V) float32, row by row.
 
-        With `at_subject` the changes act on no other token of a row's own part than the subject's last.
+        With `at_subject` the changes act on no other token of a row's own part than the subject's last. A gradient is
+        taken inside: blocks that are read from disk run again for it, and must run under the changes.
         """
         rows = [self.rows[n] for n in launch]
-        logits = self._whole(rows, changes, at_subject) if self.whole else self._shared(rows, changes, at_subject)
-        return logits.float().log_softmax(-1)
+        mask, logits = self._whole(rows, at_subject) if self.whole else self._shared(rows, changes, at_subject)
+        with hooked(self._hooks(changes, mask)):
+            yield logits().float().log_softmax(-1)
 
-    def _whole(self, rows: Sequence[ReadRow], changes: Factors, at_subject: bool) -> Tensor:
+    def _whole(self, rows: Sequence[ReadRow], at_subject: bool) -> _Forward:
         ids = send(torch.tensor([row.ids for row in rows]), self.lm.device)
         most = max(row.reads for row in rows)
         only = (
@@ -69,12 +76,14 @@ class AdaptedRows:
             if at_subject
             else None
         )
-        mask = None if only is None else send(only, self.lm.device)
-        with hooked(self._hooks(changes, mask)):
-            logits = self.lm.forward(input_ids=ids, use_cache=False, logits_to_keep=most).logits
-        return torch.cat([line[-row.reads :] for row, line in zip(rows, logits, strict=True)])
 
-    def _shared(self, rows: Sequence[ReadRow], changes: Factors, at_subject: bool) -> Tensor:
+        def logits() -> Tensor:
+            every = self.lm.forward(input_ids=ids, use_cache=False, logits_to_keep=most).logits
+            return torch.cat([line[-row.reads :] for row, line in zip(rows, every, strict=True)])
+
+        return None if only is None else send(only, self.lm.device), logits
+
+    def _shared(self, rows: Sequence[ReadRow], changes: Factors, at_subject: bool) -> _Forward:
         device = self.lm.device
         prefixes = list(dict.fromkeys(row.ids[: row.shared] for row in rows if row.shared))
         width = max(map(len, prefixes), default=0)
@@ -98,14 +107,15 @@ class AdaptedRows:
             positions[n, size - len(part) :] = torch.arange(row.shared, len(row.ids))
         cells = [n * most + column for n, row in enumerate(rows) for column in range(most - row.reads, most)]
         ends = [size - len(row.ids) + row.at for row in rows]
-        only = send(_only(len(rows), size, ends), device) if at_subject else None
-        with hooked(self._hooks(changes, only)):
-            found = run_part(
-                self.lm, Aligned(ids, mask, positions).to(device), Kept(select_rows(kept.seen, lines), width),
-                reads=(most, send(torch.tensor(cells), device)),
-            )  # fmt: skip
-        assert found is not None
-        return found
+        aligned, before = Aligned(ids, mask, positions).to(device), Kept(select_rows(kept.seen, lines), width)
+        reads = most, send(torch.tensor(cells), device)
+
+        def logits() -> Tensor:
+            found = run_part(self.lm, aligned, before, reads=reads)
+            assert found is not None
+            return found
+
+        return send(_only(len(rows), size, ends), device) if at_subject else None, logits
 
     def _hooks(self, changes: Factors, mask: Tensor | None) -> list[tuple[nn.Module, Callable[..., Any]]]:
         """Hooks that add the changes to what the down-projections give, at the tokens of `mask` (rows, T, 1)."""
@@ -140,7 +150,8 @@ def choose_adapted_rows(
     def measured(engine: AdaptedRows) -> list[Tensor]:
         found: dict[int, Tensor] = {}
         for launch in engine.launches(few):
-            parts = engine.log_probs(launch, changes).split([rows[n].reads for n in launch])
+            with engine.log_probs(launch, changes) as log_probs:
+                parts = log_probs.split([rows[n].reads for n in launch])
             found |= dict(zip(launch, parts, strict=True))
         return [found[n] for n in few]
 

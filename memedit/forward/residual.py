@@ -46,7 +46,7 @@ def added(lm: LanguageModel, layer: int, made: Tensor) -> Tensor:
     if not lm.architecture.norms[layer]:
         return made * lm.architecture.gains[layer]
     norm: Any = lm.model.get_submodule(lm.architecture.norms[layer])
-    return norm(made.to(lm.weight(layer).device)).to(made.device) * lm.architecture.gains[layer]
+    return norm(made.to(lm.device_of(layer))).to(made.device) * lm.architecture.gains[layer]
 
 
 def residual_change(lm: LanguageModel, layer: int, made: Tensor | None, change: Tensor) -> Tensor:

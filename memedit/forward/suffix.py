@@ -38,8 +38,9 @@ from memedit.model.memory import send
 
 SUFFIX_AGREEMENT = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Relative, on logits. Rounding is 1e-6 in float32, 1e-3 in float16, 1e-2 in bfloat16; a lost prefix is of order 1."""
-WORTH = {"cpu": 16, "cuda": 512}
-"""The cost of a launch, in tokens: for two cores and a model of width 256; for a GPU and one of width 4096."""
+WORTH = {"cpu": 16, "cuda": 512, "disk": 1 << 17}
+"""The cost of a launch, in tokens: for two cores and a model of width 256; for a GPU and one of width 4096; where each
+launch reads the blocks from disk."""
 
 FILLED_IN = {"cuda": 8}
 """Parts in which all rows run whole before the first step, so that this takes less memory than the steps: for the rows
@@ -112,7 +113,8 @@ class Suffix(Changed):
         super().__init__(lm, layer, rows, shared)
         self.in_tuple = blocks_give_tuples(lm)
         self.above = range(layer + 1, lm.architecture.n_layers)
-        worth = WORTH.get(lm.device.type, 0) if worth is None else worth
+        if worth is None:
+            worth = WORTH["disk"] if lm.streamed else WORTH.get(lm.device.type, 0)
         with torch.no_grad():
             made = [self._empty(batch) for batch in cut([row.suffix for row in rows], tokens, worth)]
             self._fill(made, columns)

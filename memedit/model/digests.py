@@ -26,18 +26,18 @@ def feeding(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
             outside.append(name)
     running = _begin(lm)
     for name in outside:
-        _add(running, name, state[name])
+        _add(running, name, _value(lm, name, state[name]))
     found: dict[int, str] = {}
     for layer in range(max(layers) + 1):
         last = lm.architecture.parameter(layer)
         for name in inside.get(layer, []):
             if not name.startswith(last.removesuffix("weight")):
-                _add(running, name, state[name])
+                _add(running, name, _value(lm, name, state[name]))
         if layer in layers:
             found[layer] = running.hexdigest()
         for name in inside.get(layer, []):
             if name.startswith(last.removesuffix("weight")):
-                _add(running, name, state[name])
+                _add(running, name, _value(lm, name, state[name]))
     return found
 
 
@@ -45,8 +45,12 @@ def of_model(lm: LanguageModel) -> str:
     """The sha256 of everything that the model's output depends on: dtype, config and all weights, in memory."""
     running, state = _begin(lm), lm.model.state_dict()
     for name in sorted(state):
-        _add(running, name, state[name])
+        _add(running, name, _value(lm, name, state[name]))
     return running.hexdigest()
+
+
+def _value(lm: LanguageModel, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if lm.streamed is None else lm.streamed.value(name, tensor)
 
 
 def _begin(lm: LanguageModel) -> hashlib._Hash:  # type: ignore[name-defined]

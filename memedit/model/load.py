@@ -24,9 +24,10 @@ from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
 from memedit.model.architecture import Architecture, find_architecture
 from memedit.model.config import NOT_KNOWN, auto_config, check_readable, first_line, foreign_errors, read_config
-from memedit.model.fp8 import open_fp8
+from memedit.model.fp8 import StoredTensors, open_tensors
 from memedit.model.kernels import attention_kernels
 from memedit.model.probe import check_finite_weights, prove
+from memedit.model.streamed import Streamed, fit_in, unread_tensors, weight_size
 from memedit.model.training_names import check_stored_names
 from memedit.model.whole_index import whole_index
 
@@ -40,6 +41,8 @@ class LanguageModel:
     architecture: Architecture
     source: ModelSource | None = None
     """What it was opened from; None for a model that no other process can open."""
+    streamed: Streamed | None = None
+    """The blocks that are read from disk as they run; None if all weights are in memory."""
 
     @property
     def device(self) -> torch.device:
@@ -57,9 +60,34 @@ class LanguageModel:
             return self.model(**inputs)
 
     def weight(self, layer: int) -> Tensor:
-        """The down-projection's weight in memory, a view as (D, F)."""
+        """The down-projection's weight, a view as (D, F), to be read only: see `held_weight`."""
         weight: Any = self.model.get_submodule(self.architecture.down_projections[layer]).weight
-        return weight.detach().T if self.architecture.layout == "conv1d" else weight.detach()
+        if self.streamed is not None:
+            weight = self.streamed.value(self.architecture.parameter(layer), weight)
+        return self.architecture.turned(weight.detach())
+
+    def held_weight(self, layer: int) -> Tensor:
+        """The same weight in memory, to be written to; `let_go` must follow."""
+        if self.streamed is not None:
+            self.streamed.hold(self.architecture.parameter(layer))
+        return self.weight(layer)
+
+    def let_go(self, layer: int) -> None:
+        """Let the weight return to the disk, if it is one that is read from there."""
+        if self.streamed is not None:
+            self.streamed.let_go(self.architecture.parameter(layer))
+
+    def device_of(self, layer: int) -> torch.device:
+        """The device that a layer's down-projection runs on."""
+        weight: Any = self.model.get_submodule(self.architecture.down_projections[layer]).weight
+        return self.device if weight.is_meta else weight.device
+
+    @property
+    def size(self) -> int:
+        """Bytes that the weights take of memory, at most."""
+        if self.streamed is not None:
+            return self.streamed.size
+        return sum(one.numel() * one.element_size() for one in self.model.parameters())
 
 
 @dataclass(frozen=True)
@@ -69,10 +97,11 @@ class ModelSource:
     folder: Path
     knobs: ModelKnobs
     editing: bool = True
+    memory: int | None = None
 
     def load(self) -> LanguageModel:
         """Open the model. Raises what `load` raises."""
-        return load(self.folder, self.knobs, editing=self.editing)
+        return load(self.folder, self.knobs, editing=self.editing, memory=self.memory)
 
 
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*", "memedit/*.jsonl*")
@@ -207,21 +236,22 @@ def pick_device(asked: str) -> torch.device:
     return device
 
 
-def load(folder: Path, knobs: ModelKnobs, *, editing: bool = True) -> LanguageModel:
+def load(folder: Path, knobs: ModelKnobs, *, editing: bool = True, memory: int | None = None) -> LanguageModel:
     """Open a model and its tokenizer for inference, detect its architecture, and verify that on the weights.
 
-    Without `editing` nothing is verified, and a model that cannot be edited is not refused for that. Raises
+    Where the weights do not fit into `memory` bytes (None: no limit), blocks are read from disk as they run. Without
+    `editing` nothing is verified, and a model that cannot be edited is not refused for that. Raises
     UnsupportedModelError, UsageError, ResourceError or StorageError.
     """
     read_config(folder, trust_remote_code=knobs.trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
-    model = open_model(folder, knobs)
+    model, streamed = _opened(folder, knobs, memory)
     # transformers goes on without a file that it cannot look up, so a tokenizer could be another than the model's own.
     check_readable(folder)
     architecture = find_architecture(model)
     if editing:
         architecture = prove(model, architecture)
-    return LanguageModel(model, tokenizer, architecture, ModelSource(folder, knobs, editing))
+    return LanguageModel(model, tokenizer, architecture, ModelSource(folder, knobs, editing, memory), streamed)
 
 
 def forward_dtype(knobs: ModelKnobs) -> torch.dtype | None:
@@ -240,29 +270,39 @@ def open_model(folder: Path, knobs: ModelKnobs) -> PreTrainedModel:
 
     Raises as `load` does.
     """
-    config, device = auto_config(folder, knobs), pick_device(knobs.device)
+    return _opened(folder, knobs, None)[0]
+
+
+def _opened(folder: Path, knobs: ModelKnobs, memory: int | None) -> tuple[PreTrainedModel, Streamed | None]:
+    """Open the model; its blocks are read from disk as they run where the weights do not fit into `memory` bytes."""
+    device = pick_device(knobs.device)
     if knobs.device_map and find_spec("accelerate") is None:
         raise UsageError("--device-map needs 'accelerate'", "pip install 'memedit[multi-gpu]'")
-    spread: dict[str, Any] = {"device_map": knobs.device_map} if knobs.device_map else _straight_to(device)
-    hint = "it must be a causal LM in safetensors"
-    try:
-        with foreign_errors(f"{folder} cannot be opened", hint, UsageError, folder=folder):
-            model, info = _from_files(folder, config, knobs, spread)
-    except UsageError as error:
-        if "Unrecognized configuration class" in error.message:
-            raise UnsupportedModelError(error.message, NOT_KNOWN) from error
-        raise
-    if info["missing_keys"]:
-        check_stored_names(folder, info["missing_keys"], info["unexpected_keys"])
-        names = ", ".join(sorted(info["missing_keys"])[:3])
-        hint = "fetch the checkpoint again: a weight that is missing would be random"
-        raise UsageError(f"{folder} lacks weights that its config asks for: {names}", hint)
+    spread: dict[str, Any] = {"device_map": knobs.device_map} if knobs.device_map else {}
+    # accelerate places the weights where there is a device map.
+    limit = None if spread or memory is None or _fits(folder, knobs, memory) else memory
+    placed = spread or ({} if limit is not None else _straight_to(device))
+    model = _whole(folder, knobs, placed, unread=limit is not None)
+    if limit is not None:
+        blocks = find_architecture(meta_model(folder, knobs)).blocks
+        streamed = Streamed.of(model, blocks, limit, device)
+        check_finite_weights(model, streamed.value)
+        return model, streamed
     if any(parameter.is_meta for parameter in model.parameters()):
         hint = "say --dtype bfloat16, take more GPUs, or say --device cpu without --device-map"
         raise ResourceError(f"the GPUs of this machine cannot hold {folder} together", hint)
-    opened_model = (model if knobs.device_map else model.to(device)).eval().requires_grad_(False)
+    opened_model = (model if spread else model.to(device)).requires_grad_(False)
     check_finite_weights(opened_model)
-    return opened_model
+    return opened_model, None
+
+
+def _fits(folder: Path, knobs: ModelKnobs, memory: int) -> bool:
+    """Whether the weights of a folder fit into memory of so many bytes."""
+    with foreign_errors(f"{folder} cannot be opened", _IT_MUST_BE, UsageError, folder=folder):
+        return fit_in(weight_size(folder, _scheme(folder, knobs), _dtype(folder, knobs)), memory)
+
+
+_IT_MUST_BE = "it must be a causal LM in safetensors"
 
 
 def _straight_to(device: torch.device) -> dict[str, Any]:
@@ -277,18 +317,52 @@ def _straight_to(device: torch.device) -> dict[str, Any]:
     return {"device_map": {"": numbered}}
 
 
-def _from_files(folder: Path, config: Any, knobs: ModelKnobs, spread: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model that transformers makes of a folder's weights, and what it says of their names."""
-    dtype = forward_dtype(knobs)
+def _whole(folder: Path, knobs: ModelKnobs, spread: dict[str, Any], *, unread: bool) -> Any:
+    """The model of a folder in evaluation mode, as transformers opens it, without a weight that is missing.
+
+    `unread`: its matrices are Unread.
+    """
+    config = auto_config(folder, knobs)
+    try:
+        with foreign_errors(f"{folder} cannot be opened", _IT_MUST_BE, UsageError, folder=folder):
+            model, info = _from_files(folder, config, knobs, spread, unread=unread)
+    except UsageError as error:
+        if "Unrecognized configuration class" in error.message:
+            raise UnsupportedModelError(error.message, NOT_KNOWN) from error
+        raise
+    if info["missing_keys"]:
+        check_stored_names(folder, info["missing_keys"], info["unexpected_keys"])
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        hint = "fetch the checkpoint again: a weight that is missing would be random"
+        raise UsageError(f"{folder} lacks weights that its config asks for: {names}", hint)
+    return model.eval()
+
+
+def _scheme(folder: Path, knobs: ModelKnobs) -> Fp8Scheme | None:
     scheme = find_scheme(read_config(folder, trust_remote_code=knobs.trust_remote_code))
-    if isinstance(scheme, Fp8Scheme):
-        kind = type(meta_model(folder, knobs))
-        return open_fp8(folder, kind, config, scheme, dtype or config.dtype or torch.bfloat16, **spread)
+    return scheme if isinstance(scheme, Fp8Scheme) else None
+
+
+def _dtype(folder: Path, knobs: ModelKnobs) -> torch.dtype:
+    """The dtype in which a model is opened whose tensors are given to transformers, which then looks at no file."""
+    return forward_dtype(knobs) or auto_config(folder, knobs).dtype or torch.bfloat16
+
+
+def _from_files(
+    folder: Path, config: Any, knobs: ModelKnobs, spread: dict[str, Any], *, unread: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The model that transformers makes of a folder's weights, and what it says of their names."""
+    scheme = _scheme(folder, knobs)
+    if unread or scheme is not None:
+        kind, dtype = type(meta_model(folder, knobs)), _dtype(folder, knobs)
+        stored = StoredTensors(folder, scheme)
+        tensors = unread_tensors(stored, dtype) if unread else stored.all(dtype)
+        return open_tensors(folder, kind, config, tensors, dtype, **spread)
     with whole_index(folder) as place:
         return auto_class(config).from_pretrained(
             place,
             config=config,
-            dtype=dtype or "auto",
+            dtype=forward_dtype(knobs) or "auto",
             attn_implementation=None,
             trust_remote_code=knobs.trust_remote_code,
             local_files_only=True,

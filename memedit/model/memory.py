@@ -17,6 +17,8 @@ FULL = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
+    "Cannot allocate memory",
+    "can't start new thread",
 )
 """Words of a RuntimeError that mean that memory ran out: not every backend of torch has an error class for it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +77,9 @@ def _outputs(
 
     def read(row: int) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            seen[row] = by_token(output if isinstance(output, Tensor) else output[0], "block", row)[row].float().cpu()
+            states = by_token(output if isinstance(output, Tensor) else output[0], "block", row)
+            # A copy: a view of its row would keep the states of all rows.
+            seen[row] = states[row].float().cpu().clone()
 
         return hook
 
@@ -91,7 +93,7 @@ def _outputs(
 
     def note(row: int) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            made[row] = by_token(output, "down-projection", row)[row].float().cpu()
+            made[row] = by_token(output, "down-projection", row)[row].float().cpu().clone()
 
         return hook
 
@@ -113,13 +115,15 @@ def _outputs(
 
 
 @torch.no_grad()
-def check_finite_weights(model: nn.Module) -> None:
+def check_finite_weights(model: nn.Module, value: Callable[[str, Tensor], Tensor] | None = None) -> None:
     """Refuse a model with a weight that is not finite. Raises UnsupportedModelError, which names the first.
 
-    One forward does not show it: a NaN in one head's projection can leave every logit finite that is looked at.
+    value: gives the values of a parameter that is not in memory. One forward does not show what is wrong: a NaN in one
+    head's projection can leave every logit finite that is looked at.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.numel() and not _finite(parameter.detach()):
+        values = parameter.detach() if value is None else value(name, parameter.detach())
+        if values.is_floating_point() and values.numel() and not _finite(values):
             message = f"{name} holds NaN or infinity"
             raise UnsupportedModelError(message, "fetch the model again: its weights are damaged")
 

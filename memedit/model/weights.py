@@ -28,7 +28,8 @@ def applied(lm: LanguageModel, weights: Mapping[int, Tensor] | None = None) -> G
         yield kept
     finally:
         for layer, weight in kept.items():
-            lm.weight(layer).copy_(weight)
+            lm.held_weight(layer).copy_(weight)
+            lm.let_go(layer)
 
 
 def put_(lm: LanguageModel, layer: int, weight: Tensor, kept: dict[int, Tensor]) -> None:
@@ -36,7 +37,7 @@ def put_(lm: LanguageModel, layer: int, weight: Tensor, kept: dict[int, Tensor])
     with torch.no_grad():
         if layer not in kept:
             kept[layer] = lm.weight(layer).clone()
-        lm.weight(layer).copy_(weight)
+        lm.held_weight(layer).copy_(weight)
 
 
 def merge_(lm: LanguageModel, deltas: Mapping[str, Delta], source: str) -> None:

@@ -19,6 +19,8 @@ def expanded_scale(
     scale: (..., D / block, F / block), rounded up. Without blocks (), (1,), (D,) or (D, 1). Raises ValueError with the
     reason where it has another shape, or a value that is no scale.
     """
+    if not scale.is_floating_point():
+        raise ValueError(f"it holds {str(scale.dtype).removeprefix('torch.')}, no floating-point numbers")
     if len(shape) < 2:
         raise ValueError(f"a weight of {len(shape)} dimensions has no blocks")
     height, width = shape[-2:]

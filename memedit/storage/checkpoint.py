@@ -20,7 +20,7 @@ from memedit.storage.artifacts import digest_file, digest_of, telling
 from memedit.storage.copies import copies_text, other_copies
 from memedit.storage.index import INDEX, check_index, weight_map
 from memedit.storage.model_files import files_in
-from memedit.storage.tensorfile import DTYPES, TensorEntry, read_header, shown_name
+from memedit.storage.tensorfile import DTYPES, SCALE_DTYPES, TensorEntry, read_header, shown_name
 
 SINGLE = "model.safetensors"
 CARD = "README.md"
@@ -121,7 +121,8 @@ class Checkpoint:
             said = f"{shown_name(name)} of {self.folder} is FP8, and the scale of it is missing"
             raise UnsupportedModelError(said, again)
         try:
-            return Grid(dtype, expanded_scale(self.entries[scale].read(), entry.shape, self._block, rows))
+            numbers = self.entries[scale].read(SCALE_DTYPES)
+            return Grid(dtype, expanded_scale(numbers, entry.shape, self._block, rows))
         except ValueError as error:
             said = f"{shown_name(scale)} of {self.folder} is no scale of its weight: {error}"
             raise UnsupportedModelError(said, again) from error

@@ -18,15 +18,17 @@ from memedit.errors import StorageError, UnsupportedModelError
 from memedit.storage.artifacts import telling, writing
 from memedit.storage.header import encode_header, saved
 
-__all__ = ["DTYPES", "SIZES", "TensorEntry", "in_order", "read_header", "saved", "shown_name", "stream"]
+__all__ = ["DTYPES", "SCALE_DTYPES", "SIZES", "TensorEntry", "in_order", "read_header", "saved", "shown_name", "stream"]
 
 LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 MOST_DIMENSIONS = 64  # of a tensor, as in torch
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 """Dtypes of weights that memedit can edit; the last with a scale (see Checkpoint.grid)."""
+SCALE_DTYPES = {**DTYPES, "F8_E8M0": torch.float8_e8m0fnu}
+"""Dtypes of scales that memedit reads. F8_E8M0 (ue8m0) holds powers of two: the exponent alone."""
 SIZES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1,
-    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
+    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
 }  # fmt: skip
 
 
@@ -41,12 +43,12 @@ class TensorEntry:
     start: int
     end: int
 
-    def read(self) -> Tensor:
-        """Read the tensor in its stored dtype.
+    def read(self, dtypes: Mapping[str, torch.dtype] = DTYPES) -> Tensor:
+        """Read the tensor in its stored dtype, one of `dtypes`.
 
-        Raises UnsupportedModelError for a dtype that memedit does not edit, StorageError for a file that is cut short.
+        Raises UnsupportedModelError for another dtype, StorageError for a file that is cut short.
         """
-        if self.dtype not in DTYPES:
+        if self.dtype not in dtypes:
             raise UnsupportedModelError(
                 f"{self.name} is stored as {self.dtype}; memedit edits float32, float16, bfloat16, and float8_e4m3fn "
                 "with scales",
@@ -57,7 +59,7 @@ class TensorEntry:
             data = bytearray(stream.read(self.end - self.start))
         if len(data) != self.end - self.start:
             raise _damaged(self.file, "it is cut short")
-        return torch.frombuffer(data, dtype=DTYPES[self.dtype]).reshape(self.shape)
+        return torch.frombuffer(data, dtype=dtypes[self.dtype]).reshape(self.shape)
 
     @property
     def rows(self) -> int:

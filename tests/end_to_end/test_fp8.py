@@ -213,3 +213,16 @@ def test_the_command_tells_what_it_does_with_fp8_weights(base: Path, tmp_path: P
     ended = run_main(["apply", str(edits), "-m", str(base), "-o", str(tmp_path / "out")])
     assert ended.code == 0, ended.err
     assert "FP8 weights: computed in float32, and written as FP8 with the scales that they have" in ended.err
+
+
+def test_scales_that_are_powers_of_two_stay_as_they_are(small_edits: list[EditRequest], tmp_path: Path) -> None:
+    base = quantize(Path(shutil.copytree(MADE, tmp_path / "base")), scales=torch.float8_e8m0fnu)
+    report = memedit.apply(small_edits[:EDITS], base, tmp_path / "out")
+    assert report.after and report.after.efficacy and report.after.efficacy.mean == 1
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    scales = {name for name, tensor in before.items() if tensor.dtype == torch.float8_e8m0fnu}
+    moved = {name for name in before if not torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8))}
+    assert len(scales) > len(moved) > 0 and not scales & moved
+    assert {name for name in moved if before[name].dtype != FP8} == set()
+    opened, numbers = load(tmp_path / "out", ModelKnobs(device="cpu")), dequantized(tmp_path / "out")
+    assert all(torch.equal(opened.model.get_parameter(name), numbers[name]) for name in moved)

@@ -28,7 +28,9 @@ REASONS = {
     "gemma3n_text": r"the block of layer 0 gives \(4, 4, 5, 32\) instead of one vector for each token",
     "gemma4_per_layer": "the MLP of block 2 does not add to the residual stream through its norm",
     "gemma4_experts": "the MLP of block 2 does not add to the residual stream through its norm",
-    "gemma4_shared_keys": r"the down-projection of layer 2 gives \(4, 1, 32\) instead of one vector for each token",
+    # transformers 5.24 runs these layers for the last token alone, 5.17 for all.
+    "gemma4_shared_keys": r"the down-projection of layer 2 gives \(4, 1, 32\) instead of one vector for each token|"
+    "the MLP of block 2 does not add to the residual stream through its norm",
 }
 EDITABLE = {"qwen3_moe": [0, 1], "qwen2_moe": [0], "mixtral": [], "gpt_oss": []}
 

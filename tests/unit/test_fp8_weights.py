@@ -14,6 +14,7 @@ from memedit.changes.stored_names import StoredNames
 from memedit.config.quantization import Fp8Scheme, find_scheme
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, UnsupportedModelError
+from memedit.model.fp8 import StoredTensors, open_tensors
 from memedit.model.load import load
 from memedit.numerics.fp8 import expanded_scale
 from memedit.numerics.rounding import FP8, Grid, moved, nearest
@@ -139,6 +140,7 @@ def logits(tensors: dict[str, Tensor]) -> Tensor:
 CASES: dict[str, tuple[Kind, dict[str, Any]]] = {
     "blocks": ("block", {"block": BLOCK}),
     "blocks with bfloat16 scales": ("block", {"block": BLOCK, "scales": torch.bfloat16}),
+    "blocks with scales that are powers of two": ("block", {"block": BLOCK, "scales": torch.float8_e8m0fnu}),
     "one scale a weight": ("tensor", {}),
     "compressed-tensors": ("channel", {"after": "_scale", "fields": FLOAT_QUANTIZED}),
 }
@@ -197,6 +199,27 @@ def test_a_scale_may_lie_in_another_file_than_its_weight(folder: Path) -> None:
     assert all(torch.equal(lm.model.get_parameter(name), part.float()) for name, part in numbers.items())
 
 
+@torch.no_grad()
+def test_a_device_map_opens_the_same_model_one_weight_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load(quantize(folder, block=BLOCK), KNOBS)
+    read: list[str] = []
+    real = StoredTensors.read
+
+    def watched(self: StoredTensors, name: str, dtype: torch.dtype) -> Tensor:
+        read.append(name)
+        return real(self, name, dtype)
+
+    def opened(*args: Any, **options: Any) -> Any:
+        assert not read, "no weight is read before the model asks for it"
+        return open_tensors(*args, **options)
+
+    monkeypatch.setattr(StoredTensors, "read", watched)
+    monkeypatch.setattr("memedit.model.load.open_tensors", opened)
+    spread = load(folder, ModelKnobs(device="cpu", device_map="auto"))
+    ids = torch.arange(5, 45).reshape(2, 20)
+    assert torch.equal(plain.model(ids).logits, spread.model(ids).logits) and DOWN in read
+
+
 def test_the_ends_of_text_are_those_of_the_folder(folder: Path) -> None:
     quantize(folder, block=BLOCK)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
@@ -213,6 +236,14 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "infinite": (lambda tensors: tensors[f"{DOWN}_scale_inv"].fill_(torch.inf), "no positive finite numbers"),
     "not a number": (lambda tensors: tensors[f"{DOWN}_scale_inv"][0, 0].fill_(torch.nan), "no positive finite numbers"),
+    "not a number, as a power of two": (
+        lambda tensors: tensors.update({f"{DOWN}_scale_inv": torch.full((2, 3), torch.nan).to(torch.float8_e8m0fnu)}),
+        "no positive finite numbers",
+    ),
+    "whole numbers": (
+        lambda tensors: tensors.update({f"{DOWN}_scale_inv": torch.full((2, 3), 127, dtype=torch.uint8)}),
+        "it holds uint8, no floating-point numbers|is stored as U8",
+    ),
     "zero": (lambda tensors: tensors[f"{DOWN}_scale_inv"][0, 0].fill_(0), "no positive finite numbers"),
     "a code": (lambda tensors: tensors[DOWN].view(torch.uint8)[0, 0].fill_(0x7F), "holds NaN or infinity"),
 }

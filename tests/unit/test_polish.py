@@ -62,7 +62,8 @@ def changes(lm: LanguageModel) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
 def measured(engine: AdaptedRows, factors: Any, *, at_subject: bool = False) -> list[torch.Tensor]:
     found: dict[int, torch.Tensor] = {}
     for launch in engine.launches(range(len(engine.rows))):
-        parts = engine.log_probs(launch, factors, at_subject=at_subject).split([engine.rows[n].reads for n in launch])
+        with engine.log_probs(launch, factors, at_subject=at_subject) as log_probs:
+            parts = log_probs.split([engine.rows[n].reads for n in launch])
         found |= dict(zip(launch, parts, strict=True))
     return [found[n] for n in range(len(engine.rows))]
 
@@ -109,7 +110,12 @@ def test_the_engine_is_proved_or_whole_forwards_are_used(lm: LanguageModel, monk
     assert not engine.whole
     assert "proved" in reason
     real = AdaptedRows._shared
-    monkeypatch.setattr(AdaptedRows, "_shared", lambda *args: real(*args) * 1.1)
+
+    def wrong(*args: Any) -> Any:
+        mask, logits = real(*args)
+        return mask, lambda: logits() * 1.1
+
+    monkeypatch.setattr(AdaptedRows, "_shared", wrong)
     engine, reason = choose_adapted_rows(lm, rows(), changes(lm), tokens=40, few=range(6))
     assert engine.whole
     assert reason.startswith("whole forwards")

@@ -9,6 +9,7 @@ import pytest
 from memedit.config.recipe import ModelKnobs, TargetKnobs
 from memedit.editing import resources as preflight
 from memedit.editing.resources import (
+    Pace,
     Work,
     bytes_text,
     check_room,
@@ -96,12 +97,12 @@ def test_the_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Pat
     assert free_disk(tmp_path / "a" / "b") == pytest.approx(free_disk(tmp_path), rel=0.1)
 
 
-def test_time_grows_with_what_is_read_and_searched(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    short("token_seconds", monkeypatch, 1)  # type: ignore[arg-type]
+def test_time_grows_with_what_is_read_and_searched(lm: LanguageModel) -> None:
+    pace = Pace(1.0)
     target = TargetKnobs(steps=40)
 
     def takes(layers: tuple[int, ...], **tokens: int) -> tuple[float, float]:
-        return estimate_seconds(lm, layers, Work(**tokens), target)
+        return estimate_seconds(lm, layers, Work(**tokens), target, pace)
 
     assert takes((0, 1, 2)) == (0, 0)
     least, most = takes((0, 1, 2), read=1000)
@@ -109,7 +110,7 @@ def test_time_grows_with_what_is_read_and_searched(lm: LanguageModel, monkeypatc
     assert takes((0, 1, 2), searched=1000) == pytest.approx((1000 * 0.5 * 3 * 4, 1000 * 0.5 * 3 * 20))
     assert takes((5,), searched=1000) == (0, 0)  # nothing runs above the last block
     assert takes((5,), written=100, polished=10, scored=7)[0] == pytest.approx(100 * 3 + 10 * 3 + 7)
-    adam = estimate_seconds(lm, (0, 1, 2), Work(searched=1000), TargetKnobs(steps=40, optimizer="adam"))
+    adam = estimate_seconds(lm, (0, 1, 2), Work(searched=1000), TargetKnobs(steps=40, optimizer="adam"), pace)
     assert adam[1] > takes((0, 1, 2), searched=1000)[1]
 
 

@@ -45,7 +45,7 @@ from memedit.model.tokens import Prompt
 from memedit.numerics.effects import windows
 from memedit.numerics.moments import Moment, Running
 from memedit.numerics.normal import Sums
-from memedit.numerics.rounding import COLUMN_BLOCK, EditedKeys, Grid, key_aware
+from memedit.numerics.rounding import COLUMN_BLOCK, FP8, EditedKeys, Grid, key_aware
 from memedit.numerics.solvers import Factor, prepare
 from memedit.progress import Advance, ignore_advance
 from memedit.tracing.clean_and_corrupted import NoiseTrial, TracePrompt
@@ -99,6 +99,7 @@ def solved(
     recipe: Recipe,
     layers: Sequence[int] = LAYERS,
     way: Any = "nearest",
+    fp8: bool = False,
 ) -> Update:
     edits, prompts = edits_of(lm)
 
@@ -106,9 +107,15 @@ def solved(
         return prepare(found[layer], METHODS["memit"], float(lm.architecture.mlp_widths[layer]))
 
     stored = {layer: lm.weight(layer).cpu().to(torch.bfloat16).clone() for layer in layers}
+    grids = {
+        layer: Grid(FP8, torch.full(weight.shape, 2.0**-6)) if fp8 else Grid(weight.dtype)
+        for layer, weight in stored.items()
+    }
+    stored = {layer: grids[layer].nearest(weight.double()) for layer, weight in stored.items()}
     return solve_edits(
         lm, edits, prompts, wanted, torch.zeros(len(edits), dtype=torch.bool), factor, stored, recipe,
-        preserve=lambda _: KEPT, rounding=Rounding(way, found.__getitem__), whole=False, phase=phase,
+        preserve=lambda _: KEPT, rounding=Rounding(way, found.__getitem__, grids.__getitem__), whole=False,
+        phase=phase,
     )  # fmt: skip
 
 
@@ -126,10 +133,10 @@ def searched(lm: LanguageModel) -> dict[str, Any]:
     return {"engine": engine.kind.__name__, **{name: list(vars(one).values()) for name, one in found.items()}}
 
 
-def solved_and_polished(lm: LanguageModel, way: Any = "nearest") -> dict[str, Any]:
+def solved_and_polished(lm: LanguageModel, way: Any = "nearest", *, fp8: bool = False) -> dict[str, Any]:
     text = measured(lm)
     wanted = torch.randn(len(LIST), lm.architecture.width, generator=torch.Generator().manual_seed(1))
-    update = solved(lm, wanted, text, RECIPE, way=way)
+    update = solved(lm, wanted, text, RECIPE, way=way, fp8=fp8)
     assert update.polish
     return {
         "moments": [one.total for one in text.values()],
@@ -241,10 +248,11 @@ def test_search_and_solve_give_what_they_give_on_the_cpu(one_plan: None) -> None
 
 
 @pytest.mark.slow
-def test_rounding_by_the_keys_gives_the_same(one_plan: None) -> None:
-    wanted = solved_and_polished(opened("gpt2", torch.float32), "key-aware")
-    with SimulatedGpus() as gpus:
-        found = solved_and_polished(opened("gpt2", torch.float32, on(gpus.devices)), "key-aware")
+@pytest.mark.parametrize(("count", "fp8"), [(1, False), (2, True)])
+def test_rounding_by_the_keys_gives_the_same(count: int, fp8: bool, one_plan: None) -> None:
+    wanted = solved_and_polished(opened("gpt2", torch.float32), "key-aware", fp8=fp8)
+    with SimulatedGpus(count) as gpus:
+        found = solved_and_polished(opened("gpt2", torch.float32, on(gpus.devices)), "key-aware", fp8=fp8)
     assert wanted["steps"]
     assert list(differences(wanted, found)) == []
 
