@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from memedit.config.quantization import Fp8Scheme
 from memedit.errors import ResourceError, UnsupportedModelError
 from memedit.model.fp8 import StoredTensors
+from memedit.results.units import bytes_text
 
 SPARE = 8
 """Weights are kept in memory if they leave at least this part of it, as one part of N, for the work."""
@@ -269,11 +270,9 @@ def _move(model: nn.Module, device: torch.device) -> None:
 
 
 def _too_small(around: int, block: int, memory: int) -> ResourceError:
-    def shown(size: int) -> str:
-        return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
+    least = -(-(around + block) * SPARE // ((SPARE - 1) * 10**6))
     return ResourceError(
-        f"one block ({shown(block)}) and the weights outside of the blocks ({shown(around)}) do not fit in --memory "
-        f"{shown(memory)}",
-        f"say --memory {-(-(around + block) * SPARE // ((SPARE - 1) * 10**6))}MB or more, or --dtype bfloat16",
+        f"one block ({bytes_text(block)}) and the weights outside of the blocks ({bytes_text(around)}) do not fit in "
+        f"--memory {bytes_text(memory)}",
+        f"say --memory {least}MB or more, or --dtype bfloat16",
     )

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import byte_tokenizer
 from tests.families import each_family, family_model
 from tests.helpers.fp8 import quantize
+from tests.helpers.in_process import run_main
 from torch import Tensor
 
 CPU = ModelKnobs(device="cpu")
@@ -300,3 +301,13 @@ def test_a_model_read_from_disk_is_evaluated_and_takes_no_adapter(
     with pytest.raises(UsageError, match="read from disk") as caught:
         memedit.evaluate(small_edits[:6], base, adapter=tmp_path / "adapter", settings=limit)
     assert "merge it first: memedit export" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_a_trace_is_that_of_the_model_in_memory() -> None:
+    root = Path(__file__).parents[2]
+    base = root / "examples" / "models" / "made-small"
+    limit = f"memory={load(base, CPU, editing=False).size * 3 // 4}B"
+    command = ["trace", str(root / "requests" / "small.jsonl"), "--limit", "1", "-m", str(base), "--samples", "2"]
+    one, two = (run_main([*command, "--json", *more]) for more in ([], ["--set", limit]))
+    assert one.code == two.code == 0 and one.out == two.out and "read from disk" in two.err
