@@ -208,9 +208,8 @@ class _Steps:
     def _losses(self, launch: Sequence[int], log_probs: Tensor) -> Tensor:
         """The loss of each row of a launch, (rows,)."""
         device = log_probs.device
-        # One table, since the host waits for each that it sends.
         table = [(place, token) for place, n in enumerate(launch) for token in self.made.targets[n]]
-        of, wanted = torch.tensor(table, device=device).unbind(1)
+        of, wanted = send(torch.tensor(table), device).unbind(1)
         said = self._said(launch, log_probs, wanted)
         # A product with it sums over an edit's tokens in a fixed order; adding by index on a GPU does not.
         own = of[None] == torch.arange(len(launch), device=device)[:, None]
