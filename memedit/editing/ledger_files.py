@@ -15,8 +15,8 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from memedit.config.resolve import resolve
-from memedit.editing.ledger import Ledger, LedgerEntry, Provenance, deciding_names
+from memedit.config.resolve import deciding_names, resolve
+from memedit.editing.ledger import Ledger, LedgerEntry, Provenance
 from memedit.edits.edit import shown
 from memedit.errors import RecipeError, StorageError
 from memedit.results.units import plain_json
