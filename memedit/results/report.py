@@ -269,7 +269,7 @@ class Report(_Value):
     per_edit: tuple[EditResult, ...] = ()
 
     def with_answers(self, said: Mapping[str, str]) -> Report:
-        """The same report with what the edited model says, by id of the edit; files are written without it."""
+        """The same report with what the edited model says, by id of the edit."""
         if not said:
             return self
         told = (

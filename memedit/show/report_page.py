@@ -131,12 +131,18 @@ def prompt_of(one: EditResult) -> str:
     return str(one.edit.get("prompt", "")).replace("{}", str(one.edit.get("subject", "")), 1)
 
 
+def says_of(one: EditResult) -> str:
+    """What the model says after the prompt of an edit; empty where it was not asked."""
+    said = " ".join(one.said.get("after", "").split())
+    return f"says \u201c{said}\u201d" if said else "says nothing" if "after" in one.said else ""
+
+
 def _failure(one: EditResult) -> dict[str, str]:
     """One failure: the prompt, what was wanted, and what the model says, or why it was skipped."""
-    said = f"the model says \u201c{one.said['after'].strip()}\u201d" if one.said.get("after", "").strip() else ""
+    said = f"the model {says_of(one)}" if "after" in one.said else ""
     tells = f"skipped: {one.reason or 'no reason was given'}" if one.status == "skipped" else said
     if one.status == "ok":
-        tells = f"right when its tokens are forced, but {said or 'the model writes nothing'}"
+        tells = f"right when its tokens are forced, but {said or 'the model says nothing'}"
     return {"id": one.id, "prompt": prompt_of(one), "wanted": wanted_of(one), "tells": tells}
 
 

@@ -109,6 +109,7 @@ def test_failures_come_first_with_what_the_model_says_instead() -> None:
     assert "Subject-b is in" in told and "new-b" in told and "the model says \u201cOslo town\u201d" in told
     assert "skipped: it is there already" in told
     assert "new-a" not in told
+    assert "the model says nothing" in evaluation_page(a_run(per_edit=(an_edit("s", "failed", said={"after": ""}),)))
     free = an_edit("free", said={"after": "Rome"})
     free = free.model_copy(update={"after": {**free.after, "generated.efficacy": 0.0}})
     assert "right when its tokens are forced, but the model says" in evaluation_page(a_run(per_edit=(free,)))
