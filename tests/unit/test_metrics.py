@@ -84,10 +84,11 @@ def a_report(group: str = "Reasoning", note: str = "a note", model: str = "m") -
         )  # fmt: skip
 
     names = [*FORCED_METRICS, *(METRICS_BY_NAME[name] for name in ("fluency", "consistency"))]
+    drift: dict[str, Any] = {name: figure(2.0) for name in FIGURES_OF_DRIFT}
     return Report(
         command="eval", model=model, base="the base", edits=2, before=scores(0.25), after=scores(0.5),
         difference={one.name: figure(0.25) for one in names}, notes=(note,), derived={"neighborhood": 2},
-        drift=Drift(tokens=9, **{name: figure(2.0) for name in FIGURES_OF_DRIFT}),
+        drift=Drift(tokens=9, **drift),
         kept={name: figure(0.75) for name in ("others", "siblings", "earlier")}, retention=figure(0.875),
     )  # fmt: skip
 
