@@ -133,11 +133,12 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
             with applied(job.lm, weights):
                 after = job.scored(None, "after", facts, weights)
                 said = job.answers_of_failed(after)
-        report = job.report(arguments, engine, before, after, facts, made.targets, made.update, made.rounds)
+        measured = job.report(arguments, engine, before, after, facts, made.targets, made.update, made.rounds)
+        report = measured.with_answers(said)
         job.write(report, made.update, job.updated_ledger(contexts, moments, made.targets, after, made.rounds))
         job.finish(run)
     trim_cache(job.progress.note)
-    return report.with_answers(said)
+    return report
 
 
 def run_log(model: str) -> EditLog:

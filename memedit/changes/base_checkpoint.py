@@ -31,7 +31,7 @@ from memedit.storage.records import ORIGINALS
 from memedit.storage.tensorfile import shown_name
 
 TINY = 1e-300  # keeps a division by a norm of zero finite
-LONGEST = 1e4
+LONGEST_CHANGE = 1e4
 """The longest change that is believed, in lengths of its weight (or of one, where that is shorter). Edits are below 10;
 a damaged number is often far above, and finite all the same."""
 
@@ -134,7 +134,7 @@ def tensor_change(
 
 
 def _check_length(name: str, norm: float, length: float) -> None:
-    if not norm <= LONGEST * max(length, 1.0):
+    if not norm <= LONGEST_CHANGE * max(length, 1.0):
         said = f"the change of {shown_name(name)} has the norm {norm:.1e}, and the weight itself {length:.1e}"
         raise StorageError(said, "the change is damaged: copy its file again, or make it again")
 

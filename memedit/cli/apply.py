@@ -37,7 +37,7 @@ def apply_command(
     input_format: o.FormatOption = None,
     limit: o.LimitOption = None,
     preset: o.PresetOption = None,
-    config: o.ConfigOption = None,
+    config: o.ListConfigOption = None,
     sets: o.SetOption = None,
     retry: Annotated[
         int | None,
@@ -128,7 +128,7 @@ def apply_command(
         "output.force": force, "output.keep_copies": keep_copies, "output.keep_originals": keep_originals,
         "output.rounding": rounding, "output.max_shard_size": max_shard_size,
     }  # fmt: skip
-    recipe, sources = o.read_recipe(config, sets, flags, preset)
+    recipe, sources = o.read_recipe(config, sets, flags, preset, o.find_recipe(edits, config, terminal))
     if show_config:
         from memedit.show.terminal import recipe_text
 

@@ -14,7 +14,7 @@ def check_command(
     relations: o.RelationsOption = None,
     input_format: o.FormatOption = None,
     limit: o.LimitOption = None,
-    config: o.ConfigOption = None,
+    config: o.ListConfigOption = None,
     sets: o.SetOption = None,
     json: o.JsonOption = False,
     *,
@@ -29,7 +29,7 @@ def check_command(
       memedit check edits.yaml
       memedit check edits.yaml -m gpt2
     """
-    recipe, _ = o.read_recipe(config, sets, {"model.path": model})
+    recipe, _ = o.read_recipe(config, sets, {"model.path": model}, found=o.find_recipe(edits, config, terminal))
     requests, findings = o.read_edits(edits, relations, input_format, limit)
     if recipe.model.path:
         terminal.loading(recipe.model.path)

@@ -58,7 +58,7 @@ def evaluate_command(
     relations: o.RelationsOption = None,
     input_format: o.FormatOption = None,
     limit: o.LimitOption = None,
-    config: o.ConfigOption = None,
+    config: o.ListConfigOption = None,
     sets: o.SetOption = None,
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
@@ -91,7 +91,7 @@ def evaluate_command(
     if adapters and len(models) > 1:
         raise UsageError(f"--adapter works with one model, and {len(models)} were given", "give only its base with -m")
     flags = {"model.path": models[0] if models else None, **o.placed(device, device_map, dtype), "chat": chat}
-    recipe, _ = o.read_recipe(config, sets, flags)
+    recipe, _ = o.read_recipe(config, sets, flags, found=o.find_recipe(edits, config, terminal))
     o.need_model(recipe)
     terminal.loading(recipe.model.path)
     report_files.check_report_files(html, markdown, overwrite=overwrite)

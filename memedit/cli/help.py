@@ -139,7 +139,8 @@ def settings_text(prefix: str = "") -> str:
 
 
 _SETTINGS_INTRODUCTION = (
-    "Set one with `--set NAME=VALUE`, in a recipe file (`-c FILE`), or in Python with `settings={NAME: VALUE}`. "
+    "Set one with `--set NAME=VALUE`, in a recipe file (`-c FILE`, or `memedit.yaml` beside the edit list: see "
+    "`memedit help file-formats`), or in Python with `settings={NAME: VALUE}`. "
     "Stronger first: a command's own option, `--set`, environment variable, recipe file, preset, default. "
     "`memedit apply --show-config` prints the values of a run and where each comes from."
 )

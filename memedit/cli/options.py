@@ -13,7 +13,7 @@ import typer
 from memedit.config.methods import Name
 from memedit.config.presets import PRESETS, preset
 from memedit.config.recipe import Recipe
-from memedit.config.resolve import Source, flatten, known_keys, resolve
+from memedit.config.resolve import Source, check_found, flatten, known_keys, resolve
 from memedit.errors import RecipeError, UsageError
 from memedit.results.units import plain_json
 
@@ -47,6 +47,16 @@ LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", 
 ConfigOption = Annotated[
     str | None, typer.Option("--config", "-c", metavar="FILE", help="Read settings from a YAML file (a recipe).")
 ]
+ListConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="Read settings from a YAML file (a recipe).  [default: memedit.yaml beside the list]",
+    ),
+]
+"""For commands that read an edit list."""
 PresetOption = Annotated[
     str | None,
     typer.Option(
@@ -151,14 +161,47 @@ ENVIRONMENT = {"MEMEDIT_DEVICE": "model.device", "MEMEDIT_DTYPE": "model.dtype",
 """Environment variables that change a setting."""
 
 
+FOUND_RECIPE = "memedit.yaml"
+"""The recipe that is read from the folder of an edit list, if none was named."""
+
+
+def find_recipe(edits: str | None, config: str | None, terminal: Terminal) -> dict[str, Any]:
+    """Read memedit.yaml in the folder of an edit list, if no recipe was named with -c; empty if there is none.
+
+    Nobody named this file: it is data that came with the list. Raises RecipeError for a setting that opens, writes or
+    permits something.
+    """
+    if config is not None or edits is None or edits == "-":
+        return {}
+    file = Path(edits).parent / FOUND_RECIPE
+    try:
+        # A link that leads nowhere is there as well: without it the run would use other settings than were meant.
+        there = Path(edits).is_file() and os.path.lexists(file) and not (file.exists() and file.samefile(edits))
+    except (OSError, ValueError):  # the list is refused when it is read
+        return {}
+    if not there:
+        return {}
+    settings = _file(str(file), f"it lies beside {edits}: correct it, or take it away")
+    check_found(settings, str(file))
+    terminal.hint(f"settings from {file}")
+    return settings
+
+
 def read_recipe(
-    config: str | None, sets: list[str] | None, flags: Mapping[str, Any], preset_name: str | None = None
+    config: str | None,
+    sets: list[str] | None,
+    flags: Mapping[str, Any],
+    preset_name: str | None = None,
+    found: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, dict[str, Source]]:
-    """Build the recipe of a command. Options win over --set, then environment, file, preset and defaults."""
+    """Build the recipe of a command. Options win over --set, then environment, file, preset and defaults.
+
+    found: the settings of `find_recipe`, which are used where no file was named.
+    """
     named = {name: value for name, value in flags.items() if value is not None}
     environment = {key: os.environ[name] for name, key in ENVIRONMENT.items() if os.environ.get(name)}
     layers: list[tuple[Source, Mapping[str, Any]]] = [
-        ("file", _file(config) if config else {}),
+        ("file", _file(config, "check the path given to -c") if config else found or {}),
         ("environment", environment),
         ("flag", dict(_assignment(text) for text in sets or [])),
         ("flag", named),
@@ -274,12 +317,13 @@ LARGEST_RECIPE = 1 << 20
 """Bytes of a recipe file; all settings together take about 3,000."""
 
 
-def _file(path: str) -> dict[str, Any]:
+def _file(path: str, hint: str) -> dict[str, Any]:
+    """Read a recipe file; `hint`: what to do if it cannot be read."""
     file = Path(path).expanduser()
     try:
         if not file.is_file():  # a FIFO or a device could block, or never end
             reason = "it is not a regular file" if file.exists() else "no such file or directory"
-            raise UsageError(f"cannot read the recipe {path}: {reason}", "check the path given to -c")
+            raise UsageError(f"cannot read the recipe {path}: {reason}", hint)
         if (size := file.stat().st_size) > LARGEST_RECIPE:
             raise RecipeError(f"the recipe {path} has {size:,} bytes, which is no list of settings", "check the path")
         text = file.read_text(encoding="utf-8")
@@ -287,7 +331,7 @@ def _file(path: str) -> dict[str, Any]:
         raise RecipeError(f"the recipe {path} is not UTF-8 text", "save the file as UTF-8") from error
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise UsageError(f"cannot read the recipe {path}: {reason}", "check the path given to -c") from error
+        raise UsageError(f"cannot read the recipe {path}: {reason}", hint) from error
     tree = _yaml(text, f"the recipe {path} is not valid YAML", "correct the file")
     if not isinstance(tree or {}, dict):
         raise RecipeError(

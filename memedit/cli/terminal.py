@@ -86,11 +86,13 @@ class Terminal:
             print(printable(text), file=sys.stderr, flush=True)
 
     def hint(self, text: str) -> None:
-        """Show one line about what else could be shown, on stderr."""
+        """Show one line on stderr: where settings come from, or what else could be shown."""
         if self.log is not None and text:
             self.log.line(text)
         if text and not self.quiet:
-            print(text, file=sys.stderr)
+            from memedit.results.units import printable
+
+            print(printable(text), file=sys.stderr)
 
     def progress(self) -> TerminalProgress:
         """Progress on stderr; the libraries of the forward show nothing of their own."""

@@ -72,7 +72,7 @@ def trace_command(
     relations: o.RelationsOption = None,
     input_format: o.FormatOption = None,
     limit: o.LimitOption = None,
-    config: o.ConfigOption = None,
+    config: o.ListConfigOption = None,
     sets: o.SetOption = None,
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
@@ -95,7 +95,7 @@ def trace_command(
         "model.path": model, **o.placed(device, device_map, dtype), "trace.noise": noise, "trace.samples": samples,
         "trace.window": window,
     }  # fmt: skip
-    recipe, _ = o.read_recipe(config, sets, flags)
+    recipe, _ = o.read_recipe(config, sets, flags, found=o.find_recipe(facts, config, terminal))
     o.need_model(recipe)
     if plot and not output:
         raise UsageError("--plot writes figures, and no folder was given for them", "add -o DIR")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -13,6 +14,13 @@ from memedit.errors import RecipeError, nearest_hint
 RENAMED = {"target.redo": "target.retry"}
 """Settings of version 0.1 and their names now; both are read from every source."""
 
+DECIDING = ("method.", "target.", "polish.", "contexts.", "moments.", "chat", "seed", "model.dtype", "output.rounding")
+"""Settings that decide what a run does. Every later run takes them from the ledger."""
+FREE = "target.retry"
+"""Each run has its own number of retry rounds: the ledger keeps their targets, and marks them."""
+NEVER_FOUND = ("model.", "output.", "moments.corpus")
+"""Of the deciding settings, those that open a model, write a folder or name a file."""
+
 Source = Literal["flag", "environment", "file", "preset", "default"]
 
 
@@ -23,6 +31,25 @@ def known_keys(kind: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str
             yield from known_keys(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def deciding_names() -> list[str]:
+    """The dotted names of all deciding settings: the only ones that a ledger has."""
+    return [name for name in known_keys() if name.startswith(DECIDING) and name != FREE]
+
+
+def check_found(settings: Mapping[str, Any], file: str) -> None:
+    """Check settings of a file that nobody named: they may only decide how edits are made.
+
+    Raises RecipeError for a setting that does something else. Unknown names are left to `resolve`.
+    """
+    others = set(known_keys()) - {name for name in deciding_names() if not name.startswith(NEVER_FOUND)}
+    for name in settings:
+        if RENAMED.get(name, name) in others:
+            raise RecipeError(
+                f"{file} sets {name}, and a file that nobody named may only set how edits are made",
+                f"say -c {shlex.quote(file)} to use it whole, or take the line out",
+            )
 
 
 def resolve(layers: list[tuple[Source, Mapping[str, Any]]]) -> tuple[Recipe, dict[str, Source]]:

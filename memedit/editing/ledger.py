@@ -16,15 +16,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from memedit.config.recipe import Recipe
-from memedit.config.resolve import flatten, known_keys
+from memedit.config.resolve import deciding_names, flatten
 from memedit.edits.edit import EditRequest, Finding
 
 FoundBy = Literal["searched", "joint", "redone"]
 Mode = Literal["re-solve", "on top"]
-DECIDING = ("method.", "target.", "polish.", "contexts.", "moments.", "chat", "seed", "model.dtype", "output.rounding")
-"""Settings that decide what a run does. Every later run takes them from the ledger."""
-FREE = "target.retry"
-"""Each run has its own number of retry rounds: the ledger keeps their targets, and marks them."""
 
 
 class _Value(BaseModel):
@@ -186,11 +182,6 @@ def deciding_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe that decide what a run does, by dotted name."""
     flat = flatten(recipe.model_dump(mode="json"))
     return {name: flat[name] for name in deciding_names()}
-
-
-def deciding_names() -> list[str]:
-    """The dotted names of all deciding settings: the only ones that a ledger has."""
-    return [name for name in known_keys() if name.startswith(DECIDING) and name != FREE]
 
 
 def _free(name: str, taken: set[str]) -> str:

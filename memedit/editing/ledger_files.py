@@ -15,8 +15,8 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from memedit.config.resolve import resolve
-from memedit.editing.ledger import Ledger, LedgerEntry, Provenance, deciding_names
+from memedit.config.resolve import deciding_names, resolve
+from memedit.editing.ledger import Ledger, LedgerEntry, Provenance
 from memedit.edits.edit import shown
 from memedit.errors import RecipeError, StorageError
 from memedit.results.units import plain_json
@@ -25,7 +25,7 @@ from memedit.storage.tensorfile import saved
 
 FORMAT, VERSION = "memedit-ledger", "1"
 LINES, TARGETS = "memedit/ledger.jsonl", "memedit/ledger.safetensors"
-LARGEST = 1e8
+LARGEST_TARGET = 1e8
 """Numbers of targets lie below it: states of real models reach some thousands, a damaged number any size."""
 UNNAMED = {"target.optimizer": "adam"}
 """Settings that ledgers of version 0.1 do not name, and what their targets were found with."""
@@ -73,11 +73,11 @@ def read_ledger(folder: Path) -> Ledger | None:
         if entry.digest != entry.edit.digest:
             raise _damaged(folder, f"line {number} of {lines.name} was changed: its target is of another edit")
     _check_provenance(folder, about)
-    fits = (targets.abs() < LARGEST).all(dim=1)  # NaN is not below it either
+    fits = (targets.abs() < LARGEST_TARGET).all(dim=1)  # NaN is not below it either
     if not fits.all():
         row = int(fits.logical_not().nonzero()[0])
         row_name = f"row {row + 1} of {tensors.name} (edit {shown(entries[row].edit.id)})"
-        raise _damaged(folder, f"{row_name} is not finite, or not below {LARGEST:.0e}")
+        raise _damaged(folder, f"{row_name} is not finite, or not below {LARGEST_TARGET:.0e}")
     return Ledger(about, entries, targets, str(tensors))
 
 

@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
 from memedit.forward.packing import packed
 from memedit.forward.perplexity import Passage, read_text
 from memedit.model.load import LanguageModel
+from memedit.model.tokens import decode_text, text_opening
 from memedit.numerics.scores import ratio_interval
 from memedit.progress import Advance
-from memedit.results.report import Drift, Figure
+from memedit.results.report import Drift, Figure, TextDrift
 
 LONGEST = 512  # tokens in a row at most
+BEGINNING = 60
+"""Characters by which a row is known."""
+LARGEST_MEAN = 700.0  # nats: exp of more is no float
 
 
 def passages(
@@ -42,7 +47,10 @@ def passages(
         if len(row[:left]) > 1:
             rows.append(row[:left])
         left -= len(row)
-    return read_text(lm, rows, base, advance)
+    opening = set(text_opening(lm.tokenizer))
+    words = [decode_text(lm.tokenizer, [one for one in row[:BEGINNING] if one not in opening]) for row in rows]
+    named = zip(read_text(lm, rows, base, advance), words, strict=True)
+    return [replace(one, begins=" ".join(text.split())[:BEGINNING]) for one, text in named]
 
 
 def drift_of(read: Sequence[Passage]) -> Drift | None:
@@ -62,7 +70,22 @@ def drift_of(read: Sequence[Passage]) -> Drift | None:
         ppl=_ratio(more, tokens, exponent=True),
         kl=_ratio(divergence, tokens),
         top1=_ratio(agreed, tokens),
+        texts=tuple(map(_row_drift, read)),
     )
+
+
+def _row_drift(one: Passage) -> TextDrift:
+    return TextDrift(
+        begins=one.begins,
+        tokens=one.tokens,
+        perplexity=_perplexity(one.surprise, one.tokens),
+        perplexity_base=None if one.surprise_base is None else _perplexity(one.surprise_base, one.tokens),
+        kl=None if one.divergence is None else one.divergence / one.tokens,
+    )
+
+
+def _perplexity(surprise: float, tokens: int) -> float:
+    return math.exp(min(surprise / tokens, LARGEST_MEAN))
 
 
 def _ratio(parts: Sequence[float], tokens: Sequence[int], *, exponent: bool = False) -> Figure | None:

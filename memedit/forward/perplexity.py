@@ -29,6 +29,8 @@ class Passage:
     """Sum of KL(base || model) over the vocabulary, in nats."""
     agreed: int | None = None
     """Tokens for which both models have the same most likely token."""
+    begins: str = ""
+    """How the row begins, for people."""
 
 
 @torch.no_grad()

@@ -73,6 +73,18 @@ class Scores(_Value):
         return table_order(name for name in found if self.value(name) is not None)
 
 
+class TextDrift(_Value):
+    """One row of held-out text, of 512 tokens at most: long documents have several, short ones share one."""
+
+    begins: str
+    """The first characters of the row."""
+    tokens: int
+    perplexity: float
+    perplexity_base: float | None = None
+    kl: float | None = None
+    """Mean KL(base || model) per token, in nats."""
+
+
 class Drift(_Value):
     """How predictions on a held-out text changed. `memedit.results.metrics` defines every field.
 
@@ -85,6 +97,8 @@ class Drift(_Value):
     ppl: Figure | None = None
     kl: Figure | None = None
     top1: Figure | None = None
+    texts: tuple[TextDrift, ...] = ()
+    """The rows one by one, in the order of the text; empty in reports of earlier versions."""
 
 
 class ModelReport(_Value):
@@ -271,7 +285,7 @@ class Report(_Value):
     per_edit: tuple[EditResult, ...] = ()
 
     def with_answers(self, said: Mapping[str, str]) -> Report:
-        """The same report with what the edited model says, by id of the edit; files are written without it."""
+        """The same report with what the edited model says, by id of the edit."""
         if not said:
             return self
         told = (

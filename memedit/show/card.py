@@ -13,7 +13,7 @@ from memedit.results.report import Figure, Report, Scores
 from memedit.results.rows import score_lines
 from memedit.results.units import printable
 from memedit.show.pages import name_of_path
-from memedit.show.report_page import changed_settings, prompt_of, wanted_of
+from memedit.show.report_page import changed_settings, prompt_of, says_of, wanted_of
 from memedit.show.tables import markdown, markdown_text
 from memedit.storage.base_card import BaseCard
 
@@ -119,10 +119,13 @@ def _use(report: Report) -> list[str]:
 
 
 def _failures(report: Report) -> list[str]:
-    """The edits that failed, the first of them by name, and how many were skipped."""
+    """The edits that failed, the first of them by name with what the model says, and how many were skipped."""
     failed = [one for one in report.per_edit if one.status == "failed"]
     skipped = sum(one.status == "skipped" for one in report.per_edit)
-    lines = [f"- {markdown_text(f'{prompt_of(one)}: wanted {wanted_of(one)}')}" for one in failed[:SHOWN_IN_CARD]]
+    lines: list[str] = []
+    for one in failed[:SHOWN_IN_CARD]:
+        says = f", {says_of(one)}" if says_of(one) else ""
+        lines.append(f"- {markdown_text(f'{prompt_of(one)}: wanted {wanted_of(one)}{says}')}")
     if (more := len(failed) - SHOWN_IN_CARD) > 0:
         lines.append(f"- and {more:,} more, in `memedit/results.jsonl`")
     lines += [f"- {skipped:,} {'edit was' if skipped == 1 else 'edits were'} skipped"] if skipped else []

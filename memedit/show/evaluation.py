@@ -32,7 +32,7 @@ def evaluation_table(report: Report, width: int = 80, *, everything: bool = Fals
         lines = [line for line in lines if line.metric.name in names]
     paired = bool(report.difference)
     heads = ["", "before", "after", "95 %", "difference", "95 %", "n", ""] if paired else ["", "value", "95 %", "n", ""]
-    cells = [_cells(line, paired=paired) for line in lines]
+    cells = [_cells(line, paired=paired, narrow=width < WIDE) for line in lines]
     leave = {len(heads) - 1} if width < (WIDEST if paired else WIDE) else set[int]()
     leave |= {5} if paired and width < WIDE else set[int]()
     last = len(heads) - 1
@@ -97,17 +97,17 @@ def short_text(text: str, cells: int) -> str:
     return line if cell_len(line) <= cells else set_cell_size(line, max(cells - 1, 0)).rstrip() + "\u2026"
 
 
-def _cells(line: Line, *, paired: bool) -> list[str]:
+def _cells(line: Line, *, paired: bool, narrow: bool) -> list[str]:
+    """The cells of a row; `narrow`: the interval of the difference is left out, and what it tells stands without it."""
     after = [line.text(line.after), line.interval(line.after)]
     if not paired:
         return [line.label, *after, line.count, line.meaning]
     change = ["", ""]
     if line.difference is not None:
-        interval = line.interval(line.difference, difference=True)
-        change = [
-            line.text(line.difference, difference=True),
-            TOO_FEW if line.unclear(line.difference) else interval,
-        ]
+        unclear = line.unclear(line.difference)
+        interval = TOO_FEW if unclear else line.interval(line.difference, difference=True)
+        value = line.text(line.difference, difference=True)
+        change = [line.change(line.difference) if narrow and unclear else value, interval]
     return [line.label, line.text(line.before), *after, *change, line.count, line.meaning]
 
 

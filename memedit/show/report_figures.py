@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 from markupsafe import Markup
 
-from memedit.results.report import EditResult, Figure
+from memedit.results.report import EditResult, Figure, TextDrift
 from memedit.results.rows import Line
 from memedit.results.units import printable
 from memedit.show.svg import hover
@@ -51,34 +53,96 @@ def edits_chart(edits: Sequence[EditResult]) -> Markup:
         for one in edits
         if (after := one.after.get("efficacy_magnitude")) is not None
     )
-    shown = every[:: -(-len(every) // POINTS) or 1]
-    if len(shown) < 2:
-        return Markup()
-    step = min(CHART_WIDTH / len(shown), 24.0)
-    radius = min(max(step / 3, 1.0), 4.0)
-    left, wide = 34.0, step * len(shown)
 
-    def at(value: float) -> float:
-        return 8 + CHART_HEIGHT * (1 - value) / 2
+    def told(name: str, was: float | None, after: float) -> str:
+        return f"{name}: {'' if was is None else f'before {was:+.3f}, '}after {after:+.3f}"
 
-    parts: list[str] = []
-    for value in (1, 0, -1):
-        parts.append(f'<path class="rule" d="M{left:g} {at(value):g}h{wide:g}"/>')
-        parts.append(
-            f'<text x="{left - 6:g}" y="{at(value) + 4:g}" text-anchor="end">{f"{value:+d}" if value else 0}</text>'
-        )
-    for n, (after, was, name) in enumerate(shown):
-        x = f"{left + (n + 0.5) * step:.1f}"
-        marks = f'<circle class="dot" cx="{x}" cy="{at(after):.1f}" r="{radius:.2g}"/>'
-        if was is not None:
-            line = f'<path class="span thin" d="M{x} {at(was):.1f}V{at(after):.1f}"/>' if radius > 1 else ""
-            marks = f'{line}<circle class="ring" cx="{x}" cy="{at(was):.1f}" r="{radius:.2g}"/>{marks}'
-        before = "" if was is None else f"before {was:+.3f}, "
-        parts.append(hover(marks, f"{name}: {before}after {after:+.3f}"))
+    shown = [_Place(was, after, told(name, was, after)) for after, was, name in every[:: _stride(len(every))]]
     said = (
         f"The lead of the new object over the old of {len(shown):,} of {len(every):,} edits, before and after; after "
         f"the edit it is above 0 for {sum(after > 0 for after, *_ in every):,}"
     )
+    marks = {value: f"{value:+g}" if value else "0" for value in (1.0, 0.0, -1.0)}
+    return _pairs(shown, lambda value: (value + 1) / 2, marks, said)
+
+
+def texts_chart(texts: Sequence[TextDrift]) -> Markup:
+    """The perplexity of each row of text, before and after; empty for fewer than two rows with both.
+
+    The rows go from left to right by how much larger it is after. The scale is logarithmic.
+    """
+    every = sorted(
+        (one.perplexity / was, was, one.perplexity, one.kl, one.begins)
+        for one in texts
+        if (was := one.perplexity_base) is not None and math.isfinite(one.perplexity + was)
+    )
+    shown: list[_Place] = []
+    for _, was, after, kl, begins in every[:: _stride(len(every))]:
+        divergence = "" if kl is None else f", KL {kl:.4f}"
+        told = f"{begins}: before {perplexity_text(was)}, after {perplexity_text(after)}{divergence}"
+        shown.append(_Place(was, after, told))
+    if not shown:
+        return Markup()
+    ends = [value for place in shown for value in (place.was or place.after, place.after)]
+    low, high = min(ends), max(max(ends), min(ends) * 1.01)
+
+    def share(value: float) -> float:
+        return math.log(value / low) / math.log(high / low)
+
+    said = (
+        f"The perplexity of {len(shown):,} of {len(every):,} rows of text, before and after; it is larger after for "
+        f"{sum(ratio > 1 for ratio, *_ in every):,}"
+    )
+    return _pairs(shown, share, {value: perplexity_text(value) for value in (high, math.sqrt(low * high), low)}, said)
+
+
+def perplexity_text(value: float) -> str:
+    """Format a perplexity: three digits, and all of a whole number.
+
+    >>> perplexity_text(7.1234), perplexity_text(123.4), perplexity_text(54321.9)
+    ('7.12', '123', '54,322')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+class _Place(NamedTuple):
+    """One place of a chart: a value before, one after, and the words that are shown on hover."""
+
+    was: float | None
+    after: float
+    words: str
+
+
+def _stride(count: int) -> int:
+    """1, or for more than POINTS places the step from one that is drawn to the next."""
+    return -(-count // POINTS) or 1
+
+
+def _pairs(shown: Sequence[_Place], share: Callable[[float], float], marks: Mapping[float, str], said: str) -> Markup:
+    """Draw places from left to right, with a ring for the value before and a dot for the one after.
+
+    share: where a value lies from the bottom (0) to the top (1); marks: values with a line and a label.
+    """
+    if len(shown) < 2:
+        return Markup()
+    step = min(CHART_WIDTH / len(shown), 24.0)
+    radius = min(max(step / 3, 1.0), 4.0)
+    left, wide = 18.0 + 8 * max(map(len, marks.values())), step * len(shown)
+
+    def at(value: float) -> float:
+        return 8 + CHART_HEIGHT * (1 - share(value))
+
+    parts: list[str] = []
+    for value, label in marks.items():
+        parts.append(f'<path class="rule" d="M{left:g} {at(value):g}h{wide:g}"/>')
+        parts.append(f'<text x="{left - 6:g}" y="{at(value) + 4:g}" text-anchor="end">{label}</text>')
+    for n, (was, after, words) in enumerate(shown):
+        x = f"{left + (n + 0.5) * step:.1f}"
+        drawn = f'<circle class="dot" cx="{x}" cy="{at(after):.1f}" r="{radius:.2g}"/>'
+        if was is not None:
+            line = f'<path class="span thin" d="M{x} {at(was):.1f}V{at(after):.1f}"/>' if radius > 1 else ""
+            drawn = f'{line}<circle class="ring" cx="{x}" cy="{at(was):.1f}" r="{radius:.2g}"/>{drawn}'
+        parts.append(hover(drawn, words))
     return _drawn(left + wide + 8, CHART_HEIGHT + 16, said, parts)
 
 

@@ -11,14 +11,15 @@ from markupsafe import Markup, escape
 from memedit.config.recipe import Recipe
 from memedit.config.resolve import flatten
 from memedit.results.metrics import METRICS_BY_NAME, MetricRow
-from memedit.results.report import EditResult, Figure, Report
+from memedit.results.report import EditResult, Figure, Report, TextDrift
 from memedit.results.rows import beside, headings, lines_of_model, remarks, rows, score_lines
 from memedit.results.units import printable
 from memedit.show.pages import LISTED, name_of_path, render_page
-from memedit.show.report_figures import dots, edits_chart
+from memedit.show.report_figures import dots, edits_chart, perplexity_text, texts_chart
 from memedit.show.terminal import layers_line
 
 FAILURES = 20  # failures that are told one by one; the table has them all
+MOVED_MOST = 10  # rows of text that are told one by one
 FEW = 10
 """Records below which a figure in the sentence is followed by its count, and by that being few."""
 
@@ -31,6 +32,7 @@ def evaluation_page(report: Report) -> str:
     edits = worst_first(report.per_edit)
     failures = [one for one in edits if outcome(one) != "holds"]
     heads, cells = _edits_table(edits[:LISTED])
+    texts = report.drift.texts if report.drift else ()
     name = ", ".join(name_of_path(one.model) for one in report.models) or _name(report)
     return render_page(
         "evaluation.html.j2",
@@ -43,6 +45,8 @@ def evaluation_page(report: Report) -> str:
         model=_name(report),
         figures=_figures(report, elsewhere=False),
         moved=_figures(report, elsewhere=True),
+        texts_chart=texts_chart(texts),
+        texts=_texts(texts),
         remarks=remarks(report),
         chart=edits_chart(edits),
         heads=["", *heads],
@@ -131,12 +135,18 @@ def prompt_of(one: EditResult) -> str:
     return str(one.edit.get("prompt", "")).replace("{}", str(one.edit.get("subject", "")), 1)
 
 
+def says_of(one: EditResult) -> str:
+    """What the model says after the prompt of an edit; empty where it was not asked."""
+    said = " ".join(one.said.get("after", "").split())
+    return f"says \u201c{said}\u201d" if said else "says nothing" if "after" in one.said else ""
+
+
 def _failure(one: EditResult) -> dict[str, str]:
     """One failure: the prompt, what was wanted, and what the model says, or why it was skipped."""
-    said = f"the model says \u201c{one.said['after'].strip()}\u201d" if one.said.get("after", "").strip() else ""
+    said = f"the model {says_of(one)}" if "after" in one.said else ""
     tells = f"skipped: {one.reason or 'no reason was given'}" if one.status == "skipped" else said
     if one.status == "ok":
-        tells = f"right when its tokens are forced, but {said or 'the model writes nothing'}"
+        tells = f"right when its tokens are forced, but {said or 'the model says nothing'}"
     return {"id": one.id, "prompt": prompt_of(one), "wanted": wanted_of(one), "tells": tells}
 
 
@@ -198,6 +208,19 @@ def _figures(report: Report, *, elsewhere: bool) -> tuple[list[str], list[list[s
             drawn.append([named, dots(line), *row[1:-1]])
     first, *others = headings(bool(report.difference))[:-1]
     return ([first, "", *others], drawn) if drawn else None
+
+
+def _texts(texts: Sequence[TextDrift]) -> tuple[list[str], list[list[str]]]:
+    """The rows of text on which the model moved most, the farthest first; each with its numbers."""
+    moved = sorted((one for one in texts if one.kl is not None), key=lambda one: -(one.kl or 0.0))
+    cells = [
+        [
+            one.begins, f"{one.tokens:,}", "-" if one.perplexity_base is None else perplexity_text(one.perplexity_base),
+            perplexity_text(one.perplexity), f"{one.kl:.4f}",
+        ]
+        for one in moved[:MOVED_MOST]
+    ]  # fmt: skip
+    return ["row begins", "tokens", "perplexity before", "after", "KL per token"], cells
 
 
 def _elsewhere(metric: MetricRow) -> bool:

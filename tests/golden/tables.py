@@ -27,7 +27,9 @@ def _report(console: Console) -> None:
         an_edit("東京都", "failed", said={"after": "日本の首都" * 20}),
         an_edit("d", "skipped", reason="it is there already"),
     )  # fmt: skip
-    report = a_run(per_edit=edits)
+    gaps = {"accuracy": Figure(mean=0.66, low=0.5, high=0.8, n=3)}
+    gaps["neighborhood_accuracy"] = Figure(mean=-0.05, low=-0.25, high=0.15, n=20)
+    report = a_run(per_edit=edits, difference=gaps)
     console.print(evaluation_table(report, console.width))
     for line in unsuccessful_lines(report, console.width):
         print_line(console, line)

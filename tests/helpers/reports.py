@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from memedit.config.recipe import Recipe
 from memedit.results.history import EditLog, EditState, PastEdit
-from memedit.results.report import Drift, EditResult, Figure, Report, Scores
+from memedit.results.report import Drift, EditResult, Figure, Report, Scores, TextDrift
 
 
 def share(mean: float, n: int = 4) -> Figure:
@@ -21,6 +21,11 @@ def an_edit(name: str, status: Literal["ok", "failed", "skipped"] = "ok", **more
     return EditResult(id=name, status=status, edit=edit, after=measured, **more)
 
 
+def a_text(begins: str, was: float | None, after: float, kl: float | None = 0.01) -> TextDrift:
+    """One row of held-out text."""
+    return TextDrift(begins=begins, tokens=512, perplexity=after, perplexity_base=was, kl=kl)
+
+
 def a_run(**more: Any) -> Report:
     """A report of apply on four edits: one failed, one was skipped."""
     edits = (
@@ -32,11 +37,12 @@ def a_run(**more: Any) -> Report:
         "paraphrase_accuracy": share(0.625),
         "neighborhood_accuracy": share(0.5),
     }
+    drift = Drift(tokens=9, ppl=share(0.5), texts=(a_text("The river", 20, 21), a_text("A town", 9, 8.5)))
     known: dict[str, Any] = {
         "command": "apply", "model": "/models/deep/base", "output": "/out/there/edited", "edits": 4, "per_edit": edits,
         "before": Scores(accuracy=share(0), neighborhood_accuracy=share(0.75)), "after": Scores(**scores),
         "difference": {"accuracy": Figure(mean=0.66, low=0.5, high=0.8, n=3)},
-        "kept": {"others": share(0.9), "siblings": share(0.8)}, "drift": Drift(tokens=9, ppl=share(0.5)),
+        "kept": {"others": share(0.9), "siblings": share(0.8)}, "drift": drift,
         "recipe": Recipe.model_validate({"seed": 7, "model": {"path": "/models/deep/base"}}).model_dump(mode="json"),
         "arguments": ["apply", "x y.yaml"], "digests": {"edits": "abc123"}, "timings": {"solve": 1.5},
         "versions": {"torch": "9.9"}, "notes": ("a note of the run",),

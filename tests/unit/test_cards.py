@@ -118,12 +118,21 @@ def test_the_card_names_facts_failures_limits_and_versions(tmp_path: Path) -> No
     _, body = edited(tmp_path)
     assert "- Subject-a is in: **new-a**, before old-a" in body
     failed = body[body.index("## What failed") : body.index("## Limits")]
-    assert "1 of 4 edits failed" in failed and "- Subject-b is in: wanted new-b" in failed and "1 edit was" in failed
+    assert "1 of 4 edits failed" in failed and "1 edit was" in failed
+    assert (
+        "- Subject-b is in: wanted new-b, says \u201cOslo town\u201d\n" in failed
+    )  # as the terminal and the page say it
     assert "new-a" not in failed and "torch 9.9" in body and "seed = 7" in body
     assert "/models/deep" not in body and "/out/there" not in body  # paths of a machine tell others nothing
     assert "was not measured: such questions" in body and "Text in general" not in body  # the run read a text
     many = [an_edit(f"f{n}", "failed") for n in range(SHOWN_IN_CARD + 2)]
-    assert "and 2 more" in edited(tmp_path, per_edit=tuple(many))[1]
+    _, body = edited(tmp_path, per_edit=tuple(many))
+    assert "and 2 more" in body and "Subject-f1 is in: wanted new-f1\n" in body  # nobody asked what the model says
+    silent = an_edit("s", "failed", said={"after": " "})
+    hostile = an_edit("h", "failed", said={"after": "<b>\n![x](http://y)\x1b[2J"})
+    _, body = edited(tmp_path, per_edit=(silent, hostile))
+    assert "wanted new-s, says nothing\n" in body
+    assert "says \u201c&lt;b&gt; !\\[x\\](http&#58;//y)\u201d\n" in body and "\x1b" not in body
     _, body = edited(tmp_path, per_edit=(an_edit("a"),), edits=1, kept={}, after=None, drift=None)
     assert "No edit failed." in body and "Text in general" in body and "What else the model knows was not" in body
 

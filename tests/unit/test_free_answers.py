@@ -274,6 +274,12 @@ def test_drift_equals_a_reading_row_by_row(tiny: LanguageModel) -> None:
         assert figure is not None
         assert figure.mean == pytest.approx(value, rel=SAME)
         assert figure.low <= figure.mean <= figure.high
+    # The rows one by one: weighed by their tokens they are the whole.
+    assert [one.tokens for one in found.texts] == [len(ids) - 1 for ids in rows]
+    for name, value in (("perplexity", surprise), ("perplexity_base", theirs)):
+        parts = [one.tokens * math.log(getattr(one, name)) for one in found.texts]
+        assert sum(parts) == pytest.approx(value, rel=SAME)
+    assert sum(one.tokens * (one.kl or 0.0) for one in found.texts) == pytest.approx(divergence, rel=SAME)
 
 
 def test_a_model_does_not_drift_from_itself(tiny: LanguageModel) -> None:
@@ -283,6 +289,8 @@ def test_a_model_does_not_drift_from_itself(tiny: LanguageModel) -> None:
     assert (found.ppl and found.ppl.mean, found.top1 and found.top1.mean) == (1.0, 1.0)
     assert found.kl is not None
     assert abs(found.kl.mean) < 1e-6
+    assert len(found.texts) == found.kl.n and found.texts[0].begins.startswith("some text that is read")
+    assert all(one.perplexity == one.perplexity_base for one in found.texts)
     assert 250 <= found.tokens < 300
     assert drift_of([]) is None
 

@@ -34,6 +34,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 SECTIONS = {"groups", "generated"}
+FIGURES_OF_DRIFT = [name for name in Drift.model_fields if name not in ("tokens", "texts")]
 """Fields of Scores that hold figures by name."""
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -83,10 +84,11 @@ def a_report(group: str = "Reasoning", note: str = "a note", model: str = "m") -
         )  # fmt: skip
 
     names = [*FORCED_METRICS, *(METRICS_BY_NAME[name] for name in ("fluency", "consistency"))]
+    drift: dict[str, Any] = {name: figure(2.0) for name in FIGURES_OF_DRIFT}
     return Report(
         command="eval", model=model, base="the base", edits=2, before=scores(0.25), after=scores(0.5),
         difference={one.name: figure(0.25) for one in names}, notes=(note,), derived={"neighborhood": 2},
-        drift=Drift(tokens=9, **{name: figure(2.0) for name in Drift.model_fields if name != "tokens"}),
+        drift=Drift(tokens=9, **drift),
         kept={name: figure(0.75) for name in ("others", "siblings", "earlier")}, retention=figure(0.875),
     )  # fmt: skip
 
@@ -101,7 +103,7 @@ def test_every_field_of_the_scores_is_a_row_and_every_row_a_field() -> None:
     rows = {one.name for one in METRICS}
     assert len(rows) == len(METRICS)
     plain = set(Scores.model_fields) - SECTIONS
-    drift = {f"drift.{name}" for name in Drift.model_fields}
+    drift = {f"drift.{name}" for name in ("tokens", *FIGURES_OF_DRIFT)}
     others = {"kept.others", "kept.siblings", "kept.earlier", "retention"}
     assert rows == plain | drift | others | {name for name in rows if name.startswith("generated.")}
     assert not (plain & drift)
@@ -135,7 +137,7 @@ def test_terminal_page_and_card_show_one_label_value_and_meaning() -> None:
         row = next(found for found in terminal.splitlines() if found.strip().startswith(f"{line.label}  "))
         assert line.meaning in row
         assert f"{line.text(line.after)}  {line.interval(line.after)}".rstrip() in re.sub("   +", "  ", row)
-        cells = re.search(rf"<tr>\s*<td[^>]*>{re.escape(line.label)}</td>.*?</tr>", page, re.S)
+        cells = re.search(rf"<tr>\s*<td[^>]*>{re.escape(line.label)}<br>.*?</tr>", page, re.S)
         assert cells and line.meaning in cells[0] and line.span(line.after) in cells[0]
         assert f"| {line.label} |" in card and markdown_text(line.meaning) in card
     measured = {line.metric.name for line in lines}
@@ -157,6 +159,19 @@ def test_a_terminal_of_80_columns_shows_six_figures_uncut_and_the_rest_where_it_
     assert more_figures(report) == f"{missing:,} more figures: add --all"
     wide = shown(report, everything=False, width=160)
     assert "new object more likely than the old" in wide and "new object" not in "".join(few)
+
+
+@pytest.mark.parametrize("width", [80, 99, 100, 120])
+def test_too_few_to_tell_stands_where_a_difference_is_shown(width: int) -> None:
+    unclear, clear = (Figure(mean=0.1, low=low, high=0.3, n=20) for low in (-0.1, 0.05))
+    names = ("efficacy", "neighborhood", "accuracy", "paraphrase")
+    report = a_report().model_copy(update={"difference": {**dict.fromkeys(names, clear), "neighborhood": unclear}})
+    lines = shown(report, everything=False, width=width).splitlines()
+    found = [line for line in lines if "too few to tell" in line]
+    assert [line.split()[0] for line in found] == ["neighborhood"] and max(map(cell_len, lines)) <= width
+    assert ("n=20: too few to tell" in found[0]) == (width < 100)
+    row = next(line for line in lines if line.strip().startswith("efficacy "))
+    assert "+10.0%" in row and (("+5.0 to +30.0" in row) == (width >= 100))  # a clear difference keeps its value
 
 
 def test_a_figure_that_was_not_measured_before_has_no_number_there() -> None:
@@ -236,7 +251,7 @@ def test_text_of_a_list_stays_text_in_every_table(text: str) -> None:
     assert not re.search(r"(?<!\\)\]\(", card)
     assert "javascript:" not in card and "http:" not in card
     heads = [line.count("|") - line.count("\\|") for line in card.splitlines() if line.startswith("| ")]
-    assert set(heads) <= {5, 7}  # every row has the cells of its heading
+    assert set(heads) <= {6, 7}  # every row has the cells of its heading
     if "rich" in text:
         assert text in terminal  # rich markup is shown, not followed
 

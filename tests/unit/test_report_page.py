@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,12 +12,12 @@ import pytest
 from memedit.cli.report_files import check_report_files, write_report_files
 from memedit.config.recipe import Recipe
 from memedit.errors import MemeditError, UsageError
-from memedit.results.report import Figure, ModelReport, Scores
+from memedit.results.report import Drift, Figure, ModelReport, Report, Scores
 from memedit.results.rows import rows
-from memedit.show.report_figures import POINTS, edits_chart
+from memedit.show.report_figures import POINTS, edits_chart, texts_chart
 from memedit.show.report_page import FAILURES, LISTED, changed_settings, evaluation_page, in_one_sentence, worst_first
 from tests.helpers.in_process import faults, run_main
-from tests.helpers.reports import a_run, an_edit, share
+from tests.helpers.reports import a_run, a_text, an_edit, share
 
 VOID = ("meta", "input", "br", "path", "circle", "rect")
 
@@ -109,6 +110,7 @@ def test_failures_come_first_with_what_the_model_says_instead() -> None:
     assert "Subject-b is in" in told and "new-b" in told and "the model says \u201cOslo town\u201d" in told
     assert "skipped: it is there already" in told
     assert "new-a" not in told
+    assert "the model says nothing" in evaluation_page(a_run(per_edit=(an_edit("s", "failed", said={"after": ""}),)))
     free = an_edit("free", said={"after": "Rome"})
     free = free.model_copy(update={"after": {**free.after, "generated.efficacy": 0.0}})
     assert "right when its tokens are forced, but the model says" in evaluation_page(a_run(per_edit=(free,)))
@@ -141,7 +143,7 @@ def test_figures_are_drawn_where_they_lie_with_their_numbers_beside() -> None:
     page = Page(text)
     row = next(cells for _, cells in page.rows if cells[0] == "accuracyevery token of the new object is on top")
     assert row[2:5] == ["0.0%", "66.7% (46.7 to 86.7)", "+66.0% (+50.0 to +80.0)"]
-    alone = evaluation_page(a_run(before=None, difference={}))
+    alone = evaluation_page(a_run(before=None, difference={}, drift=None))
     assert 'class="dot"' in alone and 'class="ring"' not in alone
     moved = text[text.index("What else moved") :]
     assert "neighborhood accuracy" in moved and "paraphrase accuracy" not in moved
@@ -166,6 +168,31 @@ def test_a_chart_has_one_place_for_each_edit_from_the_smallest_lead_to_the_large
     assert edits_chart(edits[:1]) == ""
     many = edits_chart([edits[n % 3].model_copy(update={"id": f"e{n}"}) for n in range(2 * POINTS + 1)])
     assert POINTS // 2 <= many.count('class="dot"') <= POINTS
+
+
+def test_drift_is_drawn_row_by_row_from_the_easiest_after_to_the_hardest() -> None:
+    texts = (a_text("harder", 10, 1000, 0.5), a_text("easier", 10, 5, 0.1), a_text("<b>same", 20, 20, 0.0))
+    text = evaluation_page(a_run(drift=Drift(tokens=9, texts=texts)))
+    chart = texts_chart(texts)
+    assert chart in text[text.index("What else moved") : text.index("How it was done")]
+    assert re.findall(r"<title>([^:<]+): before", chart) == ["easier", "&lt;b&gt;same", "harder"]
+    assert "harder: before 10, after 1,000, KL 0.5000" in chart and "larger after for 1" in chart
+    places = re.findall(r'class="(ring|dot)" cx="[\d.]+" cy="([\d.]+)"', chart)
+    ring, dot = (float(y) for _, y in places[:2])  # 10 and then 5: half as much lies lower, by a logarithmic scale
+    assert dot - ring == pytest.approx(150 * math.log(2) / math.log(200), abs=0.2)
+    rows_of_texts = [cells for _, cells in Page(text).rows if cells[1] == "512"]
+    assert [cells[0] for cells in rows_of_texts] == ["harder", "easier", "<b>same"]
+    assert rows_of_texts[0][2:] == ["10", "1,000", "0.5000"]
+
+
+def test_reports_without_rows_or_without_a_base_have_no_such_chart() -> None:
+    alone = tuple(a_text(f"t{n}", None, 7.0 + n, None) for n in range(3))
+    old = Report.model_validate_json(a_run().model_dump_json(exclude={"drift": {"texts"}}))  # of an earlier version
+    for one in (old, a_run(drift=None), a_run(drift=Drift(tokens=9, texts=alone)), a_run(drift=Drift(tokens=9))):
+        assert "row by row" not in evaluation_page(one)
+    assert "row by row" in evaluation_page(a_run())
+    assert texts_chart([a_text(f"t{n}", 5, 5) for n in range(2)])  # nothing moved: a flat line, and no division by 0
+    assert texts_chart([a_text("t", 5, math.inf), a_text("u", 5, math.nan)]) == ""
 
 
 def test_a_wide_difference_around_zero_reads_as_too_few_to_tell() -> None:

@@ -13,6 +13,9 @@ import pytest
 from memedit.editing.plan import encode_contexts
 from memedit.edits.edit import EditRequest
 from memedit.numerics.delta import rounded
+from memedit.results.report import EditResult
+from memedit.show.report_page import says_of
+from memedit.show.tables import markdown_text
 
 EDITS = [
     EditRequest(id=f"e{n}", subject=f"S{n}", prompt="{} lives in", object="Rome", origin=f"a:{n}") for n in range(3)
@@ -46,3 +49,25 @@ def test_weights_are_rounded_once_for_each_solve_and_contexts_tokenized_once(
     assert len(report.redo) == retry
     assert len(rounds) == 2 * (1 + retry)
     assert len(encodings) == 1
+
+
+@pytest.mark.slow
+def test_what_the_model_says_after_a_failed_edit_is_in_report_file_and_card(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMEDIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "corpus.txt").write_text("Some text that is read.\n\n" * 40)
+    # A ridge under which no edit succeeds.
+    settings = {**KNOBS, "moments.corpus": str(tmp_path / "corpus.txt"), "moments.tokens": 200, "method.ridge": 1e9}
+    settings |= {"eval.tokens": 4, "eval.derive": False}
+    report = memedit.apply(EDITS, tiny_folder, tmp_path / "out", settings=settings)
+    lines = (tmp_path / "out" / "memedit" / "results.jsonl").read_text().splitlines()
+    assert [EditResult.model_validate_json(line) for line in lines] == list(report.per_edit)
+    card = (tmp_path / "out" / "README.md").read_text()
+    for one in report.per_edit:
+        assert one.status == "failed" and list(one.said) == ["after"]
+        assert markdown_text(f"{one.edit['subject']} lives in: wanted Rome, {says_of(one)}") in card
+    asked = memedit.evaluate(EDITS, tmp_path / "out", settings={"eval.tokens": 4})
+    assert [one.said["after"] for one in asked.per_edit] == [one.said["after"] for one in report.per_edit]
+    old = EditResult.model_validate_json(lines[0]).model_copy(update={"said": {}})  # as an earlier version wrote it
+    assert EditResult.model_validate_json(old.model_dump_json(exclude={"said"})) == old
