@@ -95,7 +95,9 @@ def test_the_name_of_a_folder_is_text_in_the_card(tmp_path: Path) -> None:
 def edited(folder: Path, model: str = "owner/base", **more: Any) -> tuple[dict[str, Any], str]:
     """The front matter and the text of the card of an edited model."""
     numbers = "residual_before residual_after leverage fitted delta_norm rounding_loss nearest_loss disturbance rank"
-    layer = LayerReport(layer=3, parameter="w", rounding="nearest", **dict.fromkeys(numbers.split(), 1))
+    layer = LayerReport.model_validate(
+        {"layer": 3, "parameter": "w", "rounding": "nearest", **dict.fromkeys(numbers.split(), 1)}
+    )
     report = a_run(layers=(layer,), **more)
     _, front, body = edited_model_card(report, read_base_card(folder, model)).split("---\n", 2)
     return yaml.safe_load(front), body

@@ -34,8 +34,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 SECTIONS = {"groups", "generated"}
-FIGURES_OF_DRIFT = [name for name in Drift.model_fields if name not in ("tokens", "texts")]
 """Fields of Scores that hold figures by name."""
+FIGURES_OF_DRIFT = [name for name in Drift.model_fields if name not in ("tokens", "texts")]
 HOSTILE = (
     "<script>alert(1)</script>",
     "[a](javascript:alert(1))",
