@@ -93,9 +93,8 @@ class Search:
         with the longest row, and those with the most earlier tokens and the most logits for a token that is run.
         """
         lm, edits, estimated = self.lm, self.edits, Sizes.of(self.lm, self.edits, self.prompts, self.layer)
-        spread = len({lm.weight(layer).device for layer in range(lm.architecture.n_layers)}) > 1
-        if lm.device.type != "cuda" or spread:  # of several devices the fullest would count
-            return estimated
+        if lm.device.type != "cuda" or len({one.device for one in lm.model.parameters()}) > 1:
+            return estimated  # of several devices the fullest would count
 
         def length(n: int) -> int:
             return max(len(one.ids) for one in self.prompts[n]) + len(edits[n].target)

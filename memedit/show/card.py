@@ -158,14 +158,15 @@ def _made(report: Report) -> list[tuple[str, str]]:
 
 
 def _results(report: Report) -> list[EvalResult]:
-    """Every figure of the report, for the Hub's index of results."""
+    """Every figure of the report, for the Hub's index of results. Groups stay out: their names are a list's text."""
+    groups = (report.after or Scores()).groups
     return [
         EvalResult(
             task_type="text-generation", dataset_type="edits", dataset_name="memedit/edits.jsonl",
             metric_type=line.metric.name, metric_name=line.label, metric_value=round(line.after.mean, 4),
         )
         for line in score_lines(report)
-        if isinstance(line.after, Figure)
+        if isinstance(line.after, Figure) and line.metric.name not in groups
     ]  # fmt: skip
 
 
