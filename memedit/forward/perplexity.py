@@ -50,8 +50,10 @@ def read_text(
         sums = [_sums(mine[n], None if theirs is None else theirs[n], wanted[n]) for n in range(len(batch))]
         # One read a launch: the host waits for each.
         for index, (surprise, *others) in zip(batch, torch.stack(sums).tolist(), strict=True):
-            compared = (others[0], others[1], int(others[2])) if others else ()
-            found[index] = Passage(wanted.shape[1], surprise, *compared)
+            if others:
+                found[index] = Passage(wanted.shape[1], surprise, others[0], others[1], int(others[2]))
+            else:
+                found[index] = Passage(wanted.shape[1], surprise)
         if seen:
             seen(ids.numel())
     return found
