@@ -26,11 +26,12 @@ def edited_model_card(report: Report, base: BaseCard) -> str:
     layers = layers_text([layer.layer for layer in report.layers])
     method = METHODS[report.recipe["method"]["name"]]
     name = name_of_path(report.output or f"{base.name}-edited")
+    facts = "1 fact" if report.edits == 1 else f"{report.edits:,} facts"
     text = [
         _front_matter(base, "finetune", (name, _results(report))),
         f"# {markdown_text(base.name)}, edited",
         "",
-        f"memedit changed {report.edits:,} facts of this model with [{method.title}]({method.paper}). It changed the",
+        f"memedit changed {facts} of this model with [{method.title}]({method.paper}). It changed the",
         f"MLP down-projections of layers {layers}. All other weights are those of the base model.",
         "",
         *_facts(report),

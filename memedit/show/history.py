@@ -31,4 +31,5 @@ def states_of(log: EditLog) -> dict[str, int]:
 def log_line(log: EditLog) -> str:
     """How many edits there are, by state."""
     said = ", ".join(f"{state} {count:,}" for state, count in states_of(log).items())
-    return f"{len(log.edits):,} edits of {printable(log.base)}: {said}"
+    edits = "1 edit" if len(log.edits) == 1 else f"{len(log.edits):,} edits"
+    return f"{edits} of {printable(log.base)}: {said}"
