@@ -107,7 +107,7 @@ def _cells(line: Line, *, paired: bool, narrow: bool) -> list[str]:
         unclear = line.unclear(line.difference)
         interval = TOO_FEW if unclear else line.interval(line.difference, difference=True)
         value = line.text(line.difference, difference=True)
-        change = [line.change(line.difference) if narrow and unclear else value, interval]
+        change = [TOO_FEW if narrow and unclear else value, interval]
     return [line.label, line.text(line.before), *after, *change, line.count, line.meaning]
 
 
