@@ -32,7 +32,7 @@ _RANDOM = (
     (re.compile(r"\.memedit-[0-9a-f]{12}(?=-old|/|$)"), ".memedit-RANDOM"),
     (re.compile(r"\.[\w-]+\.\d+\.tmp$"), ".HOST.PROCESS.tmp"),
 )
-_SECONDS = re.compile(rb'("timings":\s*)\{[^{}]*\}|(>seconds</\w+>\s*<\w+>)[^<]*')
+_SECONDS = re.compile(rb'("timings":\s*)\{[^{}]*\}|(>seconds</\w+>\s*<[^>]*>)[^<]*')
 
 
 @dataclass(frozen=True)
