@@ -66,8 +66,8 @@ from memedit.storage.deltas import delta_bytes, originals_bytes
 from memedit.storage.writer import check_output, write_checkpoint
 
 ANSWERS_SHOWN = 20
-"""Failed edits whose answers are shown, in the terminal, on the page and in the card: they are generated together, in
-the time that one answer takes a large model."""
+"""Failed edits whose answers are shown, in the terminal, on the page and in the card: they are generated
+in one batch."""
 RunScores = tuple[list[EditScores], list[bool]]
 """The scores of every edit, and for each fact whether the model says it."""
 

@@ -297,7 +297,7 @@ def _opened(folder: Path, knobs: ModelKnobs, memory: int | None) -> tuple[PreTra
 
 
 def _fits(folder: Path, knobs: ModelKnobs, memory: int) -> bool:
-    """Whether the weights of a folder fit into memory of so many bytes."""
+    """Whether the weights of a folder fit into `memory` bytes."""
     with foreign_errors(f"{folder} cannot be opened", _IT_MUST_BE, UsageError, folder=folder):
         return fit_in(weight_size(folder, _scheme(folder, knobs), _dtype(folder, knobs)), memory)
 

@@ -31,7 +31,7 @@ STAYING = 2
 
 
 def fit_in(weights: int, memory: int) -> bool:
-    """Whether weights of so many bytes fit into memory of so many bytes, with room for the work."""
+    """Whether `weights` bytes of weights fit into `memory` bytes of memory, with room for the work."""
     return weights <= memory - memory // SPARE
 
 
