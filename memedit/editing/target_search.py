@@ -25,7 +25,7 @@ from memedit.storage.machine import free_memory
 PROBED = 3
 """Edits on which the engine is proved, at most."""
 PROBE_TOKENS = 512
-"""Tokens in the launch whose memory is measured. Fewer would let the part that does not grow with them weigh too much."""
+"""Tokens in the launch whose memory is measured. Fewer would let what does not grow with them weigh too much."""
 ENOUGH_ON_CPU = 2 << 30
 """Bytes; a CPU gains nothing from more, because its launches are cut to fit its caches."""
 
