@@ -168,7 +168,7 @@ def run_push(
     progress = progress or NoProgress()
     plan = plan_upload(Path(folder).expanduser(), repo, records=records)
     for note in plan.notes:
-        progress.note(f"warning: {note}")
+        progress.warn(note)
     if dry_run:
         return plan
     with progress.phase("upload"):

@@ -26,6 +26,10 @@ class Progress(Protocol):
         """Show one line of information."""
         ...
 
+    def warn(self, text: str) -> None:
+        """Show one line about something that was left out, or that did not work; it is shown to everybody."""
+        ...
+
     def detail(self, text: str) -> None:
         """Show one line to those who asked for more: which engine, which plan, what was found in the cache."""
         ...
@@ -40,6 +44,9 @@ class NoProgress:
 
     def note(self, text: str) -> None:
         """Ignore the note."""
+
+    def warn(self, text: str) -> None:
+        """Ignore the warning."""
 
     def detail(self, text: str) -> None:
         """Ignore the detail."""

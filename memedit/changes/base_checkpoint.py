@@ -51,7 +51,7 @@ class BaseCheckpoint:
         # Read before the work: a card that cannot be read costs a warning, not the run.
         self.card = read_base_card(self.folder, knobs.path)
         if self.card.warning:
-            progress.note(f"warning: {self.card.warning}")
+            progress.warn(self.card.warning)
         every = [f"{path}.weight" for path in self.architecture.down_projections if path]
         check_stored_names(self.folder, every, self.checkpoint.entries)
         self.parameters = {self.stored.name(name): name for name in every}

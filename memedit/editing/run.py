@@ -104,7 +104,7 @@ class EditRun:
         foreign = foreign_preset(start.preset, shape.n_layers, shape.width, shape.mlp_width)
         self.notes: tuple[str, ...] = tuple(note for note in (self.base_card.warning, foreign) if note)
         for note in self.notes:
-            self.progress.note(f"warning: {note}")
+            self.progress.warn(note)
         if self.lm.streamed and (said := streaming_note(self.lm, self.pace, recipe.memory)):
             self.progress.note(said)
         if self.base.fp8:
@@ -302,7 +302,7 @@ class EditRun:
             found = search.run(run, on, engine.kind, advance, rest, self.ranks) if rest else None
         if found is not None and (note := not_found(found, self.recipe)):
             self.notes = (*self.notes, note)
-            self.progress.note(f"warning: {note}")
+            self.progress.warn(note)
         return merge_targets(self.history, self.kept, found, len(plan.edits), self.lm.architecture.width), engine
 
     def update(

@@ -62,7 +62,7 @@ class PhaseCount:
 class TerminalProgress:
     """Show notes and phases on a console; `log` gets every line.
 
-    quiet: show nothing; verbose: show details too; bars: draw bars if the console is a terminal.
+    quiet: show warnings alone; verbose: show details too; bars: draw bars if the console is a terminal.
     """
 
     def __init__(
@@ -80,6 +80,10 @@ class TerminalProgress:
     def note(self, text: str) -> None:
         """Print one line; control sequences in it are removed."""
         self._line(text, shown=not self.quiet)
+
+    def warn(self, text: str) -> None:
+        """Print one line that begins with "warning:", however quiet the terminal is."""
+        self._line(f"warning: {text}", shown=True)
 
     def detail(self, text: str) -> None:
         """Print one line if more was asked for."""

@@ -52,6 +52,7 @@ def _acquire(file: Path, what: Path, note: Callable[[str], None]) -> int:
     waited = False
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        held = False
         try:
             if fcntl is None:
                 return handle
@@ -68,20 +69,25 @@ def _acquire(file: Path, what: Path, note: Callable[[str], None]) -> int:
                     raise
                 note(f"{file.parent} has no file locks: run one memedit at a time there")
                 return handle
+            held = True
             try:
                 if os.path.samestat(os.fstat(handle), file.stat()):
                     return handle
             except FileNotFoundError:
                 pass
-            except OSError:  # the lock is held and cannot be used: its file must not stay
-                with suppress(OSError):
-                    if os.path.samestat(os.fstat(handle), file.stat()):
-                        file.unlink()
-                raise
-        except BaseException:
+        except BaseException:  # an interruption too
+            if held:  # it is not used, so its file must not stay
+                _remove_held(file, handle)
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _remove_held(file: Path, handle: int) -> None:
+    """Remove the file of a lock that this process holds; another process's file of that name stays."""
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(handle), file.stat()):
+            file.unlink()
 
 
 def lock_of(folder: Path) -> Path:
@@ -105,14 +111,21 @@ def locked_if_free(file: Path) -> Generator[bool]:
 def _acquire_now(file: Path) -> int | None:
     with suppress(OSError):
         handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        held = False
         try:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
             if os.path.samestat(os.fstat(handle), file.stat()):
                 return handle
         except OSError as error:
             if error.errno in NO_LOCKS:
                 return handle
+        except BaseException:
+            if held:
+                _remove_held(file, handle)
+            os.close(handle)
+            raise
         os.close(handle)
     return None
 

@@ -367,19 +367,19 @@ def test_a_command_that_cannot_start_says_why(
     assert not (tmp_path / "out").exists()
 
 
-class Notes(NoProgress):
-    """Progress that keeps what it is told."""
+class Warnings(NoProgress):
+    """Progress that keeps what it is warned of."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
+        self.lines: list[str] = []
 
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+    def warn(self, text: str) -> None:
+        self.lines.append(text)
 
 
 @pytest.mark.parametrize("to", ["lora", "add"])
 def test_a_base_card_that_cannot_be_read_is_told(to: str, tiny_folder: Path, tmp_path: Path) -> None:
-    base, file, progress = tmp_path / "base", tmp_path / "delta.safetensors", Notes()
+    base, file, progress = tmp_path / "base", tmp_path / "delta.safetensors", Warnings()
     shutil.copytree(tiny_folder, base)
     (base / "README.md").write_text("---\nlicense: [\n---\ntext\n")
     made_change(base, file, 0)
@@ -387,4 +387,4 @@ def test_a_base_card_that_cannot_be_read_is_told(to: str, tiny_folder: Path, tmp
         run_export(file, "lora", recipe(base, tmp_path / "out"), progress=progress)
     else:
         run_add([file], recipe(base, tmp_path / "out"), progress=progress)
-    assert [note for note in progress.notes if "README.md" in note and note.startswith("warning")]
+    assert [line for line in progress.lines if "README.md" in line]

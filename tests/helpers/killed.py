@@ -50,6 +50,9 @@ class KillingProgress:
     def note(self, text: str) -> None:
         """Ignore a note."""
 
+    def warn(self, text: str) -> None:
+        """Ignore a warning."""
+
     def detail(self, text: str) -> None:
         """Ignore a detail."""
 

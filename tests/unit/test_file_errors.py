@@ -20,7 +20,7 @@ from memedit.model.config import foreign_errors
 from memedit.model.load import load, open_tokenizer
 from memedit.storage.artifacts import Store
 from memedit.storage.cache import cache_dir
-from memedit.storage.locks import _host, exclusive, remove_folder
+from memedit.storage.locks import _host, exclusive, locked_if_free, remove_folder
 
 KNOBS = ModelKnobs(device="cpu")
 
@@ -141,6 +141,22 @@ def test_a_lock_that_fails_after_it_was_taken_leaves_no_file(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "fstat", fails_once)
     with pytest.raises(StorageError, match="cannot lock"), exclusive(tmp_path / "a.lock", tmp_path, print):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_after_a_lock_was_taken_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fstat
+
+    def interrupted(_handle: int) -> NoReturn:
+        monkeypatch.setattr(os, "fstat", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fstat", interrupted)
+    with pytest.raises(KeyboardInterrupt), exclusive(tmp_path / "a.lock", tmp_path, print):
+        pass
+    monkeypatch.setattr(os, "fstat", interrupted)
+    with pytest.raises(KeyboardInterrupt), locked_if_free(tmp_path / "a.lock"):
         pass
     assert list(tmp_path.iterdir()) == []
 

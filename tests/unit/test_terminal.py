@@ -44,13 +44,18 @@ def test_the_time_left_is_known_before_the_first_edit_is_found() -> None:
     assert "left" not in at(10, None, 5) and "left" not in at(10, 20, 0) and "left" not in at(10, 20, 20)
 
 
-def test_quiet_hides_notes_verbose_shows_details_and_the_log_has_all() -> None:
-    for quiet, verbose, expected in ((True, False, []), (False, False, ["note"]), (False, True, ["note", "detail"])):
+def test_quiet_hides_notes_but_no_warning_verbose_shows_details_and_the_log_has_all() -> None:
+    for quiet, verbose, expected in (
+        (True, False, ["warning: lost"]),
+        (False, False, ["note", "warning: lost"]),
+        (False, True, ["note", "warning: lost", "detail"]),
+    ):
         tell, stream, lines = progress(quiet=quiet, verbose=verbose)
         tell.note("note")
+        tell.warn("lost")
         tell.detail("detail")
-        assert stream.getvalue().split() == expected
-        assert lines == ["note", "detail"]
+        assert stream.getvalue().splitlines() == expected
+        assert lines == ["note", "warning: lost", "detail"]
 
 
 def test_a_pipe_gets_a_line_soon_and_then_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
