@@ -97,23 +97,22 @@ def _answers(folder: Path, edits: Any) -> list[tuple[str, str]]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
-    def write(text: str, tokens: int) -> str:
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens="<bos>" not in text)["input_ids"]
+    def write(texts: list[str], tokens: int) -> list[str]:
+        ids = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens="<bos>" not in texts[0])
         with torch.no_grad():
-            out = model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-        return " ".join(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).split())
+            out = model.generate(**ids, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        written = tokenizer.batch_decode(out[:, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [" ".join(text.split()) for text in written]
 
-    found: list[tuple[str, str]] = []
-    for edit in edits:
-        question = [{"role": "user", "content": edit.meta["question"]}]
-        chat = ""
-        if tokenizer.chat_template:
-            chat = write(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True), 24)
-        found.append((write(edit.text, 12), chat))
-    return found
+    plain = write([edit.text for edit in edits], 12)
+    if not tokenizer.chat_template:
+        return [(text, "") for text in plain]
+    asked = [[{"role": "user", "content": edit.meta["question"]}] for edit in edits]
+    chat = write(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True), 24)
+    return list(zip(plain, chat, strict=True))
 
 
 def _tokens(folder: Path) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 
 from memedit import __version__
+from memedit.cli.layout import HelpGroup
 from memedit.errors import UsageError, nearest_hint
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ TOPICS: dict[str, str] = {
 
 
 def help_command(
+    context: typer.Context,
     topic: Annotated[
         str | None,
         typer.Argument(
             metavar="TOPIC",
-            help="A topic; without one, list them.",
+            help="A topic or a command; without one, list the topics.",
             show_default=False,
             autocompletion=lambda: list(TOPICS.items()),
         ),
@@ -57,6 +59,7 @@ def help_command(
     \b
     Examples:
       memedit help methods
+      memedit help apply
       memedit help settings target
     """
     if topic is None:
@@ -64,6 +67,9 @@ def help_command(
         return
     if prefix is not None and topic != SETTINGS:
         raise UsageError(f"only the topic {SETTINGS} takes a prefix, got {prefix!r}", f"run memedit help {topic}")
+    if topic not in TOPICS:
+        print(_command_help(context, topic))
+        return
     text = topic_text(topic, prefix)
     from rich.console import Console
 
@@ -74,6 +80,16 @@ def help_command(
     from rich.markdown import Markdown
 
     console.print(Markdown(text, hyperlinks=False))
+
+
+def _command_help(context: typer.Context, name: str) -> str:
+    """What `memedit NAME --help` prints. Raises UsageError for a name of no command."""
+    program = context.find_root()
+    commands = program.command.commands if isinstance(program.command, HelpGroup) else {}
+    if name not in commands:
+        hint = nearest_hint(name, [*TOPICS, *commands], "memedit help lists the topics")
+        raise UsageError(f"unknown help topic {name!r}", hint)
+    return commands[name].get_help(typer.Context(commands[name], info_name=name, parent=program))
 
 
 def version_command() -> None:
@@ -91,7 +107,15 @@ def topic_list() -> str:
     """Return the list of topics as text, one topic a line."""
     width = max(map(len, TOPICS))
     lines = [f"  {name:<{width}}  {about}" for name, about in TOPICS.items()]
-    return "\n".join(["memedit help TOPIC shows one of these topics:", "", *lines])
+    return "\n".join(
+        [
+            "memedit help TOPIC shows one of these topics:",
+            "",
+            *lines,
+            "",
+            "memedit help COMMAND shows the options of a command.",
+        ]
+    )
 
 
 def topic_text(topic: str, prefix: str | None = None) -> str:

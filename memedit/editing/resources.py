@@ -148,7 +148,8 @@ class Pace:
         found = 0.0
         for count in TIMED:
             length = min(count, lm.architecture.positions or count)
-            spent = _forward_seconds(lm, length)
+            # Other programs make a forward longer, never shorter; one that reads from disk is not done twice.
+            spent = min(_forward_seconds(lm, length) for _ in range(1 if reading else 2))
             found = max(spent - reading, MOSTLY_READING * spent) / length
             if spent - reading > SHORT:
                 break

@@ -21,7 +21,7 @@ import memedit.errors
 import pytest
 import typer
 from memedit.cli.app import app
-from memedit.cli.help import SETTINGS, TOPICS, help_command, settings_text, topic_text
+from memedit.cli.help import SETTINGS, TOPICS, settings_text, topic_text
 from memedit.config.recipe import Recipe
 from memedit.config.resolve import known_keys
 from memedit.edits.lint import CODES
@@ -30,6 +30,7 @@ from memedit.results.report import Drift, Scores
 from rich.console import Console
 from rich.markdown import Markdown
 from tests.conftest import ROOT
+from typer.testing import CliRunner
 
 DOCS = ROOT / "memedit" / "docs"
 PAGES = sorted(
@@ -192,9 +193,10 @@ def test_every_topic_is_rendered_at_80_columns(topic: str) -> None:
     assert "\u2026" not in stream.getvalue(), "a cell is cut off"
 
 
-def test_a_pipe_gets_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
-    help_command("exit-codes")
-    assert capsys.readouterr().out == (DOCS / "exit-codes.md").read_text(encoding="utf-8")
+def test_a_pipe_gets_plain_text() -> None:
+    assert CliRunner().invoke(app, ["help", "exit-codes"]).stdout == (DOCS / "exit-codes.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.process
@@ -211,9 +213,25 @@ def test_an_unknown_topic_names_the_nearest_and_exits_with_2() -> None:
     assert done.stderr.splitlines() == ["error: unknown help topic 'xyz'", "hint: memedit help lists the topics"]
 
 
+@pytest.mark.parametrize("name", ["apply", "cache"])
+def test_a_topic_wins_over_a_command_and_a_command_shows_its_own_help(name: str) -> None:
+    runner = CliRunner()
+    shown, own = runner.invoke(app, ["help", name]), runner.invoke(app, [name, "--help"])
+    assert shown.exit_code == own.exit_code == 0
+    assert (shown.stdout == own.stdout) == (name not in TOPICS)
+    assert shown.stdout.startswith("# Cache" if name == "cache" else "Usage: memedit apply ")
+
+
+@pytest.mark.parametrize(("said", "meant"), [("aply", "apply"), ("trasing", "tracing")])
+def test_a_wrong_topic_is_compared_with_topics_and_commands(said: str, meant: str) -> None:
+    found = CliRunner().invoke(app, ["help", said])
+    assert isinstance(found.exception, UsageError) and found.exception.hint == f"did you mean {meant}?"
+
+
 def test_only_settings_takes_a_prefix() -> None:
-    with pytest.raises(UsageError, match="only the topic settings takes a prefix"):
-        help_command("methods", "target")
+    found = CliRunner().invoke(app, ["help", "methods", "target"])
+    assert isinstance(found.exception, UsageError)
+    assert found.exception.message.startswith("only the topic settings takes a prefix")
     with pytest.raises(UsageError, match="no setting starts with 'tagret'") as caught:
         settings_text("tagret")
     assert "target" in caught.value.hint
@@ -258,7 +276,7 @@ def literal_of(key: str) -> Any:
 @pytest.mark.process
 def test_the_settings_are_shown_without_loading_torch() -> None:
     code = (
-        "import sys\nfrom memedit.cli.help import help_command\nhelp_command('settings')\n"
+        "import sys\nfrom memedit.cli.app import app\napp(['help', 'settings'], standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
