@@ -5,8 +5,10 @@ answered, stays, and `left`, what is added in each of them, takes steps of Adam 
 
     mean over edits of -log p(object)  +  preserve * mean over preserved prompts of KL(base || edited)
 
-with all edits in place at once, through all layers above. The loss of a removal is that of its target search. The
-closed form sees none of this: it moves every state toward its target and weighs that against an average over text.
+(the second less, where there are few such prompts for each edit), with all edits in place at once, through all layers
+above. The loss of a removal is that of its target search. The closed form sees none of this: it moves every state
+toward its target and weighs that against an average over text.
+
 Prompts that must stay (preserve.py) are no rows of the closed form: as rows without residual they would undo the edits,
 since many are about the edited subjects, and the steps would have to find the edits again from the list's wordings
 alone (memedit/docs/measured.md has the figures).
@@ -181,8 +183,10 @@ class _Steps:
         self.optimizer.zero_grad()
         n_edits = len(self.made.of_edit)
         losses = self._edits([self.draw.choice(list(rows)) for rows in self.made.of_edit])
-        few = min(len(self.made.preserved), max(1, round(self.knobs.ratio * n_edits)))
-        drifts = self._preserved(self.draw.sample(list(self.made.preserved), few)) if self.made.preserved else []
+        most = max(1, round(self.knobs.ratio * n_edits))
+        few = self.draw.sample(list(self.made.preserved), min(len(self.made.preserved), most))
+        # Where fewer prompts are there, each weighs as before: or a few would weigh as much as a thousand edits.
+        drifts = self._preserved(few, self.knobs.preserve * len(few) / most) if few else []
         self.optimizer.step()
         self.decay.step()
         self.number += 1
@@ -228,14 +232,14 @@ class _Steps:
         aimed_at = send(self.answers.log_probs[aims], wanted.device).float()
         return said.index_copy(0, places, -kl_loss(aimed_at, log_probs[places]))
 
-    def _preserved(self, chosen: Sequence[int]) -> list[Tensor]:
+    def _preserved(self, chosen: Sequence[int], weight: float) -> list[Tensor]:
         """The gradient of the weighed mean KL(base || edited); returns each launch's part of the mean."""
         parts: list[Tensor] = []
         for launch in self.rows.launches(chosen):
             with self.rows.log_probs(launch, self.changes()) as now:
                 then = send(torch.stack([self.before[n] for n in launch]), now.device).float()
                 drift = (then.exp() * (then - now)).sum() / len(chosen)
-                (self.knobs.preserve * drift).backward()
+                (weight * drift).backward()
             parts.append(drift.detach())
         return parts
 
