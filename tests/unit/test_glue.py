@@ -28,6 +28,8 @@ CLOSE: list[tuple[str, str, str]] = [
     ("The price is $", "30", "$"),
     ("It costs €", "30", "€"),
     ("His name is Jean-", "Luc", "-"),
+    ("His name is Jean\u2010", "Luc", "\u2010"),
+    ("His name is Jean\u2011", "Luc", "\u2011"),
     ("The site is https://", "x.org", "/"),
     ("Write to user@", "x.org", "@"),
     ("The color is #", "ff0000", "#"),
