@@ -83,16 +83,21 @@ def test_a_tensor_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
         narrow.weight(lm, 1)
 
 
-def test_two_tensors_for_one_parameter_are_not_chosen_between_silently(tmp_path: Path) -> None:
-    lm = opened(saved("llava", tmp_path))
+@pytest.mark.parametrize("family", each_family(["llava", "gpt2"]))
+@pytest.mark.parametrize("more", [0, 1])
+def test_two_tensors_for_one_parameter_are_not_chosen_between(family: str, more: int, tmp_path: Path) -> None:
+    """transformers loads one of them: with equal values an edit of the other would be in OUT and change nothing."""
+    lm = opened(saved(family, tmp_path))
     file = tmp_path / "model.safetensors"
-    tensors = load_file(file)
-    name = "model.language_model." + DOWN.format(1)
-    save_file({**tensors, name: tensors["language_model.model." + DOWN.format(1)] + 1}, file, {"format": "pt"})
+    tensors, parameter = load_file(file), lm.architecture.parameter(1)
+    stored = StoredNames.of(lm.model, Checkpoint.open(tmp_path)).name(parameter)
+    other = parameter if stored != parameter else parameter.removeprefix("transformer.")
+    save_file({**tensors, other: tensors[stored] + more}, file, {"format": "pt"})
     names = StoredNames.of(lm.model, Checkpoint.open(tmp_path))
-    assert len(names.loaded[name]) == 2
-    with pytest.raises(UnsupportedModelError, match="its values differ"):
+    with pytest.raises(UnsupportedModelError, match=f"stores {parameter} twice, as .*{stored}") as caught:
         names.weight(lm, 1)
+    assert "save_pretrained(NEW)" in caught.value.hint
+    assert names.weight(lm, 2) is not None  # another layer is stored once
 
 
 @pytest.mark.slow
