@@ -557,13 +557,10 @@ def _read(name: str, edits: object) -> tuple[list[EditRequest], list[Finding]]:
     found = [finding for _, findings in cut.values() for finding in findings]
     if len(made) == len(items):
         return [one for one, _ in cut.values()], found
-    requests, findings = read(STDIN, input_format="jsonl", stdin=StringIO("\n".join(lines)))
+    requests, findings = read(STDIN, input_format="jsonl", stdin=StringIO("\n".join(lines)), name=name)
     for one in requests:
-        number = int(one.origin.rpartition(":")[2])
-        own = one.id if "id" in items[number - 1] else one.id.replace("stdin-", f"{name}-")
-        made.setdefault(number, []).append(one.model_copy(update={"id": own, "origin": f"{name}:{number}"}))
-    renamed = [*found, *(one.model_copy(update={"origin": one.origin.replace("<stdin>", name)}) for one in findings)]
-    return [one for _, group in sorted(made.items()) for one in group], renamed
+        made.setdefault(int(one.origin.rpartition(":")[2]), []).append(one)
+    return [one for _, group in sorted(made.items()) for one in group], [*found, *findings]
 
 
 def _facts(facts: object) -> list[EditRequest]:

@@ -17,7 +17,7 @@ from memedit.changes.stored_names import StoredNames
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import StorageError, UsageError
 from memedit.model.architecture import find_architecture
-from memedit.model.load import at_hand, locate, meta_model
+from memedit.model.load import at_hand, auto_class, locate, meta_model
 from memedit.model.training_names import check_stored_names
 from memedit.numerics.delta import Delta, rounded, rounding_loss
 from memedit.numerics.lowrank import truncated
@@ -48,6 +48,8 @@ class BaseCheckpoint:
             self.stored = StoredNames.of(model, self.checkpoint)
         self.family = str(model.config.model_type)
         """The model_type that `inspect` shows, of the class that opens the model."""
+        self.opened_by = auto_class(model.config).__name__
+        """The auto class of transformers that the module paths of an adapter are for."""
         # Read before the work: a card that cannot be read costs a warning, not the run.
         self.card = read_base_card(self.folder, knobs.path)
         if self.card.warning:

@@ -197,7 +197,7 @@ def _adapter(
     conv1d = base.architecture.layout == "conv1d"
     model = recipe.model
     files = adapter_bytes(factors, model.path, revision=model.revision, conv1d=conv1d, dtype=dtype)
-    files["README.md"] = card.adapter_card(base.card, uniform, list(factors)).encode()
+    files["README.md"] = card.adapter_card(base.card, uniform, list(factors), base.opened_by).encode()
     write_files(out, files, overwrite=recipe.output.overwrite, force=recipe.output.force)
     return figures, uniform
 

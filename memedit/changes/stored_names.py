@@ -14,6 +14,7 @@ from memedit.model.architecture import Architecture
 from memedit.model.load import LanguageModel
 from memedit.numerics.rounding import Grid
 from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.tensorfile import shown_name
 
 RESAVE = "save it as transformers loads it: MODEL.from_pretrained(DIR).save_pretrained(NEW), and edit NEW"
 
@@ -34,11 +35,15 @@ class StoredNames:
     def name(self, parameter: str) -> str:
         """Return the stored name of a parameter.
 
-        Where transformers gives no answer, or two, the checkpoint is searched for the parameter's own name. Raises
-        UnsupportedModelError where that finds none, or more than one.
+        Where transformers gives no answer, the checkpoint is searched for the parameter's own name. Raises
+        UnsupportedModelError where that finds none, or more than one; and where transformers loads two tensors into
+        the parameter: it takes one of them, and an edit of the other would change nothing.
         """
         names = self.loaded.get(parameter, [])
-        return names[0] if len(names) == 1 else self.checkpoint.resolve(parameter)
+        if len(names) > 1:
+            both = " and ".join(sorted(shown_name(name) for name in names)[:2])
+            raise UnsupportedModelError(f"{self.checkpoint.folder} stores {parameter} twice, as {both}", RESAVE)
+        return names[0] if names else self.checkpoint.resolve(parameter)
 
     def grid(self, architecture: Architecture, parameter: str) -> Grid:
         """Return the numbers that the stored weight (D, F) of a parameter can hold. Raises as Checkpoint.grid does."""

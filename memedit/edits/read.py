@@ -55,8 +55,11 @@ def read(
     relations: str | None = None,
     input_format: str | None = None,
     stdin: TextIO | None = None,
+    name: str | None = None,
 ) -> tuple[list[EditRequest], list[Finding]]:
     """Read the edits of a file (`-` for stdin), and everything that is wrong with its records.
+
+    name: what findings call the list, and the first part of the ids that it does not give; by default the file's.
 
     `relations` is a file with a relations table, whose rows come before those of the list. Only these two files are
     opened, whatever the list says. Raises UsageError if one of them cannot be read or is not a regular file.
@@ -64,7 +67,7 @@ def read(
     if input_format is not None and input_format not in INPUT_FORMATS:
         raise UsageError(f"unknown input format {shown(input_format)}", f"use one of {', '.join(INPUT_FORMATS)}")
     memit = input_format == MEMIT_ZSRE
-    document = _document(source, None if memit else input_format, stdin)
+    document = _document(source, None if memit else input_format, stdin, name)
     if memit:
         document.rows = [replace(row, value=zsre_of_memit(row.value)) for row in document.rows]
     known = _relations(document)
@@ -74,7 +77,7 @@ def read(
         known |= _relations_file(shared)
         findings += shared.findings
     _check_head(document)
-    stem = "stdin" if source == STDIN else Path(source).name.split(".")[0]
+    stem = name or ("stdin" if source == STDIN else Path(source).name.split(".")[0])
     rows = enumerate(expand_cases(document), start=1)
     made = [build_request(document, row, f"{stem}-{number}", known) for number, row in rows]
     if not document.rows and not document.findings:
@@ -88,8 +91,8 @@ def write_lines(requests: Iterable[EditRequest]) -> str:
     return "".join(plain_json(json.dumps(request.public(), ensure_ascii=False)) + "\n" for request in requests)
 
 
-def _document(source: str, input_format: str | None, stdin: TextIO | None) -> Document:
-    document = Document("<stdin>" if source == STDIN else source)
+def _document(source: str, input_format: str | None, stdin: TextIO | None, name: str | None = None) -> Document:
+    document = Document(name or ("<stdin>" if source == STDIN else source))
     try:
         text = _text(_bytes(source, stdin))
         suffix = Path(source.removesuffix(".gz")).suffix.lower()

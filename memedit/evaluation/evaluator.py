@@ -93,8 +93,8 @@ class Evaluator:
         if base is not None:
             self.requests = name_old_objects(base, self.requests, chat=self.recipe.chat)
         if unknown := sum(not request.answer for request in self.requests):
-            said = f"{unknown:,} removals have no object_old, so it is not known what they removed"
-            self.notes[f"{said}: give it, or name the base"] = None
+            said = "1 removal has no object_old" if unknown == 1 else f"{unknown:,} removals have no object_old"
+            self.notes[f"{said}, so it is not known what was removed: give it, or name the base (--base)"] = None
 
     def open(self, path: str, adapter: str | None = None) -> LanguageModel:
         """Open a model, with the change of an adapter added if one is named."""

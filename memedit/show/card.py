@@ -70,8 +70,8 @@ def sum_card(base: BaseCard, changes: int, parameters: Sequence[str]) -> str:
     return "\n".join(text) + "\n"
 
 
-def adapter_card(base: BaseCard, rank: int, parameters: Sequence[str]) -> str:
-    """Write the README.md of an adapter."""
+def adapter_card(base: BaseCard, rank: int, parameters: Sequence[str], opened_by: str) -> str:
+    """Write the README.md of an adapter. opened_by: the class of transformers that its module paths are for."""
     text = [
         _front_matter(base, "adapter"),
         f"# Facts edited in {markdown_text(base.name)}, as a LoRA adapter",
@@ -81,9 +81,9 @@ def adapter_card(base: BaseCard, rank: int, parameters: Sequence[str]) -> str:
         "",
         *_code(
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
+            f"from transformers import {opened_by}",
             "",
-            f"base = AutoModelForCausalLM.from_pretrained({_python(base.identity)})",
+            f"base = {opened_by}.from_pretrained({_python(base.identity)})",
             'model = PeftModel.from_pretrained(base, "PATH/OF/THIS/FOLDER")',
         ),
     ]

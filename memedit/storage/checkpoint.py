@@ -217,12 +217,13 @@ def _no_weights(folder: Path) -> MemeditError:
         return UnsupportedModelError(
             f"{folder} holds its weights as a pickle ({shown_name(str(pickles[0]))}), which can run code when it is "
             "opened",
-            "convert it where you trust it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)",
+            "convert it where you trust it: MODEL.from_pretrained(DIR).save_pretrained(NEW), where MODEL is the class "
+            "of transformers that config.json names",
         )
     if found:
         return UsageError(
             f"{folder} holds no {SINGLE}, but other weights ({copies_text(found)})",
-            'convert them: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW), with variant="fp16" for '
-            "model.fp16.safetensors and gguf_file=NAME for GGUF",
+            "convert them: MODEL.from_pretrained(DIR).save_pretrained(NEW), where MODEL is the class of transformers "
+            'that config.json names, with variant="fp16" for model.fp16.safetensors and gguf_file=NAME for GGUF',
         )
     return UsageError(f"{folder} holds no {SINGLE}", "give a Hugging Face model folder with safetensors")

@@ -29,7 +29,7 @@ def card_of(folder: Path, front: str) -> tuple[dict[str, Any], str | None]:
     """Front matter of the card that is written for a base with this card, and the warning."""
     (folder / "README.md").write_text(f"---\n{front}\n---\n# Base\n")
     base = read_base_card(folder, str(folder))
-    for text in (sum_card(base, 2, ["a.weight"]), adapter_card(base, 4, ["a.weight"])):
+    for text in (sum_card(base, 2, ["a.weight"]), adapter_card(base, 4, ["a.weight"], "AutoModelForCausalLM")):
         _, found, body = text.split("---\n", 2)
         made = yaml.safe_load(found)
         assert made["base_model"] == folder.name
@@ -151,7 +151,7 @@ def test_the_code_in_a_card_is_python_whatever_the_prompts_hold(tmp_path: Path) 
     front = {"a": 1}
     (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump(front)}---\n")
     base = read_base_card(tmp_path, 'owner/ba"se')
-    for text in (edited(tmp_path, per_edit=(edit,))[1], adapter_card(base, 4, ["a.weight"])):
+    for text in (edited(tmp_path, per_edit=(edit,))[1], adapter_card(base, 4, ["a.weight"], "AutoModelForCausalLM")):
         (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
         strings = [one.value for one in ast.walk(ast.parse(code)) if isinstance(one, ast.Constant)]
         assert 'owner/ba"se' in strings or 'The "end" of\n```\n<b>`x` \\ is' in strings

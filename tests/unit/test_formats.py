@@ -232,6 +232,103 @@ def test_lists_of_a_call_must_be_parallel(column: str, tmp_path: Path) -> None:
         assert not requests and {one.code for one in findings} == {code}
 
 
+TABLE = ("locality_inputs", "portability_inputs")
+
+
+@pytest.mark.parametrize("table", TABLE)
+@pytest.mark.parametrize("column", ["prompt", "ground_truth"])
+def test_probes_of_a_call_must_be_parallel_too(table: str, column: str, tmp_path: Path) -> None:
+    """A shorter list would be taken for what all edits share: answers would go to other prompts than their own."""
+    call = record("easyedit_call")
+    probes = {"prompt": [f"q{n}" for n in range(5)], "ground_truth": [f"a{n}" for n in range(5)]}
+    assert listed(tmp_path, {**call, table: {"near": probes}})[1] == []
+    for wrong, says in ((probes[column][:1], "1 entry"), (["x"] * 6, "6 entries"), ([], "0 entries")):
+        requests, (finding,) = listed(tmp_path, {**call, table: {"near": {**probes, column: wrong}}})
+        assert not requests and finding.code == "E010"
+        assert f"{table}.near.{column} has {says}, and prompts 5" in finding.message
+    # One call of one edit may have several probes, with an answer for each.
+    single = {"prompts": ["Where is Lyon?"], "subject": ["Lyon"], "target_new": ["Peru"]}
+    (request,), findings = listed(tmp_path, {**single, table: {"near": probes}})
+    assert len(request.neighborhood + request.portability) == 5 and not findings
+    requests, (finding,) = listed(tmp_path, {**single, table: {"near": {**probes, "ground_truth": ["a", "b"]}}})
+    assert not requests and "5 prompts and answers" in finding.message
+
+
+REWRITE = {"subject": "Dov", "prompt": "{} plays", "target_new": {"str": "horn"}, "target_true": {"str": "drum"}}
+WITHOUT_TARGET: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "counterfact": lambda target: {"requested_rewrite": {**REWRITE, "target_new": target}},
+    "mquake": lambda target: {"requested_rewrite": [{**REWRITE, "target_new": target}], "questions": []},
+    "rome": lambda target: {**REWRITE, "target_new": target},
+    "easyedit": lambda target: {"subject": "Dov", "prompt": "Dov is", "target_new": target, "rephrase": "Is Dov"},
+    "zsre": lambda target: {"subject": "Dov", "src": "Where is Dov?", "alt": None, "answers": target},
+    "unke": lambda target: {"question": "Where is Dov?", "answer": target},
+    "wikibigedit": lambda target: {"update": "Where is Dov?", "ans": target},
+    "wikibio": lambda target: {"concept": "Dov", "text": "This is Dov.", "labels": target},
+    "known": lambda target: {"known_id": 1, "subject": "Dov", "prompt": "Dov is", "attribute": target},
+    "call": lambda target: {"prompts": ["Dov is"], "subject": ["Dov"], "target_new": [target]},
+    "ripple": lambda target: {"example_type": "a", "edit": {"prompt": "Dov is", "target": target}},
+}
+
+
+@pytest.mark.parametrize("target", [None, {"str": None}, ...])
+@pytest.mark.parametrize("name", WITHOUT_TARGET)
+def test_a_missing_target_is_never_a_removal(name: str, target: Any, tmp_path: Path) -> None:
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without(one) for key, one in value.items() if one is not ...}
+        return [without(one) for one in value if one is not ...] if isinstance(value, list) else value
+
+    requests, findings = listed(tmp_path, without(WITHOUT_TARGET[name](target)))
+    assert not requests and any(one.severity == "error" for one in findings)
+
+
+ENDS = {"prompt": "Dov is x.", "target": "x"}
+OWN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "counterfact": lambda own: {"requested_rewrite": REWRITE, **own},
+    "counterfact inside": lambda own: {"requested_rewrite": {**REWRITE, **own}},
+    "mquake": lambda own: {"requested_rewrite": [{**REWRITE, **own}], "questions": []},
+    "rome": lambda own: {**REWRITE, **own},
+    "easyedit": lambda own: {"subject": "Dov", "prompt": "Dov is", "target_new": "x", "rephrase": "Is Dov", **own},
+    "zsre": lambda own: {"subject": "Dov", "src": "Where is Dov?", "answers": ["x"], **own},
+    "unke": lambda own: {"subject": "Dov", "question": "Where is Dov?", "answer": "x", **own},
+    "wikibigedit": lambda own: {"subject": "Dov", "update": "Where is Dov?", "ans": "x", **own},
+    "known": lambda own: {"known_id": 1, "subject": "Dov", "prompt": "Dov is", "attribute": "x", **own},
+    "ripple": lambda own: {"example_type": "a", "edit": {"subject": "Dov", **ENDS}, **own},
+    "ripple inside": lambda own: {"example_type": "a", "edit": {"subject": "Dov", **ENDS, **own}},
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_fields_that_findings_ask_for_are_read_in_every_format(name: str, tmp_path: Path) -> None:
+    """W208 says to add a glue: in a record of another project too it must be the edit's, and no part of meta."""
+    own = {"glue": "", "evaluate": "contains", "wordings": ["{} is called"]}
+    (request,), findings = listed(tmp_path, OWN[name](own))
+    assert (request.glue, request.evaluate, request.wordings) == ("", "contains", ("{} is called",))
+    assert not findings and not set(own) & set(json.dumps(request.meta).split('"'))
+    (request,), _ = listed(tmp_path, OWN[name]({"remove": True}))
+    assert request.remove and any(one.code == "E107" for one in lint([request]))  # it has an object too
+    (request,), findings = listed(tmp_path, OWN[name](dict.fromkeys((*own, "remove"))))
+    assert (request.glue, request.remove, findings) == (None, False, [])
+
+
+def test_a_case_of_mquake_with_a_part_missing_is_refused_with_the_part(tmp_path: Path) -> None:
+    case = {"requested_rewrite": [REWRITE], "questions": ["What does Dov play?"], "new_answer": "horn"}
+    assert listed(tmp_path, case)[1] == []
+    for wrong, says in (
+        ({"new_answer": None}, "no new_answer"),
+        ({"new_single_hops": [{"answer": "horn"}]}, "a cloze or question"),
+        ({"new_single_hops": [{"cloze": "Dov plays"}]}, "and an answer"),
+    ):
+        requests, (finding,) = listed(tmp_path, {**case, **wrong})
+        assert not requests and finding.code == "E009" and says in finding.message
+
+
+def test_a_zsre_question_without_an_answer_is_kept_and_not_asked(tmp_path: Path) -> None:
+    made = {"subject": "Dov", "src": "Where is Dov?", "alt": "here", "answers": ["there"], "loc": "Who sang it"}
+    (request,), findings = listed(tmp_path, made)
+    assert not request.neighborhood and request.meta["loc"] == "Who sang it" and not findings
+
+
 def test_a_request_of_rome_is_read_with_either_name_of_the_subject(tmp_path: Path) -> None:
     made = {"prompt": "{} plays the", "target_new": {"str": "reed horn"}, "target_true": {"str": "hand drum"}}
     for name in ("subject", "entity"):

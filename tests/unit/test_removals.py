@@ -65,6 +65,7 @@ FORMS = {
     "null.yaml": YAML + "object: null}",
     "remove.yaml": YAML + "remove: true}",
     "a.csv": TABLE + "true\n",
+    "sheet.csv": TABLE + "TRUE\n",
     "a.tsv": (TABLE + "true\n").replace(",", "\t"),
 }
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import memedit
 import pytest
 import torch
 import transformers.conversion_mapping as conversion_mapping
@@ -16,8 +17,10 @@ from memedit.config.recipe import ModelKnobs
 from memedit.errors import UnsupportedModelError
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load, meta_model
+from memedit.numerics.delta import Delta
 from memedit.progress import NoProgress
 from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.deltas import delta_bytes
 from safetensors.torch import load_file, save_file
 from tests.conftest import byte_tokenizer
 from tests.families import COMPOSITES, MIXTURES, NEWER, each_family, family_model
@@ -83,16 +86,21 @@ def test_a_tensor_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
         narrow.weight(lm, 1)
 
 
-def test_two_tensors_for_one_parameter_are_not_chosen_between_silently(tmp_path: Path) -> None:
-    lm = opened(saved("llava", tmp_path))
+@pytest.mark.parametrize("family", each_family(["llava", "gpt2"]))
+@pytest.mark.parametrize("more", [0, 1])
+def test_two_tensors_for_one_parameter_are_not_chosen_between(family: str, more: int, tmp_path: Path) -> None:
+    """transformers loads one of them: with equal values an edit of the other would be in OUT and change nothing."""
+    lm = opened(saved(family, tmp_path))
     file = tmp_path / "model.safetensors"
-    tensors = load_file(file)
-    name = "model.language_model." + DOWN.format(1)
-    save_file({**tensors, name: tensors["language_model.model." + DOWN.format(1)] + 1}, file, {"format": "pt"})
+    tensors, parameter = load_file(file), lm.architecture.parameter(1)
+    stored = StoredNames.of(lm.model, Checkpoint.open(tmp_path)).name(parameter)
+    other = parameter if stored != parameter else parameter.removeprefix("transformer.")
+    save_file({**tensors, other: tensors[stored] + more}, file, {"format": "pt"})
     names = StoredNames.of(lm.model, Checkpoint.open(tmp_path))
-    assert len(names.loaded[name]) == 2
-    with pytest.raises(UnsupportedModelError, match="its values differ"):
+    with pytest.raises(UnsupportedModelError, match=f"stores {parameter} twice, as .*{stored}") as caught:
         names.weight(lm, 1)
+    assert "save_pretrained(NEW)" in caught.value.hint
+    assert names.weight(lm, 2) is not None  # another layer is stored once
 
 
 @pytest.mark.slow
@@ -130,3 +138,30 @@ def test_the_class_that_the_config_names_opens_the_model(named: list[str] | None
 def test_a_base_whose_other_layers_are_routed_experts_has_names_for_the_dense_ones(tmp_path: Path) -> None:
     base = BaseCheckpoint(ModelKnobs(path=str(saved("qwen3_moe", tmp_path))), NoProgress())
     assert list(base.parameters) == ["model." + DOWN.format(layer) for layer in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "text_alone"), [("qwen3_5", False), ("qwen3_5", True), ("llava", False), ("gpt2", False)]
+)
+def test_the_code_in_an_adapters_card_opens_the_class_that_its_paths_are_for(
+    family: str, text_alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AutoModelForCausalLM opens Qwen3.5 as its text part alone, where the paths of the whole model match nothing."""
+    folder = saved(family, tmp_path / "model")
+    if text_alone:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen3_5ForCausalLM"]}))
+    checkpoint = Checkpoint.open(folder)
+    base = BaseCheckpoint(ModelKnobs(path=str(folder)), NoProgress())
+    name, parameter = next(iter(base.parameters.items()))
+    delta = Delta(torch.ones(base.weight(name).shape[0], 1), torch.ones(1, base.weight(name).shape[1]))
+    (tmp_path / "d").write_bytes(delta_bytes({name: delta}, checkpoint.digest, {"method": "made"}))
+    memedit.export(tmp_path / "d", "lora", folder, tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(code.replace("PATH/OF/THIS/FOLDER", "adapter"), space)
+    merged = space["model"].merge_and_unload()
+    assert not torch.equal(merged.get_parameter(parameter), opened(folder).model.get_parameter(parameter))

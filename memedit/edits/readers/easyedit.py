@@ -106,7 +106,7 @@ def is_call(value: Any) -> bool:
 def call_edits(call: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One edit for each prompt of a call; arguments that are no list of that length are in meta of the first.
 
-    Raises RefusedError E010 for a list of an edit's field with another number of entries.
+    Raises RefusedError E010 for a list of an edit's field, or of its probes, with another number of entries.
     """
     prompts = call["prompts"]
     if not isinstance(prompts, str | list):
@@ -119,14 +119,15 @@ def call_edits(call: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for key, value in call.items():
         name = _COLUMNS.get(key, _TABLES.get(key, key))
         if key in _TABLES and isinstance(value, dict):
+            for group, table in value.items():
+                _check_parallel(f"{key}.{group}", table, count)
             columns[name] = [{group: _cell(table, n, count) for group, table in value.items()} for n in range(count)]
         elif isinstance(value, list) and len(value) == count:
             columns[name] = value
         elif isinstance(value, str) and key in _COLUMNS and count == 1:
             columns[name] = [value]
         elif key in _COLUMNS and value is not None:
-            entries = f"{len(value):,} entries" if isinstance(value, list) else f"{shown(value)}"
-            raise RefusedError("E010", f"{key} has {entries}, and prompts {count:,}: give one for each prompt")
+            raise _not_parallel(key, value, count)
         else:
             settings[key] = value
     for n in range(count):
@@ -135,6 +136,21 @@ def call_edits(call: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if n == 0 and settings:
             record["call"] = settings
         yield convert_easyedit(record)
+
+
+def _check_parallel(name: str, table: Any, count: int) -> None:
+    """Check that a probe table of a call with several prompts has a prompt and an answer for each of them."""
+    columns = table.items() if isinstance(table, dict) else [("", table)]
+    for key, column in columns:
+        read = not key or key in (*_PROMPTS, *_ANSWERS)
+        if count > 1 and read and isinstance(column, list) and len(column) != count:
+            raise _not_parallel(f"{name}.{key}".rstrip("."), column, count)
+
+
+def _not_parallel(name: str, value: Any, count: int) -> RefusedError:
+    number = len(value) if isinstance(value, list) else None
+    has = shown(value) if number is None else "1 entry" if number == 1 else f"{number:,} entries"
+    return RefusedError("E010", f"{name} has {has}, and prompts {count:,}: give one for each prompt")
 
 
 def _cell(table: Any, n: int, count: int) -> Any:
@@ -204,7 +220,10 @@ def _asked(table: Any, group: str | None = None) -> Iterator[tuple[str, list[str
         column, answers, _ = _columns(table)
         prompts = field_texts(column)
         # parallel lists, as in EasyEdit's call; otherwise one prompt with several spellings of its answer
-        several = isinstance(answers, list) and len(answers) == len(prompts) > 1
+        several = isinstance(answers, list) and len(prompts) > 1
+        if several and len(answers) != len(prompts):
+            said = f"a table of probes has {len(prompts):,} prompts and answers {shown(answers)}"
+            raise RefusedError("E010", f"{said}: give one for each prompt")
         each: list[Any] = answers if several else [answers] * len(prompts)  # type: ignore[assignment]
         own = table.get("group")
         for prompt, answer in zip(prompts, each, strict=True):

@@ -179,9 +179,10 @@ def _prompt(
 def _removes(record: dict[str, Any]) -> bool:
     """Whether a record is a removal: `remove` says so, or without it an object that is null.
 
-    In YAML and tables `remove` is text; an empty cell says nothing.
+    In YAML and tables `remove` is text, in capitals too, as spreadsheets write it; an empty cell says nothing.
     """
-    value = {"true": True, "false": False, "": None}.get(said := record.get("remove"), said)  # type: ignore[arg-type]
+    said = record.get("remove")
+    value = {"true": True, "false": False, "": None}.get(said.lower(), said) if isinstance(said, str) else said
     if value is not None and not isinstance(value, bool):
         raise RefusedError("E010", f"remove is true or false, not {shown(value)}")
     return "object" in record and record["object"] is None if value is None else value

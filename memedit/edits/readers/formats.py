@@ -10,7 +10,15 @@ from typing import Any
 
 from memedit.edits.readers.document import RefusedError
 from memedit.edits.readers.easyedit import convert_easyedit, convert_wikibio, is_easyedit, is_wikibio
-from memedit.edits.readers.parts import field_texts, numbered_id, target_rest, target_text, template, with_rest
+from memedit.edits.readers.parts import (
+    field_texts,
+    numbered_id,
+    own_fields,
+    target_rest,
+    target_text,
+    template,
+    with_rest,
+)
 from memedit.edits.readers.questions import convert_unke, convert_wikibigedit, is_unke, is_wikibigedit
 from memedit.edits.readers.ripple import convert_ripple, is_ripple
 
@@ -50,6 +58,7 @@ def _counterfact(record: Record) -> Record:
     if not isinstance(rewrite, dict):
         raise RefusedError("E010", "requested_rewrite is a mapping of prompt, subject, target_new, target_true")
     ours: Record = {name: rewrite[name] for name in ("subject", "prompt") if name in rewrite}
+    ours |= own_fields(rewrite)
     ours["object"] = target_text(rewrite.get("target_new"))
     ours["object_old"] = target_text(rewrite.get("target_true"))
     ours["relation"] = rewrite.get("relation_id")
@@ -61,7 +70,7 @@ def _counterfact(record: Record) -> Record:
     ours["generation"] = record.get("generation_prompts")
     used = {"requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"}
     read = set(_REWRITE if asked or question is None else _REWRITE[:-1])
-    unread = {key: value for key, value in rewrite.items() if key not in read}
+    unread = {key: value for key, value in rewrite.items() if key not in read | own_fields(rewrite).keys()}
     for key in ("target_new", "target_true"):
         if rest := target_rest(rewrite.get(key)):
             unread[key] = rest
@@ -102,8 +111,8 @@ def _zsre(record: Record) -> Record:
         ours["aliases"] = answers[1:]
     ours["paraphrases"] = record.get("rephrase")
     used = {"subject", "src", "alt", "rephrase"}
-    if record.get("loc"):
-        ours["neighborhood"] = [{"prompt": record["loc"], "answer": record.get("loc_ans")}]
+    if record.get("loc") and record.get("loc_ans"):  # an unrelated question: its answer is not the old object
+        ours["neighborhood"] = [{"prompt": record["loc"], "answer": record["loc_ans"]}]
         used |= {"loc", "loc_ans"}
     return with_rest(ours, record, used, {"source": "zsRE"})
 

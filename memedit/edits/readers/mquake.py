@@ -11,10 +11,10 @@ from typing import Any
 from memedit.edits.edit import shown
 from memedit.edits.readers.document import Document, RecordRow, RefusedError
 from memedit.edits.readers.easyedit import call_edits, is_call
-from memedit.edits.readers.parts import target_rest, target_text
+from memedit.edits.readers.parts import OWN_FIELDS, own_fields, target_rest, target_text
 
 _READ = {"case_id", "requested_rewrite", "questions", "new_answer", "new_answer_alias"}
-_READ_OF_REWRITE = {"subject", "relation_id", "prompt", "target_new", "target_true", "question"}
+_READ_OF_REWRITE = {"subject", "relation_id", "prompt", "target_new", "target_true", "question", *OWN_FIELDS}
 _READ_OF_HOP = {"question", "cloze", "answer", "answer_alias"}
 
 
@@ -53,12 +53,15 @@ def _case_edits(case: dict[str, Any]) -> Iterator[Any]:
         for key in ("target_new", "target_true"):
             if rest := target_rest(rewrite.get(key)):
                 unread[key] = rest
+        wanted = target_text(rewrite.get("target_new"))
         yield {
             **({} if name is None else {"id": f"mquake-{name}-{number}"}),
             "subject": rewrite.get("subject"),
             "relation": rewrite.get("relation_id"),
             "prompt": rewrite.get("prompt"),
-            "object": target_text(rewrite.get("target_new")),
+            # A missing target is a missing object: only an object that memedit's own record sets to null is a removal.
+            **({} if wanted is None else {"object": wanted}),
+            **own_fields(rewrite),
             "object_old": target_text(rewrite.get("target_true")),
             "paraphrases": [rewrite["question"]] if isinstance(rewrite.get("question"), str) else [],
             "portability": list(_questions(case)) if first else [],
@@ -88,18 +91,24 @@ def _asks_twice(hop: dict[str, Any]) -> bool:
 
 
 def _questions(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The questions of a case. Raises RefusedError E009 for one without an answer or without its text."""
     for text in _listed(case, "questions"):
+        if case.get("new_answer") is None:
+            raise RefusedError("E009", "the case has questions and no new_answer; add it, or leave the questions out")
         yield {
             "prompt": text,
-            "answer": case.get("new_answer"),
+            "answer": case["new_answer"],
             "aliases": case.get("new_answer_alias") or [],
             "group": "multi-hop",
         }
     for hop in _listed(case, "new_single_hops"):
         if isinstance(hop, dict):
+            asked = hop.get("cloze") or hop.get("question")
+            if asked is None or hop.get("answer") is None:
+                raise RefusedError("E009", f"a single hop has a cloze or question, and an answer, not {shown(hop)}")
             yield {
-                "prompt": hop.get("cloze") or hop.get("question"),
-                "answer": hop.get("answer"),
+                "prompt": asked,
+                "answer": hop["answer"],
                 "aliases": hop.get("answer_alias") or [],
                 "group": "single-hop",
             }

@@ -31,6 +31,9 @@ FIELDS = (
 )
 """The public names of an edit's fields."""
 
+OWN_FIELDS = ("remove", "glue", "evaluate", "wordings")
+"""Fields that no other project has: in its records too they are those of the edit."""
+
 ALIASES = {
     "target": "object",
     "target_new": "object",
@@ -94,14 +97,21 @@ def numbered_id(record: Mapping[str, Any], key: str, prefix: str) -> str | None:
     return f"{prefix}-{record[key]}" if key in record else None
 
 
+def own_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record has of OWN_FIELDS."""
+    return {name: record[name] for name in OWN_FIELDS if name in record}
+
+
 def with_rest(ours: dict[str, Any], record: dict[str, Any], used: set[str], more: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an edit, and in `meta` everything of the record that is not `used`.
+    """The fields of an edit, and in `meta` everything of the record that is not `used`; see also OWN_FIELDS.
 
     `more` comes first in meta, and its `id` is the edit's if the record has none. Raises RefusedError E008 where the
     record's own meta has one of the other keys of the record.
     """
     meta = {} if record.get("meta") in (None, "") else record["meta"]
-    rest = {name: value for name, value in record.items() if name not in used | {"meta", "id"}}
+    own = {name: value for name, value in own_fields(record).items() if name not in ours}
+    rest = {name: value for name, value in record.items() if name not in used | {"meta", "id"} | own.keys()}
+    ours |= own
     ours["id"] = record.get("id", more.pop("id", None))
     if isinstance(meta, dict):
         if twice := next((name for name in meta if name in rest), None):

@@ -11,7 +11,7 @@ from typing import Any
 
 from memedit.edits.edit import shown
 from memedit.edits.readers.document import RefusedError
-from memedit.edits.readers.parts import field_texts, template, with_rest
+from memedit.edits.readers.parts import field_texts, own_fields, template, with_rest
 
 _FOLLOWS = ("Logical_Generalization", "Subject_Aliasing", "Compositionality_I", "Compositionality_II")
 """Criteria of what follows from the edit: portability."""
@@ -39,6 +39,7 @@ def convert_ripple(record: dict[str, Any]) -> dict[str, Any]:
     head, wanted = _split(edit.get("prompt"), edit[given] if given else None, former.get("prompt"))
     before = _sentence(former.get("prompt"))
     ours: dict[str, Any] = {"subject": subject, "relation": edit.get("relation"), "object": wanted}
+    ours |= own_fields(edit)
     ours["prompt"] = template(head, subject)
     ours["object_old"] = before.removeprefix(head).strip() if before.startswith(head) else None
     ours["portability"] = [question for name in _FOLLOWS for question in _questions(record.get(name), name)]
@@ -46,7 +47,7 @@ def convert_ripple(record: dict[str, Any]) -> dict[str, Any]:
         {"prompt": one["prompt"], "answer": one["answer"], "group": one["group"]}
         for name in _STAYS for one in _questions(record.get(name), name)
     ]  # fmt: skip
-    read = {"prompt", "relation", given} | (set() if beside else {"subject"})
+    read = {"prompt", "relation", given, *own_fields(edit)} | (set() if beside else {"subject"})
     unread = {key: value for key, value in edit.items() if key not in read}
     used = {"edit", "subject"} if beside else {"edit"}
     return with_rest(ours, record, used, {"source": "RippleEdits", "edit": unread})
