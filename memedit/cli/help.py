@@ -107,15 +107,8 @@ def topic_list() -> str:
     """Return the list of topics as text, one topic a line."""
     width = max(map(len, TOPICS))
     lines = [f"  {name:<{width}}  {about}" for name, about in TOPICS.items()]
-    return "\n".join(
-        [
-            "memedit help TOPIC shows one of these topics:",
-            "",
-            *lines,
-            "",
-            "memedit help COMMAND shows the options of a command.",
-        ]
-    )
+    options = "memedit help COMMAND shows the options of a command."
+    return "\n".join(["memedit help TOPIC shows one of these topics:", "", *lines, "", options])
 
 
 def topic_text(topic: str, prefix: str | None = None) -> str:

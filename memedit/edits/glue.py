@@ -12,9 +12,8 @@ from typing import Literal
 
 Glue = Literal["", " "]
 
-_JOINS_NEXT = frozenset(
-    "-\u2010\u2011/\\@#¿¡"
-)  # also opening brackets and quotes, currency signs and _, by their category
+# Hyphens are three characters. Also opening brackets and quotes, currency signs and _, by their category.
+_JOINS_NEXT = frozenset("-\u2010\u2011/\\@#¿¡")
 _JOINS_BEFORE = frozenset(",.;:!?%")  # also closing brackets and quotes, by their category
 _CONTRACTION = re.compile(r"'(?:s|t|d|m|re|ve|ll)\b", re.IGNORECASE)
 _QUOTED = re.compile(r"(?<!\w)['‘](?:[^'’]|\b['’]\b)+['’]$")  # an apostrophe inside a word does not end a quotation

@@ -118,10 +118,9 @@ def _acquire_now(file: Path) -> int | None:
             held = True
             if os.path.samestat(os.fstat(handle), file.stat()):
                 return handle
-        except OSError as error:
-            if error.errno in NO_LOCKS:
+        except BaseException as error:  # an interruption too
+            if isinstance(error, OSError) and error.errno in NO_LOCKS:
                 return handle
-        except BaseException:
             if held:
                 _remove_held(file, handle)
             os.close(handle)

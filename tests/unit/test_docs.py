@@ -194,9 +194,8 @@ def test_every_topic_is_rendered_at_80_columns(topic: str) -> None:
 
 
 def test_a_pipe_gets_plain_text() -> None:
-    assert CliRunner().invoke(app, ["help", "exit-codes"]).stdout == (DOCS / "exit-codes.md").read_text(
-        encoding="utf-8"
-    )
+    shown = CliRunner().invoke(app, ["help", "exit-codes"]).stdout
+    assert shown == (DOCS / "exit-codes.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.process

@@ -161,6 +161,33 @@ def test_an_interruption_after_a_lock_was_taken_leaves_no_file(tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interruption_while_another_holds_a_lock_leaves_its_file(tmp_path: Path) -> None:
+    def interrupted(_text: str) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with exclusive(tmp_path / "a.lock", tmp_path, print):
+        with pytest.raises(KeyboardInterrupt), exclusive(tmp_path / "a.lock", tmp_path, interrupted):
+            pass
+        with locked_if_free(tmp_path / "a.lock") as held:
+            assert not held
+        assert (tmp_path / "a.lock").exists()
+
+
+def test_a_lock_that_cannot_be_used_is_not_free_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fstat
+
+    def fails_once(_handle: int) -> NoReturn:
+        monkeypatch.setattr(os, "fstat", real)
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(os, "fstat", fails_once)
+    with locked_if_free(tmp_path / "a.lock") as held:
+        assert not held
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_removed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "folder"
     (folder / "inner").mkdir(parents=True)

@@ -220,6 +220,19 @@ def test_without_steps_it_is_the_closed_form(lm: LanguageModel) -> None:
     assert update.keys == {}
 
 
+def test_a_prompt_that_must_stay_weighs_no_more_where_there_are_few(lm: LanguageModel) -> None:
+    """Or 81 prompts would weigh as much as 1,000 edits; where there are enough, their number changes no weight."""
+    there = solved(lm, steps=1, siblings=4, others=4).polish
+    assert there
+    each = there.preserved / len(edits_of(lm))  # all of them in every step
+    few, quarter, full = (
+        solved(lm, steps=3, siblings=4, others=4, ratio=ratio, preserve=weight)
+        for ratio, weight in ((4 * each, 1.0), (each, 0.25), (each, 1.0))
+    )
+    assert all(torch.equal(few.weights[n], quarter.weights[n]) for n in LAYERS)
+    assert not any(torch.equal(few.weights[n], full.weights[n]) for n in LAYERS)
+
+
 @pytest.mark.slow
 def test_more_weight_on_what_must_stay_keeps_more_of_it(lm: LanguageModel) -> None:
     light, heavy = (solved(lm, steps=30, siblings=4, others=4, preserve=weight).polish for weight in (0.0, 5.0))

@@ -117,3 +117,9 @@ def test_time_grows_with_what_is_read_and_searched(lm: LanguageModel) -> None:
 @pytest.mark.parametrize(("spent", "said"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_times_are_said_as_people_say_them(spent: float, said: str) -> None:
     assert duration_text(spent) == said
+
+
+def test_a_forward_that_other_programs_delay_does_not_set_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = iter([1.0, 50.0, 2.0])  # the first only initializes
+    monkeypatch.setattr(preflight, "_forward_seconds", lambda _lm, _length: next(spent))
+    assert Pace.of(load(GPT2, CPU)).token == 2.0 / preflight.TIMED[0]
