@@ -21,7 +21,7 @@ MOST_SECONDS = 5.0
 LONGEST_CHAT = 10_000_000
 """Characters that a template may write."""
 LONGEST_TEMPLATE = 1_000_000
-_HINT = "correct the template, or leave --chat out"
+_HINT = "correct the template, or leave --chat or chat=true out"
 
 
 def rendered_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
@@ -30,7 +30,7 @@ def rendered_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]
     Raises UsageError where there is no template, where it takes no such chat, or where it does not end.
     """
     if not tokenizer.chat_template:
-        hint = "leave --chat out, or put the model's chat_template.jinja into its folder"
+        hint = "leave --chat or chat=true out, or put the model's chat_template.jinja into its folder"
         raise UsageError("the tokenizer of this model has no chat template", hint)
     _check_source(tokenizer.chat_template)
     open_ = turns[-1]["role"] == "user"

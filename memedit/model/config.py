@@ -139,8 +139,8 @@ def _parsed(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is not valid JSON: {first_line(error)}", "fetch the model again") from error
     if not isinstance(config, dict):
-        kind = type(config).__name__
-        raise UnsupportedModelError(f"{file} holds a {kind} where a JSON object belongs", "fetch the model again")
+        kind = {list: "a list", str: "text", type(None): "null"}.get(type(config), "a number or truth value")
+        raise UnsupportedModelError(f"{file} holds {kind} where a JSON object belongs", "fetch the model again")
     return config
 
 

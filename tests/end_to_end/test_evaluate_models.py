@@ -202,7 +202,7 @@ def test_a_model_without_a_template_is_refused_in_words(
     assert command(monkeypatch, "eval", lists[0], "-m", made_gpt2, "--chat") == 2
     said = capsys.readouterr().err
     assert "error: the tokenizer of this model has no chat template" in said
-    assert "hint: leave --chat out" in said
+    assert "hint: leave --chat or chat=true out" in said
 
 
 def test_a_template_that_takes_no_question_is_refused_in_words(chatty: Path, lists: tuple[Path, Path]) -> None:

@@ -72,9 +72,9 @@ NESTED = '{"a":' * 100_000
 
 CONFIGS = [
     FolderCase("a list", text("config.json", "[]"), "holds a list where a JSON object belongs"),
-    FolderCase("null", text("config.json", "null"), "holds a NoneType"),
-    FolderCase("a number", text("config.json", "7"), "holds a int"),
-    FolderCase("a text", text("config.json", '"gpt2"'), "holds a str"),
+    FolderCase("null", text("config.json", "null"), "holds null where a JSON object belongs"),
+    FolderCase("a number", text("config.json", "7"), "holds a number or truth value"),
+    FolderCase("a text", text("config.json", '"gpt2"'), "holds text"),
     FolderCase("nothing", text("config.json", ""), "is not valid JSON", 2),
     FolderCase("cut short", text("config.json", '{"model_type": '), "is not valid JSON", 2),
     FolderCase("not UTF-8", text("config.json", b'{"a": "\xe7"}'), "is not valid JSON", 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import io
 import os
@@ -119,6 +120,36 @@ def test_every_command_line_is_one_that_the_program_takes(page: Path) -> None:
             check_command(words)
         except Exception as error:
             raise AssertionError(f"memedit {shlex.join(words)}: {error!r}") from error
+
+
+OTHER_PROGRAMS = {
+    *("--nproc-per-node", "--max-restarts"),  # torchrun
+    *("--enable-lora", "--max-lora-rank", "--lora-modules"),  # vllm serve
+    *("--tasks", "--model_args", "--include_path", "--batch_size"),  # lm_eval
+}
+OF_BENCHMARKS = {"--edits", "--oracle-sample", "--joint", "--seed", "--count"}
+
+
+def known_options() -> set[str]:
+    """Every option of every command."""
+    found, rest = {"--help", "--install-completion", "--version"}, [typer.main.get_command(app)]
+    while rest:
+        command: Any = rest.pop()
+        found |= {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+        rest += getattr(command, "commands", {}).values()
+    return found
+
+
+@pytest.mark.parametrize("file", [*PAGES, *sorted((ROOT / "memedit").rglob("*.py"))], ids=lambda file: file.name)
+def test_every_option_that_is_named_exists(file: Path) -> None:
+    """A hint that names an option which no command has sends people to an error."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".py":
+        strings = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+        text = "\n".join(value for value in strings if isinstance(value, str))
+    named = set(re.findall(r'(?<![\w("-])--[a-z][a-z_-]*\w', text))
+    beside = OTHER_PROGRAMS | (OF_BENCHMARKS if file.name == "measured.md" or "examples" in file.parts else set())
+    assert named <= known_options() | beside
 
 
 def test_command_lines_are_found_in_blocks_and_in_text() -> None:
