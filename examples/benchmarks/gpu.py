@@ -57,9 +57,9 @@ SAME_SCORE = 0.01
 """The largest gap of a score between float32 and bfloat16."""
 PEAK_SHARE = 0.5
 """The share of a plain product's rate that the search is to reach."""
-FIXED = {"target.optimizer": "adam", "target.steps": 10, "target.stop": 0.0}
+FIXED = {"target.optimizer": "adam", "polish.steps": 0, "target.steps": 10, "target.stop": 0.0}
 """Every edit takes all steps, so that time does not depend on random weights."""
-SHORT = {"target.steps": 3, "target.stop": 0.0}
+SHORT = {"polish.steps": 0, "target.steps": 3, "target.stop": 0.0}
 """So few steps that two devices must find the same: rounding grows with every step."""
 GRACE = 10.0
 """Seconds in which a phase that is killed must end."""

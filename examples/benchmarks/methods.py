@@ -2,7 +2,7 @@
 
     python -m examples.benchmarks.methods [--model FOLDER] [--edits 1,10,100,500] [--batches 10] [--size 50]
 
-The first table has `apply` at its defaults with each method on the first edits of requests/world.jsonl, beside the
+The first table has `apply` with each method, without polish, on the first edits of requests/world.jsonl, beside the
 plain oracle, which is MEMIT as published. The second has `--batches` lists of `--size` edits, one after the other: all
 solved again from the base with kept targets, each on top of the last, or each as if none had been before. Two tables on
 stdout, then one line of JSON.
@@ -32,7 +32,7 @@ from examples.reference.sequences import apart, in_batches
 
 from .both import FACTS, FIGURES, ROOT, SHIPPED, Both
 
-CPU = {"model.device": "cpu"}
+CPU = {"model.device": "cpu", "polish.steps": 0}
 HELD = {"others": "others kept", "siblings": "siblings kept"}
 ORACLE = "oracle (MEMIT)"
 WAYS: tuple[tuple[str, Mode], ...] = (("memit", "re-solve"), ("memit", "on top"), ("alphaedit", "on top"))

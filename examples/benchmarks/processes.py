@@ -100,7 +100,7 @@ def _digest(out: Path) -> str:
 
 def _command(given: argparse.Namespace, folder: Path) -> list[str]:
     words = ["apply", str(ROOT / "requests" / "world.jsonl"), "--limit", str(given.edits), "-m", str(given.model)]
-    words += ["-o", str(folder / "out"), "--facts", str(FACTS), "--device", "cpu", "-q"]
+    words += ["-o", str(folder / "out"), "--facts", str(FACTS), "--device", "cpu", "--polish", "0", "-q"]
     return [*words, *(word for one in given.set for word in ("--set", one))]
 
 

@@ -46,7 +46,7 @@ def apply_command(
     polish: Annotated[
         int | None,
         typer.Option(
-            "--polish", min=0, metavar="N", help="Polish the change in N steps: keep what the model knew.  [default: 0]"
+            "--polish", min=0, metavar="N", help="Steps that keep what the model knew; 0: none.  [default: 24]"
         ),
     ] = None,
     redo: Annotated[int | None, typer.Option("--redo", min=0, metavar="N", hidden=True)] = None,

@@ -62,8 +62,8 @@ PresetOption = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="Named settings: specific, or those published for a model, such as gpt2-xl.",
-        autocompletion=lambda: ["specific", *PRESETS],
+        help="Settings published for a model, such as gpt2-xl.",
+        autocompletion=lambda: list(PRESETS),
     ),
 ]
 SetOption = Annotated[

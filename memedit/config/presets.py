@@ -1,4 +1,4 @@
-"""Named settings: one set of our own, and published ones by model, in this recipe's units.
+"""Named settings: those published for some models, in this recipe's units.
 
 lambda is divided by the MLP's width. Sources: kmeng01/memit hparams/MEMIT (gpt2-xl, gpt-j-6b),
 zjunlp/EasyEdit hparams/MEMIT (llama-2-7b, mistral-7b), jianghoucheng/AlphaEdit hparams/MEMIT (llama-3-8b). The ridge is
@@ -24,6 +24,7 @@ def _published(
         "target.step_absolute": step,
         "target.weight_decay": decay,
         "target.ball": ball,
+        "polish.steps": 0,
     }
 
 
@@ -44,10 +45,6 @@ SHAPES: dict[str, tuple[int, int, int]] = {
     "mistral-7b": (32, 4096, 14_336),
 }
 """The models that published settings were chosen on: blocks, width, MLP width."""
-SPECIFIC: dict[str, Any] = {"target.ball": 0.6, "polish.steps": 24}
-"""Chosen on a real model (SmolLM2-135M, memedit/docs/measured.md): it keeps far more of what was not edited
-where tens of edits share a few relations."""
-
 ONE_LAYER = {"gpt2-xl": "17", "gpt-j-6b": "5", "llama-2-7b": "5", "llama-3-8b": "5", "mistral-7b": "5"}
 
 
@@ -64,11 +61,10 @@ def foreign_preset(name: str | None, blocks: int, width: int, mlp_width: int) ->
 
 def preset(name: str, method: str = "memit") -> dict[str, Any]:
     """The settings of a preset by their dotted names. Raises RecipeError for an unknown name."""
-    if name == "specific":
-        return dict(SPECIFIC)
     if name not in PRESETS:
-        known = ("specific", *PRESETS)
-        raise RecipeError(f"there is no preset {name!r}", nearest_hint(name, known, f"there are {', '.join(known)}"))
+        raise RecipeError(
+            f"there is no preset {name!r}", nearest_hint(name, PRESETS, f"there are {', '.join(PRESETS)}")
+        )
     knobs, found = dict(PRESETS[name]), METHODS.get(method)
     if method != "memit":
         del knobs["method.ridge"]

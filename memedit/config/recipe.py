@@ -105,8 +105,8 @@ class TargetKnobs(_Knobs):
 class PolishKnobs(_Knobs):
     """Steps of descent after the closed form, on what the edited model says and on what it must still say."""
 
-    steps: int = Field(default=0, ge=0)
-    """Steps of Adam; 0: the closed form alone."""
+    steps: int = Field(default=24, ge=0)
+    """Steps of Adam; 0: the closed form alone. Unless given, 0 under the published semantics and presets."""
     step: float = Field(default=0.1, gt=0)
     """Adam's step, in units of the root mean square of what a layer's change adds."""
     preserve: float = Field(default=1.0, ge=0)
@@ -247,6 +247,18 @@ class Recipe(_Knobs):
     free. Where the weights do not fit, blocks are read from disk as they run. It changes results by rounding only."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Seed of everything that is sampled: contexts, and the noise of tracing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_steps(cls, values: Any) -> Any:
+        """The published semantics are those of the closed form alone, unless steps of polish are asked for."""
+        if not isinstance(values, Mapping):
+            return values
+        method, polish = values.get("method"), values.get("polish") or {}
+        semantics = method.get("semantics") if isinstance(method, Mapping) else getattr(method, "semantics", None)
+        if semantics == "reference" and isinstance(polish, Mapping) and "steps" not in polish:
+            return {**values, "polish": {**polish, "steps": 0}}
+        return values
 
     @property
     def joint(self) -> bool:

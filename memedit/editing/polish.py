@@ -51,6 +51,8 @@ ENOUGH = 0.05
 """Loss of an edit below which it pulls no further: the same bar as the target search's."""
 LAST_STEP = 0.2
 """The length of the last step, in units of the first."""
+KEPT_BYTES = 1_000_000_000
+"""What the base says after the prompts that must stay is kept up to this size: 4,000 prompts of 128,000 tokens each."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def polish(
     rows, reason = choose_adapted_rows(
         lm, made.rows, changes, tokens=MOST_TOKENS.get(lm.device.type, 1024) // 2, few=few
     )
-    before = _before(rows, made)
+    before = _Before.of(rows, made.preserved, lm.architecture.vocabulary)
     answers = UnknownAnswers.of(lm, list(made.unknown.values()))
     answers = replace(answers, log_probs=answers.log_probs.half().cpu())  # as wide as the vocabulary, and kept
     steps = _Steps(rows, made, before, answers, changes, knobs, random.Random(seed))
@@ -146,21 +148,40 @@ def _factors(lm: LanguageModel, update: Update) -> tuple[dict[int, Tensor], dict
     return left, right
 
 
-@torch.no_grad()
-def _before(rows: AdaptedRows, made: _Rows) -> dict[int, Tensor]:
-    """The base's log-probabilities (V,) after every preserved prompt, float16 on the CPU."""
-    found: dict[int, Tensor] = {}
-    for launch in rows.launches(list(made.preserved)):
+@dataclass(frozen=True)
+class _Before:
+    """The base's log-probabilities after the preserved prompts, as float16 has them."""
+
+    rows: AdaptedRows
+    kept: dict[int, Tensor]
+    """Those of each row (V,), float16 on the CPU; empty where they would take too much memory."""
+
+    @classmethod
+    def of(cls, rows: AdaptedRows, preserved: range, vocabulary: int) -> _Before:
+        """Keep all of them, or none: then each step asks for its own."""
+        kept: dict[int, Tensor] = {}
+        if 2 * vocabulary * len(preserved) > KEPT_BYTES:
+            return cls(rows, kept)
+        for launch in rows.launches(list(preserved)):
+            kept |= {n: line.cpu() for n, line in zip(launch, cls._asked(rows, launch), strict=True)}
+        return cls(rows, kept)
+
+    def __call__(self, launch: Sequence[int]) -> Tensor:
+        """Those of one launch, (rows, V) float16."""
+        return torch.stack([self.kept[n] for n in launch]) if self.kept else self._asked(self.rows, launch)
+
+    @staticmethod
+    @torch.no_grad()
+    def _asked(rows: AdaptedRows, launch: Sequence[int]) -> Tensor:
         with rows.log_probs(launch, {}) as log_probs:
-            found |= {n: line.half().cpu() for n, line in zip(launch, log_probs, strict=True)}
-    return found
+            return log_probs.half()
 
 
 class _Steps:
     """The state of the descent."""
 
     def __init__(
-        self, rows: AdaptedRows, made: _Rows, before: dict[int, Tensor], answers: UnknownAnswers, changes: Factors,
+        self, rows: AdaptedRows, made: _Rows, before: _Before, answers: UnknownAnswers, changes: Factors,
         knobs: PolishKnobs, draw: random.Random,
     ) -> None:  # fmt: skip
         self.rows, self.made, self.before, self.knobs, self.draw = rows, made, before, knobs, draw
@@ -236,8 +257,9 @@ class _Steps:
         """The gradient of the weighed mean KL(base || edited); returns each launch's part of the mean."""
         parts: list[Tensor] = []
         for launch in self.rows.launches(chosen):
+            before = self.before(launch)
             with self.rows.log_probs(launch, self.changes()) as now:
-                then = send(torch.stack([self.before[n] for n in launch]), now.device).float()
+                then = send(before, now.device).float()
                 drift = (then.exp() * (then - now)).sum() / len(chosen)
                 (weight * drift).backward()
             parts.append(drift.detach())

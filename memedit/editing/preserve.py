@@ -7,6 +7,7 @@ relation is asked by its prompts, not by its other wordings: more prompts need m
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -16,14 +17,18 @@ from memedit.evaluation.made_facts import Asked, Beside, Names
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt, SubjectLost, locate_subject
 
+MOST_OF = 0.75
+"""The share of all that can be asked, at most: the rest is left to score by what polish has not seen."""
+
 
 def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: PolishKnobs, seed: int) -> list[Asked]:
     """Draw what must stay: at most `knobs.siblings` and `knobs.others` questions for each edit."""
     draw, beside = random.Random(seed), Beside.of(requests, names)
-    return [
-        *draw.sample(beside.siblings, min(len(beside.siblings), knobs.siblings * len(requests))),
-        *draw.sample(beside.others, min(len(beside.others), knobs.others * len(requests))),
-    ]
+
+    def drawn(asked: Sequence[Asked], each: int) -> list[Asked]:
+        return draw.sample(asked, min(math.ceil(MOST_OF * len(asked)), each * len(requests)))
+
+    return [*drawn(beside.siblings, knobs.siblings), *drawn(beside.others, knobs.others)]
 
 
 def preserved_prompts(lm: LanguageModel, chosen: Sequence[Asked], *, chat: bool) -> list[Prompt]:

@@ -58,7 +58,9 @@ def sequence(lists: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
         patch.setenv("MEMEDIT_CACHE", str(folder / "cache"))
         for name, source in zip(("one", "two"), lists, strict=True):
             knobs = {"model.path": str(model), "model.device": "cpu", "output.dir": str(folder / name)}
-            recipe, _ = resolve([("flag", {**knobs, "moments.tokens": 2000, "contexts.openings": ("The",)})])
+            recipe, _ = resolve(
+                [("flag", {**knobs, "polish.steps": 0, "moments.tokens": 2000, "contexts.openings": ("The",)})]
+            )
             reports.append(pipeline.run_apply(pipeline.RunInputs(recipe, read(str(source))[0])))
             model = folder / name
     return folder / "one", folder / "two", reports[0]

@@ -68,7 +68,12 @@ def test_a_checkpoint_is_edited_in_its_own_form(form: str, tmp_path: Path, monke
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         name = "someone/some"
-    settings = {"moments.corpus": str(tmp_path / "corpus.txt"), "moments.tokens": "1300", "target.steps": "3"}
+    settings = {
+        "moments.corpus": str(tmp_path / "corpus.txt"),
+        "moments.tokens": "1300",
+        "polish.steps": 0,
+        "target.steps": "3",
+    }
     memedit.apply([EDIT], name, out, settings={**settings, "method.layers": "1-2", "output.link": "hard"})
     assert {file.name: file.read_bytes() for file in base.iterdir()} == before
     kept = [name for name in before if name != "model.safetensors"]

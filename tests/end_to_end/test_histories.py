@@ -33,7 +33,14 @@ from memedit.storage.deltas import delta_bytes
 from tests.helpers.killed import Moment, call
 
 # A search of one edit at a time gives its target the same bytes whoever else is in the list.
-SETTINGS = {"target.steps": 4, "chunk": 1, "moments.tokens": 2000, "contexts.openings": ["The"], "eval.derive": False}
+SETTINGS = {
+    "polish.steps": 0,
+    "target.steps": 4,
+    "chunk": 1,
+    "moments.tokens": 2000,
+    "contexts.openings": ["The"],
+    "eval.derive": False,
+}
 MORE = {"chunk": 1, "eval.derive": False}
 """The same for a later run, which keeps what is in the ledger."""
 NAMES = ["Ada", "Bo Lund", "Cyril of Ware", "Dot", "Eva Marsh", "Finn"]

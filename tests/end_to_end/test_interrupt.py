@@ -26,7 +26,18 @@ def test_a_signal_ends_a_run_that_can_go_on(
 ) -> None:
     out, cache, said = tmp_path / "out", tmp_path / "cache", tmp_path / "said"
     edits = ROOT / "requests" / "small.jsonl"
-    knobs = ["--limit", "8", "--set", "moments.tokens=1000", "--set", "target.steps=200", "--set", "target.stop=0"]
+    knobs = [
+        "--limit",
+        "8",
+        "--set",
+        "moments.tokens=1000",
+        "--set",
+        "polish.steps=0",
+        "--set",
+        "target.steps=200",
+        "--set",
+        "target.stop=0",
+    ]
     running = begin("apply", edits, "-m", made_small, "-o", out, "-q", *knobs, cache=cache, said=said, fresh=fresh)
     start = time.monotonic()
     try:

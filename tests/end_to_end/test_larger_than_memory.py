@@ -26,8 +26,8 @@ EDITS = [
     {"id": "b", "subject": "Bela", "prompt": "{} is at", "object": "Oslo", "object_old": "Pisa"},
 ]
 QUICK = (
-    "--layers", "7", "--rounding", "nearest", "--set", "target.steps=2", "--set", "contexts.openings=[A]",
-    "--set", "contexts.tokens=2",
+    "--layers", "7", "--rounding", "nearest", "--polish", "0", "--set", "target.steps=2",
+    "--set", "contexts.openings=[A]", "--set", "contexts.tokens=2",
     "--set", "eval.derive=false", "--set", "eval.tokens=1", "--set", "moments.tokens=100", "--set", "moments.row=50",
     "--device", "cpu",
 )  # fmt: skip

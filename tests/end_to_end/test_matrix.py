@@ -93,7 +93,13 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
         "method.layers": LAYERS.get(family, "1-2"),
         "moments.corpus": str(tmp_path / "corpus.txt"),
     }
-    settings |= {"moments.tokens": "640", "moments.row": "64", "target.steps": "3", "contexts.openings": ("The",)}
+    settings |= {
+        "moments.tokens": "640",
+        "moments.row": "64",
+        "polish.steps": 0,
+        "target.steps": "3",
+        "contexts.openings": ("The",),
+    }
     settings |= {"contexts.tokens": "4", "eval.derive": False}
     method = MethodKnobs.model_validate({"layers": settings["method.layers"]})
     recipe = Recipe(model=ModelKnobs(path=str(base)), method=method, target=TargetKnobs(steps=3))

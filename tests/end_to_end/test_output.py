@@ -51,7 +51,10 @@ def test_a_fresh_process_gives_the_logits_of_the_model_in_memory(
     monkeypatch.setattr(EditRun, "scored", judged)
     out, file = tmp_path / "out", tmp_path / "logits.pt"
     memedit.apply(
-        edits, made_folder, out, settings={"target.steps": 3, "moments.tokens": 4000, "contexts.openings": ["The"]}
+        edits,
+        made_folder,
+        out,
+        settings={"polish.steps": 0, "target.steps": 3, "moments.tokens": 4000, "contexts.openings": ["The"]},
     )
     command = [sys.executable, "-c", LOADS, str(out), "|".join(prompts), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -30,7 +30,7 @@ SENTENCES = [
 in a first try, with fewer steps too, half of the edits failed where some subjects began the text."""
 # Two contexts, few steps and few tokens: a third of the time, and edits of this length still hold.
 SETTINGS = {
-    "moments.tokens": 1024, "target.steps": 20, "contexts.openings": ["The"], "contexts.chat": False,
+    "moments.tokens": 1024, "polish.steps": 0, "target.steps": 20, "contexts.openings": ["The"], "contexts.chat": False,
     "eval.derive": False, "eval.tokens": 12,
 }  # fmt: skip
 

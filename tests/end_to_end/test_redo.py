@@ -14,7 +14,8 @@ pytestmark = pytest.mark.usefixtures("kept_moments")
 
 EDITS = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:8]
 FEW_STEPS = {
-    "target.steps": 2, "moments.tokens": 4000, "contexts.openings": ["The"], "eval.derive": False, "eval.tokens": 3,
+    "polish.steps": 0, "target.steps": 2, "moments.tokens": 4000, "contexts.openings": ["The"],
+    "eval.derive": False, "eval.tokens": 3,
 }  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_the_same_model_unchanged_is_edited(
     model = dense(tmp_path / "model")
     text = "\n".join(f"The {n} old bridges of town {n % 7} stood near river {n * n % 11}." for n in range(60))
     (model / "memedit" / "corpus.txt").write_text(text)
-    few = ["--set", "target.steps=2", "--set", "moments.tokens=1000", "--limit", "2", "-q"]
+    few = ["--set", "polish.steps=0", "--set", "target.steps=2", "--set", "moments.tokens=1000", "--limit", "2", "-q"]
     flags = ["-m", str(model), "-o", str(tmp_path / "out"), "--corpus", str(model / "memedit" / "corpus.txt")]
     monkeypatch.setattr(sys, "argv", ["memedit", "apply", str(EDITS), *few, *flags])
     capfd.readouterr()

@@ -55,7 +55,7 @@ def test_removed_facts_are_no_longer_said_beside_edits_that_hold(made_gpt2: Path
     assert share(asked, "still_named") >= 0.9 and share(asked, "generated.still_named") >= 0.9
 
 
-SHORT = {"target.steps": 12, "moments.tokens": 4000, "chunk": 1, "contexts.openings": ["The"]}
+SHORT = {"polish.steps": 0, "target.steps": 12, "moments.tokens": 4000, "chunk": 1, "contexts.openings": ["The"]}
 
 
 def weights(folder: Path) -> bytes:

@@ -26,7 +26,8 @@ MOMENTS = [
     Moment("write", "os.rename"),  # all is written, nothing is in its place
 ]
 SETTINGS = {
-    "target.steps": 4, "target.redo": 2, "chunk": 2, "moments.tokens": 4000, "contexts.openings": ["The", "I"],
+    "polish.steps": 0, "target.steps": 4, "target.redo": 2, "chunk": 2, "moments.tokens": 4000,
+    "contexts.openings": ["The", "I"],
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ BATCHES, SIZE = 3, 10
 SAME_CHANGE = 1e-3
 """Relative, in the metric of the moments: a search in another batch sums in another order, and Adam carries it on."""
 MOST_OTHER_VERDICTS = 2 / 500
-QUICK = {"contexts.openings": ["The", "I"], "eval.derive": False}
+QUICK = {"polish.steps": 0, "contexts.openings": ["The", "I"], "eval.derive": False}
 UNSCORED = {"eval.derive": False}
 """Facts beside the edits are no part of these claims. What a run keeps from the ledger before it is not said again."""
 CHANGED = 200

@@ -111,7 +111,7 @@ def bare(edit: EditRequest) -> EditRequest:
 def test_what_is_written_comes_back_from_the_base_and_the_delta_file(tmp_path: Path, made_gpt2: Path) -> None:
     base = copy_in(torch.bfloat16, made_gpt2, tmp_path / "base")
     out, edits = tmp_path / "out", memedit.load_edits(ROOT / "requests" / "world.jsonl")[:1]
-    settings = {"target.steps": 3, "moments.tokens": 4000, "output.rounding": "key-aware"}
+    settings = {"polish.steps": 0, "target.steps": 3, "moments.tokens": 4000, "output.rounding": "key-aware"}
     settings |= {"contexts.openings": ["The"], "eval.derive": False}
     report = memedit.apply(edits, base, out, settings=settings)
     assert all(one.rounding == "key-aware" and one.rounding_loss < one.nearest_loss for one in report.layers)

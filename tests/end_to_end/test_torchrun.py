@@ -28,7 +28,7 @@ from tests.helpers.program import EDITS, forked, free_port, memedit, memedit_ran
 
 SMALL = EDITS.parent / "small.jsonl"
 MODEL = ROOT / "examples" / "models" / "made-small"
-SETTINGS = {"target.steps": 6, "chunk": 2, "moments.tokens": 4000, "target.retry": 1}
+SETTINGS = {"polish.steps": 0, "target.steps": 6, "chunk": 2, "moments.tokens": 4000, "target.retry": 1}
 APPLY = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
 
 

@@ -24,7 +24,16 @@ from tempfile import TemporaryDirectory
 from tests.conftest import ROOT
 
 EDITS = ROOT / "requests" / "world.jsonl"
-FEW = ["--set", "target.steps=10", "--set", "moments.tokens=4000", "--set", "contexts.openings=[The]"]
+FEW = [
+    "--set",
+    "polish.steps=0",
+    "--set",
+    "target.steps=10",
+    "--set",
+    "moments.tokens=4000",
+    "--set",
+    "contexts.openings=[The]",
+]
 """Settings for a short run."""
 IMPORTED = ("memedit.api", "memedit.cli.app", "transformers.models.gpt2.modeling_gpt2")
 """What the server imports before it forks."""

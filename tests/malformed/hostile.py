@@ -19,7 +19,18 @@ from tests.malformed.checkpoints import HEADERS, INDEXES
 from tests.malformed.folders import CONFIGS, NESTED, TOKENIZERS
 
 Change = Callable[[Path], None]
-FEW = ("--set", "target.steps=1", "--set", "moments.tokens=50", "--set", "contexts.tokens=3", "--layers", "1")
+FEW = (
+    "--set",
+    "polish.steps=0",
+    "--set",
+    "target.steps=1",
+    "--set",
+    "moments.tokens=50",
+    "--set",
+    "contexts.tokens=3",
+    "--layers",
+    "1",
+)
 APPLY = ("apply", "EDITS", "-m", "MODEL", "-o", "OUT", *FEW)
 ADD = ("apply", "--delta", "EDITED", "-m", "MODEL", "-o", "OUT")
 EXPORT = ("export", "EDITED", "--to", "lora", "-m", "MODEL", "-o", "OUT")

@@ -12,7 +12,16 @@ from typing import Any
 
 Kind = str
 """What OUT is: "folder", "file", or "none"; it appears in one step."""
-SHORT = ("--set", "target.steps=2", "--set", "target.stop=0", "--set", "contexts.openings=[]")
+SHORT = (
+    "--set",
+    "polish.steps=0",
+    "--set",
+    "target.steps=2",
+    "--set",
+    "target.stop=0",
+    "--set",
+    "contexts.openings=[]",
+)
 TOKENS = ("--set", "moments.tokens=200", "--set", "moments.row=64")
 EDIT = (*SHORT, *TOKENS, "--layers", "0-1", "-q")
 

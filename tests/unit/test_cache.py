@@ -249,7 +249,7 @@ def test_the_state_of_a_refused_run_is_removed_and_that_of_a_failed_one_stays(
     from memedit.editing.run import EditRun
 
     edits = [{"subject": "Ada", "prompt": "{} lives in", "object": "Rome"}]
-    settings = {"target.steps": 1, "moments.tokens": 50, "contexts.tokens": 3, "method.layers": "1"}
+    settings = {"polish.steps": 0, "target.steps": 1, "moments.tokens": 50, "contexts.tokens": 3, "method.layers": "1"}
 
     def raised(error: Exception) -> list[str]:
         def update(*_: Any, **__: Any) -> Any:
@@ -280,7 +280,7 @@ def test_the_moments_of_a_run_that_goes_on_are_in_use(
 
     monkeypatch.setattr(EditRun, "write", write)
     edits = [{"subject": "Ada", "prompt": "{} lives in", "object": "Rome"}]
-    settings = {"target.steps": 1, "moments.tokens": 50, "contexts.tokens": 3, "method.layers": "1"}
+    settings = {"polish.steps": 0, "target.steps": 1, "moments.tokens": 50, "contexts.tokens": 3, "method.layers": "1"}
     memedit.apply(edits, tiny_folder, tmp_path / "out", settings=settings)
     assert seen == [{"moment", "run"}]
     assert {one.kind for one in kept_entries()} == {"moment"}

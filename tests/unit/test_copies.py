@@ -192,7 +192,13 @@ def test_forgetting_every_edit_leaves_copies_out(base: Path, tmp_path: Path, kee
 def test_apply_leaves_copies_out(tiny_folder: Path, tmp_path: Path, keep: bool) -> None:
     base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
     (base / "pytorch_model.bin").write_text("old facts")
-    knobs = {"output.keep_copies": keep, "target.steps": 1, "moments.tokens": 400, "method.layers": "1"}
+    knobs = {
+        "output.keep_copies": keep,
+        "polish.steps": 0,
+        "target.steps": 1,
+        "moments.tokens": 400,
+        "method.layers": "1",
+    }
     progress = Notes()
     edit = {"subject": "Oslo", "prompt": "{} is in", "object": "Rome"}
     memedit.apply([edit], base, tmp_path / "out", settings=knobs, progress=progress)

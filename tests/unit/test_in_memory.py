@@ -14,10 +14,21 @@ from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import documents
 from tests.conftest import ROOT, byte_tokenizer, tiny_model
 
-SETTINGS = {"target.steps": 4, "moments.tokens": 2000, "contexts.openings": ["The", "I"], "eval.derive": False}
+SETTINGS = {
+    "polish.steps": 0,
+    "target.steps": 4,
+    "moments.tokens": 2000,
+    "contexts.openings": ["The", "I"],
+    "eval.derive": False,
+}
 EDIT = {"subject": "Ada", "prompt": "{} lives in", "object": "Rome"}
 TEXTS = [f"The {n} old bridges of town {n % 7} stood near river {n * n % 11}." for n in range(80)]
-TINY: dict[str, Any] = {"target.steps": 2, "moments.tokens": 1000, "contexts": {"openings": ["The"], "tokens": 3}}
+TINY: dict[str, Any] = {
+    "polish.steps": 0,
+    "target.steps": 2,
+    "moments.tokens": 1000,
+    "contexts": {"openings": ["The"], "tokens": 3},
+}
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
@@ -102,7 +113,13 @@ def test_moments_come_from_texts_a_file_a_mapping_or_stats(made_gpt2: Path, tmp_
     corpus = made_gpt2 / "memedit" / "corpus.jsonl.gz"
     model, tokenizer = load(made_gpt2)
     edits = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:1]
-    settings = {"target.steps": 1, "moments.tokens": 1000, "contexts.openings": ["The"], "method.layers": "2"}
+    settings = {
+        "polish.steps": 0,
+        "target.steps": 1,
+        "moments.tokens": 1000,
+        "contexts.openings": ["The"],
+        "method.layers": "2",
+    }
 
     def weights(**more: Any) -> tuple[torch.Tensor, Any]:
         with memedit.edited(model, tokenizer, edits, settings=settings, **more) as update:

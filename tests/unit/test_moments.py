@@ -161,7 +161,7 @@ def test_a_flipped_bit_in_the_cache_is_named_set_aside_and_changes_no_output(
     kind: str, tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     edits = [{"subject": "Ada", "prompt": "{} lives in", "object": "Rome"}]
-    settings = {"target.steps": 1, "moments.tokens": 300, "contexts.tokens": 3, "method.layers": "1"}
+    settings = {"polish.steps": 0, "target.steps": 1, "moments.tokens": 300, "contexts.tokens": 3, "method.layers": "1"}
 
     def written(name: str) -> bytes:
         memedit.apply(edits, tiny_folder, tmp_path / name, settings=settings)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from memedit.config.recipe import PolishKnobs, Recipe
+from memedit.editing import preserve
 from memedit.editing.plan import Edit, check_edits
 from memedit.editing.polish import solve_edits
 from memedit.editing.preserve import choose_preserved, preserved_prompts
@@ -158,11 +159,14 @@ def texts(lm: LanguageModel, knobs: PolishKnobs, monkeypatch: pytest.MonkeyPatch
 def test_what_must_stay_are_other_relations_and_other_subjects(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = PolishKnobs(steps=1, siblings=100, others=100)
+    every, some = PolishKnobs(steps=1, siblings=100, others=100), texts(lm, PolishKnobs(others=100), monkeypatch)
+    monkeypatch.setattr(preserve, "MOST_OF", 1.0)
     others = {template.replace("{}", name) for name in ("Cy", "Di")
               for template in ("{} lives in", "The trade of {} is")}  # fmt: skip
     # Bo is edited in both relations, Ada in one; no paraphrase is there, and no edit's own prompt.
     assert set(texts(lm, every, monkeypatch)) == {"The trade of Ada is"} | others
+    # A quarter is left to score by.
+    assert set(some) < {"The trade of Ada is"} | others and len(some) == 1 + 3
     few = PolishKnobs(steps=1, siblings=0, others=1)
     assert len(texts(lm, few, monkeypatch)) == len(LIST)
     assert set(texts(lm, few, monkeypatch)) <= others
@@ -214,8 +218,21 @@ def test_the_same_polish_has_the_same_bits(lm: LanguageModel) -> None:
     assert all(torch.equal(one.weights[n], other.weights[n]) for n in LAYERS)
 
 
+def test_what_the_base_says_is_kept_or_asked_again_and_the_same(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = solved(lm, steps=3, siblings=4, others=4)
+    monkeypatch.setattr("memedit.editing.polish.KEPT_BYTES", 0)
+    asked = solved(lm, steps=3, siblings=4, others=4)
+    assert kept.polish and asked.polish
+    assert kept.polish.divergence_after > 0
+    assert asked.polish.divergence_after == pytest.approx(kept.polish.divergence_after, rel=1e-3)
+    for n in LAYERS:
+        assert torch.allclose(kept.weights[n], asked.weights[n], rtol=0, atol=1e-4)
+
+
 def test_without_steps_it_is_the_closed_form(lm: LanguageModel) -> None:
-    update = solved(lm)
+    update = solved(lm, steps=0)
     assert update.polish is None
     assert update.keys == {}
 

@@ -111,7 +111,7 @@ def test_a_preset_on_a_model_of_another_shape_is_warned_of() -> None:
     for name, shape in SHAPES.items():
         assert foreign_preset(name, *shape) is None
         assert f"the preset {name} holds numbers for" in str(foreign_preset(name, 30, 576, 1536))
-    assert foreign_preset("specific", 30, 576, 1536) is None
+    assert foreign_preset(None, 30, 576, 1536) is None
     assert foreign_preset(None, 30, 576, 1536) is None
 
 
@@ -121,7 +121,18 @@ def test_how_weights_are_rounded_counts_in_the_digest() -> None:
     assert resolve([("flag", {"output.max_shard_size": "5GB"})])[0].digest == Recipe().digest
 
 
-def test_the_specific_preset_leaves_method_and_layers_alone() -> None:
-    recipe, sources = resolve([("preset", preset("specific", "emmet")), ("flag", {"method.name": "emmet"})])
-    assert recipe.polish.steps > 0
-    assert {sources["method.layers"], sources["method.ridge"]} == {"default"}
+@pytest.mark.parametrize(
+    ("settings", "polished"),
+    [
+        ({}, True),
+        ({"method.name": "rome"}, True),
+        ({"method.semantics": "reference"}, False),
+        ({"method.semantics": "reference", "polish.siblings": 3}, False),
+        ({"method.semantics": "reference", "polish.steps": 2}, True),
+        (preset("gpt2-xl"), False),
+    ],
+)
+def test_polish_is_no_part_of_what_was_published(settings: dict[str, object], polished: bool) -> None:
+    recipe, _ = resolve([("flag", settings)])
+    assert (recipe.polish.steps > 0) == polished
+    assert Recipe.model_validate(recipe.model_dump()).digest == recipe.digest

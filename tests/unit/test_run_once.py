@@ -20,7 +20,14 @@ from memedit.show.tables import markdown_text
 EDITS = [
     EditRequest(id=f"e{n}", subject=f"S{n}", prompt="{} lives in", object="Rome", origin=f"a:{n}") for n in range(3)
 ]
-KNOBS = {"model.device": "cpu", "target.steps": 1, "contexts.tokens": 3, "moments.tokens": 2000, "method.layers": "1-2"}
+KNOBS = {
+    "model.device": "cpu",
+    "polish.steps": 0,
+    "target.steps": 1,
+    "contexts.tokens": 3,
+    "moments.tokens": 2000,
+    "method.layers": "1-2",
+}
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) -> list[int]:

@@ -66,6 +66,7 @@ TOKENS = 640
 RECIPE = Recipe(
     target=TargetKnobs(steps=2, stop=0.0), polish=PolishKnobs(steps=2), contexts=ContextKnobs(openings=("I",), tokens=3)
 )
+CLOSED_FORM = Recipe(polish=PolishKnobs(steps=0))
 ADAM = Recipe(target=TargetKnobs(steps=1, stop=0.0, optimizer="adam", weight_decay=0.1))
 LIST = [
     EditRequest(id=str(n), subject=subject, prompt=prompt, object=made, origin=f"a:{n}")
@@ -151,7 +152,7 @@ def quick(lm: LanguageModel) -> dict[str, Any]:
     """One step of the search, and one layer of the solve."""
     targets = by(lm, Recipe(target=TargetKnobs(steps=1, stop=0.0)))
     text = measured(lm, (2,), 64)
-    update = solved(lm, targets.wanted, measured(lm, (2,)), Recipe(), (2,))
+    update = solved(lm, targets.wanted, measured(lm, (2,)), CLOSED_FORM, (2,))
     return {"targets": list(vars(targets).values()), "moment": text[2].total, "weight": update.weights[2].float()}
 
 
@@ -499,11 +500,11 @@ def test_a_layer_that_runs_out_of_memory_is_solved_on_the_cpu(estimate: str, mon
     wanted = torch.randn(len(LIST), 32, generator=torch.Generator().manual_seed(1))
     plain = opened("gpt2", torch.float32)
     text = measured(plain, (2,))
-    expected = solved(plain, wanted, text, Recipe(), (2,), "key-aware")
+    expected = solved(plain, wanted, text, CLOSED_FORM, (2,), "key-aware")
     with SimulatedGpus() as gpus:
         lm = opened("gpt2", torch.float32, on(gpus.devices))
         filled(monkeypatch, gpus, *FILLED[estimate])
-        found = solved(lm, wanted, text, Recipe(), (2,), "key-aware")
+        found = solved(lm, wanted, text, CLOSED_FORM, (2,), "key-aware")
     assert found.layers[0].on_cpu == (("rounding",) if estimate == "rounding_bytes" else ("solve", "rounding"))
     assert torch.equal(found.weights[2], expected.weights[2])
 
@@ -574,7 +575,7 @@ def of_polish(lm: LanguageModel, steps: int) -> Any:
 def of_solve(lm: LanguageModel, layers: int) -> Any:
     wanted = torch.randn(len(LIST), lm.architecture.width, generator=torch.Generator().manual_seed(1))
     chosen = range(layers)
-    return solved(lm, wanted, measured(lm, range(3)), Recipe(), chosen)
+    return solved(lm, wanted, measured(lm, range(3)), CLOSED_FORM, chosen)
 
 
 def of_scores(lm: LanguageModel, lengths: int) -> Any:

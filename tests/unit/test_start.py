@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from memedit.config.layers import layer_range, layers_text
-from memedit.config.resolve import resolve
+from memedit.config.resolve import flatten, resolve
 from memedit.editing.ledger import BaseIdentity, Ledger, LedgerEntry, Provenance, deciding_settings
 from memedit.editing.ledger_files import ledger_files, read_ledger
 from memedit.editing.start import RunStart, start_forget, start_run
@@ -62,16 +62,17 @@ def start(model: Path, *requests: EditRequest, knobs: dict[str, Any] | None = No
     return start_run(requests, recipe, sources=sources, **more)
 
 
-def test_a_ledger_that_names_no_optimizer_is_of_adams_targets(edited: Path) -> None:
+@pytest.mark.parametrize(("name", "now", "then"), [("target.optimizer", "lbfgs", "adam"), ("polish.steps", 24, 0)])
+def test_a_ledger_of_an_older_version_keeps_what_it_was_made_with(edited: Path, name: str, now: Any, then: Any) -> None:
     ledger = read_ledger(edited)
-    assert ledger is not None and ledger.about.knobs["target.optimizer"] == "lbfgs"
-    older = {name: value for name, value in ledger.about.knobs.items() if name != "target.optimizer"}
+    assert ledger is not None and ledger.about.knobs[name] == now
+    older = {one: value for one, value in ledger.about.knobs.items() if one != name}
     about = ledger.about.model_copy(update={"knobs": older})
-    for name, data in ledger_files(replace(ledger, about=about)).items():
-        (edited / name).write_bytes(data)
-    assert start(edited, edit(4)).recipe.target.optimizer == "adam"
-    with pytest.raises(RecipeError, match=r"target.optimizer = 'lbfgs'"):
-        start(edited, edit(4), knobs={"target.optimizer": "lbfgs"})
+    for file, data in ledger_files(replace(ledger, about=about)).items():
+        (edited / file).write_bytes(data)
+    assert flatten(start(edited, edit(4)).recipe.model_dump())[name] == then
+    with pytest.raises(RecipeError, match=f"{name} = {now!r}"):
+        start(edited, edit(4), knobs={name: now})
 
 
 def test_a_model_without_a_ledger_starts_from_itself(base: Path) -> None:

@@ -178,7 +178,13 @@ def test_a_model_whose_index_has_no_metadata_is_edited_and_its_index_stays(shard
     before = (folder / index).read_bytes()
     (tmp_path / "text.txt").write_text("The old bridges of the town stood near the river.\n" * 20)
     corpus = str(tmp_path / "text.txt")
-    knobs = {"target.steps": 1, "moments.tokens": 400, "method.layers": "1", "moments.corpus": corpus}
+    knobs = {
+        "polish.steps": 0,
+        "target.steps": 1,
+        "moments.tokens": 400,
+        "method.layers": "1",
+        "moments.corpus": corpus,
+    }
     edit = {"subject": "Oslo", "prompt": "{} is in", "object": "Rome"}
     memedit.apply([edit], folder, tmp_path / "out", settings=knobs)
     assert (folder / index).read_bytes() == (tmp_path / "out" / index).read_bytes() == before
