@@ -11,6 +11,7 @@ Each argument after the model is a set of settings, empty for the defaults. The 
     others      known facts about countries that were not edited are still said
     siblings    known facts about the edited countries, in other relations, are still said
     far         known facts in other relations (inventors, authors, ...) are still said
+    reworded    others, and siblings, in the held-out wordings in which the model knew them
     ppl         perplexity of a text, as a ratio to the model before the edit
 """
 
@@ -83,6 +84,16 @@ def said(lm: LanguageModel, facts: Sequence[EditRequest]) -> float:
     return sum(says_object(lm, facts)) / max(1, len(facts))
 
 
+def reworded(lm: LanguageModel, facts: Sequence[EditRequest], relations: dict[str, Relation]) -> list[EditRequest]:
+    """The facts in each held-out wording in which the model says them."""
+    asked = [
+        fact.model_copy(update={"id": f"{fact.id}-{number}", "prompt": wording})
+        for fact in facts
+        for number, wording in enumerate(relations[str(fact.relation)].wordings[HELD_OUT])
+    ]
+    return [one for one, known in zip(asked, says_object(lm, asked), strict=True) if known]
+
+
 def under_held_out(
     lm: LanguageModel, edits: Sequence[EditRequest], relations: dict[str, Relation]
 ) -> tuple[float, float]:
@@ -137,13 +148,16 @@ def main() -> None:
     lm = load(options.model, ModelKnobs(path=str(options.model)))
     known = known_facts(lm, list(relations.values()))
     lists = draw_lists(known, relations, options.count, options.seed, wordings=not options.no_wordings)
+    others, siblings = (reworded(lm, some, relations) for some in (lists.others, lists.siblings))
     base = perplexity(lm, options.text, options.tokens) if options.text else None
     counts = (
-        f"{len(lists.edits)} edits, {len(lists.others)} others, {len(lists.siblings)} siblings, {len(lists.far)} far"
+        f"{len(lists.edits)} edits, {len(lists.others)} others, {len(lists.siblings)} siblings, {len(lists.far)} far; "
+        f"reworded {len(others)} and {len(siblings)}"
     )
     print(f"{counts}; seed {options.seed}, wordings {'no' if options.no_wordings else 'yes'}, corpus {options.corpus}")
     print(
-        "| settings | exact | success | held out | others | siblings | far | ppl | processor s |\n|---|" + "---:|" * 8
+        "| settings | exact | success | held out | others | siblings | far "
+        "| others, reworded | siblings, reworded | ppl | processor s |\n|---|" + "---:|" * 10
     )
     for text in options.settings:
         begun = time.process_time()
@@ -152,7 +166,7 @@ def main() -> None:
         ):  # fmt: skip
             spent = time.process_time() - begun
             shares = [said(lm, lists.edits), *under_held_out(lm, lists.edits, relations)]
-            shares += [said(lm, one) for one in (lists.others, lists.siblings, lists.far)]
+            shares += [said(lm, one) for one in (lists.others, lists.siblings, lists.far, others, siblings)]
             ratio = f"{perplexity(lm, options.text, options.tokens) / base:.3f}" if base else "-"
         cells = " | ".join(f"{100 * share:.1f}" for share in shares)
         print(f"| {text or 'defaults'} | {cells} | {ratio} | {spent:.0f} |", flush=True)

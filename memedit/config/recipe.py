@@ -111,9 +111,9 @@ class PolishKnobs(_Knobs):
     """Adam's step, in units of the root mean square of what a layer's change adds."""
     preserve: float = Field(default=1.0, ge=0)
     """Weight of KL(base || edited) after prompts that must stay, against the loss of the edits."""
-    siblings: int = Field(default=2, ge=0)
+    siblings: int = Field(default=4, ge=0)
     """Prompts that must stay, at most for each edit: the list's other relations, asked of the edited subjects."""
-    others: int = Field(default=2, ge=0)
+    others: int = Field(default=4, ge=0)
     """The same: the list's relations, asked of other subjects, whom the model names."""
     ratio: float = Field(default=1.5, gt=0)
     """Prompts that must stay in a step, for each edit. Where there are fewer, what stays weighs less by as much."""

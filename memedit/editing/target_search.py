@@ -71,13 +71,17 @@ class Search:
     """If the model is edited already: the weights (D, F) of the edited layers before, for what removals aim at."""
 
     def choose_engine(self) -> SearchEngine:
-        """Choose the engine for this model; it is proved on the shortest, a middle and the longest edit."""
+        """Choose the engine for this model.
+
+        It is proved on the shortest, a middle and the longest edit, each under its first and its last context.
+        """
         order = sorted(range(len(self.edits)), key=lambda n: suffix_of(self.edits[n]))
         few = dict.fromkeys(order[(len(order) - 1) * part // (PROBED - 1)] for part in range(PROBED))
-        rows = [row for n in few for row in rows_of(self.edits[n], self.prompts[n])]
+        ends = sorted({0, len(self.prompts[0]) - 1})
+        rows = [row for n in few for row in rows_of(self.edits[n], [self.prompts[n][at] for at in ends])]
         full = "the search of three edits, which proves its engine, does not fit into memory"
         with memory_named(full, "use --device cpu, or a larger GPU"):
-            return SearchEngine(*choose_search_engine(self.lm, self.layer, rows, len(self.prompts[0]) + 1, self.shared))
+            return SearchEngine(*choose_search_engine(self.lm, self.layer, rows, len(ends) + 1, self.shared))
 
     def plan(self, which: Sequence[int], engine: type[Suffix] | type[WholeForward] = Suffix) -> list[Batch]:
         """Plan the batches of the edits `which`, to be searched by an engine."""
