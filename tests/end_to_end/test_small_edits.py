@@ -33,8 +33,9 @@ DISTURBED = 1.2
 FP8_BARS = {1e-2: 0.9, 1e-3: 0.8}
 FP8_NEAREST = {1e-2: 0.7, 1e-3: 0.2}
 EDITS = 1  # at each of three layers of each model
-MANY = {"made-gpt2": 15, "made-small": 40}
-"""Edits of a model of each of the two layouts of a weight."""
+MANY = {"made-gpt2": 30, "made-small": 60}
+"""As many as fit each of the two layouts of a weight."""
+QUICK = {"eval.derive": False, "contexts.openings": ["The"], "moments.tokens": 4000}
 POINTS = 0.005  # of efficacy
 
 
@@ -96,7 +97,7 @@ def test_many_edits_take_in_half_precision_as_they_do_in_float32(name: str, sour
     model, efficacy = ROOT / "examples" / "models" / name, dict[torch.dtype, float]()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         base, out = (tmp_path / f"{kind}-{dtype}" for kind in ("base", "out"))
-        report = memedit.apply(edits, copy_in(dtype, model, base), out, settings={"eval.derive": False})
+        report = memedit.apply(edits, copy_in(dtype, model, base), out, settings=QUICK)
         assert {part.dtype for part in load_file(out / "model.safetensors").values()} == {dtype}
         assert report.before is not None and report.before.efficacy is not None and report.before.efficacy.mean < 0.05
         assert report.after is not None and report.after.efficacy is not None
