@@ -33,8 +33,9 @@ from memedit.storage.deltas import delta_bytes
 from tests.helpers.killed import Moment, call
 
 # A search of one edit at a time gives its target the same bytes whoever else is in the list.
-SETTINGS = {"target.steps": 4, "chunk": 1, "moments.tokens": 2000, "contexts.openings": ["The"], "eval.derive": False}
-MORE = {"chunk": 1, "eval.derive": False}
+UNSCORED = {"eval.derive": False, "eval.tokens": 2}
+SETTINGS = {"target.steps": 4, "chunk": 1, "moments.tokens": 2000, "contexts.openings": ["The"], **UNSCORED}
+MORE = {"chunk": 1, **UNSCORED}
 """The same for a later run, which keeps what is in the ledger."""
 NAMES = ["Ada", "Bo Lund", "Cyril of Ware", "Dot", "Eva Marsh", "Finn"]
 TOWNS = ["Rome", "Oslo town", "Bonn", "Lyon"]

@@ -94,7 +94,7 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
         "moments.corpus": str(tmp_path / "corpus.txt"),
     }
     settings |= {"moments.tokens": "640", "moments.row": "64", "target.steps": "3", "contexts.openings": ("The",)}
-    settings |= {"contexts.tokens": "4", "eval.derive": False}
+    settings |= {"contexts.tokens": "4", "eval.derive": False, "eval.tokens": 2}
     method = MethodKnobs.model_validate({"layers": settings["method.layers"]})
     recipe = Recipe(model=ModelKnobs(path=str(base)), method=method, target=TargetKnobs(steps=3))
     found = run_inspect(recipe)
