@@ -303,7 +303,8 @@ def trace(
     `.facts` holds each fact's scores as tables; `.average` the effects with their intervals, and the layers that they
     suggest. With `output` all of it is written there, with a page of figures (trace.html).
 
-    >>> found = trace(load_edits("requests/world.jsonl")[:2], "examples/models/made-gpt2")
+    >>> edits, quick = load_edits("requests/world.jsonl")[:2], {"trace.samples": 2}
+    >>> found = trace(edits, "examples/models/made-gpt2", settings=quick)
     >>> found.average.n_layers, sorted(found.facts[0].scores)[:3]
     (6, ['attention', 'attention severed', 'clean'])
     """

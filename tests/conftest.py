@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 HELPERS_THAT_START = ("tests.helpers.program", "tests.helpers.killed")
 LONG = (
-    "test_real", "test_real_sentences", "test_torture", "test_matrix", "test_output", "test_small_edits", "test_world",
-    "test_trace",
+    "test_real", "test_real_sentences", "test_torture", "test_matrix", "test_output", "test_small_edits",
+    "test_histories", "test_simulated_gpu", "test_trace",
 )  # fmt: skip
 """Modules with the longest tests begin first, so that at the end no process works on one of them while others wait."""
 started = time.monotonic()

@@ -19,7 +19,7 @@ TARGETS = 1e-4  # relative, float32 under the same steps: rounding differs with 
 KEYS = 1e-5  # relative, float32 forwards in launches of different shape
 DELTAS = 1e-8  # relative, float64 given the same keys and residuals: two ways to solve one system
 FITS = 1e-3  # relative: what key noise of 1e-7 becomes on the edited keys through metrics of condition 1e8
-N = 3
+N = 2
 TOKENS = {"moments.tokens": 6000}
 
 

@@ -50,13 +50,8 @@ def same(one: Path, two: Path) -> bool:
 def edited(made_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """A shipped model, and eight of its facts edited, the originals kept."""
     out = tmp_path_factory.mktemp("edited") / "out"
-    knobs = {
-        "polish.steps": 0,
-        "target.steps": 4,
-        "moments.tokens": 4000,
-        "output.keep_originals": True,
-        "contexts.openings": ["The"],
-    }
+    knobs = {"polish.steps": 0, "target.steps": 4, "moments.tokens": 4000, "output.keep_originals": True,
+             "contexts.openings": ["The"], "eval.derive": False}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEMEDIT_CACHE", str(out.parent / "cache"))
         memedit.apply(memedit.load_edits(EDITS)[:8], made_folder, out, settings=knobs)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from safetensors.torch import load_file
 from tests.helpers.program import EDITS, FEW, memedit
 from tests.malformed.cases import CASES, Case
 
+SMALL = EDITS.parent / "small.jsonl"
+SHIPPED = EDITS.parents[1] / "examples" / "models" / "made-small"
+"""The model whose edits take the least time; it is that of `made_small`."""
+
 
 def test_apply_in_a_pipe_prints_the_output_folder_and_nothing_else(made_small: Path, tmp_path: Path) -> None:
-    some = "".join((EDITS.parent / "small.jsonl").read_text().splitlines(keepends=True)[:3])
+    some = "".join(SMALL.read_text().splitlines(keepends=True)[:3])
     out = tmp_path / "out"
     arguments = ("apply", "-", "-m", made_small, "-o", out, "-q", *FEW)
     done = memedit(*arguments, cache=tmp_path / "cache", stdin=some, fresh=True)
@@ -23,37 +28,36 @@ def test_apply_in_a_pipe_prints_the_output_folder_and_nothing_else(made_small: P
     assert "base_model: made-small" in (out / "README.md").read_text()
 
 
-def test_what_failed_can_be_fed_back(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
+def test_what_failed_can_be_fed_back(made_small: Path, moments_folder: Path, tmp_path: Path) -> None:
     # One step finds no target, so that some edits fail.
     few = ["--limit", 4, *FEW, "--set", "target.steps=1"]
-    done = memedit("apply", EDITS, "-m", made_gpt2, "-o", tmp_path / "a", "--per-edit", *few, cache=moments_folder)
+    done = memedit("apply", SMALL, "-m", made_small, "-o", tmp_path / "a", "--per-edit", *few, cache=moments_folder)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(records) == 4, done.stderr
     assert {record["status"] for record in records} <= {"ok", "failed", "skipped"}
     failed = "".join(json.dumps(record) + "\n" for record in records if record["status"] == "failed")
     assert failed
-    again = memedit("check", "-", "-m", made_gpt2, cache=moments_folder, stdin=failed)
+    again = memedit("check", "-", "-m", made_small, cache=moments_folder, stdin=failed)
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_the_report_is_one_json_document(made_gpt2: Path, moments_folder: Path, tmp_path: Path) -> None:
-    done = memedit(
-        "apply", EDITS, "-m", made_gpt2, "-o", tmp_path / "a", "--limit", 2, "--json", *FEW, cache=moments_folder
-    )
-    report = json.loads(done.stdout)
+@pytest.fixture(scope="module")
+def gated(moments_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[CompletedProcess[str], Path]:
+    """A run that does not pass its gate, and its output."""
+    out = tmp_path_factory.mktemp("gated") / "out"
+    few = ["--limit", 2, *FEW, "--set", "target.steps=1", "--fail-under", "accuracy=1"]
+    return memedit("apply", SMALL, "-m", SHIPPED, "-o", out, "--json", *few, cache=moments_folder), out
+
+
+def test_the_report_is_one_json_document(gated: tuple[CompletedProcess[str], Path]) -> None:
+    report = json.loads(gated[0].stdout)
     assert report["edits"] == 2
     assert report["before"]["efficacy"]["n"] == 2
     assert set(report["timings"]) >= {"contexts", "moments", "targets", "solve", "before", "after"}
 
 
-def test_a_gate_that_fails_exits_3_and_the_output_is_there(
-    made_gpt2: Path, moments_folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    few = ["--limit", 2, *FEW, "--set", "target.steps=1"]
-    done = memedit(
-        "apply", EDITS, "-m", made_gpt2, "-o", out, "-q", "--fail-under", "accuracy=1", *few, cache=moments_folder
-    )
+def test_a_gate_that_fails_exits_3_and_the_output_is_there(gated: tuple[CompletedProcess[str], Path]) -> None:
+    done, out = gated
     assert done.returncode == 3
     assert "accuracy is" in done.stderr
     assert out.is_dir()
@@ -129,18 +133,16 @@ def test_a_malformed_list_is_refused_by_check_and_apply(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == [case.file]
 
 
-def test_untouched_files_are_identical_and_untouched_tensors_too(
-    made_gpt2: Path, moments_folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    done = memedit("apply", EDITS, "-m", made_gpt2, "-o", out, "--limit", 2, "-q", *FEW, cache=moments_folder)
-    assert done.returncode == 0, done.stderr
+def test_untouched_files_are_identical_and_untouched_tensors_too(gated: tuple[CompletedProcess[str], Path]) -> None:
+    _, out = gated
     differ = [
-        str(file.relative_to(made_gpt2))
-        for file in sorted(made_gpt2.rglob("*"))
-        if file.is_file() and file.read_bytes() != (out / file.relative_to(made_gpt2)).read_bytes()
+        str(file.relative_to(SHIPPED))
+        for file in sorted(SHIPPED.rglob("*"))
+        if file.is_file() and file.read_bytes() != (out / file.relative_to(SHIPPED)).read_bytes()
     ]
     assert differ == ["README.md", "model.safetensors"]
-    was, now = load_file(made_gpt2 / "model.safetensors"), load_file(out / "model.safetensors")
+    was, now = load_file(SHIPPED / "model.safetensors"), load_file(out / "model.safetensors")
     moved = sorted(name for name in was if not was[name].equal(now[name]))
-    assert moved == [f"transformer.h.{layer}.mlp.c_proj.weight" for layer in range(3)]
+    layers = json.loads(gated[0].stdout)["layers"]
+    assert len(layers) < len([name for name in was if "down_proj" in name])
+    assert moved == [f"model.layers.{one['layer']}.mlp.down_proj.weight" for one in layers]

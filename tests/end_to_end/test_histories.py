@@ -33,15 +33,9 @@ from memedit.storage.deltas import delta_bytes
 from tests.helpers.killed import Moment, call
 
 # A search of one edit at a time gives its target the same bytes whoever else is in the list.
-SETTINGS = {
-    "polish.steps": 0,
-    "target.steps": 4,
-    "chunk": 1,
-    "moments.tokens": 2000,
-    "contexts.openings": ["The"],
-    "eval.derive": False,
-}
-MORE = {"chunk": 1, "eval.derive": False}
+UNSCORED = {"polish.steps": 0, "eval.derive": False, "eval.tokens": 2}
+SETTINGS = {"target.steps": 4, "chunk": 1, "moments.tokens": 2000, "contexts.openings": ["The"], **UNSCORED}
+MORE = {"chunk": 1, **UNSCORED}
 """The same for a later run, which keeps what is in the ledger."""
 NAMES = ["Ada", "Bo Lund", "Cyril of Ware", "Dot", "Eva Marsh", "Finn"]
 TOWNS = ["Rome", "Oslo town", "Bonn", "Lyon"]
@@ -68,6 +62,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("model.safetensors", "memedit/delta.safetensors")}
 
 
+@pytest.mark.parametrize("tiny_folder", ["gpt2"], indirect=True)
 def test_the_history_of_a_model_changes_no_byte(tiny_folder: Path, tmp_path: Path) -> None:
     wanted = weights(through(tmp_path / "at once", tiny_folder, [[edit(n) for n in range(6)]]))
     orders = [[[5, 0], [3, 1], [2, 4]], [[1], [4, 2, 0, 3], [5]]]
@@ -99,12 +94,14 @@ def test_what_is_forgotten_was_never_there_and_nothing_left_is_the_base(tiny_fol
     assert read_ledger(tmp_path / "none") is None
 
 
+@pytest.mark.parametrize("tiny_folder", ["gpt2"], indirect=True)
 def test_a_model_can_be_gone_on_with_in_its_own_folder(tiny_folder: Path, tmp_path: Path) -> None:
     edited = through(tmp_path / "a", tiny_folder, [[edit(0)]])
     memedit.apply([edit(1)], edited, edited, settings={**MORE, "output.overwrite": True})
     assert weights(edited) == weights(through(tmp_path / "b", tiny_folder, [[edit(0), edit(1)]]))
 
 
+@pytest.mark.parametrize("tiny_folder", ["gpt2"], indirect=True)
 def test_edits_of_one_subject_are_searched_together_whenever_they_came(tiny_folder: Path, tmp_path: Path) -> None:
     second = edit(0).model_copy(update={"id": "more", "prompt": "{} works in", "object": "Bonn"})
     report = memedit.apply([edit(0), edit(1)], tiny_folder, tmp_path / "a", settings=SETTINGS)
@@ -198,6 +195,7 @@ def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_small: Path, s
     assert in_order(list(range(60))) != in_order(list(range(60))[::-1])
 
 
+@pytest.mark.parametrize("tiny_folder", ["gpt2"], indirect=True)
 def test_a_ledger_tells_of_the_first_model_however_many_runs_lie_between(tiny_folder: Path, tmp_path: Path) -> None:
     batches = [[edit(0)], [edit(1)], [edit(2)]]
     ledgers = [

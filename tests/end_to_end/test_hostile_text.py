@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ from tests.helpers.in_process import Ended, run_main
 from tests.malformed.hostile import FEW
 
 BAD = "\x1b]0;t\x07\x1b[2J\x9b1m<img src=x onerror=alert(1)>![a](javascript:alert(1))|`c`\r<script>"
-FIELDS = ("id", "relation", "subject", "prompt", "object", "object_old", "paraphrase", "group", "neighbor", "answer",
-          "alias", "portability", "generation", "reference", "meta", "name")  # fmt: skip
+FIELDS = (
+    ("id", "relation", "subject", "group", "answer", "reference", "meta", "name"),
+    ("prompt", "paraphrase", "neighbor", "portability", "generation"),
+    ("object", "object_old", "alias"),
+)
+"""Fields that hold the bad text in one list. Two of them in one text would make it longer than the model reads."""
 
 
-def edits(field: str) -> str:
-    """Two edits in which one field holds the bad text; a subject stands in its prompt as it is."""
-    bad = {name: BAD if name == field else "" for name in FIELDS}
+def edits(fields: Sequence[str]) -> str:
+    """Two edits in which some fields hold the bad text; a subject stands in its prompt as it is."""
+    bad = {name: BAD if name in fields else "" for group in FIELDS for name in group}
 
     def record(n: int) -> dict[str, Any]:
         return {
@@ -60,12 +65,12 @@ def check_markdown(text: str) -> None:
     assert not re.search(r"(?<!\\)\]\(javascript", lowered)
 
 
-@pytest.mark.parametrize("field", FIELDS)
-def test_bad_text_in_any_field_is_harmless_everywhere(field: str, place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: fields[0])
+def test_bad_text_in_any_field_is_harmless_everywhere(fields: Sequence[str], place: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "edits.jsonl", tmp_path / "out"
-    if field == "name":  # the name of the list itself, which findings and origins repeat
+    if "name" in fields:  # the name of the list itself, which findings and origins repeat
         file = tmp_path / f"edits{BAD}.jsonl".replace("/", "_")
-    file.write_text(edits(field))
+    file.write_text(edits(fields))
 
     def run(*words: str) -> Ended:
         ended = run_main([*words, str(file), "-m", str(place / "model")])
@@ -74,26 +79,21 @@ def test_bad_text_in_any_field_is_harmless_everywhere(field: str, place: Path, t
         return ended
 
     found = run("check")
-    assert found.code in (0, 3), found.err
-    # An edit list whose texts are refused is harmless, too: then its findings were the test.
+    assert found.code == 0, found.err
     corpus, page = str(place / "corpus.txt"), tmp_path / "applied.html"
     applied = run_main(
         ["apply", str(file), "-m", str(place / "model"), "-o", str(out), *FEW, "--corpus", corpus, "--html", str(page)]
     )
     check_terminal(applied.err)
     check_terminal(applied.out)
-    assert applied.code in (0, 2), applied.err
-    assert page.is_file() == (applied.code == 0)
+    assert applied.code == 0, applied.err
     few = ["--set", "eval.fluency_tokens=5", "--set", "eval.tokens=3", "--set", "eval.prefixes=[0, 9]"]
     pages = ["--html", str(tmp_path / "page.html"), "--markdown", str(tmp_path / "tables.md")]
     evaluated = run("eval", "--generate", *few, *pages)
-    assert evaluated.code in (0, 2), evaluated.err
+    assert evaluated.code == 0, evaluated.err
     run("trace", "--set", "trace.samples=1", "--window", "1")
     written = (tmp_path / "tables.md", tmp_path / "page.html")
-    assert all(path.is_file() for path in written) or evaluated.code == 2
     for path in (*written, page, *out.rglob("*.md"), *out.rglob("*.jsonl"), *out.rglob("run.json")):
-        if not path.is_file():
-            continue
         text = path.read_text(encoding="utf-8")
         check_terminal(text)
         if path.suffix == ".md":

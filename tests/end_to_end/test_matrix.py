@@ -93,14 +93,8 @@ def test_a_family_goes_all_the_way(family: str, fresh: Fresh, tmp_path: Path, mo
         "method.layers": LAYERS.get(family, "1-2"),
         "moments.corpus": str(tmp_path / "corpus.txt"),
     }
-    settings |= {
-        "moments.tokens": "640",
-        "moments.row": "64",
-        "polish.steps": 0,
-        "target.steps": "3",
-        "contexts.openings": ("The",),
-    }
-    settings |= {"contexts.tokens": "4", "eval.derive": False}
+    settings |= {"moments.tokens": "640", "moments.row": "64", "target.steps": "3", "polish.steps": 1}
+    settings |= {"contexts.openings": ("The",), "contexts.tokens": "4", "eval.derive": False, "eval.tokens": 2}
     method = MethodKnobs.model_validate({"layers": settings["method.layers"]})
     recipe = Recipe(model=ModelKnobs(path=str(base)), method=method, target=TargetKnobs(steps=3))
     found = run_inspect(recipe)

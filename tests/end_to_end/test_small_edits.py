@@ -35,6 +35,7 @@ FP8_NEAREST = {1e-2: 0.7, 1e-3: 0.2}
 EDITS = 1  # at each of three layers of each model
 MANY = {"made-gpt2": 30, "made-small": 60}
 """As many as fit each of the two layouts of a weight."""
+QUICK = {"eval.derive": False, "contexts.openings": ["The"], "moments.tokens": 4000}
 POINTS = 0.005  # of efficacy
 
 
@@ -55,6 +56,7 @@ def test_single_edits_keep_their_effect_and_disturb_no_more(both: Both) -> None:
     assert all(fmean(kept[size]) <= most for size, most in NEAREST.items()), kept
 
 
+@pytest.mark.parametrize("made_folder", ["made-gpt2"], indirect=True)
 def test_single_edits_of_fp8_weights_keep_their_effect(both: Both) -> None:
     block, grids = (128, 128), dict[int, Grid]()
     for layer, weight in both.stored.items():
@@ -95,7 +97,7 @@ def test_many_edits_take_in_half_precision_as_they_do_in_float32(name: str, sour
     model, efficacy = ROOT / "examples" / "models" / name, dict[torch.dtype, float]()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         base, out = (tmp_path / f"{kind}-{dtype}" for kind in ("base", "out"))
-        report = memedit.apply(edits, copy_in(dtype, model, base), out, settings={"eval.derive": False})
+        report = memedit.apply(edits, copy_in(dtype, model, base), out, settings=QUICK)
         assert {part.dtype for part in load_file(out / "model.safetensors").values()} == {dtype}
         assert report.before is not None and report.before.efficacy is not None and report.before.efficacy.mean < 0.05
         assert report.after is not None and report.after.efficacy is not None

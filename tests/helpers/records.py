@@ -22,7 +22,7 @@ PUBLIC = Path(os.environ.get("MEMEDIT_TEST_DATA") or ROOT.parent / "shared" / "d
 MADE = ROOT / "tests" / "records"
 """Five records of each format, written for these tests."""
 SAME = 1e-6
-RECORDS = 100
+RECORDS = 60
 
 
 def public_file(name: str) -> Path:
@@ -123,7 +123,7 @@ class AskedOnce(oracle.Plain):
 
 
 def written(made: Made, tmp_path: Path) -> tuple[list[dict[str, Any]], list[EditRequest]]:
-    """100 records of a format, and what the reader makes of them."""
+    """Records of a format, and what the reader makes of them."""
     records = [made(n, ours) for n, ours in enumerate(world())]
     file = tmp_path / "records.json"
     file.write_text(json.dumps(records))

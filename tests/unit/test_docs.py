@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,6 +131,7 @@ OTHER_PROGRAMS = {
 OF_BENCHMARKS = {"--edits", "--oracle-sample", "--joint", "--seed", "--count"}
 
 
+@cache
 def known_options() -> set[str]:
     """Every option of every command."""
     found, rest = {"--help", "--install-completion", "--version"}, [typer.main.get_command(app)]

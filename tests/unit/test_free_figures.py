@@ -1,4 +1,4 @@
-"""Free answers, fluency and consistency equal their plain restatements on 100 records of each format."""
+"""Free answers, fluency and consistency equal their plain restatements on 60 records of each format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 pytestmark = pytest.mark.slow
 
 TOKENS = 5
-OPEN = 80
+OPEN = 24
 """Records for the figures of open texts, which are long."""
 BEHIND = {0: "", 50: UNRELATED[:50].strip().rstrip(".,") + ". ", 200: UNRELATED[:200].strip().rstrip(".,") + ". "}
 """A token of this tokenizer is a character."""
@@ -67,7 +67,7 @@ def plain(tiny: LanguageModel) -> Plain:
 
 @pytest.fixture(scope="module")
 def records(plain: Plain) -> list[dict[str, Any]]:
-    """100 records whose objects are words that the model writes somewhere, so that it says some and not others."""
+    """60 records whose objects are words that the model writes somewhere, so that it says some and not others."""
     found: list[dict[str, Any]] = []
     for n, ours in enumerate(world()):
         text = ours["prompt"].replace("{}", ours["subject"])

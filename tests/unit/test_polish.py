@@ -237,6 +237,7 @@ def test_without_steps_it_is_the_closed_form(lm: LanguageModel) -> None:
     assert update.keys == {}
 
 
+@pytest.mark.slow
 def test_a_prompt_that_must_stay_weighs_no_more_where_there_are_few(lm: LanguageModel) -> None:
     """Or 81 prompts would weigh as much as 1,000 edits; where there are enough, their number changes no weight."""
     there = solved(lm, steps=1, siblings=4, others=4).polish

@@ -22,7 +22,7 @@ from tests.conftest import byte_tokenizer
 from tests.helpers.records import MADE, holds, public_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-FIRST = 100
+FIRST = 40
 """Records of each file whose figures are restated, from its first on."""
 
 

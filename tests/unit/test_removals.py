@@ -204,7 +204,7 @@ def mean_kl(
     return float(torch.stack(found).mean())
 
 
-@pytest.mark.parametrize("engine", [Suffix, WholeForward])
+@pytest.mark.parametrize("engine", [Suffix, pytest.param(WholeForward, marks=pytest.mark.slow)])
 def test_the_loss_of_a_removal_is_its_distance_from_the_unknown_and_the_search_reaches_it(
     lm: LanguageModel, engine: Any
 ) -> None:

@@ -54,9 +54,9 @@ def test_wilsons_interval_holds_the_truth_in_95_of_100_draws() -> None:
 def test_a_bootstrap_interval_over_records_holds_the_truth_in_95_of_100_draws() -> None:
     """Records of ten probes each that move together: a record's own share is drawn first, its probes then."""
     generator = torch.Generator().manual_seed(7)
-    own = 1 - 0.5 * torch.rand(2000, 100, generator=generator, dtype=torch.float64) ** 2
+    own = 1 - 0.5 * torch.rand(1000, 100, generator=generator, dtype=torch.float64) ** 2
     truth = 1 - 0.5 / 3
-    draws = (torch.rand(2000, 100, 10, generator=generator, dtype=torch.float64) < own[:, :, None]).double().mean(2)
+    draws = (torch.rand(1000, 100, 10, generator=generator, dtype=torch.float64) < own[:, :, None]).double().mean(2)
     assert 0.93 <= covered([mean_interval(values) for values in draws], truth) <= 0.97
     # Converse: probes taken for independent records promise more than they hold.
     pooled = [share_interval(round(float(values.sum()) * 10), 1000) for values in draws]
@@ -66,8 +66,8 @@ def test_a_bootstrap_interval_over_records_holds_the_truth_in_95_of_100_draws() 
 @pytest.mark.slow
 def test_a_ratio_interval_holds_the_truth_in_95_of_100_draws() -> None:
     generator = torch.Generator().manual_seed(8)
-    wholes = 20 + (100 * torch.rand(2000, 80, generator=generator, dtype=torch.float64)).round()
-    parts = wholes * (2 + 0.5 * torch.randn(2000, 80, generator=generator, dtype=torch.float64))
+    wholes = 20 + (100 * torch.rand(1000, 80, generator=generator, dtype=torch.float64)).round()
+    parts = wholes * (2 + 0.5 * torch.randn(1000, 80, generator=generator, dtype=torch.float64))
     found = [ratio_interval(a, b) for a, b in zip(parts, wholes, strict=True)]
     assert 0.93 <= covered(found, 2.0) <= 0.97
 
@@ -76,10 +76,10 @@ def test_a_ratio_interval_holds_the_truth_in_95_of_100_draws() -> None:
 def test_a_paired_interval_holds_the_truth_in_95_of_100_draws() -> None:
     """Of 150 edits some get right and a few wrong; paraphrases' shares move by fifths."""
     generator = torch.Generator().manual_seed(10)
-    moved = torch.rand(2000, 150, generator=generator, dtype=torch.float64)
+    moved = torch.rand(1000, 150, generator=generator, dtype=torch.float64)
     outcomes = (moved < 0.25).double() - (moved > 0.92).double()
     assert 0.93 <= covered([paired_interval(values) for values in outcomes], 0.25 - 0.08) <= 0.97
-    fifths = (torch.rand(2000, 150, 5, generator=generator) < moved[:, :, None]).double().mean(2) - 0.3
+    fifths = (torch.rand(1000, 150, 5, generator=generator) < moved[:, :, None]).double().mean(2) - 0.3
     assert 0.93 <= covered([paired_interval(values) for values in fifths], 0.2) <= 0.97
 
 

@@ -262,7 +262,7 @@ def test_a_launch_keeps_one_block_s_activations(pair: tuple[LanguageModel, Langu
 def outputs(
     small_edits: list[EditRequest], moments_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """Six polished edits of the small model: in memory, and by blocks that are read from disk."""
+    """Three polished edits of the small model: in memory, and by blocks that are read from disk."""
     base = Path(__file__).parents[2] / "examples" / "models" / "made-small"
     place, size = tmp_path_factory.mktemp("streamed"), load(base, CPU, editing=False).size
     limit = {"memory": f"{size * 3 // 4}B"}
@@ -274,7 +274,7 @@ def outputs(
         patch.setattr("memedit.editing.target_search.memory_for", lambda *_: 1 << 30)
         for name, more in (("whole", {}), ("streamed", limit)):
             settings = {"target.steps": 6, "polish.steps": 2, "eval.derive": False, **more}
-            report = memedit.apply(small_edits[:6], base, place / name, settings=settings)
+            report = memedit.apply(small_edits[:3], base, place / name, settings=settings)
             assert report.after and report.after.efficacy and report.after.efficacy.mean == 1
     return place / "whole", place / "streamed"
 

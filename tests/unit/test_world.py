@@ -115,14 +115,6 @@ def test_facts_are_known_under_wordings_held_out(lm: LanguageModel) -> None:
 
 
 @pytest.mark.slow
-def test_facts_are_recalled_early_at_the_subject(lm: LanguageModel) -> None:
-    site = trace(lm, WORLD, n_facts=10)
-    assert site.early >= 0.15
-    assert site.early >= 3 * site.late
-    assert site.end < 0.05
-
-
-@pytest.mark.slow
 def test_a_model_trained_without_the_curriculum_has_no_such_site() -> None:
     """The control that ships, traced here; the larger ones are in the table of scores."""
     (shape,) = [one for one in SHAPES if one.name == "made-plain"]
