@@ -536,7 +536,8 @@ def _edited(
 def _read(name: str, edits: object) -> tuple[list[EditRequest], list[Finding]]:
     """Edits from a path, EditRequests or dicts, and what the reader finds wrong.
 
-    Dicts go through the reader of JSON Lines, as the lines of a file do: the n-th, from 1, is `name`:n in findings.
+    Dicts go through the reader of JSON Lines, as the lines of a file do: the n-th, from 1, is `name`:n in findings. An
+    EditRequest is a line too, so that dicts beside it get the ids that a file gives; it stays as it is.
     """
     if isinstance(edits, str | Path):
         return read(str(edits))
@@ -548,7 +549,8 @@ def _read(name: str, edits: object) -> tuple[list[EditRequest], list[Finding]]:
         if not isinstance(item, EditRequest | Mapping):
             raise UsageError(f"{name} must hold dicts or EditRequest, not {type(item).__name__}", "see load_edits")
         try:
-            lines.append("" if isinstance(item, EditRequest) else json.dumps(dict(item)))
+            place = {"id": item.id, "prompt": "-", "object": "-"} if isinstance(item, EditRequest) else dict(item)
+            lines.append(json.dumps(place))
         except (TypeError, ValueError) as error:
             raise UsageError(
                 f"{name}[{number - 1}] cannot be written as JSON: {error}", "use text and lists"
@@ -560,7 +562,8 @@ def _read(name: str, edits: object) -> tuple[list[EditRequest], list[Finding]]:
         return [one for one, _ in cut.values()], found
     requests, findings = read(STDIN, input_format="jsonl", stdin=StringIO("\n".join(lines)), name=name)
     for one in requests:
-        made.setdefault(int(one.origin.rpartition(":")[2]), []).append(one)
+        if (line := int(one.origin.rpartition(":")[2])) not in cut:
+            made.setdefault(line, []).append(one)
     return [one for _, group in sorted(made.items()) for one in group], [*found, *findings]
 
 

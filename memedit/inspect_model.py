@@ -19,6 +19,7 @@ from memedit.model.probe import prove
 from memedit.progress import NoProgress, Progress
 from memedit.results.inspection import Block, Carrier, Costs, Head, Inspection
 from memedit.storage.checkpoint import Checkpoint
+from memedit.storage.other_weights import weights_instead
 
 
 def run_inspect(recipe: Recipe, *, weights: bool = True, progress: Progress | None = None) -> Inspection:
@@ -30,12 +31,14 @@ def run_inspect(recipe: Recipe, *, weights: bool = True, progress: Progress | No
     """
     progress, knobs = progress or NoProgress(), recipe.model
     folder = locate(knobs, PATTERNS if weights else [name for name in PATTERNS if name != "*.safetensors"])
-    problems: list[str] = []
+    problems: list[MemeditError] = []
     try:
         load_tokenizer(folder, trust_remote_code=knobs.trust_remote_code)
     except MemeditError as error:
-        problems.append(error.message)
+        problems.append(error)
     base = _stored(folder, problems)
+    if not (folder / "config.json").is_file() and (instead := weights_instead(folder)) is not None:
+        raise instead
     model: Any = None
     if base is not None and weights:
         try:
@@ -52,23 +55,28 @@ def run_inspect(recipe: Recipe, *, weights: bool = True, progress: Progress | No
         try:
             architecture = prove(model, architecture)
         except UnsupportedModelError as error:
-            problems.append(error.message)
+            problems.append(error)
     return _found(recipe, model, architecture, base, problems, proved)
 
 
-def _stored(folder: Path, problems: list[str]) -> Checkpoint | None:
+def _stored(folder: Path, problems: list[MemeditError]) -> Checkpoint | None:
     """Read the checkpoint's headers; None if it has no weights that memedit can read."""
     try:
         return Checkpoint.open(folder)
     except UsageError:
         return None  # a config without weights is enough
     except UnsupportedModelError as error:
-        problems.append(error.message)
+        problems.append(error)
         return None
 
 
 def _found(
-    recipe: Recipe, model: Any, architecture: Architecture, base: Checkpoint | None, problems: list[str], proved: bool
+    recipe: Recipe,
+    model: Any,
+    architecture: Architecture,
+    base: Checkpoint | None,
+    problems: list[MemeditError],
+    proved: bool,
 ) -> Inspection:
     with foreign_errors(FAILED, FAILED_HINT):
         around = describe_head(model, architecture, measure=proved)
@@ -81,7 +89,7 @@ def _found(
     for entry in base.entries.values() if base else ():
         stored[entry.dtype] = stored.get(entry.dtype, 0) + math.prod(entry.shape)
     if not architecture.editable and not problems:
-        problems.append(f"no block of this model can be edited: {architecture.refusals[0]}")
+        problems.append(UnsupportedModelError(f"no block of this model can be edited: {architecture.refusals[0]}"))
     return Inspection(
         model=recipe.model.path,
         model_type=config.model_type,
@@ -112,7 +120,8 @@ def _found(
             cache=cache_bytes(widths),
             output=base.output_size() if base else None,
         ),
-        problems=tuple(problems),
+        problems=tuple(error.message for error in problems),
+        hint=problems[0].hint if problems else "",
     )  # fmt: skip
 
 

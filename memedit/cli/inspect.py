@@ -47,4 +47,4 @@ def inspect_command(
     else:
         print("\n".join(inspection_lines(found)))
     if found.problems:
-        raise UnsupportedModelError("; ".join(found.problems), "memedit inspect --json lists every layer")
+        raise UnsupportedModelError("; ".join(found.problems), found.hint or "memedit inspect --json lists every layer")

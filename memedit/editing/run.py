@@ -43,6 +43,7 @@ from memedit.editing.start import RunStart
 from memedit.editing.target_search import Search, SearchEngine
 from memedit.editing.targets import Targets, not_found
 from memedit.edits.edit import EditRequest
+from memedit.edits.lint import first_of_each
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
@@ -123,6 +124,10 @@ class EditRun:
         """Edits whose target the ledger has: {number of the edit: row in the ledger}."""
         for finding in self.history.conflicts:
             self.progress.note(finding.line)
+        earlier = {entry.edit.id for entry in self.history.ledger.entries} if self.history.ledger else set[str]()
+        told = (one for one in self.plan.warnings if one.edit not in earlier and one not in self.history.conflicts)
+        for line in first_of_each(told):
+            self.progress.warn(line)
         self.tensors = StoredNames.of(self.lm.model, self.base)
         """Where the checkpoint holds the model's parameters."""
         self.names = {layer: self.tensors.name(self.lm.architecture.parameter(layer)) for layer in self.plan.layers}

@@ -106,6 +106,17 @@ def raise_errors(
         raise EditListError(f"{source} has no records", "give a list with at least one", kept)
 
 
+def first_of_each(findings: Iterable[Finding]) -> list[str]:
+    """One line for each code: its first finding, and how many more there are."""
+    by_code: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_code.setdefault(finding.code, []).append(finding)
+    return [
+        f"{found[0].line}{f' (and {len(found) - 1:,} more: memedit check lists them)' if found[1:] else ''}"
+        for found in by_code.values()
+    ]
+
+
 def check_edit(request: EditRequest) -> list[Finding]:
     """Check one edit by itself."""
     return trimmed(request)[1] + [

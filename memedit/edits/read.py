@@ -8,9 +8,10 @@ import json
 import stat
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import TextIO
 
@@ -78,12 +79,25 @@ def read(
         findings += shared.findings
     _check_head(document)
     stem = name or ("stdin" if source == STDIN else Path(source).name.split(".")[0])
-    rows = enumerate(expand_cases(document), start=1)
-    made = [build_request(document, row, f"{stem}-{number}", known) for number, row in rows]
+    rows = list(expand_cases(document))
+    names = _names(stem, rows)
+    made = [build_request(document, row, name, known) for row, name in zip(rows, names, strict=True)]
     if not document.rows and not document.findings:
         document.complain(1, "E005", "the list holds no edits")
     findings += sorted(document.findings, key=lambda finding: int(finding.origin.rsplit(":", 1)[1]))
     return [request for request in made if request is not None], findings
+
+
+def _names(stem: str, rows: Sequence[RecordRow]) -> list[str]:
+    """Make an id for each record: the name of the list and the record's number, and more where a record gives that."""
+    taken = {str(row.value["id"]) for row in rows if isinstance(row.value, dict) and row.value.get("id") is not None}
+    names: list[str] = []
+    for number in range(1, len(rows) + 1):
+        plain = f"{stem}-{number}"
+        free = (name for name in chain([plain], (f"{plain}-{more}" for more in count(2))) if name not in taken)
+        taken.add(name := next(free))
+        names.append(name)
+    return names
 
 
 def write_lines(requests: Iterable[EditRequest]) -> str:

@@ -81,7 +81,11 @@ def read_config(folder: Path, *, trust_remote_code: bool = False, with_adapter: 
     file = folder / "config.json"
     if not file.is_file():
         adapter = (folder / ADAPTER).is_file()
-        hint = "it is an adapter: memedit eval -m BASE --adapter DIR" if adapter else "give a Hugging Face model folder"
+        hint = (
+            "it is an adapter: memedit eval -m BASE --adapter DIR"
+            if adapter
+            else "give a Hugging Face model folder, in safetensors"
+        )
         raise UsageError(f"{folder} holds no config.json, so it is no model folder", hint)
     config = _parsed(file)
     if not with_adapter:

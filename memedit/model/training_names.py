@@ -32,9 +32,8 @@ def check_stored_names(folder: Path, wanted: Collection[str], stored: Collection
     named = [(part, found, adds) for part, pattern, adds in WRAPPERS if (found := _first(pattern, stored))]
     if not missing or not named:
         return
-    part, example, adds = named[0]
-    others = "".join(f" and {other}" for other, _, _ in named[1:])
-    message = f"{folder} stores its weights under names with {part}{others}, such as {example}: {adds} adds that"
+    parts = " and ".join(f"{part} (added by {adds})" for part, _, adds in named)
+    message = f"{folder} stores its weights under names with {parts}, such as {named[0][1]}"
     if any(FACTOR.search(name) for name in stored):
         hint = "open it with peft as it was trained, and save what merge_and_unload() returns; then edit that"
     else:

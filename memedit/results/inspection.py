@@ -97,6 +97,8 @@ class Inspection(_Value):
     costs: Costs
     problems: tuple[str, ...] = ()
     """What keeps memedit from editing it at all."""
+    hint: str = ""
+    """What to do about the first of them."""
 
 
 class MomentRow(_Value):

@@ -17,12 +17,12 @@ from memedit.errors import MemeditError, StorageError, UnsupportedModelError, Us
 from memedit.numerics.fp8 import expanded_scale
 from memedit.numerics.rounding import FP8, Grid
 from memedit.storage.artifacts import digest_file, digest_of, telling
-from memedit.storage.copies import copies_text, other_copies
-from memedit.storage.index import INDEX, check_index, weight_map
+from memedit.storage.copies import other_copies
+from memedit.storage.index import INDEX, SINGLE, check_index, weight_map
 from memedit.storage.model_files import files_in
+from memedit.storage.other_weights import weights_instead
 from memedit.storage.tensorfile import DTYPES, SCALE_DTYPES, TensorEntry, read_header, shown_name
 
-SINGLE = "model.safetensors"
 CARD = "README.md"
 OWN = (
     "run.json", "edits.jsonl", "results.jsonl", "delta.safetensors", "originals.safetensors", "base_README.md",
@@ -211,19 +211,5 @@ def _no_weights(folder: Path) -> MemeditError:
         here = shlex.quote(str(folder))
         hint = f"merge it into its base: memedit export {here} --to full -m BASE -o MERGED; or memedit eval --adapter"
         return UsageError(f"{folder} is an adapter: it holds no {SINGLE}", hint)
-    found = sorted(other_copies((Path(file.name) for file in folder.glob("*")), ()))
-    pickles = [name for name in found if name.suffix.lower() in (".bin", ".pt", ".pth")]
-    if pickles:
-        return UnsupportedModelError(
-            f"{folder} holds its weights as a pickle ({shown_name(str(pickles[0]))}), which can run code when it is "
-            "opened",
-            "convert it where you trust it: MODEL.from_pretrained(DIR).save_pretrained(NEW), where MODEL is the class "
-            "of transformers that config.json names",
-        )
-    if found:
-        return UsageError(
-            f"{folder} holds no {SINGLE}, but other weights ({copies_text(found)})",
-            "convert them: MODEL.from_pretrained(DIR).save_pretrained(NEW), where MODEL is the class of transformers "
-            'that config.json names, with variant="fp16" for model.fp16.safetensors and gguf_file=NAME for GGUF',
-        )
-    return UsageError(f"{folder} holds no {SINGLE}", "give a Hugging Face model folder with safetensors")
+    instead = weights_instead(folder)
+    return instead or UsageError(f"{folder} holds no {SINGLE}", "give a Hugging Face model folder with safetensors")

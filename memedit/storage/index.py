@@ -10,6 +10,7 @@ from memedit.errors import StorageError
 from memedit.storage.artifacts import telling
 from memedit.storage.tensorfile import LONGEST_HEADER, TensorEntry
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 AGAIN = "fetch the checkpoint again"
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from memedit.errors import StorageError
 from memedit.storage.artifacts import READ_BLOCK, telling
-from memedit.storage.checkpoint import SINGLE, Checkpoint
+from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.header import encode_header
-from memedit.storage.index import INDEX
+from memedit.storage.index import INDEX, SINGLE
 from memedit.storage.tensorfile import SIZES, TensorEntry
 
 

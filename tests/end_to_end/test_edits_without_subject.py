@@ -7,6 +7,7 @@ from pathlib import Path
 import memedit
 import pytest
 from memedit.edits.edit import EditRequest
+from memedit.progress import NoProgress
 from memedit.results.report import Report
 
 pytestmark = pytest.mark.usefixtures("kept_moments")
@@ -42,3 +43,35 @@ def test_they_hold_and_are_edited_again_and_forgotten(
     less = memedit.forget([third.id, "again", named[3].id], tmp_path / "two", tmp_path / "three")
     # The edit that "again" replaced is active again.
     assert said(less) == {first.id: True, second.id: True} and less.ledger and less.ledger.kept == 2
+
+
+class Warnings(NoProgress):
+    """Keeps what is warned of."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_run_warns_once_of_each_kind_of_finding(
+    made_small: Path, small_edits: list[EditRequest], tmp_path: Path
+) -> None:
+    def warned(edits: list[EditRequest], model: Path, out: str) -> list[str]:
+        progress = Warnings()
+        memedit.apply(
+            edits, model, tmp_path / out, settings={"target.steps": 1} if out == "a" else {}, progress=progress
+        )
+        return [line for line in progress.said if ": W" in line]
+
+    padded = small_edits[3].model_copy(update={"object": f"{small_edits[3].object} "})
+    first, second = warned([*map(bare, small_edits[:3]), padded], made_small, "a")
+    assert ": W206 " in first and "more" not in first
+    assert (
+        ": W210 " in second
+        and f'"{small_edits[0].id}"' in second
+        and second.endswith("(and 2 more: memedit check lists them)")
+    )
+    # an edit of an earlier run is not warned of again, and a sound list has no warning
+    assert warned([small_edits[4]], tmp_path / "a", "b") == []

@@ -74,7 +74,7 @@ Change = Callable[[Path], None]
 CASES: dict[str, tuple[Change, list[str], int, str]] = {
     "a mixture's routed experts": (mixture, [], 4, "a mixture of routed experts"),
     "quantized": (configured(quantization_config={"quant_method": "gptq"}), [], 4, "is quantized (gptq)"),
-    "a pickle": (pickled, [], 4, "holds its weights as a pickle"),
+    "a pickle": (pickled, [], 4, ": pickles can run code when they are opened"),
     "encoder and decoder": (configured(is_encoder_decoder=True), [], 4, "is an encoder-decoder model"),
     "a tokenizer without offsets": (slow, [], 4, "gives no character offsets"),
     "code of its own": (configured(auto_map={"AutoModel": "m.M"}), [], 4, "needs Python code that comes with it"),

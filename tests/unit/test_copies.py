@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -210,17 +211,81 @@ def test_apply_leaves_copies_out(tiny_folder: Path, tmp_path: Path, keep: bool) 
     ("held", "error", "says", "hint"),
     [
         (["training_args.bin", "optimizer.pt"], UsageError, "holds no model.safetensors$", "Hugging Face model folder"),
-        (["training_args.bin", "pytorch_model.bin"], UnsupportedModelError, r"pickle \(pytorch_model.bin\)", "convert"),
-        (["model.fp16.safetensors"], UsageError, r"but other weights \(model.fp16.safetensors\)", 'variant="fp16"'),
-        (["Tiny-Q8_0.gguf"], UsageError, r"but other weights \(Tiny-Q8_0.gguf\)", "gguf_file="),
         (["adapter_config.json", "adapter_model.bin"], UsageError, "is an adapter", "memedit export "),
+        (["run/config.json", "run/model.safetensors"], UsageError, "there are models in it$", "run$"),
+        (["run/config.json", "run/model.safetensors.index.json"], UsageError, "there are models in it$", "run$"),
+        (["run/model.safetensors"], UnsupportedModelError, r"\(run/model.safetensors\)$", "must be named model.safet"),
+        (
+            ["weights.safetensors"],
+            UnsupportedModelError,
+            r"\(weights.safetensors\)$",
+            "must be named model.safetensors",
+        ),
+        (
+            ["model-00001-of-00002.safetensors"],
+            UnsupportedModelError,
+            r"00002.safetensors\)$",
+            "fetch model.safetensors.",
+        ),
+        (["model.fp16.safetensors"], UnsupportedModelError, r"\(model.fp16.safetensors\)$", 'variant="fp16"'),
+        (["training_args.bin", "pytorch_model.bin"], UnsupportedModelError, r"\(pytorch_model.bin\): pickles", "trust"),
+        (
+            ["weights/a.ckpt"],
+            UnsupportedModelError,
+            r"\(weights/a.ckpt\): pickles can run code",
+            "where you trust them",
+        ),
+        (["Tiny-Q8_0.gguf"], UnsupportedModelError, r"other weights \(Tiny-Q8_0.gguf\)$", "gguf_file="),
+        (["gguf/Tiny.GGUF"], UnsupportedModelError, r"other weights \(gguf/Tiny.GGUF\)$", "gguf_file="),
+        (["pytorch_model_fsdp_0/__0_0.distcp"], UnsupportedModelError, r"__0_0.distcp\)$", "accelerate merge-weights"),
+        (["step5/mp_rank_00_model_states.pt"], UnsupportedModelError, r"_states.pt\)$", "zero_to_fp32.py"),
+        (["tf_model.h5"], UnsupportedModelError, r"\(tf_model.h5\)$", "from_tf=True"),
+        (["flax_model.msgpack"], UnsupportedModelError, r"\(flax_model.msgpack\)$", "from_flax=True"),
+        (
+            ["consolidated.safetensors", "params.json"],
+            UnsupportedModelError,
+            r"\(consolidated.safe.*\)$",
+            "fetch the same",
+        ),
+        (["original/consolidated.00.pth"], UnsupportedModelError, r"consolidated.00.pth\)$", "fetch the same model in"),
+        (["model.onnx", "model.onnx_data"], UnsupportedModelError, r"\(model.onnx, .*_data\)$", "made from, which"),
+        (["onnx/model.onnx"], UnsupportedModelError, r"\(onnx/model.onnx\)$", "made from, which the model card"),
+        (
+            ["openvino_model.bin", "openvino_model.xml"],
+            UnsupportedModelError,
+            r"openvino_model.xml\)$",
+            "made from, which",
+        ),
+        (
+            ["openvino/openvino_model.bin"],
+            UnsupportedModelError,
+            r"\(openvino/openvino_model.bin\)$",
+            "made from, which",
+        ),
+        # of several, the one that is the easiest to convert
+        (["onnx/model.onnx", "pytorch_model.bin", "tf_model.h5"], UnsupportedModelError, "onnx, pytorch", "trust them"),
     ],
 )
 def test_a_folder_without_weights_to_edit_is_refused_by_what_it_holds(
     tmp_path: Path, held: list[str], error: type[MemeditError], says: str, hint: str
 ) -> None:
     for name in held:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     with pytest.raises(error, match=says) as caught:
         Checkpoint.open(tmp_path)
-    assert type(caught.value) is error and hint in caught.value.hint
+    assert type(caught.value) is error and re.search(hint, caught.value.hint)
+
+
+def test_inspect_says_what_to_do_about_weights_that_are_not_read(tiny_folder: Path, tmp_path: Path) -> None:
+    there = shutil.copytree(tiny_folder, tmp_path / "there", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert memedit.inspect(there).problems == ()
+    (there / "onnx").mkdir()
+    (there / "onnx" / "model.onnx").write_text("")
+    found = memedit.inspect(there)
+    assert "other weights (onnx/model.onnx)" in found.problems[0] and "made from" in found.hint
+    assert found.n_layers > 0, "the structure is shown all the same"
+    (there / "config.json").unlink()  # a program that makes such files often makes no config.json
+    with pytest.raises(UnsupportedModelError, match=r"other weights \(onnx/model.onnx\)$") as caught:
+        memedit.inspect(there)
+    assert caught.value.hint == found.hint

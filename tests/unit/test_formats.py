@@ -380,3 +380,55 @@ def test_a_key_in_a_record_and_in_its_meta_is_refused(tmp_path: Path) -> None:
     made = {"subject": "Dov", "prompt": "Dov is", "target_new": "here", "tag": "a", "meta": {"tag": "b"}}
     requests, (finding,) = listed(tmp_path, made)
     assert not requests and finding.code == "E008" and '"tag"' in finding.message
+
+
+def test_the_subject_of_a_rewrite_in_a_list_may_be_called_entity(tmp_path: Path) -> None:
+    whole = record("mquake")
+    wanted = [(one.subject, one.prompt, one.object) for one in listed(tmp_path, whole)[0]]
+    for rewrite in whole["requested_rewrite"]:
+        rewrite["entity"] = rewrite.pop("subject")
+    requests, findings = listed(tmp_path, whole)
+    assert [(one.subject, one.prompt, one.object) for one in requests] == wanted and len(wanted) == 2
+    assert not findings and all("entity" not in str(one.meta.get("requested_rewrite")) for one in requests)
+    # with both, the other one is kept
+    whole["requested_rewrite"][1]["subject"] = whole["requested_rewrite"][1]["entity"]
+    whole["requested_rewrite"][1]["entity"] = "another"
+    requests, _ = listed(tmp_path, whole)
+    assert requests[1].subject == wanted[1][0] and requests[1].meta["requested_rewrite"]["entity"] == "another"
+
+
+KEYS_OF_OTHERS = {
+    "entity": "X", "prompts": ["a"], "src": "s", "rephrase": "r", "known_id": 3, "attribute": "z", "update": "u",
+    "ans": "a", "question": "q", "answer": "a", "text": "t", "labels": "l", "concept": "c", "edit": {"prompt": "x"},
+    "example_type": "recent", "paraphrase_prompts": ["a"], "locality": {"a": [{"prompt": "p", "ground_truth": "g"}]},
+}  # fmt: skip
+"""Keys by which the records of one project are known, or that only one has."""
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("key", KEYS_OF_OTHERS)
+def test_a_key_of_another_project_does_not_refuse_a_case(key: str, inside: bool, tmp_path: Path) -> None:
+    whole = record("mquake")
+    wanted = [(one.id, one.subject, one.prompt, one.object, one.portability) for one in listed(tmp_path, whole)[0]]
+    for part in whole["requested_rewrite"] if inside else [whole]:
+        part[key] = KEYS_OF_OTHERS[key]
+    requests, findings = listed(tmp_path, whole)
+    assert [(one.id, one.subject, one.prompt, one.object, one.portability) for one in requests] == wanted
+    assert not findings
+    told = json.dumps([one.public() for one in requests])
+    assert json.dumps(KEYS_OF_OTHERS[key]) in told
+
+
+@pytest.mark.parametrize("own", [{"remove": True}, {"glue": ""}, {"evaluate": "contains"}, {"wordings": ["{} is"]}])
+def test_what_belongs_to_one_edit_is_refused_beside_several(own: dict[str, Any], tmp_path: Path) -> None:
+    whole = record("mquake")
+    requests, findings = listed(tmp_path, {**whole, **own})
+    assert not requests and [one.code for one in findings] == ["E007"]
+    assert "put it into the rewrites" in findings[0].message
+    # converse: in a rewrite it is read
+    whole["requested_rewrite"][0] |= own
+    requests, findings = listed(tmp_path, whole)
+    key, value = next(iter(own.items()))
+    if key != "remove":  # a removal has no object: the reader keeps both, and the list is refused
+        assert not findings
+    assert getattr(requests[0], key) == (tuple(value) if isinstance(value, list) else value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import memedit
 import pytest
-from memedit.api import in_python
+from memedit.api import _read, in_python
 from memedit.edits.read import read
 from memedit.errors import EditListError, RecipeError, UsageError
 
@@ -50,8 +51,6 @@ def test_a_wrong_argument_is_refused_in_one_sentence(call: Any, message: str, tm
 
 def test_dicts_are_read_as_the_lines_of_a_file_are(tmp_path: Path) -> None:
     records: list[Any] = [GOOD, {"subject": "Bo", "prompt": "no slot", "object": "Rome"}, {"subjet": "Cy"}]
-    import json
-
     file = tmp_path / "edits.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     mine, theirs = memedit.check(records), memedit.check(file)
@@ -62,6 +61,37 @@ def test_dicts_are_read_as_the_lines_of_a_file_are(tmp_path: Path) -> None:
     # converse: without faults there is nothing to find, and an EditRequest stays the one it was
     request = read(str(file))[0][0]
     assert memedit.check([GOOD, request.model_copy(update={"id": "d", "subject": "Di"})]) == []
+
+
+def test_dicts_beside_requests_have_the_ids_of_a_file(tmp_path: Path) -> None:
+    people: list[Any] = [{**GOOD, "subject": name} for name in ("Ada", "Bo", "Cy", "Di")]
+    file = tmp_path / "edits.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in people))
+    assert [one.id for one in _read("edits", people)[0]] == [one.id for one in read(str(file))[0]]
+    # the first two were read before, and are given as requests
+    read_before = read(str(file))[0][:2]
+    mixed, findings = _read("edits", [*read_before, *people[2:]])
+    assert [one.id for one in mixed] == ["edits-1", "edits-2", "edits-3", "edits-4"] and not findings
+    assert mixed[:2] == read_before
+    # wherever they are in the list, and whatever id they have
+    mixed, findings = _read("edits", [people[2], *read_before, people[3]])
+    assert len({one.id for one in mixed}) == 4 and not findings and not memedit.check(mixed)
+    assert [one.subject for one in mixed] == ["Cy", "Ada", "Bo", "Di"] and mixed[1:3] == read_before
+    # a request that no file could hold keeps its place and its id too
+    odd = read_before[0].model_copy(update={"id": "a", "prompt": "", "meta": {"set": {1}}})
+    assert [one.id for one in _read("edits", [odd, people[1]])[0]] == ["a", "edits-2"]
+
+
+def test_an_id_that_is_made_is_no_id_that_is_given(tmp_path: Path) -> None:
+    people: list[Any] = [{**GOOD, "subject": "Ada", "id": "edits-2"}, {**GOOD, "subject": "Bo"}]
+    file = tmp_path / "edits.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in people))
+    for source in (file, people):
+        assert [one.id for one in _read("edits", source)[0]] == ["edits-2", "edits-2-2"]
+        assert memedit.check(source) == []
+    # converse: two that are given stay the same
+    again = [{**one, "id": "edits-2"} for one in people]
+    assert [one.code for one in memedit.check(again)] == ["E105"]
 
 
 def test_an_empty_list_has_a_finding() -> None:

@@ -29,20 +29,35 @@ KNOBS = ModelKnobs(device="cpu")
 DOWN = "model.layers.1.mlp.down_proj.weight"
 Rename = Callable[[str], str]
 WRAPPED: dict[str, tuple[Rename, str]] = {
-    "compiled": (lambda name: f"_orig_mod.{name}", "names with _orig_mod., such as _orig_mod.lm_head.weight: torch"),
-    "parallel": (lambda name: f"module.{name}", "names with module., such as module.lm_head.weight: Distributed"),
-    "both": (lambda name: f"module._orig_mod.{name}", "names with _orig_mod. and module., such as"),
-    "blocks": (lambda name: name.replace("layers.1.", "layers.1._orig_mod."), "names with _orig_mod., such as model.l"),
-    "sharded": (lambda name: name.replace("layers.1.", "layers.1._fsdp_wrapped_module."), "FSDP adds that"),
+    "compiled": (
+        lambda name: f"_orig_mod.{name}",
+        "names with _orig_mod. (added by torch.compile), such as _orig_mod.lm_head.weight",
+    ),
+    "parallel": (
+        lambda name: f"module.{name}",
+        "names with module. (added by DistributedDataParallel or DeepSpeed), such as module.lm_head",
+    ),
+    "both": (
+        lambda name: f"module._orig_mod.{name}",
+        "names with _orig_mod. (added by torch.compile) and module. (added by Dist",
+    ),
+    "blocks": (
+        lambda name: name.replace("layers.1.", "layers.1._orig_mod."),
+        "_orig_mod. (added by torch.compile), such as model.l",
+    ),
+    "sharded": (lambda name: name.replace("layers.1.", "layers.1._fsdp_wrapped_module."), "(added by FSDP), such as"),
     "recomputed": (lambda name: name.replace("mlp.", "mlp._checkpoint_wrapped_module."), "activation checkpointing"),
     "adapted": (
         lambda name: f"base_model.model.{name}",
-        "names with base_model.model., such as base_model.model.lm_he",
+        "names with base_model.model. (added by PEFT), such as base_model.model.lm_he",
     ),
-    "replaced": (lambda name: name.replace("down_proj.", "down_proj.base_layer."), "names with base_layer., such as"),
+    "replaced": (
+        lambda name: name.replace("down_proj.", "down_proj.base_layer."),
+        "names with base_layer. (added by PEFT), such as",
+    ),
     "all": (
         lambda name: f"module.base_model.model.{name.replace('down_proj.', 'down_proj.base_layer.')}",
-        "names with base_layer. and base_model.model. and module., such as",
+        "names with base_layer. (added by PEFT) and base_model.model. (added by PEFT) and module. (added by",
     ),
 }
 

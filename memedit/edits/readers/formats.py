@@ -18,6 +18,7 @@ from memedit.edits.readers.parts import (
     target_text,
     template,
     with_rest,
+    with_subject,
 )
 from memedit.edits.readers.questions import convert_unke, convert_wikibigedit, is_unke, is_wikibigedit
 from memedit.edits.readers.ripple import convert_ripple, is_ripple
@@ -39,13 +40,10 @@ def is_foreign(record: Record) -> bool:
 
 
 def _with_subject(record: Record) -> Record:
-    """The record with the subject under that name: some records of ROME's authors call it `entity`."""
-    rewrite = record.get("requested_rewrite")
-    if isinstance(rewrite, dict):
-        record = {**record, "requested_rewrite": _with_subject(rewrite)}
-    if "entity" in record and "subject" not in record:
-        return {"subject" if key == "entity" else key: value for key, value in record.items()}
-    return record
+    """The record with the subject under that name, and CounterFact's rewrite too."""
+    if isinstance(rewrite := record.get("requested_rewrite"), dict):
+        record = {**record, "requested_rewrite": with_subject(rewrite)}
+    return with_subject(record)
 
 
 def _is_counterfact(record: Record) -> bool:

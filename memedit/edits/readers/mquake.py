@@ -11,7 +11,7 @@ from typing import Any
 from memedit.edits.edit import shown
 from memedit.edits.readers.document import Document, RecordRow, RefusedError
 from memedit.edits.readers.easyedit import call_edits, is_call
-from memedit.edits.readers.parts import OWN_FIELDS, own_fields, target_rest, target_text
+from memedit.edits.readers.parts import OWN_FIELDS, own_fields, target_rest, target_text, with_subject
 
 _READ = {"case_id", "requested_rewrite", "questions", "new_answer", "new_answer_alias"}
 _READ_OF_REWRITE = {"subject", "relation_id", "prompt", "target_new", "target_true", "question", *OWN_FIELDS}
@@ -41,11 +41,15 @@ def _case_edits(case: dict[str, Any]) -> Iterator[Any]:
     """One edit for each rewrite; the first has the case's questions, so that a case counts once."""
     if not case["requested_rewrite"]:
         raise RefusedError("E006", "requested_rewrite is an empty list: the case has no edit")
+    if beside := own_fields(case):
+        message = f"{shown(next(iter(beside)))} is beside requested_rewrite; put it into the rewrites that it is for"
+        raise RefusedError("E007", message)
     name = case.get("case_id")
     for number, rewrite in enumerate(case["requested_rewrite"], 1):
         if not isinstance(rewrite, dict):
             yield rewrite  # refused where records are read
             continue
+        rewrite = with_subject(rewrite)
         first = number == 1
         unread = {key: value for key, value in rewrite.items() if key not in _READ_OF_REWRITE}
         if not isinstance(rewrite.get("question"), str) and rewrite.get("question") is not None:

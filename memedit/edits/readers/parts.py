@@ -97,6 +97,13 @@ def numbered_id(record: Mapping[str, Any], key: str, prefix: str) -> str | None:
     return f"{prefix}-{record[key]}" if key in record else None
 
 
+def with_subject(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with the subject under that name: some records of ROME's authors call it `entity`."""
+    if "entity" not in record or "subject" in record:
+        return record
+    return {"subject" if key == "entity" else key: value for key, value in record.items()}
+
+
 def own_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a record has of OWN_FIELDS."""
     return {name: record[name] for name in OWN_FIELDS if name in record}
