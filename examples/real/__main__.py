@@ -20,8 +20,9 @@ from typing import Any
 from examples.real.models import MODELS, FetchError, make_ready
 
 EDITS = 10
-TOKENS_PER_DIMENSION = 4
-"""Tokens of its own text for each dimension of a layer's MLP: fewer than by default, since writing takes long."""
+TOKENS_PER_DIMENSION, ROW = 2, 128
+"""Tokens of its own text for each dimension of a layer's MLP, and in each row: fewer than by default, since writing
+takes long."""
 
 
 def main() -> int:
@@ -68,7 +69,8 @@ def _show(folder: Path, key: str, count: int, output: Path) -> None:
         facts = [fact for fact in known if fact.id not in {edit.id for edit in edits}]
         del lm
     before = _answers(folder, edits)
-    settings = {"moments.corpus": "self", "moments.tokens": _tokens(folder), "output.overwrite": True}
+    settings = {"moments.corpus": "self", "moments.tokens": _tokens(folder), "moments.row": ROW}
+    settings["output.overwrite"] = True
     report = memedit.apply(
         edits, folder, output, facts=facts, settings=settings,
         progress=TerminalProgress(Console(stderr=True)),
