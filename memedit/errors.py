@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class MemeditError(Exception):
@@ -70,6 +71,21 @@ def nearest_hint(word: str, known: Iterable[str], otherwise: str) -> str:
     """
     near = difflib.get_close_matches(word[:100], list(known), 1)
     return f"did you mean {near[0]}?" if near else otherwise
+
+
+def nearest_path_hint(path: str, otherwise: str) -> str:
+    """Return `did you mean PATH?` for a misspelled last part of a path, else the hint `otherwise`.
+
+    >>> nearest_path_hint("/no/such/folder/edits.jsonl", "check the path")
+    'check the path'
+    """
+    try:
+        place = Path(path).expanduser()
+        known = sorted(one.name for one in place.parent.iterdir())
+    except (OSError, RuntimeError, ValueError):  # no such folder either, or no path at all
+        return otherwise
+    near = difflib.get_close_matches(place.name[:100], known, 1, cutoff=0.75)
+    return f"did you mean {place.parent / near[0]}?" if near and near[0].isprintable() else otherwise
 
 
 def file_error(error: OSError, action: str = "") -> MemeditError:

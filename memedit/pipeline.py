@@ -26,7 +26,7 @@ from memedit.editing.retry import retry_failed
 from memedit.editing.run import EditRun
 from memedit.editing.start import RunStart, start_forget, start_run, write_base
 from memedit.edits.edit import EditRequest, Finding
-from memedit.edits.lint import lint
+from memedit.edits.lint import in_file_order, lint
 from memedit.errors import GateError, UnsupportedModelError, UsageError
 from memedit.evaluation.evaluator import Evaluator, ModelAnswers
 from memedit.inspect_model import run_inspect
@@ -77,9 +77,9 @@ def run_check(inputs: RunInputs) -> list[Finding]:
     """Find everything that is wrong with an edit list; if the recipe names a model, with its tokenizer too."""
     recipe = inputs.recipe
     if not recipe.model.path:
-        return [*inputs.findings, *lint(inputs.requests)]
+        return in_file_order([*inputs.findings, *lint(inputs.requests)])
     tokenizer, positions = open_tokenizer(locate(recipe.model), recipe.model)
-    return [*inputs.findings, *check_edits(inputs.requests, tokenizer, recipe, positions)[1]]
+    return in_file_order([*inputs.findings, *check_edits(inputs.requests, tokenizer, recipe, positions)[1]])
 
 
 def run_apply(inputs: RunInputs, progress: Progress | None = None, ranks: Ranks = ALONE) -> Report:

@@ -43,6 +43,8 @@ def dir_command() -> None:
 def ls_command(kind: KindOption = None, json: o.JsonOption = False) -> None:
     """List what is kept, the largest first: its kind and model, its size, and when it was last used.
 
+    One row for the entries of one kind and model; --json lists them one by one, with their files.
+
     \b
     Examples:
       memedit cache ls

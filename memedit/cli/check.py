@@ -37,9 +37,9 @@ def check_command(
 
         findings = run_check(RunInputs(recipe, requests, findings))
     else:  # without a model nothing heavy is imported
-        from memedit.edits.lint import lint
+        from memedit.edits.lint import in_file_order, lint
 
-        findings += lint(requests)
+        findings = in_file_order([*findings, *lint(requests)])
     errors = sum(finding.severity == "error" for finding in findings)
     if json:
         for finding in findings:

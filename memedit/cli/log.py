@@ -21,6 +21,9 @@ def log_command(
         bool, typer.Option("--overwrite", help="Replace a FILE of --html that holds something else.")
     ] = False,
     json: o.JsonOption = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print every edit, not the last 15; a pipe gets them all.")
+    ] = False,
     *,
     terminal: Terminal,
 ) -> None:
@@ -32,6 +35,7 @@ def log_command(
       memedit log edited -q | grep city | memedit forget - -m edited -o less
     """
     o.one_output(json, False, terminal.quiet)
+    terminal.loading(model, "reading")
     from memedit.pipeline import run_log
 
     report_files.check_report_files(html, overwrite=overwrite)
@@ -46,9 +50,11 @@ def log_command(
         for edit in log.active:
             print(edit.id)
     else:
-        from memedit.show.history import log_line, log_table
+        from memedit.show.history import TERMINAL_ROWS, earlier_line, log_line, log_table
         from memedit.show.terminal import print_line
 
         console = terminal.console()
-        console.print(log_table(log))
+        last = None if everything or not console.is_terminal else TERMINAL_ROWS
+        console.print(log_table(log, last=last, cut=console.is_terminal))
         print_line(console, log_line(log))
+        terminal.hint(earlier_line(log, last))

@@ -32,6 +32,7 @@ def push_command(
       memedit push edited me/gpt2-edited --private
     """
     o.one_output(json, False, terminal.quiet)
+    terminal.loading(out, "reading")
     from memedit.pipeline import run_push
     from memedit.results.units import bytes_text, printable
 

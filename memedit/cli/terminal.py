@@ -75,9 +75,9 @@ class Terminal:
     color: ColorChoice = "auto"
     log: RunLog | None = None
 
-    def loading(self, name: str) -> None:
-        """Show the first word of a command that loads a model, before torch is imported."""
-        text = f"loading {_short_name(name)} ..."
+    def loading(self, name: str, verb: str = "loading") -> None:
+        """Show the first word of a command that opens a model, before torch is imported."""
+        text = f"{verb} {_short_name(name)} ..."
         if self.log is not None:
             self.log.line(text)
         if not self.quiet:

@@ -45,8 +45,6 @@ def _bad_value(error: Any, param: Any, message: str, more: str) -> UsageError:
     value = f" {found[0]['input']!r}" if found and "input" in found[0] else ""
     choices = [str(one) for one in param.type_descriptor.choices or ()]
     if value and choices:
-        allowed = f"it is one of {', '.join(choices)}"
-        return UsageError(
-            f"{_name(param)}{value} is not one of {', '.join(choices)}", nearest_hint(value[2:-1], choices, allowed)
-        )
+        known = f"{_name(param)}{value} is not one of {', '.join(choices)}"
+        return UsageError(known, nearest_hint(value[2:-1], choices, more))
     return UsageError(f"{_name(param)}{value}: {message[:1].lower()}{message[1:]}", more)

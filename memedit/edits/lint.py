@@ -85,6 +85,17 @@ def lint(requests: Sequence[EditRequest]) -> list[Finding]:
     return findings
 
 
+def in_file_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings by their lines, file by file; those of one line stay in the order in which they were found."""
+    files: dict[str, int] = {}
+
+    def place(finding: Finding) -> tuple[int, int]:
+        file, _, line = finding.origin.rpartition(":")
+        return files.setdefault(file, len(files)), int(line) if line.isdecimal() else 0
+
+    return sorted(findings, key=place)
+
+
 def raise_errors(
     source: str,
     findings: Iterable[Finding],
@@ -98,7 +109,7 @@ def raise_errors(
     `source` names the list in the message; findings with a code in `allowed` are ignored. The only place that raises
     EditListError.
     """
-    kept = tuple(finding for finding in findings if finding.code not in allowed)
+    kept = tuple(in_file_order(finding for finding in findings if finding.code not in allowed))
     if errors := sum(finding.severity == "error" for finding in kept):
         count = "1 error" if errors == 1 else f"{errors:,} errors"
         raise EditListError(f"{source} has {count}", hint, kept)

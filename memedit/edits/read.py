@@ -24,7 +24,7 @@ from memedit.edits.readers.mquake import expand_cases
 from memedit.edits.readers.parts import ALIASES, FIELDS
 from memedit.edits.readers.table_rows import read_table
 from memedit.edits.readers.yaml_rows import read_yaml
-from memedit.errors import UsageError
+from memedit.errors import UsageError, nearest_path_hint
 from memedit.results.units import plain_json
 
 READERS = {
@@ -141,7 +141,8 @@ def _bytes(source: str, stdin: TextIO | None) -> bytes:
         return Path(source).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot read {shown(source)}: {reason.lower()}", "check the path; - reads stdin") from error
+        hint = nearest_path_hint(source, "check the path; - reads stdin")
+        raise UsageError(f"cannot read {shown(source)}: {reason.lower()}", hint) from error
 
 
 def _text(data: bytes) -> str:

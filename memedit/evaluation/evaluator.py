@@ -141,7 +141,7 @@ class Evaluator:
                     lm, self.requests, chat=chat, derive=knobs.derive, plus=self.generate, advance=advance,
                     ranks=self.ranks,
                 )  # fmt: skip
-                facts = says_object(lm, self.facts, chat=chat, ranks=self.ranks)
+                facts = says_object(lm, self.facts, chat=chat, advance=advance, ranks=self.ranks)
             with self.timed(f"{name}, writing"), self.progress.phase("writing", None, "texts") as advance:
                 writing, notes = written(
                     lm, self.requests, knobs, chat=chat, unrelated=self.unrelated, bare=not self.generate,

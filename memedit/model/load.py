@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from memedit.config.quantization import Fp8Scheme, find_scheme
 from memedit.config.recipe import ModelKnobs
-from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError
+from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError, nearest_path_hint
 from memedit.model.architecture import Architecture, find_architecture
 from memedit.model.config import NOT_KNOWN, auto_config, check_readable, first_line, foreign_errors, read_config
 from memedit.model.fp8 import StoredTensors, open_tensors
@@ -117,7 +117,8 @@ def locate(knobs: ModelKnobs, patterns: Sequence[str] = PATTERNS) -> Path:
     if (folder := _local_folder(knobs.path)) is not None:
         return folder
     if not knobs.path or knobs.path.startswith((".", "/", "~")) or knobs.path.count("/") > 1:
-        raise UsageError(f"there is no model folder {knobs.path[:300]!r}", "give a folder, or a Hub name such as gpt2")
+        hint = nearest_path_hint(knobs.path, "give a folder, or a Hub name such as gpt2")
+        raise UsageError(f"there is no model folder {knobs.path[:300]!r}", hint)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

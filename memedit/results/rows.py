@@ -12,7 +12,7 @@ from html import escape
 
 from memedit.results.metrics import MOST_TELLING, MetricRow, metric_of, table_order
 from memedit.results.report import Figure, ModelReport, Report, Scores
-from memedit.results.units import printable
+from memedit.results.units import name_of_path, printable
 
 TOO_WIDE = 0.2
 """Width of an interval of a difference, of shares or of probabilities, from which one that holds 0 tells nothing."""
@@ -132,6 +132,7 @@ def rows(report: Report) -> list[list[str]]:
 def beside(report: Report, most: int | None = None) -> tuple[list[str], list[list[str]]]:
     """Several models, one column each, after the base's where there is one: headings and rows.
 
+    The headings are the models' names, or their paths where two have one name.
     After each model but the first comes its difference to the first, paired by edit. most: how many metrics, those that
     tell most; None: all of them.
     """
@@ -140,8 +141,8 @@ def beside(report: Report, most: int | None = None) -> tuple[list[str], list[lis
     }
     base = [report.base or "base"] if report.before is not None else []
     found: list[list[str]] = []
-    names = dict.fromkeys(name for column in columns.values() for name in column)
-    for name in table_order(names) if most is None else first_names(names, most):
+    found_names = dict.fromkeys(name for column in columns.values() for name in column)
+    for name in table_order(found_names) if most is None else first_names(found_names, most):
         row = [(one, columns[one.model].get(name)) for one in report.models]
         first = next(line for _, line in row if line is not None)
         cells = [first.text(first.before)] if base else []
@@ -149,8 +150,12 @@ def beside(report: Report, most: int | None = None) -> tuple[list[str], list[lis
             cells.append("-" if line is None else line.text(line.after))
             cells += [] if not number else ["" if line is None else line.change(one.against_first.get(name))]
         found.append([first.label, *cells])
-    lead, *others = (one.model for one in report.models)
-    heads = ["", *base, lead, *(head for name in others for head in (name, AGAINST))]
+    paths = [*base, *(one.model for one in report.models)]
+    names = [name_of_path(path) for path in paths]
+    if len(set(names)) < len(paths):  # two have one name
+        names = paths
+    lead, *others = names[len(base) :]
+    heads = ["", *names[: len(base)], lead, *(head for name in others for head in (name, AGAINST))]
     return list(map(printable, heads)), found
 
 

@@ -11,12 +11,16 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\
 
 
 def bytes_text(count: int) -> str:
-    """Format a number of bytes: `12.3 MB`, or `1.50 GB` from a thousand million bytes.
+    """Format a number of bytes: `12.3 MB`, or `1.50 GB` from a thousand million bytes; small ones as `4.2 kB`, `17 B`.
 
-    >>> bytes_text(12_340_000), bytes_text(1_500_000_000)
-    ('12.3 MB', '1.50 GB')
+    >>> bytes_text(17), bytes_text(4_200), bytes_text(12_340_000), bytes_text(1_500_000_000)
+    ('17 B', '4.2 kB', '12.3 MB', '1.50 GB')
     """
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+    if count >= 1e9:
+        return f"{count / 1e9:,.2f} GB"
+    if count >= 1e5:
+        return f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e3:,.1f} kB" if count >= 1000 else f"{count:,.0f} B"
 
 
 def duration_text(seconds: float) -> str:
@@ -84,3 +88,12 @@ def printable(text: str) -> str:
     'red 2J\\tend'
     """
     return _CONTROL.sub("", text)
+
+
+def name_of_path(path: str) -> str:
+    """The last part of a model's path or Hub name, for titles; of a model with an adapter both names.
+
+    >>> name_of_path("/models/gpt2/"), name_of_path("openai-community/gpt2"), name_of_path("a/gpt2 + b/lora")
+    ('gpt2', 'gpt2', 'gpt2 + lora')
+    """
+    return " + ".join(part.rstrip("/").rsplit("/", 1)[-1] or part for part in path.split(" + "))

@@ -8,21 +8,37 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from memedit.config.layers import layers_text
 from memedit.results.cache import CacheCleaning, CacheEntry
-from memedit.results.units import bytes_text
+from memedit.results.units import bytes_text, name_of_path, printable
 from memedit.show.terminal import plain_table
+
+NAME_CELLS = 30
+"""Cells of a model's name that the table shows."""
 
 
 def cache_table(entries: Sequence[CacheEntry]) -> Table:
-    """One row an entry: its kind, model, layer or contents, size, and the time since its last use."""
-    table = plain_table(["kind", "model", "layer", "holds", "size", "last used", "file or folder"], (0, 1, 2, 3, 6))
+    """One row for the entries of one kind, model and contents: layers, number, size, and time since the last use."""
+    rows: dict[tuple[str, str, str], list[CacheEntry]] = {}
     for one in entries:
-        layer = "" if one.layer is None else str(one.layer)
+        rows.setdefault((one.kind, one.model or "", one.holds), []).append(one)
+    table = plain_table(["kind", "model", "holds", "count", "size", "last used"], (0, 1, 2))
+    for column in (1, 4, 5):  # contents alone take several lines
+        table.columns[column].no_wrap = True
+    for (kind, model, holds), alike in sorted(rows.items(), key=lambda row: -_size(row[1])):
+        layers = sorted({one.layer for one in alike if one.layer is not None})
+        contents = f"layers {layers_text(layers)}" if layers else holds
+        name = Text(printable(name_of_path(model)) or "-")
+        name.truncate(NAME_CELLS, overflow="ellipsis")
         table.add_row(
-            one.kind, Text(one.model or "-"), layer, Text(one.holds), bytes_text(one.bytes),
-            age_text(time.time() - one.used), Text(one.name),
+            kind, name, Text(contents), f"{len(alike):,}",
+            bytes_text(_size(alike)), age_text(time.time() - max(one.used for one in alike)),
         )  # fmt: skip
     return table
+
+
+def _size(entries: Sequence[CacheEntry]) -> int:
+    return sum(one.bytes for one in entries)
 
 
 def cache_total(entries: Sequence[CacheEntry], folder: str) -> str:
@@ -34,7 +50,7 @@ def cache_total(entries: Sequence[CacheEntry], folder: str) -> str:
         by_kind[one.kind] = by_kind.get(one.kind, 0) + one.bytes
     kinds = ", ".join(f"{kind} {bytes_text(size)}" for kind, size in sorted(by_kind.items(), key=lambda item: -item[1]))
     count = "1 entry" if len(entries) == 1 else f"{len(entries):,} entries"
-    return f"{folder}: {count}, {bytes_text(sum(one.bytes for one in entries))} ({kinds})"
+    return f"{folder}: {count}, {bytes_text(_size(entries))} ({kinds})"
 
 
 def cleaning_text(done: CacheCleaning) -> str:

@@ -11,8 +11,7 @@ from memedit.config.layers import layers_text
 from memedit.config.methods import METHODS
 from memedit.results.report import Figure, Report, Scores
 from memedit.results.rows import score_lines
-from memedit.results.units import printable
-from memedit.show.pages import name_of_path
+from memedit.results.units import name_of_path, printable
 from memedit.show.report_page import changed_settings, prompt_of, says_of, wanted_of
 from memedit.show.tables import markdown, markdown_text
 from memedit.storage.base_card import BaseCard

@@ -8,8 +8,9 @@ from typing import get_args
 from markupsafe import Markup
 
 from memedit.results.history import EditLog, EditState, PastEdit
+from memedit.results.units import name_of_path
 from memedit.show.history import states_of
-from memedit.show.pages import LISTED, name_of_path, render_page
+from memedit.show.pages import LISTED, render_page
 from memedit.show.svg import hover, rect, svg_figure, text
 
 INKS = dict(zip(get_args(EditState), ("#0072b2", "#d55e00", "#cc79a7", "#bbbbbb", "#f0e442"), strict=True))

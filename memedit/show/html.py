@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from memedit.results.traces import Average, TracedFact, TracingResult
-from memedit.results.units import printable
+from memedit.results.units import name_of_path, printable
 from memedit.show.heatmap import TITLES, labels
-from memedit.show.pages import name_of_path, render_page
+from memedit.show.pages import render_page
 from memedit.show.svg import bar_chart, heat_map, line_chart
 from memedit.show.trace_figures import (
     FACTS,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -11,16 +13,20 @@ from markupsafe import Markup
 from memedit.results.units import printable
 from memedit.show.svg import FIGURE_STYLE
 
+NUMBER = re.compile(r"(?:[-+]?[\d.,]+(?:e[-+]?\d+)?%?|-)?")
+"""A cell of a table that holds a number, or nothing."""
 LISTED = 10_000
 """The most rows of a table: with more, a browser takes seconds."""
 
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("memedit.show"), autoescape=True, undefined=StrictUndefined, finalize=_printed,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    cast("dict[str, Any]", environment.filters)["number_columns"] = number_columns
+    return environment
 
 
 def _printed(value: Any) -> Any:
@@ -32,10 +38,13 @@ def render_page(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(figure_style=Markup(FIGURE_STYLE), **values)
 
 
-def name_of_path(path: str) -> str:
-    """The last part of a model's path or Hub name, for titles; of a model with an adapter both names.
+def number_columns(rows: Sequence[Sequence[str]]) -> set[int]:
+    """The columns that hold numbers alone, or nothing: they are set flush right.
 
-    >>> name_of_path("/models/gpt2/"), name_of_path("openai-community/gpt2"), name_of_path("a/gpt2 + b/lora")
-    ('gpt2', 'gpt2', 'gpt2 + lora')
+    >>> sorted(number_columns([["a", "1,200", "+0.5", ""], ["b", "7%", "-", ""]]))
+    [1, 2]
     """
-    return " + ".join(part.rstrip("/").rsplit("/", 1)[-1] or part for part in path.split(" + "))
+    return {
+        n for n, cells in enumerate(zip(*rows, strict=True))
+        if any(cells) and all(NUMBER.fullmatch(str(cell)) for cell in cells)
+    }  # fmt: skip

@@ -13,8 +13,8 @@ from memedit.config.resolve import flatten
 from memedit.results.metrics import METRICS_BY_NAME, MetricRow
 from memedit.results.report import EditResult, Figure, Report, TextDrift
 from memedit.results.rows import beside, headings, lines_of_model, remarks, rows, score_lines
-from memedit.results.units import printable
-from memedit.show.pages import LISTED, name_of_path, render_page
+from memedit.results.units import name_of_path, printable
+from memedit.show.pages import LISTED, render_page
 from memedit.show.report_figures import dots, edits_chart, perplexity_text, texts_chart
 from memedit.show.terminal import layers_line
 
@@ -40,7 +40,7 @@ def evaluation_page(report: Report) -> str:
         sentence=in_one_sentence(report),
         failures=[_failure(one) for one in failures[:FAILURES]],
         more_failures=max(0, len(failures) - FAILURES),
-        models=_models(report),
+        models=beside(report) if report.models else None,
         against_first=_against_first(report),
         model=_name(report),
         figures=_figures(report, elsewhere=False),
@@ -72,7 +72,7 @@ def in_one_sentence(report: Report) -> str:
         if not isinstance(value, Figure):
             return None
         few = ": too few to tell" if value.n < FEW else ""
-        return METRICS_BY_NAME[name].number(value.mean) + (f" (n {value.n:,}{few})" if count else "")
+        return METRICS_BY_NAME[name].number(value.mean) + (f" (n={value.n:,}{few})" if count else "")
 
     free, other = share("generated.efficacy"), share("paraphrase_accuracy")
     parts = [f"says {says:,} of {len(tried):,} edits" if tried else "was asked about no edit"]
@@ -173,15 +173,6 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _models(report: Report) -> tuple[list[str], list[list[str]]] | None:
-    """Several models side by side, under their names; under their paths where two have one name."""
-    if not report.models:
-        return None
-    heads, cells = beside(report)
-    names = [name_of_path(head) if head else head for head in heads]
-    return (names if len(set(names)) == len(set(heads)) else heads), cells
-
-
 def _against_first(report: Report) -> list[str]:
     """For each model but the first, the figures in which it differs from the first: 0 lies outside their interval."""
     found: list[str] = []
@@ -237,12 +228,12 @@ def _provenance(report: Report) -> list[tuple[str, str]]:
     settings = ", ".join(f"{name} = {value}" for name, value in changed_settings(report).items())
     return [
         ("model", report.model),
-        ("base", report.base or "-"),
+        *([("base", report.base)] if report.base else []),
         *made,
         ("command", shlex.join(["memedit", *report.arguments])),
         ("settings that differ from the defaults", settings or "none"),
         ("device", report.device),
-        ("target search", report.engine or "-"),
+        *([("target search", report.engine)] if report.engine else []),
         *((f"sha256 of {name}", str(value)) for name, value in report.digests.items()),
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in report.timings.items())),
         *report.versions.items(),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from memedit.edits.read import STEEPEST, UNCHECKED
-from memedit.errors import UsageError
+from memedit.errors import UsageError, nearest_path_hint
 from memedit.storage.artifacts import digest_file, telling
 
 HUB = "hf:"
@@ -92,7 +92,8 @@ def _existing(spec: str) -> Path:
             return file
     except (OSError, ValueError):  # a name that is too long, or has a zero byte
         pass
-    raise UsageError(f"there is no corpus file {spec[:200]!r}", "give a .txt or .jsonl file (.gz too), or hf:repo")
+    hint = nearest_path_hint(spec, "give a .txt or .jsonl file (.gz too), or hf:repo")
+    raise UsageError(f"there is no corpus file {spec[:200]!r}", hint)
 
 
 def _records(lines: Iterator[str], spec: str) -> Generator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from memedit.cli.app import main
 from memedit.config.recipe import Recipe
 from memedit.config.resolve import resolve
 from memedit.edits.read import read
+from memedit.progress import Advance, NoProgress
 from memedit.results.report import EditResult, Figure, Report, Scores
 from memedit.results.rows import remarks
 from memedit.show.evaluation import evaluation_table
@@ -34,6 +37,31 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     with pytest.raises(SystemExit) as caught:
         main()
     return int(caught.value.code or 0)
+
+
+class Counted(NoProgress):
+    """Counts the units of each phase."""
+
+    def __init__(self) -> None:
+        self.units: dict[str, int] = {}
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, unit: str = "") -> Generator[Advance]:
+        def advance(done: int, under_way: float = 0.0, told: str = "") -> None:
+            self.units[name] = self.units.get(name, 0) + done
+
+        yield advance
+
+
+def test_answers_about_known_facts_move_the_progress_too(made_gpt2: Path) -> None:
+    requests, _ = read(str(EDITS))
+    counts: list[int] = []
+    for facts in ([], requests[4:10]):
+        progress = Counted()
+        inputs = pipeline.RunInputs(recipe(made_gpt2), requests[:2], facts=facts)
+        pipeline.run_evaluate(inputs, progress=progress)
+        counts.append(progress.units["after"])
+    assert counts[1] == counts[0] + 6
 
 
 def test_a_model_beside_its_base_and_another(made_gpt2: Path) -> None:

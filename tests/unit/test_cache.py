@@ -15,9 +15,12 @@ import torch
 from memedit.cli.app import app
 from memedit.editing.moment_cache import moment_store
 from memedit.errors import StorageError, UsageError
+from memedit.results.cache import CacheEntry
+from memedit.show.cache import cache_table
 from memedit.storage import cache
 from memedit.storage.artifacts import Store
 from memedit.storage.cache import age_in_seconds, cache_dir, kept_entries, remove_entries, size_in_bytes, trim_cache
+from rich.console import Console
 from typer.testing import CliRunner
 
 DAY = 86400
@@ -134,7 +137,7 @@ def test_the_limit_is_kept_and_said_in_one_line(kept: dict[str, Path], monkeypat
     monkeypatch.setenv("MEMEDIT_CACHE_LIMIT", "4kB")
     with moment_store().using("factor-3", {"seed": 1}):
         trim_cache(notes.append)
-    assert len(notes) == 1 and "\n" not in notes[0] and "over its limit of 0.0 MB" in notes[0]
+    assert len(notes) == 1 and "\n" not in notes[0] and "over its limit of 4.0 kB" in notes[0]
     assert 0 < sum(one.bytes for one in kept_entries()) <= 4000
 
 
@@ -190,6 +193,19 @@ def test_ages_and_sizes_are_read() -> None:
     assert size_in_bytes("20GB", "") == 20 * 10**9
 
 
+def test_the_layers_of_one_model_are_one_row() -> None:
+    known: dict[str, Any] = {"model": "/models/deep/SmolLM2-135M-Instruct", "bytes": 10**6, "used": time.time()}
+    entries = [CacheEntry(kind="moment", name=f"m{n}", layer=n % 30, **known) for n in range(60)]
+    entries += [CacheEntry(kind="run", name="r", holds="before, contexts, plan, 2 targets", **known)]
+    console = Console(width=80, record=True)
+    console.print(cache_table(entries))
+    rows = [line.split() for line in console.export_text().splitlines()]
+    name = "SmolLM2-135M-Instruct"
+    assert ["moment", name, "layers", "0-29", "60", "60.0", "MB", "1", "min", "ago"] in rows
+    assert [row[:2] for row in rows if row[:1] in (["moment"], ["run"])] == [["moment", name], ["run", name]]
+    assert len([row for row in rows if row]) == 5  # the head, a line, a row, and one whose contents take two lines
+
+
 def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["cache", *arguments], catch_exceptions=True)
 
@@ -200,6 +216,7 @@ def test_the_commands_print_json_for_programs(kept: dict[str, Path]) -> None:
     assert {row["kind"] for row in rows} == set(kept)
     text = run("ls").stdout
     assert all(kind in text for kind in kept) and "7 entries" in text
+    assert all(len(line.rstrip()) <= 80 for line in text.splitlines()[:-1])  # a terminal of 80 columns shows it whole
     done = json.loads(run("clean", "--kind", "run", "--dry-run", "--json").stdout)
     assert [one["kind"] for one in done["removed"]] == ["run"] and kept["run"].exists()
     assert "removed 1 of 7 entries" in run("clean", "--kind", "run").stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from memedit.edits.edit import EditRequest, Finding, Neighbor
-from memedit.edits.lint import check_edit, lint, raise_errors
+from memedit.edits.lint import check_edit, in_file_order, lint, raise_errors
 from memedit.edits.read import read, write_lines
 from memedit.errors import EditListError
 from tests.conftest import ROOT
@@ -213,11 +213,19 @@ def test_one_function_raises_every_finding() -> None:
     odd = Finding(origin="a:2", code="W202", message="an empty alias")
     with pytest.raises(EditListError, match=r"the list has 1 error$") as caught:
         raise_errors("the list", [odd, wrong])
-    assert caught.value.findings == (odd, wrong)
+    assert caught.value.findings == (wrong, odd)  # by their lines
     with pytest.raises(EditListError, match="no records"):
         raise_errors("the list", [odd], empty=True)
     raise_errors("the list", [odd])
     raise_errors("the list", [odd, wrong], allowed=["E101"])
+
+
+def test_findings_are_listed_by_line_file_by_file() -> None:
+    places = ["b:10", "a:3", "b:9", "stdin", "b:10", "a:x"]
+    findings = [Finding(origin=place, code=f"E{n}", message="m") for n, place in enumerate(places)]
+    assert [(one.origin, one.code) for one in in_file_order(findings)] == [
+        ("b:9", "E2"), ("b:10", "E0"), ("b:10", "E4"), ("a:x", "E5"), ("a:3", "E1"), ("stdin", "E3"),
+    ]  # fmt: skip
 
 
 def test_no_other_place_raises_it() -> None:

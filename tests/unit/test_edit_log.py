@@ -12,8 +12,10 @@ from memedit.editing.edit_log import edit_log
 from memedit.editing.ledger import BaseIdentity, Ledger, LedgerEntry, Provenance, mark_superseded
 from memedit.edits.edit import EditRequest
 from memedit.errors import UsageError
-from memedit.show.history import log_line, log_table
+from memedit.show.history import TERMINAL_ROWS, earlier_line, log_line, log_table
+from rich.cells import cell_len
 from rich.console import Console
+from tests.helpers.reports import a_log, a_past_edit
 
 
 def entry(name: str, subject: str, said: str, **more: Any) -> LedgerEntry:
@@ -50,7 +52,27 @@ def test_the_table_shows_foreign_text_as_it_is_and_no_control_characters(ledger:
     console = Console(width=100, record=True)
     console.print(log_table(edit_log("edited", ledger)))
     text = console.export_text()
-    assert "[Lyon]" in text and "\x1b" not in text and "replaced by later" in text
+    assert "[Lyon]" in text and "\x1b" not in text and "replaced by 5" in text
+
+
+def test_a_terminal_of_80_columns_gets_one_line_an_edit_and_the_last_ones_alone() -> None:
+    words: dict[str, Any] = {
+        "prompt": "The country where Gabriel García Márquez was born is",
+        "object_old": "東京都" * 9,
+    }
+    edits = [a_past_edit(n, by=n + 1 if n == 999 else None, id=f"birthplace-{n}", **words) for n in range(1, 1001)]
+    log = a_log(*edits)
+    console = Console(width=80, record=True)
+    console.print(log_table(log, last=TERMINAL_ROWS, cut=True))
+    lines = [line for line in console.export_text().splitlines() if line.strip()]
+    assert len(lines) == 2 + TERMINAL_ROWS and all(cell_len(line) <= 80 for line in lines)
+    assert lines[2].split()[:2] == ["986", "birthplace-986"] and lines[-1].rstrip().endswith("holds")
+    assert lines[-2].rstrip().endswith("replaced by 1,000")  # what is short is never cut
+    assert earlier_line(log, TERMINAL_ROWS) == "985 earlier edits: add --all"
+    assert not earlier_line(log, None) and not earlier_line(a_log(edits[0]), TERMINAL_ROWS)
+    whole = Console(width=160, record=True)
+    whole.print(log_table(log))
+    assert whole.export_text().count("Gabriel García Márquez was born") == 1000
 
 
 def test_a_model_without_a_ledger_is_refused(made_folder: Path) -> None:

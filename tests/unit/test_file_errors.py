@@ -15,7 +15,15 @@ from memedit.cli.app import main
 from memedit.config.recipe import ModelKnobs
 from memedit.config.resolve import resolve
 from memedit.editing.moment_cache import run_stats
-from memedit.errors import ResourceError, StorageError, UnsupportedModelError, file_error, is_file_error
+from memedit.errors import (
+    ResourceError,
+    StorageError,
+    UnsupportedModelError,
+    UsageError,
+    file_error,
+    is_file_error,
+    nearest_path_hint,
+)
 from memedit.model.config import foreign_errors
 from memedit.model.load import load, open_tokenizer
 from memedit.storage.artifacts import Store
@@ -35,6 +43,22 @@ def refuse(monkeypatch: pytest.MonkeyPatch, function: str, name: str, number: in
         return real(path, *args, **options)
 
     monkeypatch.setattr(os, function, refusing)
+
+
+def test_a_misspelled_path_names_the_nearest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "capitals.yaml").write_text("[]")
+    (tmp_path / "gpt2-edited").mkdir()
+    wrong = str(tmp_path / "capitls.yaml")
+    for ask in (lambda: memedit.check(wrong), lambda: memedit.log(str(tmp_path / "gpt2-edted"))):
+        with pytest.raises(UsageError) as caught:
+            ask()
+        assert caught.value.hint.startswith(f"did you mean {tmp_path}/"), caught.value
+    monkeypatch.chdir(tmp_path)
+    assert nearest_path_hint("capitls.yaml", "") == "did you mean capitals.yaml?"
+    for other in (str(tmp_path / "zzz"), "/no/such/folder/x", "a\0b", "x" * 5000, "~nobody-of-this-name/x", "", "/"):
+        assert nearest_path_hint(other, "check the path") == "check the path"
+    (tmp_path / "two\nlines").write_text("")
+    assert nearest_path_hint("two lines", "check") == "check"
 
 
 @pytest.mark.parametrize(

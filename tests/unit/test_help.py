@@ -100,7 +100,7 @@ WRONG = {
     "apply x -m y --set target.steps=many": "memedit help settings target.steps tells which values it takes",
     "apply x -m y -q -v": "choose one",
     "apply x -m y -o z --log memedit": "name another file",
-    "apply x -m y --color red": "it is one of auto, always, never",
+    "apply x -m y --color red": "memedit apply --help explains every option",
     "eval": "write memedit eval EDITS -m MODEL; memedit eval --help explains every option",
     "eval x -m y --fail-under eficacy=1": "did you mean efficacy?",
     "export x --to loar": "did you mean lora?",

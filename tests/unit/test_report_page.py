@@ -83,7 +83,7 @@ def test_sections_follow_what_a_reader_asks() -> None:
         (
             {},
             "edited says 2 of 3 edits, gives the new object in 62.5% of other wordings, keeps 90.0% "
-            "(n 4: too few to tell) of known facts about other subjects, and keeps 80.0% (n 4: too few to tell) of "
+            "(n=4: too few to tell) of known facts about other subjects, and keeps 80.0% (n=4: too few to tell) of "
             "other known facts about the edited subjects.",
         ),
         (
@@ -133,6 +133,9 @@ def test_every_edit_is_a_row_that_can_be_filtered_by_its_outcome() -> None:
     assert 'id="show-skipped"' not in text  # there are none
     heads = next(cells for _, cells in page.rows if "edit" in cells)
     assert "lead after" in heads and "lead before" not in heads  # nothing was measured before
+    assert '<th class="n">lead after</th>' in text and '<td class="n" data-head="lead after" dir="auto">+0.250' in text
+    alike = evaluation_page(a_run(per_edit=(an_edit("a"), an_edit("b"))))
+    assert 'type="radio"' not in alike  # all have one outcome
 
 
 def test_figures_are_drawn_where_they_lie_with_their_numbers_beside() -> None:

@@ -21,6 +21,8 @@ from rich.console import Console
 from tests.conftest import ROOT
 from tests.helpers.in_process import run_main
 
+MADE = "examples/models/made-gpt2"
+
 
 def progress(*, tty: bool = False, **knobs: bool) -> tuple[TerminalProgress, io.StringIO, list[str]]:
     stream, lines = io.StringIO(), list[str]()
@@ -134,10 +136,14 @@ def test_a_log_has_the_command_and_how_it_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_the_first_word_comes_before_torch() -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["inspect", MADE], "loading"), (["log", MADE], "reading"), (["push", MADE, "me/gpt2", "--dry-run"], "reading")],
+)
+def test_the_first_word_comes_before_torch(words: list[str], said: str) -> None:
     code = (
         "import sys\n"
-        "sys.argv = ['memedit', 'inspect', 'examples/models/made-gpt2']\n"
+        f"sys.argv = ['memedit', *{words}]\n"
         "class Seen:\n"
         "    def __getattr__(self, name): return getattr(sys.__stderr__, name)\n"
         "    def write(self, text):\n"
@@ -151,7 +157,7 @@ def test_the_first_word_comes_before_torch() -> None:
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.stderr == "loading made-gpt2 ...[]"
+    assert done.stderr == f"{said} made-gpt2 ...[]"
 
 
 @pytest.mark.parametrize(
