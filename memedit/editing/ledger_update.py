@@ -21,6 +21,7 @@ from memedit.editing.ledger import (
     deciding_settings,
     extend_ledger,
 )
+from memedit.editing.moment_cache import digest_of_texts
 from memedit.editing.plan import Edit
 from memedit.editing.targets import Targets
 from memedit.edits.edit import EditRequest
@@ -32,8 +33,6 @@ from memedit.storage.artifacts import digest_of
 
 MomentInputs = Mapping[int, Mapping[str, Any]]
 STILL_SAID = "the model still says the old object"
-READ = ("tokens", "row", "corpus", "imported")
-"""Of the inputs of a second moment, those that identify the text and how much of it was read."""
 
 
 def groups_of(edits: Sequence[Edit], *, joint: bool) -> list[str]:
@@ -209,19 +208,16 @@ def provenance_of(
     knobs = deciding_settings(recipe)
     if history.ledger is not None:
         knobs["method.layers"] = history.ledger.about.knobs["method.layers"]
-    return Provenance(base=base, contexts=tuple(contexts), knobs=knobs, layers=layers, moments=_texts(on))
+    return Provenance(base=base, contexts=tuple(contexts), knobs=knobs, layers=layers, moments=digest_of_texts(on))
 
 
 def check_moments(history: History, on: MomentInputs) -> None:
     """Check that a re-solve uses the second moments of the same text as the ledger's edits; else raise UsageError."""
-    if history.ledger is not None and history.mode == "re-solve" and history.ledger.about.moments != _texts(on):
+    if history.ledger is None or history.mode != "re-solve":
+        return
+    if history.ledger.about.moments != digest_of_texts(on):
         corpus = history.ledger.about.knobs.get("moments.corpus") or "the model's own"
         raise UsageError(
             f"the second moments are not those that the ledger's edits were solved with (text: {corpus})",
             "give that text: --corpus FILE; or import them again: memedit stats --import FILE",
         )
-
-
-def _texts(on: MomentInputs) -> str:
-    """A digest of the text that the second moments were measured on, layer by layer."""
-    return digest_of({str(layer): {name: one[name] for name in READ if name in one} for layer, one in on.items()})

@@ -26,7 +26,7 @@ from memedit.numerics.solvers import Factor, decomposed, factor_metric
 from memedit.progress import Advance, NoProgress, Progress
 from memedit.ranks import ALONE, Ranks
 from memedit.results.inspection import MomentRow
-from memedit.storage.artifacts import Store, digest_file
+from memedit.storage.artifacts import Store, digest_file, digest_of
 from memedit.storage.cache import cache_dir, trim_cache
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import corpus_digest, documents
@@ -66,11 +66,28 @@ def moment_store(model: str = "") -> Store:
     return Store(cache_dir() / "moments", model=model)
 
 
-def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe: Recipe) -> MomentPlan:
+READ = ("tokens", "row", "corpus", "imported")
+"""Of a moment's inputs, those that say what was read."""
+
+
+def digest_of_texts(on: Mapping[int, Mapping[str, Any]]) -> str:
+    """A digest of the text that the moments of some layers were measured on, by their inputs."""
+    return digest_of({str(layer): _text_of(one) for layer, one in on.items()})
+
+
+def _text_of(on: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: on[name] for name in READ if name in on}
+
+
+def plan_moments(
+    lm: LanguageModel, folder: Path, layers: Sequence[int], recipe: Recipe, solved_with: str | None = None
+) -> MomentPlan:
     """Plan which moments are read and which are measured, on which text: the recipe's corpus, or the model's own
     memedit/corpus.jsonl.gz, or where there is neither, and the cache lacks a moment, text that the model writes.
 
-    Raises UsageError if the corpus is no file.
+    If the cache has several that serve, those of as many tokens as asked for are taken, else the newest. With
+    `solved_with` only those serve that were measured on the text of this digest. Raises UsageError if the corpus is no
+    file.
     """
     knobs = recipe.moments
     own = folder / "memedit" / "corpus.jsonl.gz"
@@ -81,14 +98,18 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
     weights = feeding(lm, layers)
     store = moment_store()
     at_hand: dict[int, dict[str, Any]] = {}
+    serving: dict[int, list[dict[str, Any]]] = {}
     if knobs.corpus is None:
         # Without a named text any cached moment of these weights serves, an imported one first.
         for n in layers:
-            found = store.like(f"moment-{n}", {"weights": weights[n], "code": MOMENT_CODE}, "imported")
-            if found is None and corpus is None:
-                found = store.like(f"moment-{n}", {"weights": weights[n]})
-            if found is not None:
-                at_hand[n] = found
+            found = store.like(f"moment-{n}", {"weights": weights[n]})
+            imported = [on for on in found if "imported" in on and on.get("code") == MOMENT_CODE]
+            measured = [on for on in found if "imported" not in on] if corpus is None else []
+            measured.sort(key=lambda on: on.get("tokens") != tokens)  # stable: the newest first among equals
+            if imported or measured:
+                serving[n] = [*imported, *measured]
+        newest = {n: some[0] for n, some in serving.items()}
+        at_hand = newest if solved_with is None else _of_one_text(serving, solved_with)
         if corpus is None and len(at_hand) < len(layers):
             corpus = SELF
     same: dict[str, Any] = {"tokenizer": of_tokenizer(lm.tokenizer), "tokens": tokens, "row": row, "code": MOMENT_CODE}
@@ -100,6 +121,16 @@ def plan_moments(lm: LanguageModel, folder: Path, layers: Sequence[int], recipe:
     on = {layer: at_hand.get(layer) or {"weights": weights[layer], **same} for layer in layers}
     cached = tuple(layer for layer in layers if store.holds(f"moment-{layer}", on[layer]))
     return MomentPlan(corpus, tokens, row, on, cached, own_text, recipe.model.path)
+
+
+def _of_one_text(serving: Mapping[int, Sequence[dict[str, Any]]], digest: str | None) -> dict[int, dict[str, Any]]:
+    """Of the moments that serve each layer, those that were measured on the text of this digest; empty: not all are."""
+    texts = [_text_of(on) for on in next(iter(serving.values()), ())]
+    for text in texts:
+        chosen = {n: on for n, some in serving.items() for on in some if _text_of(on) == text}
+        if len(chosen) == len(serving) and digest_of_texts(chosen) == digest:
+            return chosen
+    return {}
 
 
 def moments_for(

@@ -171,7 +171,9 @@ class EditRun:
     @cached_property
     def moment_plan(self) -> MomentPlan:
         """The second moments that the cache has, and those to be measured."""
-        return plan_moments(self.lm, self.folder, self.plan.layers, self.recipe)
+        ledger = self.history.ledger if self.history.mode == "re-solve" else None
+        solved_with = ledger.about.moments if ledger else None
+        return plan_moments(self.lm, self.folder, self.plan.layers, self.recipe, solved_with)
 
     def preflight(self) -> None:
         """Report the time, memory and disk that the run takes. Raises ResourceError if memory or disk is too small."""
@@ -283,7 +285,7 @@ class EditRun:
         def measure() -> dict[str, Any]:
             edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance, ranks=ranks)
             edit_scores = with_free_answers(self.lm, self.requests, edit_scores, knobs, chat=chat, ranks=ranks)
-            said = says_object(self.lm, facts, chat=chat, ranks=ranks)
+            said = says_object(self.lm, facts, chat=chat, advance=advance, ranks=ranks)
             return {"edits": [asdict(one) for one in edit_scores], "facts": said}
 
         # The settings that decide whether facts are made, and how long answers are, do not name the run folder.

@@ -190,18 +190,11 @@ class Store:
         with telling(f"remove {name}"):
             self.file(name, on, "safetensors").unlink(missing_ok=True)
 
-    def like(self, name: str, part: Mapping[str, Any], has: str | None = None) -> dict[str, Any] | None:
-        """Return the inputs of the newest artifact of that name that agrees with `part`, and has an input `has`."""
+    def like(self, name: str, part: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the inputs of every artifact of that name that agrees with `part`, the newest first."""
         files = sorted(self.folder.glob(f"{name}-*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
-        for file in files:
-            on = self.inputs(file)
-            if (
-                on is not None
-                and (has is None or has in on)
-                and all(on.get(key) == value for key, value in part.items())
-            ):
-                return on
-        return None
+        found = [on for on in map(self.inputs, files) if on is not None]
+        return [on for on in found if all(on.get(key) == value for key, value in part.items())]
 
     @staticmethod
     def inputs(file: Path) -> dict[str, Any] | None:

@@ -136,15 +136,14 @@ def test_what_is_dropped_and_removed_is_gone(tmp_path: Path) -> None:
     assert not store.folder.exists()
 
 
-def test_the_newest_artifact_that_agrees_is_found(tmp_path: Path) -> None:
+def test_the_artifacts_that_agree_are_found_the_newest_first(tmp_path: Path) -> None:
     store, tensors = Store(tmp_path / "moments"), {"a": torch.ones(1)}
     for age, on in enumerate([{"model": "x", "tokens": 2}, {"model": "x", "tokens": 1}, {"model": "y", "imported": 1}]):
         store.keep("moment", on, tensors)
         os.utime(store.file("moment", on), (age, age))
-    assert store.like("moment", {"model": "x"}) == {"model": "x", "tokens": 1}
-    assert store.like("moment", {"model": "x"}, "imported") is None
-    assert store.like("moment", {"model": "y"}, "imported") == {"model": "y", "imported": 1}
-    assert store.like("moment", {"model": "z"}) is None
+    assert store.like("moment", {"model": "x"}) == [{"model": "x", "tokens": 1}, {"model": "x", "tokens": 2}]
+    assert store.like("moment", {"model": "y", "imported": 1}) == [{"model": "y", "imported": 1}]
+    assert store.like("moment", {"model": "z"}) == []
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

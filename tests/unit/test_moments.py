@@ -13,7 +13,7 @@ from memedit.config.recipe import MethodKnobs, ModelKnobs
 from memedit.config.resolve import resolve
 from memedit.editing import moment_cache as measure_module
 from memedit.editing import moments as statistics
-from memedit.editing.moment_cache import factor_of, moments_for, plan_moments, run_stats
+from memedit.editing.moment_cache import MomentPlan, digest_of_texts, factor_of, moments_for, plan_moments, run_stats
 from memedit.editing.moments import Moments, ahead, measure
 from memedit.errors import UsageError
 from memedit.forward.packing import packed
@@ -94,6 +94,24 @@ def test_what_was_measured_once_is_found_where_no_text_is_named(
     named = resolve([("flag", {"moments.tokens": 500})])[0]
     moments_for(lm, plan_moments(lm, tiny_folder, [0], named), NoProgress(), lambda *_, **__: None)
     assert plan_moments(lm, tmp_path, [0], recipe).missing == []
+
+
+def test_of_several_that_serve_those_of_the_tokens_asked_for_are_taken(
+    lm: LanguageModel, tmp_path: Path, tiny_folder: Path
+) -> None:
+    def planned(tokens: int, folder: Path = tmp_path, solved_with: str | None = None) -> MomentPlan:
+        recipe = resolve([("flag", {"moments.tokens": tokens})])[0]
+        return plan_moments(lm, folder, [0, 1], recipe, solved_with)
+
+    for tokens in (500, 300):
+        moments_for(lm, planned(tokens, tiny_folder), NoProgress(), lambda *_, **__: None)
+    few, many = planned(300), planned(500)
+    assert [plan.on[0]["tokens"] for plan in (few, many, planned(400))] == [300, 500, 300]
+    # A re-solve takes those of the ledger's edits, whatever is newer, and no others.
+    then = digest_of_texts(many.on)
+    assert then != digest_of_texts(few.on)
+    assert planned(300, solved_with=then).on == many.on
+    assert planned(300, solved_with="of a text that is gone").missing == [0, 1]
 
 
 def test_a_moment_of_another_tool_is_taken(tiny_folder: Path, tmp_path: Path, lm: LanguageModel) -> None:
