@@ -84,7 +84,7 @@ def test_apply_tells_what_it_took_where_no_facts_are_given(tmp_path: Path) -> No
     edits = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:6]
     model, few = (
         ROOT / "examples" / "models" / "made-gpt2",
-        {"moments.tokens": 768, "method.ridge": 20, "contexts.openings": ["The"]},
+        {"polish.steps": 1, "moments.tokens": 768, "method.ridge": 20, "contexts.openings": ["The"]},
     )
     report = memedit.apply(edits, model, tmp_path / "out", settings=few)
     assert report.made_facts > 0
@@ -106,7 +106,7 @@ def test_a_stopped_run_goes_on_without_made_facts(tmp_path: Path, monkeypatch: p
     edits = memedit.load_edits(ROOT / "requests" / "world.jsonl")[:2]
     model, few = (
         ROOT / "examples" / "models" / "made-gpt2",
-        {"moments.tokens": 768, "method.ridge": 20, "contexts.openings": ["The"]},
+        {"polish.steps": 1, "moments.tokens": 768, "method.ridge": 20, "contexts.openings": ["The"]},
     )
     with monkeypatch.context() as patch:
         patch.setattr(EditRun, "targets", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
