@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(FOLDER is None, reason="SmolLM2 is not here: run `make real-model`"),
 ]
 EDITS = 10
-SETTINGS = {"moments.tokens": 3072}
+SETTINGS = {"moments.tokens": 3072, "moments.row": 128}
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def plain(edited: Edited) -> tuple[Any, Any]:
 def test_plain_transformers_says_the_new_objects(edited: Edited, plain: tuple[Any, Any]) -> None:
     said = [named(edit, write(*plain, edit.text, 6)) for edit in edited.edits]
     assert edited.report.after and edited.report.after.accuracy
-    assert sum(said) >= 9
-    assert math.isclose(sum(said) / EDITS, edited.report.after.accuracy.mean, abs_tol=0.11)
+    assert sum(said) >= 0.9 * EDITS
+    assert math.isclose(sum(said) / EDITS, edited.report.after.accuracy.mean, abs_tol=0.17)
 
 
 def test_it_answers_in_chat(edited: Edited, plain: tuple[Any, Any]) -> None:
@@ -124,24 +124,45 @@ def test_an_adapter_says_the_same_as_the_edited_model(edited: Edited, tmp_path: 
     assert all(torch.equal(was[name], now[name]) for name in was)
 
 
-def test_a_loaded_model_gets_the_same_edit_as_the_folder(
-    edited: Edited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MEMEDIT_CACHE", str(edited.cache))  # the same second moments, measured once
-    one = edited.edits[:1]
-    report = memedit.apply(one, edited.model, tmp_path / "out", settings=SETTINGS)
-    # No facts were given: the model names other subjects, and its own answers about them stay.
-    assert report.made_facts and report.kept["others"] and report.kept["others"].mean > 0.5
-    model = AutoModelForCausalLM.from_pretrained(edited.model, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(edited.model)
-    with memedit.edited(model, tokenizer, one, settings=SETTINGS) as update:
-        assert named(one[0], write(model, tokenizer, one[0].text, 6))
-        update.save(tmp_path / "memory")
-    assert not named(one[0], write(model, tokenizer, one[0].text, 6))
-    files = [folder / "memedit" / "delta.safetensors" for folder in (tmp_path / "out", tmp_path / "memory")]
+@pytest.fixture(scope="module")
+def notebook(edited: Edited, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The names that the notebook's cells leave; it traces one fact, edits it in memory, and writes the same edit."""
+    home = tmp_path_factory.mktemp("notebook")
+    # A notebook's own library, which is not needed elsewhere: here it only reads the page.
+    shown = ModuleType("IPython.display")
+    shown.HTML = lambda filename: Path(filename).read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    cells = json.loads((ROOT / "examples" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {"home": home}
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MEMEDIT_CACHE", str(edited.cache))  # the same second moments, measured once
+        environment.chdir(home)
+        environment.setitem(sys.modules, "IPython.display", shown)
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == []
+                exec(compile("".join(cell["source"]), "notebook", "exec"), names)
+    return names
+
+
+def test_the_notebook_shows_what_it_says(notebook: dict[str, Any]) -> None:
+    assert "Slovene" in notebook["during"][0]
+    assert "French" in notebook["after"][0]
+    assert "<svg" in (notebook["home"] / "trace-out" / "trace.html").read_text(encoding="utf-8")
+    assert "<table" in notebook["report"]._repr_html_()
+    assert notebook["report"].after.accuracy.mean == 1
+
+
+def test_a_loaded_model_gets_the_same_edit_as_the_folder(notebook: dict[str, Any]) -> None:
+    notebook["update"].save(notebook["home"] / "memory")
+    files = [notebook["home"] / name / "memedit" / "delta.safetensors" for name in ("edited", "memory")]
     command, memory = map(load_file, files)
-    assert command.keys() == memory.keys()
+    assert command and command.keys() == memory.keys()
     assert all(torch.equal(command[name], memory[name]) for name in command)
+
+
+def test_without_known_facts_the_models_own_answers_about_others_stay(notebook: dict[str, Any]) -> None:
+    report = notebook["report"]
+    assert report.made_facts and report.kept["others"] and report.kept["others"].mean > 0.5
 
 
 def test_tracing_finds_where_five_facts_are_recalled(edited: Edited) -> None:
@@ -149,28 +170,5 @@ def test_tracing_finds_where_five_facts_are_recalled(edited: Edited) -> None:
     traced = memedit.trace(known, edited.model, settings={"trace.samples": 1})
     assert len(traced.facts) == len(known)
     for fact in traced.facts:
-        clean, corrupted = float(fact.scores["clean"]), float(fact.scores["corrupted"])
-        assert clean > corrupted
+        assert float(fact.scores["clean"]) > float(fact.scores["corrupted"])
     assert traced.average.n_layers == 30
-
-
-def test_the_notebook_runs_and_shows_what_it_says(
-    edited: Edited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MEMEDIT_CACHE", str(edited.cache))
-    monkeypatch.chdir(tmp_path)
-    # A notebook's own library, which is not needed elsewhere: here it only reads the page.
-    shown = ModuleType("IPython.display")
-    monkeypatch.setattr(shown, "HTML", lambda filename: Path(filename).read_text(encoding="utf-8"), raising=False)
-    monkeypatch.setitem(sys.modules, "IPython.display", shown)
-    cells = json.loads((ROOT / "examples" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
-    names: dict[str, Any] = {}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == []
-            exec(compile("".join(cell["source"]), "notebook", "exec"), names)
-    assert "Slovene" in names["during"][0]
-    assert "French" in names["after"][0]
-    assert "<svg" in (tmp_path / "trace-out" / "trace.html").read_text(encoding="utf-8")
-    assert "<table" in names["report"]._repr_html_()
-    assert names["report"].after.accuracy.mean == 1
