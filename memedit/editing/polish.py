@@ -51,6 +51,9 @@ ENOUGH = 0.05
 """Loss of an edit below which it pulls no further: the same bar as the target search's."""
 LAST_STEP = 0.2
 """The length of the last step, in units of the first."""
+REMOVAL = 4.0
+"""Weight of a removal's loss, against an edit's. Of 100 facts removed from a shipped model 22 were still said with a
+weight of 1, and 9 with 4, as many as after the closed form alone."""
 KEPT_BYTES = 1_000_000_000
 """What the base says after the prompts that must stay is kept up to this size: 4,000 prompts of 128,000 tokens each."""
 
@@ -226,7 +229,9 @@ class _Steps:
         for launch in self.rows.launches(chosen):
             with self.rows.log_probs(launch, self.changes(), at_subject=self.number % 2 == 0) as log_probs:
                 losses = self._losses(launch, log_probs)
-                (losses.clamp_min(ENOUGH).sum() / len(chosen)).backward()
+                weights = torch.tensor([REMOVAL if n in self.first else 1.0 for n in launch])
+                weighed = losses.clamp_min(ENOUGH) * send(weights, losses.device)
+                (weighed.sum() / len(chosen)).backward()
             sums.append(losses.detach().sum())
         return sums
 
@@ -311,6 +316,8 @@ def solve_edits(
 ) -> Update:
     """Solve E edits under X prompts each, then polish the change of those that are not held, as the recipe says.
 
+    Where nothing is found that must stay, there is nothing to polish for, and the closed form is the result.
+
     wanted (E, D) float32, held (E,) bool; `stored` are the weights (D, F). The model is unchanged when this returns.
     """
     knobs, rounding = recipe.polish, replace(rounding, memory=recipe.memory_limit)
@@ -326,9 +333,11 @@ def solve_edits(
     chosen = [edits[n] for n in moving]
     with phase("preserve", None, ""):
         preserved = preserved_prompts(lm, preserve([edit.request for edit in chosen]), chat=recipe.chat)
-    kept = [of_one[0] for n, of_one in enumerate(prompts) if held[n]]
+    preserved += [of_one[0] for n, of_one in enumerate(prompts) if held[n]]
+    if not preserved:
+        return replace(update, keys={})
     with phase("polish", knobs.steps, "steps") as advance:
         return polish(
-            lm, update, chosen, [prompts[n] for n in moving], [*preserved, *kept], stored, knobs,
+            lm, update, chosen, [prompts[n] for n in moving], preserved, stored, knobs,
             rounding=rounding, seed=recipe.seed, advance=advance,
         )  # fmt: skip

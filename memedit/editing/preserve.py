@@ -7,7 +7,6 @@ relation is asked by its prompts, not by its other wordings: more prompts need m
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 
@@ -26,7 +25,7 @@ def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: Polis
     draw, beside = random.Random(seed), Beside.of(requests, names)
 
     def drawn(asked: Sequence[Asked], each: int) -> list[Asked]:
-        return draw.sample(asked, min(math.ceil(MOST_OF * len(asked)), each * len(requests)))
+        return draw.sample(asked, min(int(MOST_OF * len(asked)), each * len(requests)))
 
     return [*drawn(beside.siblings, knobs.siblings), *drawn(beside.others, knobs.others)]
 

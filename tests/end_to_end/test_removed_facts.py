@@ -131,7 +131,7 @@ def test_a_removal_in_memory_is_that_of_the_command(
 def test_a_removal_is_resumed_retried_and_polished(
     made_small: Path, small_edits: list[EditRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edits = [removal(small_edits[0]), small_edits[1]]
+    edits = [removal(small_edits[0]), *small_edits[1:4]]  # enough to ask of each beside its own
     settings = {**SHORT, "target.retry": 1, "target.steps": 3, "polish.steps": 2}
     whole = memedit.apply(edits, made_small, tmp_path / "whole", settings=settings)
     assert whole.polish and whole.redo
