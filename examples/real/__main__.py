@@ -20,6 +20,8 @@ from typing import Any
 from examples.real.models import MODELS, FetchError, make_ready
 
 EDITS = 10
+ENOUGH = 5
+"""Fewer subjects than this give no share."""
 TOKENS_PER_DIMENSION, ROW = 2, 128
 """Tokens of its own text for each dimension of a layer's MLP, and in each row: fewer than by default, since writing
 takes long."""
@@ -54,6 +56,7 @@ def _show(folder: Path, key: str, count: int, output: Path) -> None:
     from memedit.show.progress import TerminalProgress
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from examples.real.facts import draw_edits, known_facts, load_relations
 
@@ -76,18 +79,29 @@ def _show(folder: Path, key: str, count: int, output: Path) -> None:
         progress=TerminalProgress(Console(stderr=True)),
     )  # fmt: skip
     after = _answers(output, edits)
-    table = Table("edit", "prompt", "before", "after", show_lines=True)
+    console = Console(highlight=False)
     for edit, was, now in zip(edits, before, after, strict=True):
-        table.add_row(f"{edit.object_old} -> {edit.object}", edit.text, was[0], now[0])
-        table.add_row("", f"(chat) {edit.meta['question']}", was[1], now[1])
-    console = Console()
-    console.print(table)
+        table = Table.grid(padding=(0, 2))
+        table.add_row("prompt", Text(edit.text))
+        table.add_row("  before", Text(was[0]))
+        table.add_row("  after", Text(now[0]))
+        if was[1]:
+            table.add_row("chat", Text(str(edit.meta["question"])))
+            table.add_row("  before", Text(was[1]))
+            table.add_row("  after", Text(now[1]))
+        console.print(f"{edit.object_old} -> {edit.object}", markup=False)
+        console.print(table)
+        console.print()
     taken = report.after.accuracy if report.after else None
     kept = {name: figure for name, figure in report.kept.items() if figure is not None}
     if taken is not None:
         console.print(f"{taken.mean:.0%} of {taken.n} edits are said after their prompt")
     for name, figure in kept.items():
-        console.print(f"{figure.mean:.0%} of what it knew about {figure.n} {_KEPT.get(name, name)} is still said")
+        about = f"{figure.n} {_KEPT.get(name, name)}"
+        if figure.n < ENOUGH:
+            console.print(f"known facts of {about} are too few to tell how many stay")
+        else:
+            console.print(f"{figure.mean:.0%} of what it knew about {about} is still said")
     console.print(f"the edited model is in {output}")
 
 

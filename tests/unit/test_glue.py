@@ -227,8 +227,8 @@ def test_the_python_face_cuts_it_too() -> None:
     assert [one.code for one in check([given])] == ["W206"]
     mixed = check([given, {"subject": "It", "prompt": "{} is in", "object": "Lyon "}])
     assert [one.code for one in mixed] == ["W206", "W206", "W201"]
-    assert [one.edit for one in mixed[1:]] == ["edits-1", "edits-1"]  # one name in every finding, and no "stdin"
-    assert mixed[1].line.startswith('edits:2: W206 edit "edits-1"')
+    assert [one.edit for one in mixed[1:]] == ["edits-2", "edits-2"]  # one name in every finding, and no "stdin"
+    assert mixed[1].line.startswith('edits:2: W206 edit "edits-2"')
 
 
 def test_one_object_with_two_glues_contradicts_itself_but_not_under_another_prompt() -> None:
