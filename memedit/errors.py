@@ -81,7 +81,7 @@ def nearest_path_hint(path: str, otherwise: str) -> str:
     """
     try:
         place = Path(path).expanduser()
-        known = sorted(one.name for one in place.parent.iterdir() if one.name != place.name)
+        known = [] if place.exists() else sorted(one.name for one in place.parent.iterdir())
     except (OSError, RuntimeError, ValueError):  # no such folder either, or no path at all
         return otherwise
     near = difflib.get_close_matches(place.name[:100], known, 1, cutoff=0.75)

@@ -55,6 +55,7 @@ def test_a_misspelled_path_names_the_nearest_one(tmp_path: Path, monkeypatch: py
         assert caught.value.hint.startswith(f"did you mean {tmp_path}/"), caught.value
     monkeypatch.chdir(tmp_path)
     assert nearest_path_hint("capitls.yaml", "") == "did you mean capitals.yaml?"
+    assert nearest_path_hint("capitals.yaml", "as it is") == "as it is"  # it is there, and of another kind
     for other in (str(tmp_path / "zzz"), "/no/such/folder/x", "a\0b", "x" * 5000, "~nobody-of-this-name/x", "", "/"):
         assert nearest_path_hint(other, "check the path") == "check the path"
     (tmp_path / "two\nlines").write_text("")
