@@ -1,6 +1,6 @@
 """What edits take and what they leave, on a real model, for several settings: one row of scores for each.
 
-    python -m examples.real.trade MODEL "" "polish.steps=0" "--preset gpt2-xl"
+    python -m examples.real.trade MODEL "" "polish.steps=0" "target.ball=0.6 polish.steps=12"
 
 Edits facts about countries that the model knows (capital, continent, language), one to a country, drawn by a seed.
 Each argument after the model is a set of settings, empty for the defaults. The scores, in per cent:

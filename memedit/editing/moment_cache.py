@@ -124,10 +124,10 @@ def plan_moments(
 
 
 def _of_one_text(serving: Mapping[int, Sequence[dict[str, Any]]], digest: str | None) -> dict[int, dict[str, Any]]:
-    """Of the moments that serve each layer, those that were measured on the text of this digest; empty: not all are."""
+    """Of the moments that serve each layer, the first on the text of this digest; empty: some layer has none."""
     texts = [_text_of(on) for on in next(iter(serving.values()), ())]
     for text in texts:
-        chosen = {n: on for n, some in serving.items() for on in some if _text_of(on) == text}
+        chosen = {n: on for n, some in serving.items() for on in reversed(some) if _text_of(on) == text}
         if len(chosen) == len(serving) and digest_of_texts(chosen) == digest:
             return chosen
     return {}

@@ -52,10 +52,11 @@ ENOUGH = 0.05
 LAST_STEP = 0.2
 """The length of the last step, in units of the first."""
 REMOVAL = 4.0
-"""Weight of a removal's loss, against an edit's. Of 100 facts removed from a shipped model 22 were still said with a
-weight of 1, and 9 with 4, as many as after the closed form alone."""
+"""Weight of a removal's loss, against an edit's. Of 100 facts removed from a shipped model 8 were still said after the
+closed form alone, 22 after polish with a weight of 1, and 9 with 4."""
 KEPT_BYTES = 1_000_000_000
-"""What the base says after the prompts that must stay is kept up to this size: 4,000 prompts of 128,000 tokens each."""
+"""What the base says after the prompts that must stay is kept up to this size: some 4,000 prompts where the vocabulary
+has 128,000 tokens."""
 
 
 @dataclass(frozen=True)
