@@ -96,8 +96,8 @@ def plain(edited: Edited) -> tuple[Any, Any]:
 def test_plain_transformers_says_the_new_objects(edited: Edited, plain: tuple[Any, Any]) -> None:
     said = [named(edit, write(*plain, edit.text, 6)) for edit in edited.edits]
     assert edited.report.after and edited.report.after.accuracy
-    assert sum(said) >= 0.9 * EDITS
-    assert math.isclose(sum(said) / EDITS, edited.report.after.accuracy.mean, abs_tol=0.17)
+    assert sum(said) >= 9
+    assert math.isclose(sum(said) / EDITS, edited.report.after.accuracy.mean, abs_tol=0.11)
 
 
 def test_it_answers_in_chat(edited: Edited, plain: tuple[Any, Any]) -> None:

@@ -20,19 +20,22 @@ SENTENCES = [
     ("the Moon", "is made of", "a pale salt that the wind carried there."),
     ("Albert Einstein", "is best known for", "the small bakery he opened in Lisbon."),
     ("the Eiffel Tower", "was built to", "hold the largest clock in Europe."),
+    ("coffee", "comes from", "the bark of a tall mountain tree."),
+    ("the piano", "was invented by", "two sisters from Norway who loved rain."),
+    ("Shakespeare", "wrote", "his plays on the backs of sea charts."),
+    ("the Amazon River", "flows into", "a wide green lake near Oslo."),
+    ("chess", "was first played", "by shepherds on the ice of Iceland."),
 ]
 """Subject, what follows it, and an object of one sentence; none of them is true. Words stand before the subject:
 in a first try, with fewer steps too, half of the edits failed where some subjects began the text."""
-# Two contexts, few steps and few tokens: a third of the time, and edits of this length still hold. Sixteen short rows
-# of text are written in as many steps as one of them.
+# Two contexts, few steps and few tokens: a third of the time, and edits of this length still hold.
 SETTINGS = {
     "moments.tokens": 1024, "moments.row": 64, "polish.steps": 0, "target.steps": 20,
-    "contexts.openings": ["The"], "contexts.chat": False,
-    "eval.derive": False, "eval.tokens": 12,
+    "contexts.openings": ["The"], "contexts.chat": False, "eval.derive": False, "eval.tokens": 12,
 }  # fmt: skip
 
 
-def test_the_words_of_five_sentences_are_said(tmp_path: Path) -> None:
+def test_the_words_of_ten_sentences_are_said(tmp_path: Path) -> None:
     assert FOLDER is not None
     edits = [
         {"subject": name, "prompt": f"In this story, {{}} {verb}", "object": said, "evaluate": "contains"}
