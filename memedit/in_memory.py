@@ -41,8 +41,8 @@ from memedit.editing.target_search import Search
 from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.read import write_lines
 from memedit.errors import MemeditError, UnsupportedModelError, UsageError
-from memedit.evaluation.made_facts import names_beside
 from memedit.evaluation.old_objects import name_old_objects
+from memedit.evaluation.other_subjects import names_beside
 from memedit.forward.packing import packed
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel

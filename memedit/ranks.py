@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -50,6 +50,7 @@ OPEN = 2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 SharedTask = Callable[[LanguageModel, Item, Advance], Result | None]
 """Does one item with a model. It is sent to the other ranks, so it is a function of a module, or a value that can be
 pickled and called."""
@@ -63,6 +64,34 @@ class _Work:
     task: Callable[[LanguageModel, Any, Advance], Any]
     items: tuple[Any, ...]
     weights: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Broadcast(Generic[Value]):
+    """A value that every rank holds, by its number: tasks name it instead of carrying it (`Ranks.shared`)."""
+
+    number: int
+
+    @property
+    def value(self) -> Value:
+        """The value, in this process."""
+        return _held[self.number]
+
+
+_numbers = count(1)
+_held: dict[int, Any] = {}
+"""The values of `Ranks.shared` in this process, by number."""
+
+
+@dataclass(frozen=True)
+class _Hold:
+    """An order to hold these values, by number, and no others."""
+
+    values: Mapping[int, Any]
+
+    def obey(self) -> None:
+        _held.clear()
+        _held.update(self.values)
 
 
 @dataclass(frozen=True)
@@ -126,6 +155,21 @@ class Ranks:
             found |= part
         return [found.get(n) for n in range(len(items))]
 
+    @contextmanager
+    def shared(self, lm: LanguageModel, value: Value) -> Generator[Broadcast[Value]]:
+        """Hold a value on every rank for a `with` block, for tasks of many calls of `each`; it is sent once."""
+        held = _Hold({next(_numbers): value})
+        several = self.world > 1 and lm.source is not None
+        held.obey()
+        if several:
+            self._send(held)
+        try:
+            yield Broadcast(*held.values)
+            if several:
+                self._send(_Hold({}))
+        finally:
+            _Hold({}).obey()
+
     def dismiss(self) -> None:
         """Let the other ranks end; also where a run ends with an error, when they may be at work."""
         if self.world == 1:
@@ -155,7 +199,9 @@ class Ranks:
             with _named():
                 dist.broadcast_object_list(box, src=0)
             self._add("steps", 1)
-            if isinstance(box[0], ModelSource):
+            if isinstance(box[0], _Hold):
+                box[0].obey()
+            elif isinstance(box[0], ModelSource):
                 with suppress(Exception):  # the work that needs it meets the same error, and sends it
                     _opened(box[0], models)
             else:
@@ -200,7 +246,7 @@ class Ranks:
     def _stop(self, number: int, work: _Work) -> None:
         self._add(f"{number} next", len(work.items))
 
-    def _send(self, message: ModelSource | _Work) -> int:
+    def _send(self, message: ModelSource | _Work | _Hold) -> int:
         """Send an order to the other ranks, once all of them wait for it; returns its number."""
         number = next(self.orders)
         with _named():

@@ -12,6 +12,8 @@ Each argument after the model is a set of settings, empty for the defaults. The 
     siblings    known facts about the edited countries, in other relations, are still said
     far         known facts in other relations (inventors, authors, ...) are still said
     reworded    others, and siblings, in the held-out wordings in which the model knew them
+    chat        questions in chat that the model answered with the old object, and now answers with the new one
+    itself      of these questions, those whose answer names no other country than the edited one
     ppl         perplexity of a text, as a ratio to the model before the edit
 """
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,15 +35,18 @@ from memedit.config.presets import preset
 from memedit.config.recipe import ModelKnobs
 from memedit.edits.edit import EditRequest
 from memedit.evaluation.forced import says_object
+from memedit.forward.generation import generate
 from memedit.forward.packing import packed
 from memedit.forward.perplexity import read_text
 from memedit.forward.scoring import score_answers
 from memedit.model.load import LanguageModel, load
-from memedit.model.tokens import encode_prompt, object_ids
+from memedit.model.tokens import decode_text, encode_prompt, encode_text, object_ids
 
 from examples.real.facts import HELD_OUT, SEARCHED, Relation, known_facts, load_relations
 
 COUNTRIES = ("capital", "continent", "language")
+ANSWER = 24
+"""Tokens of an answer in chat."""
 ROW = 512
 """Tokens in a row of the text."""
 
@@ -112,6 +118,32 @@ def under_held_out(
     return likelier, sum(new.likeliest == ids for new, _, ids in pairs) / len(pairs)
 
 
+def in_chat(lm: LanguageModel, edits: Sequence[EditRequest]) -> list[str]:
+    """What the model answers to the questions of the edits in chat, greedily."""
+    asked = [encode_text(lm.tokenizer, str(edit.meta["question"]), chat=True) for edit in edits]
+    return [decode_text(lm.tokenizer, ids) for ids in generate(lm, asked, ANSWER)]
+
+
+def names(answer: str, name: str) -> bool:
+    """Whether an answer names something, as whole words."""
+    return re.search(rf"\b{re.escape(name)}\b", answer, re.IGNORECASE) is not None
+
+
+def chat_shares(
+    edits: Sequence[EditRequest], before: Sequence[str], after: Sequence[str], countries: Sequence[str]
+) -> list[float]:
+    """Of the questions answered with the old object before: answered with the new one, and about no other country."""
+    asked = [
+        (edit, now) for edit, was, now in zip(edits, before, after, strict=True) if names(was, str(edit.object_old))
+    ]
+    others = [
+        any(names(now.replace(edit.object, ""), country) for country in countries if country != edit.subject)
+        for edit, now in asked
+    ]
+    count = max(1, len(asked))
+    return [sum(names(now, edit.object) for edit, now in asked) / count, 1 - sum(others) / count]
+
+
 def perplexity(lm: LanguageModel, file: Path, tokens: int) -> float:
     """The perplexity of the first tokens of a text."""
     rows = list(islice(packed([file.read_text("utf-8")], lm.tokenizer, ROW), tokens // ROW))
@@ -150,6 +182,9 @@ def main() -> None:
     lists = draw_lists(known, relations, options.count, options.seed, wordings=not options.no_wordings)
     others, siblings = (reworded(lm, some, relations) for some in (lists.others, lists.siblings))
     base = perplexity(lm, options.text, options.tokens) if options.text else None
+    talks = bool(lm.tokenizer.chat_template)
+    answers = in_chat(lm, lists.edits) if talks else []
+    countries = sorted({fact.subject for fact in known if fact.relation in COUNTRIES})
     counts = (
         f"{len(lists.edits)} edits, {len(lists.others)} others, {len(lists.siblings)} siblings, {len(lists.far)} far; "
         f"reworded {len(others)} and {len(siblings)}"
@@ -157,7 +192,7 @@ def main() -> None:
     print(f"{counts}; seed {options.seed}, wordings {'no' if options.no_wordings else 'yes'}, corpus {options.corpus}")
     print(
         "| settings | exact | success | held out | others | siblings | far "
-        "| others, reworded | siblings, reworded | ppl | processor s |\n|---|" + "---:|" * 10
+        "| others, reworded | siblings, reworded | chat | itself | ppl | processor s |\n|---|" + "---:|" * 12
     )
     for text in options.settings:
         begun = time.process_time()
@@ -167,8 +202,9 @@ def main() -> None:
             spent = time.process_time() - begun
             shares = [said(lm, lists.edits), *under_held_out(lm, lists.edits, relations)]
             shares += [said(lm, one) for one in (lists.others, lists.siblings, lists.far, others, siblings)]
+            shares += chat_shares(lists.edits, answers, in_chat(lm, lists.edits), countries) if talks else []
             ratio = f"{perplexity(lm, options.text, options.tokens) / base:.3f}" if base else "-"
-        cells = " | ".join(f"{100 * share:.1f}" for share in shares)
+        cells = " | ".join([*(f"{100 * share:.1f}" for share in shares), *(["-"] * (10 - len(shares)))])
         print(f"| {text or 'defaults'} | {cells} | {ratio} | {spent:.0f} |", flush=True)
 
 

@@ -116,7 +116,8 @@ class PolishKnobs(_Knobs):
     others: int = Field(default=4, ge=0)
     """The same: the list's relations, asked of other subjects, whom the model names."""
     ratio: float = Field(default=1.5, gt=0)
-    """Prompts that must stay in a step, for each edit. Where there are fewer, what stays weighs less by as much."""
+    """Prompts that must stay in a step, for each edit; as many of each kind, if there are. Where there are fewer in
+    all, what stays weighs less by as much."""
 
 
 class ContextKnobs(_Knobs):

@@ -20,9 +20,10 @@ say the object that hang on one wording.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from memedit.editing.rounding import Rounding, round_delta
 from memedit.editing.solve import Update, solve
 from memedit.editing.unknown import Asking, UnknownAnswers
 from memedit.edits.edit import EditRequest
-from memedit.evaluation.made_facts import Asked
+from memedit.evaluation.made_facts import Beside
 from memedit.forward.adapted import AdaptedRows, Factors, ReadRow, choose_adapted_rows
 from memedit.model.load import LanguageModel
 from memedit.model.memory import send
@@ -43,7 +44,8 @@ from memedit.model.tokens import Prompt
 from memedit.numerics.delta import Delta
 from memedit.numerics.objective import kl_loss
 from memedit.numerics.solvers import Factor
-from memedit.progress import Advance
+from memedit.progress import Advance, ignore_advance
+from memedit.ranks import ALONE, Broadcast, Ranks
 from memedit.results.report import PolishReport
 
 BETAS = (0.9, 0.95)
@@ -51,6 +53,8 @@ ENOUGH = 0.05
 """Loss of an edit below which it pulls no further: the same bar as the target search's."""
 LAST_STEP = 0.2
 """The length of the last step, in units of the first."""
+STEP_PARTS = 8
+"""Parts of a step at most, whose gradients are summed in order: what ranks can share."""
 REMOVAL = 4.0
 """Weight of a removal's loss, against an edit's. Of 100 facts removed from a shipped model 8 were still said after the
 closed form alone, 22 after polish with a weight of 1, and 9 with 4."""
@@ -61,18 +65,20 @@ has 128,000 tokens."""
 
 @dataclass(frozen=True)
 class _Rows:
-    """All rows: for each edit the numbers of its rows, and the numbers of the preserved prompts."""
+    """All rows: for each edit the numbers of its rows, and for each kind of what must stay those of its prompts."""
 
     rows: list[ReadRow]
     targets: list[tuple[int, ...]]
     """For each row the ids that it must say; empty for a preserved prompt."""
     of_edit: list[range]
-    preserved: range
+    kinds: list[range]
     unknown: dict[int, Asking]
     """For each row of a removal its questions about unknown subjects."""
 
     @classmethod
-    def of(cls, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], preserved: Sequence[Prompt]) -> _Rows:
+    def of(
+        cls, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], preserved: Sequence[Sequence[Prompt]]
+    ) -> _Rows:
         rows: list[ReadRow] = []
         targets: list[tuple[int, ...]] = []
         of_edit: list[range] = []
@@ -84,9 +90,16 @@ class _Rows:
             of_edit.append(range(at, len(rows)))
             if edit.request.remove:
                 unknown |= {at + n: (prompt.strangers, edit.target) for n, prompt in enumerate(of_one)}
-        at = len(rows)
-        rows += [_row(prompt, ()) for prompt in preserved]
-        return cls(rows, [*targets, *([()] * len(preserved))], of_edit, range(at, len(rows)), unknown)
+        kinds: list[range] = []
+        for of_kind in preserved:
+            kinds.append(range(len(rows), len(rows) + len(of_kind)))
+            rows += [_row(prompt, ()) for prompt in of_kind]
+        return cls(rows, [*targets, *([()] * (len(rows) - len(targets)))], of_edit, kinds, unknown)
+
+    @property
+    def preserved(self) -> range:
+        """The numbers of all prompts that must stay."""
+        return range(self.of_edit[-1].stop, len(self.rows))
 
 
 def _row(prompt: Prompt, target: tuple[int, ...]) -> ReadRow:
@@ -98,44 +111,47 @@ def polish(
     update: Update,
     edits: Sequence[Edit],
     prompts: Sequence[Sequence[Prompt]],
-    preserved: Sequence[Prompt],
+    preserved: Sequence[Sequence[Prompt]],
     stored: Mapping[int, Tensor],
     knobs: PolishKnobs,
     *,
     rounding: Rounding,
     seed: int,
     advance: Advance | None = None,
+    ranks: Ranks = ALONE,
 ) -> Update:
-    """Polish an update of E edits under X prompts each, in at least one step.
+    """Polish an update of E edits under X prompts each, in at least one step; `preserved` are kinds of prompts.
 
     `update` has its keys; `stored` are the weights (D, F) before it, in the checkpoint's dtype. The model must be
-    unedited, and is unchanged when this returns. The draws depend on the seed alone. Raises what the proof of the
-    engine raises, among it every exhaustion of memory.
+    unedited, and is unchanged when this returns. The draws depend on the seed alone. `ranks` share the rows of each
+    step. Raises what the proof of the engine raises, among it every exhaustion of memory.
     """
     made = _Rows.of(edits, prompts, preserved)
-    left, right = _factors(lm, update)
-    changes: Factors = {layer: (left[layer], right[layer]) for layer in left}
+    left, right = _factors(update)
     few = sorted({0, made.preserved.start // 2, len(made.rows) - 1})
     rows, reason = choose_adapted_rows(
-        lm, made.rows, changes, tokens=MOST_TOKENS.get(lm.device.type, 1024) // 2, few=few
+        lm, made.rows, _placed(lm, left, right), tokens=MOST_TOKENS.get(lm.device.type, 1024) // 2, few=few
     )
-    before = _Before.of(rows, made.preserved, lm.architecture.vocabulary)
     answers = UnknownAnswers.of(lm, list(made.unknown.values()))
     answers = replace(answers, log_probs=answers.log_probs.half().cpu())  # as wide as the vocabulary, and kept
-    steps = _Steps(rows, made, before, answers, changes, knobs, random.Random(seed))
+    first = dict(zip(made.unknown, answers.first, strict=True))
+    fixed = _Fixed(made, right, rows.tokens, rows.whole, _before(rows, made.preserved), answers, first)
     seen: list[tuple[float, float]] = []
-    for _ in range(knobs.steps):
-        seen.append(steps.step())
-        if advance:
-            advance(1)
+    with ranks.shared(lm, fixed) as shared:
+        steps = _Steps(lm, shared, rows, left, knobs, random.Random(seed), ranks)
+        for _ in range(knobs.steps):
+            seen.append(steps.step())
+            if advance:
+                advance(1)
     report = PolishReport(
         steps=knobs.steps, preserved=len(made.preserved), engine=reason, loss_before=seen[0][0],
         loss_after=seen[-1][0], divergence_before=seen[0][1], divergence_after=seen[-1][1],
     )  # fmt: skip
-    return _rounded(update, steps.changes(), stored, rounding, report)
+    changes = {layer: (one.detach(), right[layer]) for layer, one in steps.left.items()}
+    return _rounded(update, changes, stored, rounding, report)
 
 
-def _factors(lm: LanguageModel, update: Update) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+def _factors(update: Update) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """left (D, R) and right (R, F) of every layer; a dense change is split by its singular vectors."""
     left: dict[int, Tensor] = {}
     right: dict[int, Tensor] = {}
@@ -146,130 +162,200 @@ def _factors(lm: LanguageModel, update: Update) -> tuple[dict[int, Tensor], dict
             left[layer], right[layer] = (columns * root).float(), (root[:, None] * rows).float()
         else:
             left[layer], right[layer] = delta.left.float(), delta.right.float()
-        # In a model spread over devices, that of the layer: there the change is added.
-        home = lm.device_of(layer)
-        left[layer], right[layer] = left[layer].to(home), right[layer].to(home)
     return left, right
 
 
+def _placed(lm: LanguageModel, left: Mapping[int, Tensor], right: Mapping[int, Tensor]) -> Factors:
+    """The changes on the devices of their layers: in a model spread over devices they are added there."""
+    return {n: (left[n].to(lm.device_of(n)), right[n].to(lm.device_of(n))) for n in left}
+
+
+def _before(rows: AdaptedRows, preserved: range) -> dict[int, Tensor]:
+    """The base's log-probabilities after each preserved prompt, (V,) float16 on the CPU.
+
+    Empty where they would take too much memory: then each step asks for its own.
+    """
+    kept: dict[int, Tensor] = {}
+    if 2 * rows.lm.architecture.vocabulary * len(preserved) > KEPT_BYTES:
+        return kept
+    for launch in rows.launches(list(preserved)):
+        kept |= {n: line.cpu() for n, line in zip(launch, _asked(rows, launch), strict=True)}
+    return kept
+
+
+@torch.no_grad()
+def _asked(rows: AdaptedRows, launch: Sequence[int]) -> Tensor:
+    with rows.log_probs(launch, {}) as log_probs:
+        return log_probs.half()
+
+
 @dataclass(frozen=True)
-class _Before:
-    """The base's log-probabilities after the preserved prompts, as float16 has them."""
+class _Fixed:
+    """What no step changes; every rank holds it."""
 
-    rows: AdaptedRows
-    kept: dict[int, Tensor]
-    """Those of each row (V,), float16 on the CPU; empty where they would take too much memory."""
+    made: _Rows
+    right: Mapping[int, Tensor]
+    tokens: int
+    whole: bool
+    before: Mapping[int, Tensor]
+    answers: UnknownAnswers
+    first: Mapping[int, int]
+    """For each row of a removal the first of its answers."""
+    _here: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What a rank has made of it."""
 
-    @classmethod
-    def of(cls, rows: AdaptedRows, preserved: range, vocabulary: int) -> _Before:
-        """Keep all of them, or none: then each step asks for its own."""
-        kept: dict[int, Tensor] = {}
-        if 2 * vocabulary * len(preserved) > KEPT_BYTES:
-            return cls(rows, kept)
-        for launch in rows.launches(list(preserved)):
-            kept |= {n: line.cpu() for n, line in zip(launch, cls._asked(rows, launch), strict=True)}
-        return cls(rows, kept)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_here": {}}
 
-    def __call__(self, launch: Sequence[int]) -> Tensor:
-        """Those of one launch, (rows, V) float16."""
-        return torch.stack([self.kept[n] for n in launch]) if self.kept else self._asked(self.rows, launch)
+    def rows(self, lm: LanguageModel) -> AdaptedRows:
+        """The rows, for this model."""
+        return AdaptedRows(lm, self.made.rows, tokens=self.tokens, whole=self.whole)
 
-    @staticmethod
-    @torch.no_grad()
-    def _asked(rows: AdaptedRows, launch: Sequence[int]) -> Tensor:
-        with rows.log_probs(launch, {}) as log_probs:
-            return log_probs.half()
+    def placed(self, lm: LanguageModel, left: Mapping[int, Tensor]) -> Factors:
+        """The changes on the devices of their layers; `right` is put there once."""
+        if "right" not in self._here:
+            self._here["right"] = {n: one.to(lm.device_of(n)) for n, one in self.right.items()}
+        return {n: (one.to(lm.device_of(n)), self._here["right"][n]) for n, one in left.items()}
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """Rows that run together, all of edits or all preserved, and the weight of each in the loss of a step."""
+
+    rows: tuple[int, ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """The gradient of the loss of some launches. Any rank can take it."""
+
+    shared: Broadcast[_Fixed]
+    left: Mapping[int, Tensor]
+    at_subject: bool
+    """Whether the changes act on an edit's own rows at the subject's last token only."""
+    sent: bool
+    """Whether results go to another process: then they lie in main memory."""
+
+    def __call__(
+        self, lm: LanguageModel, launches: Sequence[_Launch], _advance: Advance
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """The gradient for each layer's left (D, R), and the sums of the rows' losses, one number a launch."""
+        fixed = self.shared.value
+        rows, leaves = fixed.rows(lm), {n: one.detach().requires_grad_() for n, one in self.left.items()}
+        changes, sums = fixed.placed(lm, leaves), list[Tensor]()
+        for launch in launches:
+            is_edit = launch.rows[0] not in fixed.made.preserved
+            before = None if is_edit else self._before(rows, launch.rows)
+            with rows.log_probs(launch.rows, changes, at_subject=is_edit and self.at_subject) as log_probs:
+                if before is None:
+                    losses = _losses(fixed, launch.rows, log_probs)
+                    weights = torch.tensor([REMOVAL if n in fixed.first else 1.0 for n in launch.rows])
+                    weighed = (losses.clamp_min(ENOUGH) * send(weights, losses.device)).sum()
+                else:
+                    then = send(before, log_probs.device).float()
+                    losses = weighed = (then.exp() * (then - log_probs)).sum()
+                (launch.weight * weighed).backward()
+            sums.append(losses.detach().sum())
+        gradients = {n: torch.zeros_like(one) if one.grad is None else one.grad for n, one in leaves.items()}
+        read = torch.stack(sums)
+        return ({n: one.cpu() for n, one in gradients.items()}, read.cpu()) if self.sent else (gradients, read)
+
+    def _before(self, rows: AdaptedRows, launch: Sequence[int]) -> Tensor:
+        """What the base says after the prompts of a launch, (rows, V) float16."""
+        kept = self.shared.value.before
+        return torch.stack([kept[n] for n in launch]) if kept else _asked(rows, launch)
+
+
+def _losses(fixed: _Fixed, launch: Sequence[int], log_probs: Tensor) -> Tensor:
+    """The loss of each row of edits in a launch, (rows,)."""
+    device = log_probs.device
+    table = [(place, token) for place, n in enumerate(launch) for token in fixed.made.targets[n]]
+    of, wanted = send(torch.tensor(table), device).unbind(1)
+    said = _said(fixed, launch, log_probs, wanted)
+    # A product with it sums over an edit's tokens in a fixed order; adding by index on a GPU does not.
+    own = of[None] == torch.arange(len(launch), device=device)[:, None]
+    share = own.float() / own.sum(1, keepdim=True)
+    return -(share @ said)
+
+
+def _said(fixed: _Fixed, launch: Sequence[int], log_probs: Tensor, wanted: Tensor) -> Tensor:
+    """The log-probability of every wanted token of a launch, -KL(unknown || edited) for those of removals: (N,)."""
+    said = log_probs[torch.arange(len(wanted), device=wanted.device), wanted]
+    of = [(n, place) for n in launch for place in range(len(fixed.made.targets[n]))]
+    removed = [(at, fixed.first[n] + place) for at, (n, place) in enumerate(of) if n in fixed.first]
+    if not removed:
+        return said
+    aims = torch.tensor([aim for _, aim in removed])
+    places = send(torch.tensor([at for at, _ in removed]), wanted.device)
+    aimed_at = send(fixed.answers.log_probs[aims], wanted.device).float()
+    return said.index_copy(0, places, -kl_loss(aimed_at, log_probs[places]))
 
 
 class _Steps:
     """The state of the descent."""
 
     def __init__(
-        self, rows: AdaptedRows, made: _Rows, before: _Before, answers: UnknownAnswers, changes: Factors,
-        knobs: PolishKnobs, draw: random.Random,
+        self, lm: LanguageModel, shared: Broadcast[_Fixed], rows: AdaptedRows, left: Mapping[int, Tensor],
+        knobs: PolishKnobs, draw: random.Random, ranks: Ranks,
     ) -> None:  # fmt: skip
-        self.rows, self.made, self.before, self.knobs, self.draw = rows, made, before, knobs, draw
-        self.answers, self.first = answers, dict(zip(made.unknown, answers.first, strict=True))
+        self.lm, self.shared, self.rows, self.knobs, self.draw, self.ranks = lm, shared, rows, knobs, draw, ranks
+        self.made = shared.value.made
         self.number = 0
-        self.left = {layer: left.clone().requires_grad_() for layer, (left, _) in changes.items()}
-        self.right = {layer: right for layer, (_, right) in changes.items()}
-        scale = {layer: float(left.square().mean().sqrt()) for layer, (left, _) in changes.items()}
+        self.left = {n: one.to(lm.device_of(n), copy=True).requires_grad_() for n, one in left.items()}
+        scale = {n: float(one.square().mean().sqrt()) for n, one in left.items()}
         groups = [{"params": [self.left[layer]], "lr": knobs.step * scale[layer]} for layer in self.left]
         self.optimizer = torch.optim.Adam(groups, betas=BETAS)
         # Each step sees one wording of an edit: steps that grow shorter average over them.
         self.decay = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, LAST_STEP, knobs.steps)
 
-    def changes(self) -> Factors:
-        """The changes as they are now, for a forward."""
-        return {layer: (self.left[layer], self.right[layer]) for layer in self.left}
-
     def step(self) -> tuple[float, float]:
         """One step on one row of each edit and some preserved prompts: the mean loss, and the mean KL, in nats."""
-        self.optimizer.zero_grad()
-        n_edits = len(self.made.of_edit)
-        losses = self._edits([self.draw.choice(list(rows)) for rows in self.made.of_edit])
-        most = max(1, round(self.knobs.ratio * n_edits))
-        few = self.draw.sample(list(self.made.preserved), min(len(self.made.preserved), most))
-        # Where fewer prompts are there, each weighs as before: or a few would weigh as much as a thousand edits.
-        drifts = self._preserved(few, self.knobs.preserve * len(few) / most) if few else []
+        chosen = [self.draw.choice(list(rows)) for rows in self.made.of_edit]
+        most = max(1, round(self.knobs.ratio * len(chosen)))
+        few = self._drawn(most)
+        of_edits = [_Launch(tuple(one), 1 / len(chosen)) for one in self.rows.launches(chosen)]
+        # Each weighs as it does where there are enough: or a few would weigh as much as a thousand edits.
+        kept = [_Launch(tuple(one), self.knobs.preserve / most) for one in self.rows.launches(few)] if few else []
+        read = self._descend([*of_edits, *kept])
+        self.number += 1
+        losses, drifts = read[: len(of_edits)], read[len(of_edits) :]
+        return sum(losses) / len(chosen), sum(drifts) / max(1, len(few))
+
+    def _drawn(self, most: int) -> list[int]:
+        """Prompts that must stay, `most` if there are as many: of each kind alike, whatever its size."""
+        drawn: list[int] = []
+        kinds = sorted(self.made.kinds, key=len)
+        for n, kind in enumerate(kinds):
+            drawn += self.draw.sample(list(kind), min(len(kind), (most - len(drawn)) // (len(kinds) - n)))
+        return drawn
+
+    def _descend(self, launches: Sequence[_Launch]) -> list[float]:
+        """One step of the optimizer; returns the sums of the losses, one number a launch."""
+        task = _Gradient(
+            self.shared, {n: one.detach() for n, one in self.left.items()}, self.number % 2 == 0, self.ranks.world > 1
+        )
+        size = -(-len(launches) // STEP_PARTS)
+        parts = [launches[at : at + size] for at in range(0, len(launches), size)]
+        total: dict[int, Tensor] = {}
+        read: list[Tensor] = []
+        for gradients, sums in self._each(task, parts):
+            total = {n: total[n] + one if total else one for n, one in gradients.items()}
+            read.append(sums)
+        for layer, one in self.left.items():
+            one.grad = total[layer].to(one.device)
         self.optimizer.step()
         self.decay.step()
-        self.number += 1
         # One read a step: the host waits for each.
-        read = torch.stack([*losses, *drifts]).tolist()
-        loss = drift = 0.0
-        for part in read[: len(losses)]:
-            loss += part / n_edits
-        for part in read[len(losses) :]:
-            drift += part
-        return loss, drift
+        return torch.cat(read).tolist()
 
-    def _edits(self, chosen: Sequence[int]) -> list[Tensor]:
-        """The gradient of the edits' mean loss; returns the sum of the losses of each launch, without the bar."""
-        sums: list[Tensor] = []
-        for launch in self.rows.launches(chosen):
-            with self.rows.log_probs(launch, self.changes(), at_subject=self.number % 2 == 0) as log_probs:
-                losses = self._losses(launch, log_probs)
-                weights = torch.tensor([REMOVAL if n in self.first else 1.0 for n in launch])
-                weighed = losses.clamp_min(ENOUGH) * send(weights, losses.device)
-                (weighed.sum() / len(chosen)).backward()
-            sums.append(losses.detach().sum())
-        return sums
-
-    def _losses(self, launch: Sequence[int], log_probs: Tensor) -> Tensor:
-        """The loss of each row of a launch, (rows,)."""
-        device = log_probs.device
-        table = [(place, token) for place, n in enumerate(launch) for token in self.made.targets[n]]
-        of, wanted = send(torch.tensor(table), device).unbind(1)
-        said = self._said(launch, log_probs, wanted)
-        # A product with it sums over an edit's tokens in a fixed order; adding by index on a GPU does not.
-        own = of[None] == torch.arange(len(launch), device=device)[:, None]
-        share = own.float() / own.sum(1, keepdim=True)
-        return -(share @ said)
-
-    def _said(self, launch: Sequence[int], log_probs: Tensor, wanted: Tensor) -> Tensor:
-        """The log-probability of every wanted token of a launch, -KL(unknown || edited) for those of removals: (N,)."""
-        said = log_probs[torch.arange(len(wanted), device=wanted.device), wanted]
-        of = [(n, place) for n in launch for place in range(len(self.made.targets[n]))]
-        removed = [(at, self.first[n] + place) for at, (n, place) in enumerate(of) if n in self.first]
-        if not removed:
-            return said
-        aims = torch.tensor([aim for _, aim in removed])
-        places = send(torch.tensor([at for at, _ in removed]), wanted.device)
-        aimed_at = send(self.answers.log_probs[aims], wanted.device).float()
-        return said.index_copy(0, places, -kl_loss(aimed_at, log_probs[places]))
-
-    def _preserved(self, chosen: Sequence[int], weight: float) -> list[Tensor]:
-        """The gradient of the weighed mean KL(base || edited); returns each launch's part of the mean."""
-        parts: list[Tensor] = []
-        for launch in self.rows.launches(chosen):
-            before = self.before(launch)
-            with self.rows.log_probs(launch, self.changes()) as now:
-                then = send(before, now.device).float()
-                drift = (then.exp() * (then - now)).sum() / len(chosen)
-                (weight * drift).backward()
-            parts.append(drift.detach())
-        return parts
+    def _each(
+        self, task: _Gradient, parts: Sequence[Sequence[_Launch]]
+    ) -> Iterable[tuple[Mapping[int, Tensor], Tensor]]:
+        """What each part gives, in order; one at a time where this process is alone, as gradients are large."""
+        if not task.sent:
+            return (task(self.lm, part, ignore_advance) for part in parts)
+        return [one for one in self.ranks.each(self.lm, task, parts) if one is not None]
 
 
 def _rounded(
@@ -296,7 +382,7 @@ def _rounded(
 
 Phase = Callable[[str, int | None, str], AbstractContextManager[Advance]]
 """Opens a phase of progress: its name, its total, its unit."""
-Preserve = Callable[[Sequence[EditRequest]], Sequence[Asked]]
+Preserve = Callable[[Sequence[EditRequest]], Beside]
 """Chooses what must stay beside these edits."""
 
 
@@ -314,10 +400,12 @@ def solve_edits(
     rounding: Rounding,
     whole: bool,
     phase: Phase,
+    ranks: Ranks = ALONE,
 ) -> Update:
     """Solve E edits under X prompts each, then polish the change of those that are not held, as the recipe says.
 
-    Where nothing is found that must stay, there is nothing to polish for, and the closed form is the result.
+    Where nothing is found that must stay, there is nothing to polish for, and the closed form is the result. `ranks`
+    share the steps of polish.
 
     wanted (E, D) float32, held (E,) bool; `stored` are the weights (D, F). The model is unchanged when this returns.
     """
@@ -333,12 +421,13 @@ def solve_edits(
         return update
     chosen = [edits[n] for n in moving]
     with phase("preserve", None, ""):
-        preserved = preserved_prompts(lm, preserve([edit.request for edit in chosen]), chat=recipe.chat)
-    preserved += [of_one[0] for n, of_one in enumerate(prompts) if held[n]]
-    if not preserved:
+        beside = preserve([edit.request for edit in chosen])
+        preserved = [preserved_prompts(lm, some, chat=recipe.chat) for some in (beside.siblings, beside.others)]
+    preserved.append([of_one[0] for n, of_one in enumerate(prompts) if held[n]])
+    if not any(preserved):
         return replace(update, keys={})
     with phase("polish", knobs.steps, "steps") as advance:
         return polish(
             lm, update, chosen, [prompts[n] for n in moving], preserved, stored, knobs,
-            rounding=rounding, seed=recipe.seed, advance=advance,
+            rounding=rounding, seed=recipe.seed, advance=advance, ranks=ranks,
         )  # fmt: skip

@@ -1,8 +1,8 @@
 """Prompts whose answers an edit must leave alone, made from the edit list and from the model itself.
 
 Two kinds: the other relations of the list, asked of the edited subjects (siblings), and all of its relations, asked of
-other subjects of the same kind (others). The model names those subjects: it continues a list of the edited ones. Each
-relation is asked by its prompts, not by its other wordings: more prompts need more steps to serve them all.
+other subjects of the same kind, which the model names (others). Each relation is asked by its prompts, not by its other
+wordings: more prompts need more steps to serve them all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from memedit.config.recipe import PolishKnobs
 from memedit.edits.edit import SLOT, EditRequest
-from memedit.evaluation.made_facts import Asked, Beside, Names
+from memedit.evaluation.made_facts import Asked, Beside
+from memedit.evaluation.other_subjects import Names
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt, SubjectLost, locate_subject
 
@@ -20,14 +21,14 @@ MOST_OF = 0.75
 """The share of all that can be asked, at most: the rest is left to score by what polish has not seen."""
 
 
-def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: PolishKnobs, seed: int) -> list[Asked]:
+def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: PolishKnobs, seed: int) -> Beside:
     """Draw what must stay: at most `knobs.siblings` and `knobs.others` questions for each edit."""
     draw, beside = random.Random(seed), Beside.of(requests, names)
 
     def drawn(asked: Sequence[Asked], each: int) -> list[Asked]:
         return draw.sample(asked, min(int(MOST_OF * len(asked)), each * len(requests)))
 
-    return [*drawn(beside.siblings, knobs.siblings), *drawn(beside.others, knobs.others)]
+    return Beside(drawn(beside.siblings, knobs.siblings), drawn(beside.others, knobs.others))
 
 
 def preserved_prompts(lm: LanguageModel, chosen: Sequence[Asked], *, chat: bool) -> list[Prompt]:

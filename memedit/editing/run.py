@@ -48,8 +48,9 @@ from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
 from memedit.evaluation.generated import needs_free_answer, with_free_answers, written
-from memedit.evaluation.made_facts import Asked, Names, filled, make_facts, names_beside
+from memedit.evaluation.made_facts import Beside, filled, make_facts
 from memedit.evaluation.old_objects import name_old_objects
+from memedit.evaluation.other_subjects import Names, names_beside
 from memedit.evaluation.probes import list_probes
 from memedit.model.load import LanguageModel, ModelSource, load, locate
 from memedit.numerics.delta import Delta
@@ -248,7 +249,7 @@ class EditRun:
         """Whether an edit keeps its state, since the run edits on top of it."""
         return self.history.mode == "on top" and number in self.kept
 
-    def _preserved(self, requests: Sequence[EditRequest]) -> list[Asked]:
+    def _preserved(self, requests: Sequence[EditRequest]) -> Beside:
         return choose_preserved(requests, self.other_subjects, self.recipe.polish, self.recipe.seed)
 
     def known_facts(self, run: Store) -> list[EditRequest]:
@@ -258,7 +259,7 @@ class EditRun:
 
         def make() -> list[dict[str, Any]]:
             moving = [self.requests[n] for n in self.order if not self._held(n)]
-            polished = self._preserved(moving) if self.recipe.polish.steps else []
+            polished = self._preserved(moving).all if self.recipe.polish.steps else []
             facts = make_facts(
                 self.lm, [self.requests[n] for n in self.order], self.other_subjects,
                 unasked={filled(*one) for one in polished}, chat=self.recipe.chat, seed=self.recipe.seed,
@@ -332,6 +333,7 @@ class EditRun:
             self.lm, [edits[n] for n in order], prompts, targets.wanted[order], held,
             lambda layer: factor_of(moments, layer, method), self.stored, self.recipe,
             preserve=self._preserved, rounding=self.rounding(moments), whole=engine.whole, phase=self.timed,
+            ranks=self.ranks,
         )  # fmt: skip
         if moved := [one.layer for one in update.layers if one.on_cpu]:
             note = f"the GPU has too little memory to solve or round layers {layers_text(moved)}: the CPU did it"

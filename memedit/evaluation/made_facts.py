@@ -10,23 +10,17 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from memedit.edits.edit import SLOT, EditRequest
+from memedit.evaluation.other_subjects import Names, relation_of
 from memedit.forward.generation import generate
 from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
-from memedit.model.tokens import SubjectLost, decode_text, encode_bare, encode_text, text_opening
+from memedit.model.tokens import SubjectLost, decode_text, encode_text
 
-LISTS, NAMES_SHOWN, LIST_TOKENS, TOP_K = 16, 8, 32, 8
-"""Lists of subjects that the model continues for each relation, subjects in each, tokens written, and top-k."""
-FEW, OPENINGS = 3, ("A list: ", "Choose one: ", "Some of them are ", "Compare ", "Options: ", "Similar: ")
-"""What stands before fewer subjects than this: alone they would be continued as a sentence about them."""
-NAME = re.compile(r"(?=.{2,40}$)(?!.*[^\W\d_]{4}\. )[^\W\d_](?:[^\W\d_]|[ .'-])*")
-"""Words of letters: a name, and no bullet, number, remark or end of a sentence."""
 ANSWER_TOKENS = 8
 ANSWER = re.compile(r"\s*(?:[a-z]{1,4}\s+)*\w+")
 """The part of an answer that is compared: its first word of any length, with the short words before it, as in "the city
@@ -34,55 +28,8 @@ of Lima"."""
 LEAST, MOST = 16, 64
 """The smallest and largest number of facts of one kind; between them there is one for each edit."""
 
-Names = Mapping[str, Sequence[str]]
-"""For each relation the subjects that the model names beside the edited ones."""
 Asked = tuple[str, str]
 """A prompt's template, and the subject it is asked of."""
-
-
-def relation_of(request: EditRequest) -> str:
-    """The relation of an edit: its label, or its prompt where it has none."""
-    return request.relation or request.prompt
-
-
-def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) -> dict[str, list[str]]:
-    """Let the model name other subjects for each relation of the list, the most frequent first.
-
-    It continues lists of the edited subjects, drawn by the seed.
-    """
-    draw = random.Random(seed)
-    opening = text_opening(lm.tokenizer)
-    subjects: dict[str, list[str]] = {}
-    for request in requests:
-        if request.subject:
-            subjects.setdefault(relation_of(request), []).append(request.subject)
-    if not subjects:
-        return {}
-    prompts: list[tuple[str, tuple[int, ...]]] = []
-    for relation, mine in subjects.items():
-        for number in range(min(LISTS, len(OPENINGS) * len(mine))):
-            few = draw.sample(mine, min(NAMES_SHOWN, len(mine)))
-            opening_words = OPENINGS[number % len(OPENINGS)] if len(few) < FEW else ""
-            prompts.append((relation, encode_bare(lm.tokenizer, opening_words + ", ".join(few) + ",")))
-    # Rows of one length run together; a list may begin in the middle of a name.
-    least = min(len(ids) for _, ids in prompts)
-    prompts = [(relation, (*opening, *ids[-least:])) for relation, ids in prompts]
-    written = generate(lm, [ids for _, ids in prompts], LIST_TOKENS, top_k=TOP_K, seed=seed)
-    counted: dict[str, Counter[str]] = {relation: Counter() for relation in subjects}
-    for (relation, _), ids in zip(prompts, written, strict=True):
-        counted[relation].update(set(_split(decode_text(lm.tokenizer, ids))))  # once a list
-    edited = {request.subject for request in requests}
-    return {
-        relation: [name for name, _ in sorted(names.items(), key=lambda one: (-one[1], one[0])) if name not in edited]
-        for relation, names in counted.items()
-    }
-
-
-def _split(text: str) -> list[str]:
-    """The names in the continuation of a list; the last entry may be cut, and is left out."""
-    entries = text.replace("\n", ",").replace(";", ",").replace(" and ", ",").split(",")[:-1]
-    names = [entry.strip().removeprefix("and ").strip(" .") for entry in entries]
-    return [name for name in names if not name[:1].islower() and NAME.fullmatch(name)]
 
 
 @dataclass(frozen=True)
@@ -91,6 +38,11 @@ class Beside:
 
     siblings: list[Asked]
     others: list[Asked]
+
+    @property
+    def all(self) -> list[Asked]:
+        """Both kinds."""
+        return [*self.siblings, *self.others]
 
     @classmethod
     def of(cls, requests: Sequence[EditRequest], names: Names) -> Beside:

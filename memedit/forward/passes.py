@@ -171,14 +171,21 @@ def continuations(
 
 
 @torch.no_grad()
+def next_tokens(lm: LanguageModel, prompts: Sequence[tuple[int, ...]], count: int) -> list[list[tuple[int, float]]]:
+    """The `count` likeliest tokens after each prompt, with their probabilities, the likeliest first."""
+    found: list[list[tuple[int, float]]] = [[] for _ in prompts]
+    for batch in launches([len(prompt) for prompt in prompts]):
+        logits = run(lm, torch.tensor([prompts[index] for index in batch]), logits_to_keep=1).logits[:, -1]
+        # Of equal ones the first in the vocabulary comes first.
+        chances, tokens = logits.float().cpu().softmax(-1).sort(descending=True, stable=True)
+        for index, line, ids in zip(batch, chances[:, :count].tolist(), tokens[:, :count].tolist(), strict=True):
+            found[index] = list(zip(ids, line, strict=True))
+    return found
+
+
 def likeliest_next(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> list[int]:
     """The token that greedy decoding gives after each prompt."""
-    found = [0] * len(prompts)
-    for batch in launches([len(prompt) for prompt in prompts]):
-        logits = run(lm, torch.tensor([prompts[index] for index in batch]), logits_to_keep=1).logits
-        for index, token in zip(batch, logits[:, -1].argmax(-1).tolist(), strict=True):
-            found[index] = token
-    return found
+    return [likeliest[0] for (likeliest,) in next_tokens(lm, prompts, 1)]
 
 
 @torch.no_grad()

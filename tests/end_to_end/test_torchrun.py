@@ -28,7 +28,7 @@ from tests.helpers.program import EDITS, forked, free_port, memedit, memedit_ran
 
 SMALL = EDITS.parent / "small.jsonl"
 MODEL = ROOT / "examples" / "models" / "made-small"
-SETTINGS = {"polish.steps": 0, "target.steps": 6, "chunk": 2, "moments.tokens": 4000, "target.retry": 1}
+SETTINGS = {"polish.steps": 2, "target.steps": 6, "chunk": 2, "moments.tokens": 4000, "target.retry": 1}
 APPLY = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
 
 
@@ -50,6 +50,7 @@ class Applied:
         done = memedit(*self.command, cache=self.cache)
         assert done.returncode == 0, done.stderr
         self.expected, self.said = contents(self.out), done.stdout
+        assert json.loads(self.expected["memedit/run.json"])["polish"]["preserved"] > 0
 
     def clear(self) -> None:
         for folder in (self.out, self.cache):

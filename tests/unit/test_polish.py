@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from memedit.config.recipe import PolishKnobs, Recipe
-from memedit.editing import preserve
+from memedit.editing import polish, preserve
 from memedit.editing.plan import Edit, check_edits
 from memedit.editing.polish import solve_edits
 from memedit.editing.preserve import choose_preserved, preserved_prompts
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.edits.edit import EditRequest, Neighbor
-from memedit.evaluation import made_facts
-from memedit.evaluation.made_facts import names_beside
+from memedit.evaluation.other_subjects import names_beside
 from memedit.forward.adapted import AdaptedRows, ReadRow, choose_adapted_rows
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
@@ -156,12 +158,10 @@ def edits_of(lm: LanguageModel) -> list[Edit]:
     return edits
 
 
-def texts(lm: LanguageModel, knobs: PolishKnobs, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> list[str]:
-    """The preserved prompts where the model continues every list of names with Cy and Di."""
-    said = tuple(lm.tokenizer(" Cy, Di and Ada, x", add_special_tokens=False)["input_ids"])
-    monkeypatch.setattr(made_facts, "generate", lambda _lm, prompts, *_args, **_more: [said] * len(prompts))
-    names = made_facts.names_beside(lm, LIST, seed)
-    found = preserved_prompts(lm, choose_preserved(LIST, names, knobs, seed), chat=False)
+def texts(lm: LanguageModel, knobs: PolishKnobs, seed: int = 0) -> list[str]:
+    """The preserved prompts where the model names Cy and Di beside the subjects of each relation."""
+    names = {"city": ["Cy", "Di"], "trade": ["Cy", "Di"]}
+    found = preserved_prompts(lm, choose_preserved(LIST, names, knobs, seed).all, chat=False)
     return [str(lm.tokenizer.decode(list(prompt.ids))) for prompt in found]
 
 
@@ -172,15 +172,15 @@ def test_what_must_stay_are_other_relations_and_other_subjects(
     others = {template.replace("{}", name) for name in ("Cy", "Di")
               for template in ("{} lives in", "The trade of {} is")}  # fmt: skip
     # Bo is edited in both relations, Ada in one; no paraphrase is there, and no edit's own prompt.
-    assert set(texts(lm, every, monkeypatch)) == {"The trade of Ada is"} | others
+    assert set(texts(lm, every)) == {"The trade of Ada is"} | others
     with monkeypatch.context() as patch:
         patch.setattr(preserve, "MOST_OF", SHARE)  # of one sibling nothing, of four others three
-        assert set(texts(lm, every, monkeypatch)) < others and len(texts(lm, every, monkeypatch)) == 3
+        assert set(texts(lm, every)) < others and len(texts(lm, every)) == 3
     few = PolishKnobs(steps=1, siblings=0, others=1)
-    assert len(texts(lm, few, monkeypatch)) == len(LIST)
-    assert set(texts(lm, few, monkeypatch)) <= others
-    assert texts(lm, few, monkeypatch) == texts(lm, few, monkeypatch)
-    assert {tuple(texts(lm, few, monkeypatch, seed)) for seed in range(6)} != {tuple(texts(lm, few, monkeypatch))}
+    assert len(texts(lm, few)) == len(LIST)
+    assert set(texts(lm, few)) <= others
+    assert texts(lm, few) == texts(lm, few)
+    assert {tuple(texts(lm, few, seed)) for seed in range(6)} != {tuple(texts(lm, few))}
 
 
 @contextmanager
@@ -244,6 +244,24 @@ def test_without_steps_it_is_the_closed_form(lm: LanguageModel) -> None:
     found = [solved(lm, steps=0), solved(lm, steps=3, siblings=0, others=0)]  # none, or nothing that must stay
     assert all(update.polish is None and update.keys == {} for update in found)
     assert all(torch.equal(found[0].weights[n], found[1].weights[n]) for n in LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "drawn"),
+    [
+        ((4, 90, 0), 12, (4, 8, 0)),
+        ((50, 90, 70), 12, (4, 4, 4)),
+        ((0, 5, 0), 12, (0, 5, 0)),
+        ((9, 2, 2), 12, (8, 2, 2)),
+    ],
+)
+def test_a_step_asks_for_as_much_of_each_kind(sizes: tuple[int, ...], most: int, drawn: tuple[int, ...]) -> None:
+    ends = [0, *accumulate(sizes)]
+    kinds = [range(*pair) for pair in pairwise(ends)]
+    steps: Any = SimpleNamespace(made=SimpleNamespace(kinds=kinds), draw=random.Random(1))
+    found = polish._Steps._drawn(steps, most)
+    assert len(set(found)) == len(found)
+    assert tuple(sum(n in kind for n in found) for kind in kinds) == drawn
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from memedit.editing.target_search import Search
 from memedit.editing.targets import Targets, find_targets
 from memedit.edits.edit import EditRequest
 from memedit.errors import MemeditError
+from memedit.evaluation.made_facts import Beside
 from memedit.forward import scoring, suffix
 from memedit.forward.generation import generate
 from memedit.forward.packing import packed
@@ -74,7 +75,7 @@ LIST = [
         [("Ann", "{} is", "red"), ("Bob", "The cat of {} has", "it"), ("Cy", "{} is", "tan")]
     )
 ]
-KEPT = [("{} has", "Ann"), ("{} is", "Dot"), ("{} is", "Eve")]
+KEPT = Beside([("{} has", "Ann")], [("{} is", "Dot"), ("{} is", "Eve")])
 """Prompts that a polish must leave alone."""
 
 

@@ -16,7 +16,8 @@ from memedit.editing.plan import Plan, check_edits, encode_contexts
 from memedit.edits.edit import EditRequest
 from memedit.errors import EditListError, GateError
 from memedit.evaluation.forced import facts_kept
-from memedit.evaluation.made_facts import Beside, filled, names_beside
+from memedit.evaluation.made_facts import Beside, filled
+from memedit.evaluation.other_subjects import names_beside
 from memedit.evaluation.probes import list_probes
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import encode_prompt

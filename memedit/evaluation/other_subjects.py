@@ -1,0 +1,100 @@
+"""Other subjects of the same kind as a list's, named by the model: what is asked of them, an edit should leave alone.
+
+The model continues lists of the edited subjects. From each of the likeliest first tokens of a next entry it writes one
+name, greedily. Sampled lists name few: one model of 135 million parameters named 9 of 34 countries in 16 of them.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from memedit.edits.edit import EditRequest
+from memedit.forward.generation import generate
+from memedit.forward.passes import next_tokens
+from memedit.model.load import LanguageModel
+from memedit.model.tokens import decode_text, encode_bare, text_opening
+
+LISTS, NAMES_SHOWN = 4, 8
+"""Lists that the model continues for each relation, and edited subjects in each."""
+EACH, FEWEST, MOST = 16, 32, 256
+"""Names that are begun for each edit of a relation, and the fewest and the most for a relation."""
+FEW, OPENINGS = 3, ("A list: ", "Choose one: ", "Some of them are ", "Compare ")
+"""What stands before fewer subjects than this: alone they would be continued as a sentence about them."""
+STRIDE, STRIDES = 4, 2
+"""Tokens that are written at once, and how often: most names end in the first stride."""
+ENDS = re.compile(r"[,;\n]| and ")
+"""What ends an entry of a list."""
+NAME = re.compile(r"(?=.{2,40}$)(?!.*[^\W\d_]{4}\. )[^\W\d_](?:[^\W\d_]|[ .'-])*")
+"""Words of letters: a name, and no bullet, number, remark or end of a sentence."""
+
+Names = Mapping[str, Sequence[str]]
+"""For each relation the subjects that the model names beside the edited ones."""
+
+
+def relation_of(request: EditRequest) -> str:
+    """The relation of an edit: its label, or its prompt where it has none."""
+    return request.relation or request.prompt
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A name that is being written: behind which list, its ids, and how likely its first token is there."""
+
+    relation: str
+    behind: tuple[int, ...]
+    ids: tuple[int, ...]
+    chance: float
+
+
+def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) -> dict[str, list[str]]:
+    """Let the model name other subjects for each relation of the list, the likeliest first.
+
+    The edited subjects that it reads are drawn by the seed.
+    """
+    edited = {request.subject for request in requests}
+    chances: dict[str, dict[str, float]] = {relation_of(request): {} for request in requests if request.subject}
+    begun = _begin(lm, requests, random.Random(seed))
+    for _ in range(STRIDES):
+        written = generate(lm, [(*one.behind, *one.ids) for one in begun], STRIDE)
+        begun = [replace(one, ids=(*one.ids, *ids)) for one, ids in zip(begun, written, strict=True)]
+        open_still: list[_Begun] = []
+        for one in begun:
+            name, *rest = ENDS.split(decode_text(lm.tokenizer, one.ids), maxsplit=1)
+            name = name.strip(" .")
+            if not rest:
+                open_still.append(one)
+            elif name not in edited and NAME.fullmatch(name):
+                found = chances[one.relation]
+                found[name] = found.get(name, 0.0) + one.chance
+        begun = open_still
+    return {relation: sorted(found, key=lambda name: (-found[name], name)) for relation, found in chances.items()}
+
+
+def _begin(lm: LanguageModel, requests: Sequence[EditRequest], draw: random.Random) -> list[_Begun]:
+    """The likeliest first tokens of a name, behind lists of the edited subjects."""
+    subjects: dict[str, list[str]] = {}
+    for request in requests:
+        if request.subject:
+            subjects.setdefault(relation_of(request), []).append(request.subject)
+    lists: dict[tuple[str, tuple[int, ...]], int] = {}
+    for relation, mine in subjects.items():
+        each = min(MOST, max(FEWEST, EACH * len(mine))) // LISTS
+        for opening in OPENINGS[:LISTS]:
+            few = draw.sample(mine, min(NAMES_SHOWN, len(mine)))
+            text = (opening if len(few) < FEW else "") + ", ".join(few) + ","
+            lists[relation, (*text_opening(lm.tokenizer), *encode_bare(lm.tokenizer, text))] = each
+    after = next_tokens(lm, [ids for _, ids in lists], max(lists.values(), default=0))
+    return [
+        _Begun(relation, ids, (token,), chance)
+        for ((relation, ids), each), tokens in zip(lists.items(), after, strict=True)
+        for token, chance in tokens[:each]
+        if _may_begin(decode_text(lm.tokenizer, (token,)).strip())
+    ]
+
+
+def _may_begin(text: str) -> bool:
+    """Whether a name may begin so: with a letter, and no small one where the script has capitals."""
+    return text[:1].isalpha() and not text[:1].islower()
