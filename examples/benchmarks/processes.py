@@ -2,8 +2,8 @@
 
     python -m examples.benchmarks.processes [--model FOLDER] [--edits 300] [--set KEY=VALUE ...]
 
-`memedit apply` edits the first of requests/world.jsonl, each time with an empty cache, so that second moments, search,
-solve and scoring are all done. Two processes are started by torchrun, with one thread each. One thread for each core
+`memedit apply` edits the first of requests/world.jsonl, each time with an empty cache, so that moments, search, solve,
+polish and scoring are all done. Two processes are started by torchrun, with one thread each. One thread for each core
 is the rule, so run it on a quiet machine with two. A table on stdout, then one line of JSON.
 """
 
@@ -31,7 +31,7 @@ from .both import FACTS, FIGURES, ROOT, SHIPPED
 
 RUNS = ((1, 1), (2, 1), (1, 2))
 """Processes, and threads of each; the first is what the others are compared with."""
-STEPS = ("moments", "before", "targets", "solve", "after")
+STEPS = ("moments", "before", "targets", "solve", "polish", "after")
 RUN = "memedit/run.json"
 
 
@@ -100,7 +100,7 @@ def _digest(out: Path) -> str:
 
 def _command(given: argparse.Namespace, folder: Path) -> list[str]:
     words = ["apply", str(ROOT / "requests" / "world.jsonl"), "--limit", str(given.edits), "-m", str(given.model)]
-    words += ["-o", str(folder / "out"), "--facts", str(FACTS), "--device", "cpu", "--polish", "0", "-q"]
+    words += ["-o", str(folder / "out"), "--facts", str(FACTS), "--device", "cpu", "-q"]
     return [*words, *(word for one in given.set for word in ("--set", one))]
 
 

@@ -45,6 +45,17 @@ def test_a_single_process_does_the_items_in_order_and_stops_at_none() -> None:
     assert Ranks(0, 2, 2, None).each(lm, task, [7]) == [70]
 
 
+def test_a_value_is_held_for_a_block_and_the_last_one_alone() -> None:
+    lm: Any = SimpleNamespace(source=None)
+    with ALONE.shared(lm, "first") as first:
+        assert first.value == "first"
+    with pytest.raises(KeyError):
+        first.value  # noqa: B018 - it is read
+    with pytest.raises(ValueError, match="inside"), ALONE.shared(lm, "second"):
+        raise ValueError("inside")
+    assert not ranks._held
+
+
 def test_each_process_of_a_machine_needs_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def check(here: int, **knobs: Any) -> None:
         ranks._check_devices(ModelKnobs(**knobs), here)
