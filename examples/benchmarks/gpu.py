@@ -34,6 +34,8 @@ from unittest.mock import patch
 
 import memedit
 import torch
+from memedit.config.recipe import PolishKnobs
+from memedit.editing.polish import polish
 from memedit.editing.rounding import Rounding, round_delta
 from memedit.editing.solve import Update, solve
 from memedit.editing.target_search import Search, memory_for
@@ -190,7 +192,7 @@ def shape(where: Where, name: str) -> Iterator[Figures]:
     if not where.small and last["of_peak"] < PEAK_SHARE:
         found["missed"].append(f"the search reaches {last['of_peak']:.0%} of a plain product's rate")
     yield found
-    for part in (_memory, _rounded, _profiled):
+    for part in (_memory, _polished, _rounded, _profiled):
         found |= part(first)
         yield found
     second = Both(model, pairs(more), settings, lm=first.lm, moments=first.moments, contexts=first.contexts)
@@ -294,12 +296,30 @@ def _memory(both: Both) -> Figures:
     return found | {"search_peak_mb": (end_peak(both) - base) / 1e6}
 
 
+def _some_update(both: Both) -> Update:
+    """An update with its keys, to any targets: how long what follows takes does not depend on them."""
+    wanted = torch.randn(len(both.plan.edits), both.lm.architecture.width)
+    return solve(both.lm, both.prompts, wanted, both.factor, both.stored, both.recipe.method, keep_keys=True)
+
+
+def _polished(both: Both) -> Figures:
+    """Seconds of a step of polish, and its peak of memory. The edits' own prompts stand for those that must stay."""
+    update, rounding = _some_update(both), Rounding("nearest", both.moments.__getitem__)
+    kinds = [[of_one[0] for of_one in both.prompts], [of_one[-1] for of_one in both.prompts]]
+    start_peak(both)
+    spent: list[float] = []
+    for steps in (1, 3):
+        work = partial(
+            polish, both.lm, update, both.plan.edits, both.prompts, kinds, both.stored, PolishKnobs(steps=steps),
+            rounding=rounding, seed=0,
+        )  # fmt: skip
+        spent.append(timed(both, work)[0])
+    return {"polish_step_s": (spent[1] - spent[0]) / 2, "polish_peak_mb": end_peak(both) / 1e6}
+
+
 def _rounded(both: Both) -> Figures:
     """Seconds of one layer's rounding, to nearest and aware of the keys, and of writing a layer's weight."""
-    # Any targets will do: the time does not depend on them.
-    wanted = torch.randn(len(both.plan.edits), both.lm.architecture.width)
-    update = solve(both.lm, both.prompts, wanted, both.factor, both.stored, both.recipe.method, keep_keys=True)
-    layer = both.layers[-1]
+    update, layer = _some_update(both), both.layers[-1]
     spent: Figures = {}
     for way in WAYS:
         rounding, keys = Rounding(way, both.moments.__getitem__), update.keys[layer]
