@@ -193,7 +193,9 @@ class Work:
     searched: int = 0
     """In the rows of one step of the search, over all edits."""
     polished: int = 0
-    """In the rows of all steps of polish."""
+    """From the subjects on, in the rows of all steps of polish."""
+    before_subjects: int = 0
+    """Before the subjects in the same rows: forward alone."""
 
 
 def estimate_seconds(
@@ -208,9 +210,10 @@ def estimate_seconds(
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())
     reach = (max(layers) + 1) / architecture.n_layers
     products = sum(0.5 * architecture.mlp_widths[layer] ** 2 for layer in layers) / parameters
-    fixed = work.read * (reach + products) + work.written * WRITTEN + work.scored + work.polished * GRADIENT
+    polished = work.polished * GRADIENT + work.before_subjects
+    fixed = work.read * (reach + products) + work.written * WRITTEN + work.scored + polished
     step = work.searched * (1 - reach) * GRADIENT
-    passes = (work.read * reach + work.scored + work.polished * GRADIENT) / USUAL + work.written / ROWS_WRITTEN
+    passes = (work.read * reach + work.scored + polished) / USUAL + work.written / ROWS_WRITTEN
     # Each block above is read for the forward, and again for the gradient.
     step_reads = 2 * (1 - reach) if work.searched else 0.0
     few, many = (

@@ -191,18 +191,23 @@ class EditRun:
 
     def takes(self) -> tuple[float, float]:
         """Estimate the seconds that the run takes, at least and at most."""
-        count, _ = context_shape(self.lm.tokenizer, self.recipe.contexts, chat=self.recipe.chat)
-        plan, polish = self.moment_plan, self.recipe.polish
+        plan, recipe, polish = self.moment_plan, self.recipe, self.recipe.polish
+        count, _ = context_shape(self.lm.tokenizer, recipe.contexts, chat=recipe.chat)
         suffixes = [suffix_of(edit) for edit in self.plan.edits]
-        mean = sum(len(edit.prompt.ids) + len(edit.target) for edit in self.plan.edits) / len(self.plan.edits)
+        heads = [edit.prompt.subject_from for edit in self.plan.edits]
+        own = [len(edit.prompt.ids) + len(edit.target) - 1 for edit in self.plan.edits]
+        mean = sum(own) / len(own) + 1
         read = plan.tokens if plan.missing else 0
         work = Work(
             read=read, written=read if plan.own_text else 0,
             scored=round(2 * mean * (len(list_probes(self.requests)) + len(self.facts))),
             searched=(count + 1) * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
-            polished=round(polish.steps * (1 + polish.ratio) * sum(suffixes)),
+            polished=round(polish.steps * (1 + polish.ratio) * (sum(own) - sum(heads))),
+            before_subjects=round(
+                polish.steps * ((1 + polish.ratio) * sum(heads) + recipe.contexts.tokens * len(heads))
+            ),
         )  # fmt: skip
-        return estimate_seconds(self.lm, self.plan.layers, work, self.recipe.target, self.pace)
+        return estimate_seconds(self.lm, self.plan.layers, work, recipe.target, self.pace)
 
     @cached_property
     def pace(self) -> Pace:
