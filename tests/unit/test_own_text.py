@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,16 @@ class Notes(NoProgress):
 
 
 @pytest.fixture
-def lm(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    (tiny_folder / "memedit" / "corpus.jsonl.gz").unlink(missing_ok=True)
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the model without a corpus: other tests read the original."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model", ignore=shutil.ignore_patterns("corpus.jsonl.gz")))
+
+
+@pytest.fixture
+def lm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
     monkeypatch.setattr(own_text, "TOGETHER", 4)
     monkeypatch.setattr(own_text, "LONGEST", 32)
-    return load(tiny_folder, ModelKnobs(device="cpu"))
+    return load(folder, ModelKnobs(device="cpu"))
 
 
 def recipe_for(folder: Path, **knobs: Any) -> Any:
@@ -82,8 +88,8 @@ def test_after_the_end_of_a_text_another_begins(lm: LanguageModel, monkeypatch: 
             assert row[at + 1] == opening[0]
 
 
-def test_without_a_corpus_the_model_writes_one_and_says_so(lm: LanguageModel, tiny_folder: Path) -> None:
-    plan = plan_moments(lm, tiny_folder, [1], recipe_for(tiny_folder))
+def test_without_a_corpus_the_model_writes_one_and_says_so(lm: LanguageModel, folder: Path) -> None:
+    plan = plan_moments(lm, folder, [1], recipe_for(folder))
     assert plan.corpus == "self"
     progress = Notes()
     moment = moments_for(lm, plan, progress, lambda *_, **__: None)[1]
@@ -91,18 +97,18 @@ def test_without_a_corpus_the_model_writes_one_and_says_so(lm: LanguageModel, ti
     assert plan.own_text
     assert len(plan.own_text.rows(lm, moment_store(), NoProgress())) == 10  # 32 tokens each, no more than are read
     assert [note for note in progress.notes if "writes itself" in note]
-    named = plan_moments(lm, tiny_folder, [1], recipe_for(tiny_folder, **{"moments.corpus": "self"}))
+    named = plan_moments(lm, folder, [1], recipe_for(folder, **{"moments.corpus": "self"}))
     assert named.missing == []  # the name says the same
 
 
 @pytest.mark.slow
 def test_the_text_is_kept_part_by_part_and_depends_on_the_seed(
-    lm: LanguageModel, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    lm: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_moments(lm, tiny_folder, [1], recipe_for(tiny_folder))
+    plan = plan_moments(lm, folder, [1], recipe_for(folder))
     assert plan.own_text
     rows = plan.own_text.rows(lm, moment_store(), NoProgress())
-    other = plan_moments(lm, tiny_folder, [1], recipe_for(tiny_folder, seed=1)).own_text
+    other = plan_moments(lm, folder, [1], recipe_for(folder, seed=1)).own_text
     assert other
     assert other.rows(lm, moment_store(), NoProgress()) != rows
 
