@@ -185,6 +185,7 @@ def _before(rows: AdaptedRows, preserved: range) -> dict[int, Tensor]:
 
 @torch.no_grad()
 def _asked(rows: AdaptedRows, launch: Sequence[int]) -> Tensor:
+    """The base's log-probabilities at the reads of a launch, (reads, V) float16."""
     with rows.log_probs(launch, {}) as log_probs:
         return log_probs.half()
 
@@ -201,11 +202,11 @@ class _Fixed:
     answers: UnknownAnswers
     first: Mapping[int, int]
     """For each row of a removal the first of its answers."""
-    _here: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What a rank has made of it."""
+    _right: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    """`right` on the devices of this process."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_here": {}}
+        return {**self.__dict__, "_right": {}}
 
     def rows(self, lm: LanguageModel) -> AdaptedRows:
         """The rows, for this model."""
@@ -213,9 +214,9 @@ class _Fixed:
 
     def placed(self, lm: LanguageModel, left: Mapping[int, Tensor]) -> Factors:
         """The changes on the devices of their layers; `right` is put there once."""
-        if "right" not in self._here:
-            self._here["right"] = {n: one.to(lm.device_of(n)) for n, one in self.right.items()}
-        return {n: (one.to(lm.device_of(n)), self._here["right"][n]) for n, one in left.items()}
+        if not self._right:
+            self._right.update({n: one.to(lm.device_of(n)) for n, one in self.right.items()})
+        return _placed(lm, left, self._right)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ FEW, OPENINGS = 3, ("A list: ", "Choose one: ", "Some of them are ", "Compare ")
 """What stands before fewer subjects than this: alone they would be continued as a sentence about them."""
 STRIDE, STRIDES = 4, 2
 """Tokens that are written at once, and how often: most names end in the first stride."""
+LIST_TOKENS = 512
+"""Tokens of a list at most, with the name behind it."""
 ENDS = re.compile(r"[,;\n]| and ")
 """What ends an entry of a list."""
 NAME = re.compile(r"(?=.{2,40}$)(?!.*[^\W\d_]{4}\. )[^\W\d_](?:[^\W\d_]|[ .'-])*")
@@ -79,13 +81,17 @@ def _begin(lm: LanguageModel, requests: Sequence[EditRequest], draw: random.Rand
     for request in requests:
         if request.subject:
             subjects.setdefault(relation_of(request), []).append(request.subject)
+    begin = text_opening(lm.tokenizer)
+    most = min(LIST_TOKENS, lm.architecture.positions or LIST_TOKENS)
+    room = max(1, most - len(begin) - STRIDE * STRIDES - 1)
     lists: dict[tuple[str, tuple[int, ...]], int] = {}
     for relation, mine in subjects.items():
         each = min(MOST, max(FEWEST, EACH * len(mine))) // LISTS
         for opening in OPENINGS[:LISTS]:
             few = draw.sample(mine, min(NAMES_SHOWN, len(mine)))
             text = (opening if len(few) < FEW else "") + ", ".join(few) + ","
-            lists[relation, (*text_opening(lm.tokenizer), *encode_bare(lm.tokenizer, text))] = each
+            # A list of long names is cut at its beginning, where the model has no room for it.
+            lists[relation, (*begin, *encode_bare(lm.tokenizer, text)[-room:])] = each
     after = next_tokens(lm, [ids for _, ids in lists], max(lists.values(), default=0))
     return [
         _Begun(relation, ids, (token,), chance)

@@ -171,21 +171,29 @@ def continuations(
 
 
 @torch.no_grad()
-def next_tokens(lm: LanguageModel, prompts: Sequence[tuple[int, ...]], count: int) -> list[list[tuple[int, float]]]:
-    """The `count` likeliest tokens after each prompt, with their probabilities, the likeliest first."""
-    found: list[list[tuple[int, float]]] = [[] for _ in prompts]
+def _next_logits(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> Generator[tuple[list[int], Tensor]]:
+    """Yield the numbers of some prompts, and the logits (B, V) of what comes after them."""
     for batch in launches([len(prompt) for prompt in prompts]):
-        logits = run(lm, torch.tensor([prompts[index] for index in batch]), logits_to_keep=1).logits[:, -1]
-        # Of equal ones the first in the vocabulary comes first.
-        chances, tokens = logits.float().cpu().softmax(-1).sort(descending=True, stable=True)
-        for index, line, ids in zip(batch, chances[:, :count].tolist(), tokens[:, :count].tolist(), strict=True):
-            found[index] = list(zip(ids, line, strict=True))
-    return found
+        yield batch, run(lm, torch.tensor([prompts[index] for index in batch]), logits_to_keep=1).logits[:, -1]
 
 
 def likeliest_next(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> list[int]:
     """The token that greedy decoding gives after each prompt."""
-    return [likeliest[0] for (likeliest,) in next_tokens(lm, prompts, 1)]
+    found = [0] * len(prompts)
+    for batch, logits in _next_logits(lm, prompts):
+        for index, token in zip(batch, logits.argmax(-1).tolist(), strict=True):
+            found[index] = token
+    return found
+
+
+def next_tokens(lm: LanguageModel, prompts: Sequence[tuple[int, ...]], count: int) -> list[list[tuple[int, float]]]:
+    """The `count` likeliest tokens after each prompt, with their probabilities, the likeliest first."""
+    found: list[list[tuple[int, float]]] = [[] for _ in prompts]
+    for batch, logits in _next_logits(lm, prompts):
+        chances, tokens = logits.float().softmax(-1).topk(min(count, logits.shape[-1]))
+        for index, line, ids in zip(batch, chances.tolist(), tokens.tolist(), strict=True):
+            found[index] = list(zip(ids, line, strict=True))
+    return found
 
 
 @torch.no_grad()

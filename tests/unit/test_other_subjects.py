@@ -76,5 +76,12 @@ def test_the_next_tokens_tokens_are_those_of_a_plain_forward(lm: LanguageModel) 
         assert [chance for _, chance in found] == pytest.approx(wanted.values.tolist(), rel=1e-4)
 
 
+def test_a_list_longer_than_the_model_is_cut(lm: LanguageModel) -> None:
+    room = lm.architecture.positions
+    assert room
+    long = [edit(n, f"{chr(65 + n)}{'a' * room}", "city") for n in range(4)]
+    assert list(names_beside(lm, long, 0)) == ["city"]
+
+
 def test_a_list_of_no_subjects_names_none(lm: LanguageModel) -> None:
     assert names_beside(lm, [edit(1, "", "home")], 0) == {}
