@@ -21,6 +21,7 @@ from memedit.editing.ledger import Mode
 from memedit.editing.ledger_files import read_ledger
 from memedit.editing.moment_cache import run_stats
 from memedit.editing.plan import check_edits
+from memedit.editing.preserve import unasked_facts
 from memedit.editing.resources import Pace, check_weights, streaming_note
 from memedit.editing.retry import retry_failed
 from memedit.editing.run import EditRun
@@ -29,6 +30,8 @@ from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.lint import in_file_order, lint
 from memedit.errors import GateError, UnsupportedModelError, UsageError
 from memedit.evaluation.evaluator import Evaluator, ModelAnswers
+from memedit.evaluation.other_subjects import names_beside
+from memedit.evaluation.subject_kept import subject_questions
 from memedit.inspect_model import run_inspect
 from memedit.model.load import ModelSource, at_hand, load, locate, open_tokenizer
 from memedit.model.weights import applied
@@ -125,13 +128,14 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
             contexts = job.contexts(run)
             moments = job.moments()
             facts = job.known_facts(run)
-            before = job.scored(run, "before", facts)
+            questions = job.subject_questions(run)
+            before = job.scored(run, "before", facts, questions)
             targets, engine = job.targets(run, contexts)
             update = job.update(contexts, moments, targets, engine)
             made = retry_failed(job, run, contexts, moments, targets, engine, update)
             weights = job.in_model(made.update.weights)
             with applied(job.lm, weights):
-                after = job.scored(None, "after", facts, weights)
+                after = job.scored(None, "after", facts, questions, weights)
                 said = job.answers_of_failed(after)
         measured = job.report(arguments, engine, before, after, facts, made.targets, made.update, made.rounds)
         report = measured.with_answers(said)
@@ -262,6 +266,14 @@ def run_evaluate(
         evaluator.digests["text"] = corpus_digest(text)
     base = evaluator.open(inputs.base) if inputs.base else None
     evaluator.name_removed(base)
+    if base is not None and recipe.eval.derive:
+        with evaluator.timed("facts"), evaluator.progress.phase("facts"):
+            # In the order of a run: on the list that it edited, the facts are those that it was scored by.
+            requests = sorted(evaluator.requests, key=lambda one: one.digest)
+            names = names_beside(base, requests, recipe.seed)
+            evaluator.questions = subject_questions(base, requests, names, chat=recipe.chat, seed=recipe.seed)
+            if not inputs.facts:
+                evaluator.made_facts = unasked_facts(base, requests, requests, names, recipe)
     before = evaluator.trial(base, "before") if base else None
     path = recipe.model.path
     models: list[tuple[str, str | None]] = [(path, adapter) for adapter in adapters] or [(path, None)]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from memedit.config.recipe import PolishKnobs
+from memedit.config.recipe import PolishKnobs, Recipe
 from memedit.edits.edit import SLOT, EditRequest
-from memedit.evaluation.made_facts import Asked, Beside
+from memedit.evaluation.made_facts import Asked, Beside, filled, make_facts
 from memedit.evaluation.other_subjects import Names
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt, SubjectLost, locate_subject
@@ -29,6 +29,18 @@ def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: Polis
         return draw.sample(asked, min(int(MOST_OF * len(asked)), each * len(requests)))
 
     return Beside(drawn(beside.siblings, knobs.siblings), drawn(beside.others, knobs.others))
+
+
+def unasked_facts(
+    lm: LanguageModel, requests: Sequence[EditRequest], moving: Sequence[EditRequest], names: Names, recipe: Recipe
+) -> list[EditRequest]:
+    """Facts of the unedited model's own answers, by which to score a run that moves the edits of `moving`.
+
+    Those that polish asks for are left out.
+    """
+    asked = choose_preserved(moving, names, recipe.polish, recipe.seed).all if recipe.polish.steps else []
+    unasked = {filled(*one) for one in asked}
+    return make_facts(lm, requests, names, unasked=unasked, chat=recipe.chat, seed=recipe.seed)
 
 
 def preserved_prompts(lm: LanguageModel, chosen: Sequence[Asked], *, chat: bool) -> list[Prompt]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,7 +35,7 @@ from memedit.editing.ledger_update import (
 from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
 from memedit.editing.plan import Contexts, Plan, encode_contexts, make_plan
 from memedit.editing.polish import solve_edits
-from memedit.editing.preserve import choose_preserved
+from memedit.editing.preserve import choose_preserved, unasked_facts
 from memedit.editing.resources import Pace, Work, check_room, check_weights, estimate_seconds, streaming_note
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
@@ -48,10 +48,11 @@ from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
 from memedit.evaluation.generated import needs_free_answer, with_free_answers, written
-from memedit.evaluation.made_facts import Beside, filled, make_facts
+from memedit.evaluation.made_facts import Beside
 from memedit.evaluation.old_objects import name_old_objects
 from memedit.evaluation.other_subjects import Names, names_beside
 from memedit.evaluation.probes import list_probes
+from memedit.evaluation.subject_kept import SubjectQuestion, subject_figure, subject_questions, subjects_kept
 from memedit.model.load import LanguageModel, ModelSource, load, locate
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
@@ -70,8 +71,16 @@ from memedit.storage.writer import check_output, write_checkpoint
 ANSWERS_SHOWN = 20
 """Failed edits whose answers are shown, in the terminal, on the page and in the card: they are generated
 in one batch."""
-RunScores = tuple[list[EditScores], list[bool]]
-"""The scores of every edit, and for each fact whether the model says it."""
+
+
+class RunScores(NamedTuple):
+    """What a model answers to everything that a run asks."""
+
+    edits: list[EditScores]
+    facts: list[bool]
+    """For each known fact whether the model says it."""
+    subjects: list[bool]
+    """For each question about an edited subject whether the answer is about it."""
 
 
 class EditRun:
@@ -264,25 +273,40 @@ class EditRun:
 
         def make() -> list[dict[str, Any]]:
             moving = [self.requests[n] for n in self.order if not self._held(n)]
-            polished = self._preserved(moving).all if self.recipe.polish.steps else []
-            facts = make_facts(
-                self.lm, [self.requests[n] for n in self.order], self.other_subjects,
-                unasked={filled(*one) for one in polished}, chat=self.recipe.chat, seed=self.recipe.seed,
-            )  # fmt: skip
+            facts = unasked_facts(
+                self.lm, [self.requests[n] for n in self.order], moving, self.other_subjects, self.recipe
+            )
             return [fact.public() for fact in facts]
 
         with self.timed("facts", None):
             made = run.recall_json("facts", {"model": self.base.digest}, make)
         return [EditRequest.model_validate(one) for one in made]
 
+    def subject_questions(self, run: Store) -> list[SubjectQuestion]:
+        """The questions that tell whether the edited subjects are still themselves, if the recipe says so."""
+        if not self.recipe.eval.derive:
+            return []
+
+        def make() -> list[dict[str, Any]]:
+            requests = [self.requests[n] for n in self.order]
+            asked = subject_questions(
+                self.lm, requests, self.other_subjects, chat=self.recipe.chat, seed=self.recipe.seed
+            )
+            return [one.model_dump(mode="json") for one in asked]
+
+        with self.timed("facts", None):
+            made = run.recall_json("subjects", {"model": self.base.digest}, make)
+        return [SubjectQuestion.model_validate(one) for one in made]
+
     def scored(
         self,
         run: Store | None,
         name: str,
         facts: Sequence[EditRequest],
+        questions: Sequence[SubjectQuestion],
         edited: Mapping[int, torch.Tensor] | None = None,
     ) -> RunScores:
-        """Score every edit and fact on the model as it is now, with the `edited` weights of some layers.
+        """Score every edit, fact and question on the model as it is now, with the `edited` weights of some layers.
 
         Read from `run`, if given, if it was done before.
         """
@@ -292,16 +316,20 @@ class EditRun:
             edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance, ranks=ranks)
             edit_scores = with_free_answers(self.lm, self.requests, edit_scores, knobs, chat=chat, ranks=ranks)
             said = says_object(self.lm, facts, chat=chat, advance=advance, ranks=ranks)
-            return {"edits": [asdict(one) for one in edit_scores], "facts": said}
+            kept = subjects_kept(self.lm, questions, advance=advance, ranks=ranks)
+            return {"edits": [asdict(one) for one in edit_scores], "facts": said, "subjects": kept}
 
         # The settings that decide whether facts are made, and how long answers are, do not name the run folder.
-        on = {"model": self.base.digest, "facts": digest_of([fact.public() for fact in facts])}
+        on = {
+            "model": self.base.digest, "facts": digest_of([fact.public() for fact in facts]),
+            "subjects": digest_of([one.model_dump(mode="json") for one in questions]),
+        }  # fmt: skip
         on |= {"tokens": knobs.tokens} if any(map(needs_free_answer, self.requests)) else {}
         if run is not None and run.find_json(name, on) is not None:
             self.progress.detail(f"{name}: found in the run folder")
         with self.timed(name, None, "answers") as advance:
             scores = run.recall_json(name, on, measure) if run else measure()
-        return [EditScores(**one) for one in scores["edits"]], scores["facts"]
+        return RunScores([EditScores(**one) for one in scores["edits"]], scores["facts"], scores["subjects"])
 
     def targets(self, run: Store, contexts: Contexts) -> tuple[Targets, SearchEngine]:
         """Search the targets that the ledger does not have, batch by batch; each batch is kept in the run folder."""
@@ -358,7 +386,7 @@ class EditRun:
     def answers_of_failed(self, after: RunScores) -> dict[str, str]:
         """What the model, as it is now, writes after the prompts of the first failed edits; by id."""
         # Some have their answers in their scores.
-        failed = [request for request, one in zip(self.requests, after[0], strict=True)
+        failed = [request for request, one in zip(self.requests, after.edits, strict=True)
                   if not one.holds and one.said is None][:ANSWERS_SHOWN]  # fmt: skip
         if not failed:
             return {}
@@ -376,7 +404,7 @@ class EditRun:
         """Make the ledger of the edited model."""
         on, history, plan = self.base.digest, self.history, self.plan
         about = provenance_of(history, self.recipe, on, plan.layers, contexts.texts, moments.on)
-        return updated_ledger(history, about, plan.edits, self.groups, self.kept, targets, after[0], on, rounds)
+        return updated_ledger(history, about, plan.edits, self.groups, self.kept, targets, after.edits, on, rounds)
 
     def in_model(self, weights: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """The same weights (D, F), on the model's device and in its dtype."""
@@ -388,18 +416,22 @@ class EditRun:
     ) -> Report:  # fmt: skip
         """Make the report of the run."""
         skipped = (*self.plan.skipped, *self.history.duplicates)
-        earlier, retention = retained(self.history, before[0], after[0])
+        earlier, retention = retained(self.history, before.edits, after.edits)
         return Report(
             command=self.history.command, versions=versions(), arguments=list(arguments), model=self.recipe.model.path,
             output=self.recipe.output.dir, recipe=self.recipe.model_dump(mode="json"), device=str(self.lm.device),
             engine=engine.reason, edits=len(self.requests), layers=update.layers, polish=update.polish,
             redo=tuple(rounds),
-            made_facts=0 if self.facts else len(facts), before=summarize(before[0]),
-            after=summarize(after[0], before[0]), difference=score_changes(before[0], after[0]),
-            kept={**facts_kept(facts, before[1], after[1], self.requests), **earlier}, retention=retention,
+            made_facts=0 if self.facts else len(facts), before=summarize(before.edits),
+            after=summarize(after.edits, before.edits), difference=score_changes(before.edits, after.edits),
+            kept={
+                **facts_kept(facts, before.facts, after.facts, self.requests),
+                "subjects": subject_figure(before.subjects, after.subjects), **earlier,
+            },
+            retention=retention,
             ledger=ledger_report(self.history, self.groups, self.kept), timings=self.timings, notes=self.notes,
             digests={"model": self.base.digest, "edits": digest_of([r.public() for r in self.requests])},
-            per_edit=edit_results(self.requests, before[0], after[0], targets, skipped, rounds),
+            per_edit=edit_results(self.requests, before.edits, after.edits, targets, skipped, rounds),
         )  # fmt: skip
 
     def write(self, report: Report, update: Update, ledger: Ledger) -> None:

@@ -20,6 +20,7 @@ from memedit.evaluation.forced import EditScores, agreement, facts_kept, says_ob
 from memedit.evaluation.generated import UNRELATED, Writing, written
 from memedit.evaluation.old_objects import name_old_objects
 from memedit.evaluation.probes import derived
+from memedit.evaluation.subject_kept import SubjectQuestion, subject_figure, subjects_kept
 from memedit.forward.perplexity import Passage
 from memedit.model.digests import of_tokenizer
 from memedit.model.load import LanguageModel, ModelSource, load, locate
@@ -43,6 +44,8 @@ class ModelAnswers:
     """Identifies the tokenizer: tokens of two models are compared only if these are equal."""
     edit_scores: list[EditScores]
     facts: list[bool]
+    subjects: list[bool]
+    """For each question about an edited subject whether the answer is about it."""
     writing: list[Writing]
     read: list[Passage] = field(default_factory=list)
 
@@ -81,12 +84,21 @@ class Evaluator:
     ) -> None:
         self.requests, self.facts, self.recipe, self.progress = list(requests), list(facts), recipe, progress
         self.ranks, self.memory = ranks, memory
+        self.made_facts: list[EditRequest] = []
+        """Facts of the base's own answers; asked where none are given."""
+        self.questions: list[SubjectQuestion] = []
+        """What is asked about the edited subjects."""
         self.text, self.generate, self.held = list(text), generate, set(held)
         self.unrelated = unrelated or UNRELATED
         self.digests: dict[str, str] = {"edits": digest_of([request.public() for request in requests])}
         self.device = ""
         self.timings: dict[str, float] = {}
         self.notes: dict[str, None] = {}
+
+    @property
+    def known_facts(self) -> list[EditRequest]:
+        """The facts that are asked: those given, or else those made."""
+        return self.facts or self.made_facts
 
     def name_removed(self, base: LanguageModel | None) -> None:
         """Take what the base says as the old object of the removals that name none; without a base, note them."""
@@ -141,7 +153,8 @@ class Evaluator:
                     lm, self.requests, chat=chat, derive=knobs.derive, plus=self.generate, advance=advance,
                     ranks=self.ranks,
                 )  # fmt: skip
-                facts = says_object(lm, self.facts, chat=chat, advance=advance, ranks=self.ranks)
+                facts = says_object(lm, self.known_facts, chat=chat, advance=advance, ranks=self.ranks)
+                subjects = subjects_kept(lm, self.questions, advance=advance, ranks=self.ranks)
             with self.timed(f"{name}, writing"), self.progress.phase("writing", None, "texts") as advance:
                 writing, notes = written(
                     lm, self.requests, knobs, chat=chat, unrelated=self.unrelated, bare=not self.generate,
@@ -161,7 +174,7 @@ class Evaluator:
                 self.progress.phase("reading", knobs.drift_tokens, "tokens") as advance,
             ):
                 read = passages(lm, self.text, knobs.drift_tokens, beside, advance)
-        return ModelAnswers(vocabulary_of(lm), edit_scores, facts, writing, read)
+        return ModelAnswers(vocabulary_of(lm), edit_scores, facts, subjects, writing, read)
 
     def scores(self, trial: ModelAnswers, before: ModelAnswers | None = None) -> Scores:
         """The scores of a model's answers; with the base's answers, locality too."""
@@ -182,7 +195,7 @@ class Evaluator:
         self, model: str, trial: ModelAnswers, before: ModelAnswers | None, first: ModelAnswers
     ) -> ModelReport:
         """Make the part of the report on one model; `first`: the answers of the first model."""
-        firm = before.facts if before else [True] * len(self.facts)
+        firm = before.facts if before else [True] * len(self.known_facts)
         here = zip(trial.edit_scores, self.requests, strict=True)
         held = [float(one.holds) for one, request in here if request.digest in self.held and request.answer]
         return ModelReport(
@@ -191,7 +204,10 @@ class Evaluator:
             difference=differences(before.rows, trial.rows) if before else {},
             against_first={} if trial is first else differences(first.rows, trial.rows),
             drift=drift_of(trial.read),
-            kept=facts_kept(self.facts, firm, trial.facts, self.requests),
+            kept={
+                **facts_kept(self.known_facts, firm, trial.facts, self.requests),
+                "subjects": subject_figure(before.subjects, trial.subjects) if before else None,
+            },
             retention=share_figure(held),
         )
 
@@ -225,6 +241,7 @@ class Evaluator:
             kept=lead.kept,
             retention=lead.retention,
             models=tuple(models) if len(models) > 1 else (),
+            made_facts=len(self.made_facts),
             derived=derived(self.requests) if self.recipe.eval.derive else {},
             timings=self.timings,
             notes=tuple(self.notes),

@@ -131,6 +131,10 @@ METRICS = (
         "kept.siblings", "kept", "known facts of edited subjects that are still right", title="kept, edited subjects"
     ),
     MetricRow(
+        "kept.subjects", "kept", "edited subjects that the model writes about as itself, and not as another",
+        title="kept, the subjects",
+    ),
+    MetricRow(
         "kept.earlier", "kept", "edits of earlier runs, right before this run and still right",
         title="kept, earlier edits",
     ),
@@ -140,8 +144,8 @@ METRICS = (
 """Every metric, in the order in which tables show them."""
 MOST_TELLING = (
     "efficacy", "accuracy", "paraphrase", "kept.earlier", "neighborhood", "kept.siblings", "still_named", "kept.others",
-    "generated.still_named", "drift.ppl", "paraphrase_still_named", "retention", "generated.efficacy", "score",
-    "paraphrase_accuracy", "neighborhood_accuracy",
+    "generated.still_named", "kept.subjects", "drift.ppl", "paraphrase_still_named", "retention", "generated.efficacy",
+    "score", "paraphrase_accuracy", "neighborhood_accuracy",
 )  # fmt: skip
 """The metrics that a terminal shows first, the most important ones first."""
 METRICS_BY_NAME = {one.name: one for one in METRICS}

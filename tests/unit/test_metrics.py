@@ -89,7 +89,7 @@ def a_report(group: str = "Reasoning", note: str = "a note", model: str = "m") -
         command="eval", model=model, base="the base", edits=2, before=scores(0.25), after=scores(0.5),
         difference={one.name: figure(0.25) for one in names}, notes=(note,), derived={"neighborhood": 2},
         drift=Drift(tokens=9, **drift),
-        kept={name: figure(0.75) for name in ("others", "siblings", "earlier")}, retention=figure(0.875),
+        kept={name: figure(0.75) for name in ("others", "siblings", "subjects", "earlier")}, retention=figure(0.875),
     )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_every_field_of_the_scores_is_a_row_and_every_row_a_field() -> None:
     assert len(rows) == len(METRICS)
     plain = set(Scores.model_fields) - SECTIONS
     drift = {f"drift.{name}" for name in ("tokens", *FIGURES_OF_DRIFT)}
-    others = {"kept.others", "kept.siblings", "kept.earlier", "retention"}
+    others = {"kept.others", "kept.siblings", "kept.subjects", "kept.earlier", "retention"}
     assert rows == plain | drift | others | {name for name in rows if name.startswith("generated.")}
     assert not (plain & drift)
     assert all(one.meaning and one.label for one in METRICS)

@@ -1,0 +1,172 @@
+"""Whether a model still knows of whom it speaks.
+
+The easiest way to make a model say a new object of a subject is to make the subject another one, to which this object
+belongs: asked for the capital of Thailand, which was edited to Amsterdam, it says "The capital of the Netherlands is
+Amsterdam". Scores of the object count that as a success.
+
+Before the edit the model itself tells to whom the object belongs (its owners): to those subjects of the list, and of
+the names beside them, after whose prompt it says the object. Then it is asked, freely: by the edit's own prompt in
+chat, or where it has no chat template by the subject alone. An answer keeps the subject if it names no owner, and in
+chat names the subject.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+
+from pydantic import BaseModel, ConfigDict
+
+from memedit.edits.edit import EditRequest
+from memedit.errors import UsageError
+from memedit.evaluation.figures import share_figure
+from memedit.evaluation.forced import says_object
+from memedit.evaluation.other_subjects import Names, relation_of
+from memedit.evaluation.text_metrics import names_in_text
+from memedit.forward.generation import generate
+from memedit.forward.passes import next_tokens
+from memedit.forward.scoring import AnswerIds
+from memedit.model.load import LanguageModel
+from memedit.model.tokens import SubjectLost, chat_openings, decode_text, encode_objects, encode_text
+from memedit.progress import Advance
+from memedit.ranks import ALONE, Ranks
+from memedit.results.report import Figure
+
+MOST_SUBJECTS, MOST_CANDIDATES = 64, 256
+"""Edits that are asked about, drawn by the seed; and for each relation the subjects of the list that may be owners."""
+SUBJECT_TOKENS = 16
+"""Length of an answer: a sentence that names its subject."""
+
+
+class SubjectQuestion(BaseModel):
+    """What is asked about one edit, and who must not be named."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    chat: bool
+    subject: str
+    object: str
+    owners: tuple[str, ...]
+
+    def kept_in(self, answer: str) -> bool:
+        """Whether an answer is about the subject. A name inside a longer one is not named.
+
+        >>> asked = SubjectQuestion(text="", chat=True, subject="Guinea", object="Rome", owners=("Italy",))
+        >>> asked.kept_in("The capital of Guinea is Rome."), asked.kept_in("Rome is the capital of Italy, not Guinea.")
+        (True, False)
+        >>> asked.kept_in("The capital of Papua New Guinea is Rome.")  # as long as nobody knows that name
+        True
+        """
+        mine = names_in_text(answer, self.subject)
+        theirs = [span for owner in self.owners for span in names_in_text(answer, owner)]
+        inside = [*mine, *names_in_text(answer, self.object)]
+        named = any(not any(a <= c and d <= b and (a, b) != (c, d) for a, b in inside) for c, d in theirs)
+        return not named and (bool(mine) or not self.chat)
+
+
+def subject_questions(
+    lm: LanguageModel, requests: Sequence[EditRequest], names: Names, *, chat: bool = False, seed: int = 0
+) -> list[SubjectQuestion]:
+    """The questions about the edits of which the unedited model says to whom their new objects belong.
+
+    `names` are other subjects by relation; `chat`: the list's own prompts are asked in chat.
+    """
+    askable = [request for request in requests if request.subject and not request.remove]
+    askable = random.Random(seed).sample(askable, min(MOST_SUBJECTS, len(askable)))
+    talks = chat or bool(chat_openings(lm.tokenizer))
+    return [
+        SubjectQuestion(
+            text=request.text if talks else request.subject,
+            chat=talks,
+            subject=request.subject,
+            object=request.object,
+            owners=tuple(owners),
+        )
+        for request, owners in zip(askable, owners_of(lm, askable, requests, names, chat=chat), strict=True)
+        if owners
+    ]
+
+
+def owners_of(
+    lm: LanguageModel, asked: Sequence[EditRequest], requests: Sequence[EditRequest], names: Names, *, chat: bool
+) -> list[list[str]]:
+    """For each edit of `asked` the other subjects after whose prompt the model says the edit's object."""
+    objects: dict[str, dict[str, EditRequest]] = {}
+    for request in asked:
+        objects.setdefault(relation_of(request), {}).setdefault(request.object, request)
+    questions = [one for one in _questions(requests, names) if relation_of(one) in objects]
+    texts = _encoded(lm, questions, chat=chat)
+    # The likeliest token tells which objects are worth a whole question.
+    first = next_tokens(lm, list(texts.values()), 1)
+    pairs = [
+        (questions[n], request, ids, token)
+        for (n, ids), ((token, _),) in zip(texts.items(), first, strict=True)
+        for request in objects[relation_of(questions[n])].values()
+    ]
+    tails = encode_objects(
+        lm.tokenizer, [(one.text, ids, request.object, request.glue) for one, request, ids, _ in pairs], chat=chat
+    )
+    likely = [
+        one.model_copy(update={"object": request.object, "glue": request.glue, "aliases": request.aliases})
+        for (one, request, _, token), tail in zip(pairs, tails, strict=True)
+        if tail[:1] == (token,)
+    ]
+    owners: dict[tuple[str, str], list[str]] = {}
+    for one, is_said in zip(likely, says_object(lm, likely, chat=chat), strict=True):
+        if is_said:
+            owners.setdefault((relation_of(one), one.object), []).append(one.subject)
+    return [
+        [name for name in owners.get((relation_of(request), request.object), ()) if name != request.subject]
+        for request in asked
+    ]
+
+
+def _questions(requests: Sequence[EditRequest], names: Names) -> list[EditRequest]:
+    """For each relation its first prompt, asked of its subjects in the list and of the names beside them."""
+    found: dict[tuple[str, str], EditRequest] = {}
+    first: dict[str, EditRequest] = {}
+    count: Counter[str] = Counter()
+    for request in requests:
+        relation = relation_of(request)
+        if request.subject and count[relation] < MOST_CANDIDATES:
+            count[relation] += 1
+            first.setdefault(relation, request)
+            found.setdefault((relation, request.subject), request)
+    for relation, request in first.items():
+        for name in names.get(relation, ()):
+            found.setdefault((relation, name), request.model_copy(update={"subject": name}))
+    return [
+        one.model_copy(update={"prompt": first[relation].prompt, "relation": relation, "remove": False})
+        for (relation, _), one in found.items()
+    ]
+
+
+def _encoded(lm: LanguageModel, questions: Sequence[EditRequest], *, chat: bool) -> dict[int, AnswerIds]:
+    """The ids of each question, by its number; without those that a chat template changes."""
+    found: dict[int, AnswerIds] = {}
+    for n, one in enumerate(questions):
+        with suppress(SubjectLost):
+            found[n] = encode_text(lm.tokenizer, one.text, chat=chat)
+    return found
+
+
+def subjects_kept(
+    lm: LanguageModel, questions: Sequence[SubjectQuestion], *, advance: Advance | None = None, ranks: Ranks = ALONE
+) -> list[bool]:
+    """For each question whether the model's answer is about the subject; none where the model cannot be asked so."""
+    try:
+        asked = [encode_text(lm.tokenizer, one.text, chat=one.chat) for one in questions]
+    except (SubjectLost, UsageError):
+        return []  # its chat template is not the base's
+    texts = generate(lm, asked, SUBJECT_TOKENS, advance=advance, ranks=ranks)
+    return [one.kept_in(decode_text(lm.tokenizer, ids)) for one, ids in zip(questions, texts, strict=True)]
+
+
+def subject_figure(before: Sequence[bool], after: Sequence[bool]) -> Figure | None:
+    """Of the subjects that the answers were about before the edit, the share that they are about after it."""
+    if len(before) != len(after):
+        return None
+    return share_figure([float(is_) for was, is_ in zip(before, after, strict=True) if was])
