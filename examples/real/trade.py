@@ -2,18 +2,19 @@
 
     python -m examples.real.trade MODEL "" "polish.steps=0" "target.ball=0.6 polish.steps=12"
 
-Edits facts about countries that the model knows (capital, continent, language), one to a country, drawn by a seed.
-Each argument after the model is a set of settings, empty for the defaults. The scores, in per cent:
+Edits facts that the model knows, one to a subject, drawn by a seed: about countries (capital, continent, language), or
+with `--relations all` of all relations. Each argument after the model is a set of settings, empty for the defaults. The
+scores, in per cent; of several `--draws` together:
 
     exact       the model says the new object after the edit's prompt
     success     the new object is likelier than the old one, under three wordings that the edit never saw
     held out    the model says the new object under these wordings
-    others      known facts about countries that were not edited are still said
-    siblings    known facts about the edited countries, in other relations, are still said
+    others      known facts of the same relations, about subjects that were not edited, are still said
+    siblings    known facts about the edited subjects, in other relations, are still said
     far         known facts in other relations (inventors, authors, ...) are still said
     reworded    others, and siblings, in the held-out wordings in which the model knew them
     chat        questions in chat that the model answered with the old object, and now answers with the new one
-    itself      of these questions, those whose answer names no other country than the edited one
+    itself      of these questions, those whose answer names no other subject of the same kind
     ppl         perplexity of a text, as a ratio to the model before the edit
 """
 
@@ -27,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import memedit
@@ -34,6 +36,7 @@ import torch
 from memedit.config.presets import preset
 from memedit.config.recipe import ModelKnobs
 from memedit.edits.edit import EditRequest
+from memedit.evaluation.figures import share_figure
 from memedit.evaluation.forced import says_object
 from memedit.forward.generation import generate
 from memedit.forward.packing import packed
@@ -62,11 +65,17 @@ class Lists:
 
 
 def draw_lists(
-    known: Sequence[EditRequest], relations: dict[str, Relation], count: int, seed: int, *, wordings: bool
+    known: Sequence[EditRequest],
+    relations: dict[str, Relation],
+    count: int,
+    seed: int,
+    *,
+    wordings: bool,
+    among: Sequence[str] = COUNTRIES,
 ) -> Lists:
-    """Draw the edits: one to a country, its new object that of another country."""
+    """Draw the edits: one to a subject of these relations, its new object that of another subject."""
     draw = random.Random(seed)
-    mine = [fact for fact in known if fact.relation in COUNTRIES]
+    mine = [fact for fact in known if fact.relation in among]
     subjects = sorted({fact.subject for fact in mine})
     draw.shuffle(subjects)
     edits: list[EditRequest] = []
@@ -81,13 +90,13 @@ def draw_lists(
         edits,
         [fact for fact in mine if fact.subject in edited and fact.id not in done],
         [fact for fact in mine if fact.subject not in edited],
-        [fact for fact in known if fact.relation not in COUNTRIES],
+        [fact for fact in known if fact.relation not in among],
     )
 
 
-def said(lm: LanguageModel, facts: Sequence[EditRequest]) -> float:
-    """The share of facts that the model says."""
-    return sum(says_object(lm, facts)) / max(1, len(facts))
+def said(lm: LanguageModel, facts: Sequence[EditRequest]) -> list[float]:
+    """For each fact whether the model says it."""
+    return [float(one) for one in says_object(lm, facts)]
 
 
 def reworded(lm: LanguageModel, facts: Sequence[EditRequest], relations: dict[str, Relation]) -> list[EditRequest]:
@@ -100,22 +109,34 @@ def reworded(lm: LanguageModel, facts: Sequence[EditRequest], relations: dict[st
     return [one for one, known in zip(asked, says_object(lm, asked), strict=True) if known]
 
 
+def said_again(lm: LanguageModel, wordings: Sequence[EditRequest]) -> list[float]:
+    """For each fact the share of these wordings of it in which the model says it."""
+    shares: dict[tuple[str, str | None], list[float]] = {}
+    for one, is_said in zip(wordings, said(lm, wordings), strict=True):
+        shares.setdefault((one.subject, one.relation), []).append(is_said)
+    return [sum(values) / len(values) for values in shares.values()]
+
+
 def under_held_out(
     lm: LanguageModel, edits: Sequence[EditRequest], relations: dict[str, Relation]
-) -> tuple[float, float]:
-    """How often the new object is likelier than the old one, and how often it is said, under held-out wordings."""
+) -> tuple[list[float], list[float]]:
+    """For each edit in how many held-out wordings the new object is likelier than the old one, and in how many it is
+    said."""
     rows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    counts: list[int] = []
     for edit in edits:
-        for wording in relations[str(edit.relation)].wordings[HELD_OUT]:
+        wordings = relations[str(edit.relation)].wordings[HELD_OUT]
+        counts.append(len(wordings))
+        for wording in wordings:
             asked = edit.model_copy(update={"prompt": wording})
             prompt = encode_prompt(lm.tokenizer, asked).ids
             for answer in (edit.object, str(edit.object_old)):
                 rows.append((prompt, object_ids(lm.tokenizer, asked.text, prompt, answer)))
     scores = score_answers(lm, rows)
-    pairs = list(zip(scores[::2], scores[1::2], (ids for _, ids in rows[::2]), strict=True))
     mean = lambda one: sum(one.log_probs) / len(one.log_probs)  # noqa: E731
-    likelier = sum(mean(new) > mean(old) for new, old, _ in pairs) / len(pairs)
-    return likelier, sum(new.likeliest == ids for new, _, ids in pairs) / len(pairs)
+    likelier = (float(mean(new) > mean(old)) for new, old in zip(scores[::2], scores[1::2], strict=True))
+    exact = (float(new.likeliest == ids) for new, (_, ids) in zip(scores[::2], rows[::2], strict=True))
+    return tuple([sum(islice(each, count)) / count for count in counts] for each in (likelier, exact))  # type: ignore[return-value]
 
 
 def in_chat(lm: LanguageModel, edits: Sequence[EditRequest]) -> list[str]:
@@ -129,19 +150,29 @@ def names(answer: str, name: str) -> bool:
     return re.search(rf"\b{re.escape(name)}\b", answer, re.IGNORECASE) is not None
 
 
-def chat_shares(
-    edits: Sequence[EditRequest], before: Sequence[str], after: Sequence[str], countries: Sequence[str]
-) -> list[float]:
-    """Of the questions answered with the old object before: answered with the new one, and about no other country."""
+def kind_of(relation: str | None) -> tuple[str, ...]:
+    """The relations whose subjects are of one kind with those of this relation."""
+    return COUNTRIES if relation in COUNTRIES else (str(relation),)
+
+
+def chat_scores(
+    edits: Sequence[EditRequest], before: Sequence[str], after: Sequence[str], known: Sequence[EditRequest]
+) -> tuple[list[float], list[float]]:
+    """Of the questions answered with the old object before: answered with the new one, and about no other subject."""
     asked = [
         (edit, now) for edit, was, now in zip(edits, before, after, strict=True) if names(was, str(edit.object_old))
     ]
     others = [
-        any(names(now.replace(edit.object, ""), country) for country in countries if country != edit.subject)
-        for edit, now in asked
+        {fact.subject for fact in known if fact.relation in kind_of(edit.relation)} - {edit.subject}
+        for edit, _ in asked
     ]
-    count = max(1, len(asked))
-    return [sum(names(now, edit.object) for edit, now in asked) / count, 1 - sum(others) / count]
+    return (
+        [float(names(now, edit.object)) for edit, now in asked],
+        [
+            float(not any(names(now.replace(edit.object, ""), one) for one in some))
+            for (edit, now), some in zip(asked, others, strict=True)
+        ],
+    )
 
 
 def perplexity(lm: LanguageModel, file: Path, tokens: int) -> float:
@@ -164,6 +195,58 @@ def settings_of(text: str) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Draw:
+    """A draw of edits, and what the unedited model says that is scored beside them."""
+
+    lists: Lists
+    others: list[EditRequest]
+    siblings: list[EditRequest]
+    answers: list[str]
+    """In chat; none where the model has no chat template."""
+
+    def scores(
+        self, lm: LanguageModel, relations: dict[str, Relation], known: Sequence[EditRequest]
+    ) -> dict[str, list[float]]:
+        """The values of every column, on the model as it is now."""
+        lists = self.lists
+        success, held_out = under_held_out(lm, lists.edits, relations)
+        chat, itself = (
+            chat_scores(lists.edits, self.answers, in_chat(lm, lists.edits), known) if self.answers else ([], [])
+        )
+        return {
+            "exact": said(lm, lists.edits), "success": success, "held out": held_out,
+            "others": said(lm, lists.others), "siblings": said(lm, lists.siblings), "far": said(lm, lists.far),
+            "others, reworded": said_again(lm, self.others), "siblings, reworded": said_again(lm, self.siblings),
+            "chat": chat, "itself": itself,
+        }  # fmt: skip
+
+
+def cell(values: Sequence[float], *, interval: bool) -> str:
+    """The mean in per cent, with its 95 % interval; a dash for no values."""
+    found = share_figure(values)
+    if found is None:
+        return "-"
+    return f"{100 * found.mean:.1f}" + (f" ({100 * found.low:.0f} to {100 * found.high:.0f})" if interval else "")
+
+
+def plot(points: Sequence[tuple[float, float]]) -> str:
+    """Draw shares of others kept (across) and of edits said (up), a letter for each row of the table, from a on."""
+    low = [min(int(10 * value) for value in axis) / 10 for axis in zip(*points, strict=True)]
+    wide, high = 60, 20
+    lines = [[" "] * (wide + 1) for _ in range(high + 1)]
+    for n, (across, up) in enumerate(points):
+        column = round(wide * (across - low[0]) / (1 - low[0]))
+        lines[round(high * (up - low[1]) / (1 - low[1]))][column] = chr(ord("a") + n)
+    share = lambda part, end: f"{100 * (low[end] + part * (1 - low[end])):.0f}"  # noqa: E731
+    rows = [
+        f"{share(n / high, 1) if n % 5 == 0 else '':>4} |{''.join(line)}".rstrip()
+        for n, line in reversed(list(enumerate(lines)))
+    ]
+    ticks = "".join(f"{share(n / 4, 0):<15}" for n in range(5)).rstrip()
+    return "\n".join(["exact", *rows, f"     +{'-' * (wide + 1)}", f"      {ticks}  others"])
+
+
 def main() -> None:
     """Print one row of scores for each set of settings."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -171,41 +254,56 @@ def main() -> None:
     parser.add_argument("settings", nargs="+", help='such as "" or "target.ball=0.6 polish.steps=12"')
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--draws", type=int, default=1, help="lists, with this seed and the following ones")
+    parser.add_argument("--relations", choices=("countries", "all"), default="countries")
+    parser.add_argument("--intervals", action="store_true", help="95 %% intervals, over edits or facts")
+    parser.add_argument("--plot", action="store_true", help="draw exact against others, a letter for each row")
     parser.add_argument("--no-wordings", action="store_true", help="edit by one prompt of each relation alone")
     parser.add_argument("--corpus", default="self", help="text for the second moments")
     parser.add_argument("--text", type=Path, help="text whose perplexity is measured")
     parser.add_argument("--tokens", type=int, default=10_240, help="tokens of that text")
     options = parser.parse_args()
     relations = {relation.name: relation for relation in load_relations()}
+    among = COUNTRIES if options.relations == "countries" else tuple(relations)
     lm = load(options.model, ModelKnobs(path=str(options.model)))
     known = known_facts(lm, list(relations.values()))
-    lists = draw_lists(known, relations, options.count, options.seed, wordings=not options.no_wordings)
-    others, siblings = (reworded(lm, some, relations) for some in (lists.others, lists.siblings))
     base = perplexity(lm, options.text, options.tokens) if options.text else None
-    talks = bool(lm.tokenizer.chat_template)
-    answers = in_chat(lm, lists.edits) if talks else []
-    countries = sorted({fact.subject for fact in known if fact.relation in COUNTRIES})
-    counts = (
-        f"{len(lists.edits)} edits, {len(lists.others)} others, {len(lists.siblings)} siblings, {len(lists.far)} far; "
-        f"reworded {len(others)} and {len(siblings)}"
-    )
-    print(f"{counts}; seed {options.seed}, wordings {'no' if options.no_wordings else 'yes'}, corpus {options.corpus}")
-    print(
-        "| settings | exact | success | held out | others | siblings | far "
-        "| others, reworded | siblings, reworded | chat | itself | ppl | processor s |\n|---|" + "---:|" * 12
-    )
+    draws: list[Draw] = []
+    for seed in range(options.seed, options.seed + options.draws):
+        lists = draw_lists(known, relations, options.count, seed, wordings=not options.no_wordings, among=among)
+        others, siblings = (reworded(lm, some, relations) for some in (lists.others, lists.siblings))
+        answers = in_chat(lm, lists.edits) if lm.tokenizer.chat_template else []
+        draws.append(Draw(lists, others, siblings, answers))
+        counts = (
+            f"{len(lists.edits)} edits, {len(lists.others)} others, {len(lists.siblings)} siblings, {len(lists.far)} "
+            f"far; reworded {len(others)} and {len(siblings)}"
+        )
+        print(f"{counts}; seed {seed}, wordings {'no' if options.no_wordings else 'yes'}, corpus {options.corpus}")
+    headed = False
+    points: list[tuple[float, float]] = []
     for text in options.settings:
-        begun = time.process_time()
-        with memedit.edited(
-            lm.model, lm.tokenizer, lists.edits, corpus=options.corpus, settings=settings_of(text)
-        ):  # fmt: skip
-            spent = time.process_time() - begun
-            shares = [said(lm, lists.edits), *under_held_out(lm, lists.edits, relations)]
-            shares += [said(lm, one) for one in (lists.others, lists.siblings, lists.far, others, siblings)]
-            shares += chat_shares(lists.edits, answers, in_chat(lm, lists.edits), countries) if talks else []
-            ratio = f"{perplexity(lm, options.text, options.tokens) / base:.3f}" if base else "-"
-        cells = " | ".join([*(f"{100 * share:.1f}" for share in shares), *(["-"] * (10 - len(shares)))])
-        print(f"| {text or 'defaults'} | {cells} | {ratio} | {spent:.0f} |", flush=True)
+        found: dict[str, list[float]] = {}
+        ratios: list[float] = []
+        spent = [0.0, 0.0]
+        for draw in draws:
+            begun = time.process_time(), time.monotonic()
+            with memedit.edited(
+                lm.model, lm.tokenizer, draw.lists.edits, corpus=options.corpus, settings=settings_of(text)
+            ):  # fmt: skip
+                spent[0] += time.process_time() - begun[0]
+                spent[1] += time.monotonic() - begun[1]
+                for name, values in draw.scores(lm, relations, known).items():
+                    found.setdefault(name, []).extend(values)
+                ratios += [perplexity(lm, options.text, options.tokens) / base] if base else []
+        if not headed:
+            print(f"| settings | {' | '.join(found)} | ppl | processor s | s |\n|---|" + "---:|" * (len(found) + 3))
+            headed = True
+        cells = " | ".join(cell(values, interval=options.intervals) for values in found.values())
+        ratio = f"{sum(ratios) / len(ratios):.3f}" if ratios else "-"
+        print(f"| {text or 'defaults'} | {cells} | {ratio} | {spent[0]:.0f} | {spent[1]:.0f} |", flush=True)
+        points.append((fmean(found["others"] or [1.0]), fmean(found["exact"])))
+    if options.plot:
+        print(plot(points))
 
 
 if __name__ == "__main__":
