@@ -118,6 +118,9 @@ class PolishKnobs(_Knobs):
     ratio: float = Field(default=1.5, gt=0)
     """Prompts that must stay in a step, for each edit; as many of each kind, if there are. Where there are fewer in
     all, what stays weighs less by as much."""
+    shorten: float = Field(default=0.15, ge=0, lt=1)
+    """Share of the tokens around the subject that half of an edit's rows leave out, so that it holds in wordings that
+    the list does not give."""
 
 
 class ContextKnobs(_Knobs):

@@ -27,8 +27,8 @@ FORMAT, VERSION = "memedit-ledger", "1"
 LINES, TARGETS = "memedit/ledger.jsonl", "memedit/ledger.safetensors"
 LARGEST_TARGET = 1e8
 """Numbers of targets lie below it: states of real models reach some thousands, a damaged number any size."""
-UNNAMED = {"target.optimizer": "adam", "polish.steps": 0}
-"""Settings that ledgers of version 0.1 do not name, and what their edits were made with."""
+UNNAMED = {"target.optimizer": "adam", "polish.steps": 0, "polish.shorten": 0.0}
+"""Settings that earlier ledgers do not name, and what their edits were made with."""
 
 
 def ledger_files(ledger: Ledger) -> dict[str, bytes]:

@@ -13,8 +13,9 @@ Prompts that must stay (preserve.py) are no rows of the closed form: as rows wit
 since many are about the edited subjects, and the steps would have to find the edits again from the list's wordings
 alone (memedit/docs/measured.md has the figures).
 
-In every other step the changes act on an edit's own rows at the subject's last token only: else the steps find ways to
-say the object that hang on one wording.
+An edit must hold in wordings that the list does not give. So half of its rows leave out some tokens around the subject
+("The capital of {} is", "capital of {} is", "The of {} is"), and in every other step the changes act on its rows at the
+subject's last token only: else the steps find ways to say the object that hang on one wording.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ ENOUGH = 0.05
 """Loss of an edit below which it pulls no further: the same bar as the target search's."""
 LAST_STEP = 0.2
 """The length of the last step, in units of the first."""
+BEFORE_SUBJECT = 8
+"""Tokens before a subject that may be left out of a row: those of a prompt, and few of the context before it."""
 STEP_PARTS = 8
 """Parts of a step at most, whose gradients are summed in order: what ranks can share."""
 REMOVAL = 4.0
@@ -77,7 +80,13 @@ class _Rows:
 
     @classmethod
     def of(
-        cls, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]], preserved: Sequence[Sequence[Prompt]]
+        cls,
+        edits: Sequence[Edit],
+        prompts: Sequence[Sequence[Prompt]],
+        preserved: Sequence[Sequence[Prompt]],
+        *,
+        shorten: float,
+        draw: random.Random,
     ) -> _Rows:
         rows: list[ReadRow] = []
         targets: list[tuple[int, ...]] = []
@@ -85,8 +94,11 @@ class _Rows:
         unknown: dict[int, Asking] = {}
         for edit, of_one in zip(edits, prompts, strict=True):
             at = len(rows)
-            rows += [_row(prompt, edit.target) for prompt in of_one]
-            targets += [edit.target] * len(of_one)
+            asked = list(of_one)
+            if edit.request.subject and not edit.request.remove and shorten:
+                asked += [shortened(prompt, shorten, draw) for prompt in of_one]
+            rows += [_row(prompt, edit.target) for prompt in asked]
+            targets += [edit.target] * len(asked)
             of_edit.append(range(at, len(rows)))
             if edit.request.remove:
                 unknown |= {at + n: (prompt.strangers, edit.target) for n, prompt in enumerate(of_one)}
@@ -104,6 +116,16 @@ class _Rows:
 
 def _row(prompt: Prompt, target: tuple[int, ...]) -> ReadRow:
     return ReadRow(prompt.ids + target[:-1], prompt.subject_from, prompt.subject_at, max(1, len(target)))
+
+
+def shortened(prompt: Prompt, share: float, draw: random.Random) -> Prompt:
+    """A prompt without a share of the tokens around its subject; the first token and the last stay, and the subject."""
+    begin, at, last = prompt.subject_from, prompt.subject_at, len(prompt.ids) - 1
+    around = [*range(max(1, begin - BEFORE_SUBJECT), begin), *range(at + 1, last)]
+    gone = {n for n in around if draw.random() < share}
+    before = sum(n < begin for n in gone)
+    ids = tuple(token for n, token in enumerate(prompt.ids) if n not in gone)
+    return replace(prompt, ids=ids, subject_from=begin - before, subject_at=at - before)
 
 
 def polish(
@@ -126,7 +148,8 @@ def polish(
     unedited, and is unchanged when this returns. The draws depend on the seed alone. `ranks` share the rows of each
     step. Raises what the proof of the engine raises, among it every exhaustion of memory.
     """
-    made = _Rows.of(edits, prompts, preserved)
+    draw = random.Random(seed)
+    made = _Rows.of(edits, prompts, preserved, shorten=knobs.shorten, draw=draw)
     left, right = _factors(update)
     few = sorted({0, made.preserved.start // 2, len(made.rows) - 1})
     rows, reason = choose_adapted_rows(
@@ -138,7 +161,7 @@ def polish(
     fixed = _Fixed(made, right, rows.tokens, rows.whole, _before(rows, made.preserved), answers, first)
     seen: list[tuple[float, float]] = []
     with ranks.shared(lm, fixed) as shared:
-        steps = _Steps(lm, shared, rows, left, knobs, random.Random(seed), ranks)
+        steps = _Steps(lm, shared, rows, left, knobs, draw, ranks)
         for _ in range(knobs.steps):
             seen.append(steps.step())
             if advance:

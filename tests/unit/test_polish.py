@@ -23,6 +23,7 @@ from memedit.evaluation.other_subjects import names_beside
 from memedit.forward.adapted import AdaptedRows, ReadRow, choose_adapted_rows
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
+from memedit.model.tokens import Prompt
 from memedit.model.weights import applied
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import decomposed, factor_metric
@@ -244,6 +245,38 @@ def test_without_steps_it_is_the_closed_form(lm: LanguageModel) -> None:
     found = [solved(lm, steps=0), solved(lm, steps=3, siblings=0, others=0)]  # none, or nothing that must stay
     assert all(update.polish is None and update.keys == {} for update in found)
     assert all(torch.equal(found[0].weights[n], found[1].weights[n]) for n in LAYERS)
+
+
+def test_a_shortened_prompt_keeps_its_subject_and_both_its_ends() -> None:
+    long = Prompt(ids=tuple(range(30)), subject_from=14, subject_at=16)
+    for seed in range(20):
+        short = polish.shortened(long, 0.5, random.Random(seed))
+        assert short.ids[short.subject_from : short.subject_at + 1] == (14, 15, 16)
+        # What is further from the subject than a prompt goes stays as well.
+        assert short.ids[:6] == tuple(range(6)) and short.ids[-1] == 29
+        assert list(short.ids) == sorted(set(short.ids)) and len(short.ids) < 30
+    assert polish.shortened(long, 0.0, random.Random(1)) == long
+    gone = sum(30 - len(polish.shortened(long, 0.25, random.Random(seed)).ids) for seed in range(200))
+    assert gone / 200 == pytest.approx(0.25 * (8 + 12), rel=0.1)
+    bare = Prompt(ids=(1, 2), subject_from=0, subject_at=1)
+    assert polish.shortened(bare, 0.9, random.Random(1)) == bare
+
+
+def test_half_of_the_rows_of_an_edit_are_shortened_and_no_removal_is(lm: LanguageModel) -> None:
+    removal = EditRequest(id="4", subject="Eve", prompt="The home of {} is", object_old="Rome", remove=True)
+    bare = EditRequest(id="5", prompt="It is known that the sky is", object="red")
+    edits, _ = check_edits([*LIST, removal, bare], lm.tokenizer, Recipe(), None)
+    asked = [[edit.prompt, edit.prompt] for edit in edits]
+    counts = {}
+    for share in (0.0, 0.4):
+        made = polish._Rows.of(edits, asked, [], shorten=share, draw=random.Random(0))
+        counts[share] = [len(rows) for rows in made.of_edit]
+        for edit, rows in zip(edits, made.of_edit, strict=True):
+            assert [made.rows[n].ids for n in rows[:2]] == [edit.prompt.ids + edit.target[:-1]] * 2
+            assert all(made.targets[n] == edit.target for n in rows)
+            ends = [made.rows[n].ids[made.rows[n].at] for n in rows]
+            assert set(ends) == {edit.prompt.ids[edit.prompt.subject_at]}
+    assert counts == {0.0: [2] * 5, 0.4: [4, 4, 4, 2, 2]}
 
 
 @pytest.mark.parametrize(

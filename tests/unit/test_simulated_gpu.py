@@ -588,7 +588,7 @@ BUDGETS: dict[str, tuple[Callable[[LanguageModel, int], Any], int, int, int]] = 
     "8 steps of the search by Adam": (of_search("adam"), 4, 12, 2),
     "4 launches of moments": (lambda lm, launches: measured(lm, tokens=64 * launches), 2, 6, 4),
     "one more layer of the solve": (of_solve, 2, 3, 23),
-    "4 steps of polish": (of_polish, 2, 6, 20),
+    "4 steps of polish": (of_polish, 2, 6, 19),
     "prompts of 4 more lengths scored": (of_scores, 4, 8, 4),
 }
 """For each kind of work: the work, two sizes of it, and the waits of the host that the larger may have beyond the

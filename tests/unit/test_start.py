@@ -62,7 +62,10 @@ def start(model: Path, *requests: EditRequest, knobs: dict[str, Any] | None = No
     return start_run(requests, recipe, sources=sources, **more)
 
 
-@pytest.mark.parametrize(("name", "now", "then"), [("target.optimizer", "lbfgs", "adam"), ("polish.steps", 24, 0)])
+@pytest.mark.parametrize(
+    ("name", "now", "then"),
+    [("target.optimizer", "lbfgs", "adam"), ("polish.steps", 24, 0), ("polish.shorten", 0.15, 0.0)],
+)
 def test_a_ledger_of_an_older_version_keeps_what_it_was_made_with(edited: Path, name: str, now: Any, then: Any) -> None:
     ledger = read_ledger(edited)
     assert ledger is not None and ledger.about.knobs[name] == now
