@@ -33,6 +33,7 @@ from typing import Any
 
 import memedit
 import torch
+import yaml
 from memedit.config.presets import preset
 from memedit.config.recipe import ModelKnobs
 from memedit.edits.edit import EditRequest
@@ -183,7 +184,7 @@ def perplexity(lm: LanguageModel, file: Path, tokens: int) -> float:
 
 
 def settings_of(text: str) -> dict[str, Any]:
-    """`--preset NAME` and `key=value` as settings."""
+    """`--preset NAME` and `key=value` as settings; a value in brackets is a list: [The,I]."""
     found: dict[str, Any] = {}
     words = iter(text.split())
     for word in words:
@@ -191,7 +192,7 @@ def settings_of(text: str) -> dict[str, Any]:
             found |= preset(next(words))
         else:
             name, _, value = word.partition("=")
-            found[name] = value
+            found[name] = yaml.safe_load(value) if value.startswith("[") else value
     return found
 
 

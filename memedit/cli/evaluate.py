@@ -123,7 +123,7 @@ def _sound(requests: list[EditRequest], findings: list[Finding]) -> list[EditReq
 
 
 def _tables(report: Report, terminal: Terminal, *, everything: bool) -> None:
-    from memedit.results.rows import remarks
+    from memedit.results.rows import remarks, trade_line
     from memedit.show.evaluation import (
         evaluation_table,
         models_table,
@@ -137,6 +137,8 @@ def _tables(report: Report, terminal: Terminal, *, everything: bool) -> None:
     if report.models:
         console.print(models_table(report, everything=everything))
     else:
+        if trade := trade_line(report):
+            print_line(console, trade)
         console.print(evaluation_table(report, console.width, everything=everything))
     lines = [*unsuccessful_lines(report, console.width), *removal_lines(report, console.width), *remarks(report)]
     for line in lines:

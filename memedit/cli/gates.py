@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from memedit.errors import GateError, UsageError, nearest_hint
 
 if TYPE_CHECKING:
-    from memedit.results.report import Report
+    from memedit.results.report import ModelReport, Report
+
+KEPT = "kept"
+"""Stands for every figure of what is kept."""
 
 
 def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str, float] | None = None) -> None:
@@ -20,7 +23,7 @@ def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str
     for model in report.scored:
         of = f"{model.model}: " if report.models else ""
         for bars_of, word in ((fail_under, "under"), (fail_over or {}, "over")):
-            for name, bar in bars_of.items():
+            for name, bar in ((one, bar) for named, bar in bars_of.items() for one in _measured(model, named)):
                 figure = model.value(name)
                 value = figure.mean if isinstance(figure, Figure) else figure
                 # Written so that NaN, which compares false with every number, does not pass.
@@ -30,6 +33,12 @@ def gate(report: Report, fail_under: Mapping[str, float], fail_over: Mapping[str
                     missed.append(f"{of}{name} is {said}")
     if missed:
         raise GateError("; ".join(missed), "look at --per-edit for the edits that failed")
+
+
+def _measured(model: ModelReport, name: str) -> list[str]:
+    """The metrics that a name stands for: `kept` for each kept.NAME that was measured, if any was."""
+    kept = [one for one in model.names() if one.startswith(f"{KEPT}.")]
+    return kept if name == KEPT and kept else [name]
 
 
 def gate_bars(text: str | None, option: str = "--fail-under") -> dict[str, float]:
@@ -42,8 +51,8 @@ def gate_bars(text: str | None, option: str = "--fail-under") -> dict[str, float
             continue
         name, _, value = part.partition("=")
         name = {"specificity": "neighborhood"}.get(name.strip(), name.strip())
-        if metric_of(name) is None:
-            known = list(gate_names())
+        if name != KEPT and metric_of(name) is None:
+            known = [*gate_names(), KEPT]
             hint = nearest_hint(name, known, f"metrics are {', '.join(known)}")
             raise UsageError(f"{option}: there is no metric {name!r}", hint)
         try:

@@ -293,6 +293,7 @@ def print_edited(report: Report, *, everything: bool, json: bool, per_edit: bool
     elif json or per_edit:
         print_results(report, json=json, per_edit=per_edit)
     else:
+        from memedit.results.rows import trade_line
         from memedit.results.units import printable
         from memedit.show.evaluation import evaluation_table, more_figures, removal_lines, unsuccessful_lines
         from memedit.show.terminal import layers_line, layers_table, print_line
@@ -302,6 +303,8 @@ def print_edited(report: Report, *, everything: bool, json: bool, per_edit: bool
         if report.layers:
             if everything:
                 out.print(layers_table(report))
+            if trade := trade_line(report):
+                print_line(out, trade)
             out.print(evaluation_table(report, out.width, everything=everything))
             lines += [] if everything else [layers_line(report)]
             lines += [*unsuccessful_lines(report, out.width), *removal_lines(report, out.width)]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 
-from memedit.results.metrics import MOST_TELLING, MetricRow, metric_of, table_order
+from memedit.results.metrics import METRICS_BY_NAME, MOST_TELLING, MetricRow, metric_of, table_order
 from memedit.results.report import Figure, ModelReport, Report, Scores
 from memedit.results.units import name_of_path, printable
 
@@ -83,6 +83,26 @@ class Line:
 def score_lines(report: Report) -> list[Line]:
     """Every metric that was measured, in the order of the table."""
     return list(lines_of_model(report.scored[0], report.before, _marks(report)))
+
+
+def trade_line(report: Report) -> str:
+    """How many edits are said, how many of their other wordings, and what is left of the rest; empty if not measured.
+
+    It is about the first model of the report.
+    """
+    model = report.scored[0]
+
+    def shares(named: Iterable[tuple[str, str]]) -> list[str]:
+        values = ((before, name, model.value(name)) for name, before in named)
+        return [f"{before} {METRICS_BY_NAME[name].number(one.mean)}" for before, name, one in values
+                if isinstance(one, Figure)]  # fmt: skip
+
+    said = shares([("accuracy", "said"), ("paraphrase_accuracy", "in other words")])
+    kept = shares(
+        [("kept.others", "others"), ("kept.siblings", "siblings"), ("kept.subjects", "subjects"),
+         ("kept.earlier", "earlier")]
+    )  # fmt: skip
+    return "; ".join([part for part in (", ".join(said), f"kept: {', '.join(kept)}" if kept else "") if part])
 
 
 def first_names(names: Iterable[str], most: int) -> list[str]:

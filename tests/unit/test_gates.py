@@ -45,6 +45,18 @@ def test_what_is_no_number_and_what_was_not_measured_do_not_pass(word: str) -> N
             gate(one, {name: 0.0} if word == "under" else {}, {name: 9.0} if word == "over" else {})
 
 
+def test_kept_stands_for_every_figure_of_what_is_kept() -> None:
+    one = report(judged("a", 0.9, 1.0)).model_copy(
+        update={"kept": {"others": figure(0.97), "siblings": figure(0.8), "subjects": None}}
+    )
+    gate(one, gate_bars("kept=0.8"))
+    with pytest.raises(GateError) as caught:
+        gate(one, gate_bars("kept=0.95"))
+    assert caught.value.message == "kept.siblings is 0.8000, under 0.95"
+    with pytest.raises(GateError, match="kept is not measured"):
+        gate(report(judged("a", 0.9, 1.0)), gate_bars("kept=0"))
+
+
 def test_every_model_is_gated_and_named() -> None:
     both = report(judged("a", 0.9, 1.0), judged("b", 0.5, 1.1))
     with pytest.raises(GateError) as caught:

@@ -18,7 +18,7 @@ from memedit.evaluation.forced import EditScores
 from memedit.results import metrics, units
 from memedit.results.metrics import FORCED_METRICS, METRICS, METRICS_BY_NAME, metric_of, table_order
 from memedit.results.report import Drift, EditResult, Figure, ModelReport, Report, Scores
-from memedit.results.rows import score_lines
+from memedit.results.rows import score_lines, trade_line
 from memedit.results.units import printable
 from memedit.show import tables
 from memedit.show.evaluation import (
@@ -143,6 +143,20 @@ def test_terminal_page_and_card_show_one_label_value_and_meaning() -> None:
     measured = {line.metric.name for line in lines}
     assert measured >= {one.name for one in METRICS} - {"drift.tokens", "drift.perplexity_base"}
     assert "paraphrase (some derived)" not in card and "than the new (some derived)" in card
+
+
+def test_one_line_tells_what_was_taken_and_what_was_kept() -> None:
+    report = a_report()
+    model = report.scored[0]
+    wanted = {"accuracy": "said", "paraphrase_accuracy": "in other words", "kept.others": "others",
+              "kept.siblings": "siblings", "kept.subjects": "subjects", "kept.earlier": "earlier"}  # fmt: skip
+    line = trade_line(report)
+    for name, word in wanted.items():
+        value = model.value(name)
+        assert isinstance(value, Figure) and f"{word} {value.mean:.1%}" in line
+    none = report.model_copy(update={"kept": {}})
+    assert trade_line(none) and "kept" not in trade_line(none)
+    assert trade_line(none.model_copy(update={"after": Scores()})) == ""
 
 
 def test_a_terminal_of_80_columns_shows_six_figures_uncut_and_the_rest_where_it_is_asked() -> None:
