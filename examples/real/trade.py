@@ -15,6 +15,7 @@ scores, in per cent; of several `--draws` together:
     reworded    others, and siblings, in the held-out wordings in which the model knew them
     chat        questions in chat that the model answered with the old object, and now answers with the new one
     itself      of these questions, those whose answer names no other subject of the same kind
+    subjects    `kept.subjects` of memedit: asked by the edit's own prompt, answers are still about the subject
     ppl         perplexity of a text, as a ratio to the model before the edit
 """
 
@@ -39,6 +40,8 @@ from memedit.config.recipe import ModelKnobs
 from memedit.edits.edit import EditRequest
 from memedit.evaluation.figures import share_figure
 from memedit.evaluation.forced import says_object
+from memedit.evaluation.other_subjects import names_beside
+from memedit.evaluation.subject_kept import SubjectQuestion, subject_questions, subjects_kept
 from memedit.forward.generation import generate
 from memedit.forward.packing import packed
 from memedit.forward.perplexity import read_text
@@ -205,6 +208,8 @@ class Draw:
     siblings: list[EditRequest]
     answers: list[str]
     """In chat; none where the model has no chat template."""
+    questions: list[SubjectQuestion]
+    """Those whose answers are about the edited subjects."""
 
     def scores(
         self, lm: LanguageModel, relations: dict[str, Relation], known: Sequence[EditRequest]
@@ -219,7 +224,7 @@ class Draw:
             "exact": said(lm, lists.edits), "success": success, "held out": held_out,
             "others": said(lm, lists.others), "siblings": said(lm, lists.siblings), "far": said(lm, lists.far),
             "others, reworded": said_again(lm, self.others), "siblings, reworded": said_again(lm, self.siblings),
-            "chat": chat, "itself": itself,
+            "chat": chat, "itself": itself, "subjects": [float(one) for one in subjects_kept(lm, self.questions)],
         }  # fmt: skip
 
 
@@ -274,7 +279,9 @@ def main() -> None:
         lists = draw_lists(known, relations, options.count, seed, wordings=not options.no_wordings, among=among)
         others, siblings = (reworded(lm, some, relations) for some in (lists.others, lists.siblings))
         answers = in_chat(lm, lists.edits) if lm.tokenizer.chat_template else []
-        draws.append(Draw(lists, others, siblings, answers))
+        asked = subject_questions(lm, lists.edits, names_beside(lm, lists.edits, 0))
+        questions = [one for one, kept in zip(asked, subjects_kept(lm, asked), strict=True) if kept]
+        draws.append(Draw(lists, others, siblings, answers, questions))
         counts = (
             f"{len(lists.edits)} edits, {len(lists.others)} others, {len(lists.siblings)} siblings, {len(lists.far)} "
             f"far; reworded {len(others)} and {len(siblings)}"

@@ -189,7 +189,7 @@ class Work:
     written: int = 0
     """Of its own text, that the model must write."""
     scored: int = 0
-    """Before and after the edit."""
+    """Before and after the edit, with what the model writes to make facts and names."""
     searched: int = 0
     """In the rows of one step of the search, over all edits."""
     polished: int = 0

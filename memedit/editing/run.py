@@ -48,11 +48,18 @@ from memedit.edits.read import write_lines
 from memedit.errors import UsageError
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
 from memedit.evaluation.generated import needs_free_answer, with_free_answers, written
-from memedit.evaluation.made_facts import Beside
+from memedit.evaluation.made_facts import Beside, answer_tokens
 from memedit.evaluation.old_objects import name_old_objects
-from memedit.evaluation.other_subjects import Names, names_beside
+from memedit.evaluation.other_subjects import Names, names_beside, naming_tokens
 from memedit.evaluation.probes import list_probes
-from memedit.evaluation.subject_kept import SubjectQuestion, subject_figure, subject_questions, subjects_kept
+from memedit.evaluation.subject_kept import (
+    MOST_SUBJECTS,
+    SUBJECT_TOKENS,
+    SubjectQuestion,
+    subject_figure,
+    subject_questions,
+    subjects_kept,
+)
 from memedit.model.load import LanguageModel, ModelSource, load, locate
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
@@ -207,9 +214,14 @@ class EditRun:
         own = [len(edit.prompt.ids) + len(edit.target) - 1 for edit in self.plan.edits]
         mean = sum(own) / len(own) + 1
         read = plan.tokens if plan.missing else 0
+        # Hundreds of short answers at once: a token costs about what one that is read does.
+        answered = naming_tokens(self.requests) if recipe.eval.derive or polish.steps else 0
+        if recipe.eval.derive:
+            answered += 2 * SUBJECT_TOKENS * min(MOST_SUBJECTS, len(self.requests))
+            answered += 0 if self.facts else answer_tokens(self.requests)
         work = Work(
             read=read, written=read if plan.own_text else 0,
-            scored=round(2 * mean * (len(list_probes(self.requests)) + len(self.facts))),
+            scored=answered + round(2 * mean * (len(list_probes(self.requests)) + len(self.facts))),
             searched=(count + 1) * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
             polished=round(polish.steps * (1 + polish.ratio) * (sum(own) - sum(heads))),
             before_subjects=round(

@@ -107,6 +107,11 @@ def make_facts(
     return facts
 
 
+def answer_tokens(requests: Sequence[EditRequest]) -> int:
+    """How many tokens are written at most to make facts beside these edits."""
+    return 2 * ANSWER_TOKENS * min(MOST, max(LEAST, len(requests)))
+
+
 def filled(template: str, subject: str) -> str:
     """A template with its subject in it."""
     head, _, tail = template.partition(SLOT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -73,6 +74,12 @@ def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) 
                 found[name] = found.get(name, 0.0) + one.chance
         begun = open_still
     return {relation: sorted(found, key=lambda name: (-found[name], name)) for relation, found in chances.items()}
+
+
+def naming_tokens(requests: Sequence[EditRequest]) -> int:
+    """About how many tokens are written to name them: most names end in the first stride."""
+    counts = Counter(relation_of(request) for request in requests if request.subject)
+    return STRIDE * sum(min(MOST, max(FEWEST, EACH * count)) for count in counts.values())
 
 
 def _begin(lm: LanguageModel, requests: Sequence[EditRequest], draw: random.Random) -> list[_Begun]:
