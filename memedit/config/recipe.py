@@ -109,7 +109,7 @@ class PolishKnobs(_Knobs):
     """Steps of Adam; 0: the closed form alone. Unless given, 0 under the published semantics and presets."""
     step: float = Field(default=0.1, gt=0)
     """Adam's step, in units of the root mean square of what a layer's change adds."""
-    preserve: float = Field(default=1.0, ge=0)
+    preserve: float = Field(default=1.5, ge=0)
     """Weight of KL(base || edited) after prompts that must stay, against the loss of the edits."""
     siblings: int = Field(default=4, ge=0)
     """Prompts that must stay, at most for each edit: the list's other relations, asked of the edited subjects."""
