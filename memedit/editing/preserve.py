@@ -1,8 +1,8 @@
 """Prompts whose answers an edit must leave alone, made from the edit list and from the model itself.
 
-Two kinds: the other relations of the list, asked of the edited subjects (siblings), and all of its relations, asked of
-other subjects of the same kind, which the model names (others). Each relation is asked by its prompts, not by its other
-wordings: more prompts need more steps to serve them all.
+Two kinds: the other relations of the list, asked of the edited subjects of which they can be asked (siblings), and all
+of its relations, asked of other subjects of the same kind, which the model names (others). Each relation is asked by
+its prompts, not by its other wordings: more prompts need more steps to serve them all.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ of Lima"."""
 LEAST, MOST = 16, 64
 """The smallest and largest number of facts of one kind; between them there is one for each edit."""
 
+SHARED_NAMES = 0.2
+"""Two relations of which so many names are the same are about one kind of subjects."""
+
 Asked = tuple[str, str]
 """A prompt's template, and the subject it is asked of."""
 
@@ -46,19 +49,23 @@ class Beside:
 
     @classmethod
     def of(cls, requests: Sequence[EditRequest], names: Names) -> Beside:
-        """Every prompt of the list for every subject that it does not edit. Nothing that an edit is scored by is used:
-        no paraphrase and no neighbor."""
+        """Every prompt of the list for every subject of its kind that it does not edit.
+
+        Nothing that an edit is scored by is used: no paraphrase and no neighbor.
+        """
         taken = {filled(template, request.subject) for request in requests for template in request.templates}
         named = [request for request in requests if request.subject]
         templates: dict[str, dict[str, None]] = {}
         for request in named:
             templates.setdefault(relation_of(request), {})[request.prompt] = None
-        edited = {(request.subject, relation_of(request)) for request in named}
+        edited: dict[str, list[str]] = {}
+        for request in named:
+            edited.setdefault(request.subject, []).append(relation_of(request))
         siblings = [
             (template, subject)
-            for subject in dict.fromkeys(request.subject for request in named)
+            for subject, mine in edited.items()
             for relation, of_one in templates.items()
-            if (subject, relation) not in edited
+            if relation not in mine and any(of_one_kind(names.get(relation), names.get(one)) for one in mine)
             for template in of_one
             if filled(template, subject) not in taken
         ]
@@ -70,6 +77,16 @@ class Beside:
             if filled(template, name) not in taken
         ]
         return cls(siblings, others)
+
+
+def of_one_kind(some: Collection[str] | None, others: Collection[str] | None) -> bool:
+    """Whether two relations are about one kind of subjects, by the names that the model gives for each.
+
+    A capital can be asked of any country that has a language; of a novel it cannot. Where it names nobody, they may be.
+    """
+    if not some or not others:
+        return True
+    return len({*some} & {*others}) >= SHARED_NAMES * min(len({*some}), len({*others}))
 
 
 def make_facts(

@@ -59,6 +59,19 @@ def test_only_what_is_not_edited_is_asked() -> None:
     assert {filled(*one) for one in beside.others} == {"Cy lives in", "Di lives in", "The trade of Di is"}
 
 
+@pytest.mark.parametrize(
+    ("city", "trade", "asked"),
+    [
+        (["Cy", "Di", "Ed"], ["Flo", "Gus", "Hal"], False),
+        (["Cy", "Di", "Ed", "Flo", "Gus"], ["Gus", "Hal", "Ida", "Jo", "Kim", "Lu"], True),  # a fifth of the fewer
+        ([], ["Gus"], True),  # nothing is known of one of them
+    ],
+)
+def test_a_sibling_is_asked_what_can_be_asked_of_its_kind(city: list[str], trade: list[str], asked: bool) -> None:
+    siblings = Beside.of(LIST, {"city": city, "trade": trade}).siblings
+    assert siblings == ([("The trade of {} is", "Ada")] if asked else [])
+
+
 def test_facts_are_made_of_the_answers_to_what_is_not_edited(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
