@@ -128,7 +128,10 @@ OTHER_PROGRAMS = {
     *("--enable-lora", "--max-lora-rank", "--lora-modules"),  # vllm serve
     *("--tasks", "--model_args", "--include_path", "--batch_size"),  # lm_eval
 }
-OF_BENCHMARKS = {"--edits", "--oracle-sample", "--joint", "--seed", "--count"}
+OF_BENCHMARKS = {
+    *("--edits", "--oracle-sample", "--joint"),
+    *("--seed", "--count", "--relations", "--intervals", "--plot", "--draws"),  # examples.real.trade
+}
 
 
 @cache
