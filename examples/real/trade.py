@@ -118,29 +118,30 @@ def said_again(lm: LanguageModel, wordings: Sequence[EditRequest]) -> list[float
     shares: dict[tuple[str, str | None], list[float]] = {}
     for one, is_said in zip(wordings, said(lm, wordings), strict=True):
         shares.setdefault((one.subject, one.relation), []).append(is_said)
-    return [sum(values) / len(values) for values in shares.values()]
+    return [fmean(values) for values in shares.values()]
 
 
 def under_held_out(
     lm: LanguageModel, edits: Sequence[EditRequest], relations: dict[str, Relation]
 ) -> tuple[list[float], list[float]]:
-    """For each edit in how many held-out wordings the new object is likelier than the old one, and in how many it is
-    said."""
+    """For each edit the share of held-out wordings in which the new object is likelier than the old one, and the share
+    in which it is said."""
     rows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    counts: list[int] = []
-    for edit in edits:
-        wordings = relations[str(edit.relation)].wordings[HELD_OUT]
-        counts.append(len(wordings))
-        for wording in wordings:
+    of_row: list[int] = []
+    for number, edit in enumerate(edits):
+        for wording in relations[str(edit.relation)].wordings[HELD_OUT]:
             asked = edit.model_copy(update={"prompt": wording})
             prompt = encode_prompt(lm.tokenizer, asked).ids
             for answer in (edit.object, str(edit.object_old)):
                 rows.append((prompt, object_ids(lm.tokenizer, asked.text, prompt, answer)))
+            of_row.append(number)
     scores = score_answers(lm, rows)
-    mean = lambda one: sum(one.log_probs) / len(one.log_probs)  # noqa: E731
-    likelier = (float(mean(new) > mean(old)) for new, old in zip(scores[::2], scores[1::2], strict=True))
-    exact = (float(new.likeliest == ids) for new, (_, ids) in zip(scores[::2], rows[::2], strict=True))
-    return tuple([sum(islice(each, count)) / count for count in counts] for each in (likelier, exact))  # type: ignore[return-value]
+    likelier: list[list[float]] = [[] for _ in edits]
+    exact: list[list[float]] = [[] for _ in edits]
+    for number, new, old, (_, ids) in zip(of_row, scores[::2], scores[1::2], rows[::2], strict=True):
+        likelier[number].append(float(fmean(new.log_probs) > fmean(old.log_probs)))
+        exact[number].append(float(new.likeliest == ids))
+    return [fmean(values) for values in likelier], [fmean(values) for values in exact]
 
 
 def in_chat(lm: LanguageModel, edits: Sequence[EditRequest]) -> list[str]:

@@ -29,7 +29,7 @@ LEAST, MOST = 16, 64
 """The smallest and largest number of facts of one kind; between them there is one for each edit."""
 
 SHARED_NAMES = 0.2
-"""Two relations of which so many names are the same are about one kind of subjects."""
+"""Share of equal names from which two relations count as being about one kind of subjects."""
 
 Asked = tuple[str, str]
 """A prompt's template, and the subject it is asked of."""

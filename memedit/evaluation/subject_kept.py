@@ -26,7 +26,7 @@ from memedit.evaluation.forced import says_object
 from memedit.evaluation.other_subjects import Names, relation_of
 from memedit.evaluation.text_metrics import names_in_text
 from memedit.forward.generation import generate
-from memedit.forward.passes import next_tokens
+from memedit.forward.passes import likeliest_next
 from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import SubjectLost, chat_openings, decode_text, encode_objects, encode_text
@@ -52,13 +52,13 @@ class SubjectQuestion(BaseModel):
     owners: tuple[str, ...]
 
     def kept_in(self, answer: str) -> bool:
-        """Whether an answer is about the subject. A name inside a longer one is not named.
+        """Whether an answer names no owner, and in chat names the subject.
+
+        An owner's name inside the subject's or the object's does not count.
 
         >>> asked = SubjectQuestion(text="", chat=True, subject="Guinea", object="Rome", owners=("Italy",))
         >>> asked.kept_in("The capital of Guinea is Rome."), asked.kept_in("Rome is the capital of Italy, not Guinea.")
         (True, False)
-        >>> asked.kept_in("The capital of Papua New Guinea is Rome.")  # as long as nobody knows that name
-        True
         """
         mine = names_in_text(answer, self.subject)
         theirs = [span for owner in self.owners for span in names_in_text(answer, owner)]
@@ -100,10 +100,10 @@ def owners_of(
     questions = [one for one in _questions(requests, names) if relation_of(one) in objects]
     texts = _encoded(lm, questions, chat=chat)
     # The likeliest token tells which objects are worth a whole question.
-    first = next_tokens(lm, list(texts.values()), 1)
+    first = likeliest_next(lm, list(texts.values()))
     pairs = [
         (questions[n], request, ids, token)
-        for (n, ids), ((token, _),) in zip(texts.items(), first, strict=True)
+        for (n, ids), token in zip(texts.items(), first, strict=True)
         for request in objects[relation_of(questions[n])].values()
     ]
     tails = encode_objects(
@@ -166,7 +166,10 @@ def subjects_kept(
 
 
 def subject_figure(before: Sequence[bool], after: Sequence[bool]) -> Figure | None:
-    """Of the subjects that the answers were about before the edit, the share that they are about after it."""
+    """Of the subjects that the answers were about before the edit, the share that they are about after it.
+
+    None where no answer was about its subject, or where one of the models could not be asked.
+    """
     if len(before) != len(after):
         return None
     return share_figure([float(is_) for was, is_ in zip(before, after, strict=True) if was])
