@@ -158,7 +158,7 @@ def polish(
     answers = UnknownAnswers.of(lm, list(made.unknown.values()))
     answers = replace(answers, log_probs=answers.log_probs.half().cpu())  # as wide as the vocabulary, and kept
     first = dict(zip(made.unknown, answers.first, strict=True))
-    fixed = _Fixed(made, right, rows.tokens, rows.whole, _before(rows, made.preserved), answers, first)
+    fixed = _Fixed(made, right, rows.tokens, rows.whole, rows.products, _before(rows, made.preserved), answers, first)
     seen: list[tuple[float, float]] = []
     with ranks.shared(lm, fixed) as shared:
         steps = _Steps(lm, shared, rows, left, knobs, draw, ranks)
@@ -221,6 +221,7 @@ class _Fixed:
     right: Mapping[int, Tensor]
     tokens: int
     whole: bool
+    products: torch.dtype
     before: Mapping[int, Tensor]
     answers: UnknownAnswers
     first: Mapping[int, int]
@@ -233,7 +234,7 @@ class _Fixed:
 
     def rows(self, lm: LanguageModel) -> AdaptedRows:
         """The rows, for this model."""
-        return AdaptedRows(lm, self.made.rows, tokens=self.tokens, whole=self.whole)
+        return AdaptedRows(lm, self.made.rows, tokens=self.tokens, whole=self.whole, products=self.products)
 
     def placed(self, lm: LanguageModel, left: Mapping[int, Tensor]) -> Factors:
         """The changes on the devices of their layers; `right` is put there once."""

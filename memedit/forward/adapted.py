@@ -1,21 +1,22 @@
 """Log-probabilities of rows while low-rank changes act on some down-projections, with gradients of the changes.
 
 Rows that begin with the same tokens share them: the shared prefix runs once, with the changes but without a gradient,
-and its keys and values serve all of them. The rest of each row runs right-aligned, with a gradient. Nothing is
-approximated but that gradient: what a change does through a shared prefix is in the value, not in the derivative.
+and its keys and values serve all of them. The rest of each row runs right-aligned, with a gradient. That gradient is an
+approximation: what a change does through a shared prefix is in the value, not in the derivative. So are the products of
+a float32 model on some CPUs, which are taken in bfloat16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from memedit.forward.partial import Aligned, Kept, cut, run_part, select_rows
+from memedit.forward.partial import Aligned, Kept, KeysValues, cut, run_part, select_rows
 from memedit.forward.passes import launches
 from memedit.forward.proof import prove_engine
 from memedit.forward.suffix import SUFFIX_AGREEMENT
@@ -43,10 +44,22 @@ class ReadRow:
 
 
 class AdaptedRows:
-    """Rows under changes of the weights; `whole` runs each row whole, without sharing and padding."""
+    """Rows under changes of the weights; `whole` runs each row whole, without sharing and padding.
 
-    def __init__(self, lm: LanguageModel, rows: Sequence[ReadRow], *, tokens: int, whole: bool = False) -> None:
+    `products` is the dtype of matrix products, see `products_of`; None: the model's.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        rows: Sequence[ReadRow],
+        *,
+        tokens: int,
+        whole: bool = False,
+        products: torch.dtype | None = None,
+    ) -> None:
         self.lm, self.rows, self.tokens, self.whole = lm, list(rows), tokens, whole
+        self.products = products or lm.dtype
 
     def launches(self, which: Sequence[int]) -> list[list[int]]:
         """Group rows, by number, into launches."""
@@ -66,7 +79,9 @@ class AdaptedRows:
         rows = [self.rows[n] for n in launch]
         mask, logits = self._whole(rows, at_subject) if self.whole else self._shared(rows, changes, at_subject)
         with hooked(self._hooks(changes, mask)):
-            yield logits().float().log_softmax(-1)
+            with _products_in(self.products):
+                found = logits()
+            yield found.float().log_softmax(-1)
 
     def _whole(self, rows: Sequence[ReadRow], at_subject: bool) -> _Forward:
         ids = send(torch.tensor([row.ids for row in rows]), self.lm.device)
@@ -87,12 +102,7 @@ class AdaptedRows:
         device = self.lm.device
         prefixes = list(dict.fromkeys(row.ids[: row.shared] for row in rows if row.shared))
         width = max(map(len, prefixes), default=0)
-        kept = Kept({}, 0, range(self.lm.architecture.n_layers))
-        if width:
-            aligned = Aligned.of(prefixes, width, [len(one) for one in prefixes], width).to(device)
-            with torch.no_grad(), hooked(self._hooks(changes, None)):
-                run_part(self.lm, aligned, kept)
-        place = {prefix: n for n, prefix in enumerate(prefixes)}
+        seen, place = self._prefixes(prefixes, width, changes)
         lines = send(torch.tensor([place.get(row.ids[: row.shared], 0) for row in rows]), device)
         own = [row.ids[row.shared :] for row in rows]
         size, most = max(map(len, own)), max(row.reads for row in rows)
@@ -107,7 +117,7 @@ class AdaptedRows:
             positions[n, size - len(part) :] = torch.arange(row.shared, len(row.ids))
         cells = [n * most + column for n, row in enumerate(rows) for column in range(most - row.reads, most)]
         ends = [size - len(row.ids) + row.at for row in rows]
-        aligned, before = Aligned(ids, mask, positions).to(device), Kept(select_rows(kept.seen, lines), width)
+        aligned, before = Aligned(ids, mask, positions).to(device), Kept(select_rows(seen, lines), width)
         reads = most, send(torch.tensor(cells), device)
 
         def logits() -> Tensor:
@@ -116,6 +126,28 @@ class AdaptedRows:
             return found
 
         return send(_only(len(rows), size, ends), device) if at_subject else None, logits
+
+    @torch.no_grad()
+    def _prefixes(
+        self, prefixes: Sequence[tuple[int, ...]], width: int, changes: Factors
+    ) -> tuple[KeysValues, dict[tuple[int, ...], int]]:
+        """Keys and values of prefixes under the changes, aligned on the right of `width` columns, and their rows.
+
+        Prefixes of about the same length run together: most are far shorter than the longest.
+        """
+        parts: list[KeysValues] = []
+        place: dict[tuple[int, ...], int] = {}
+        for batch in cut([len(one) for one in prefixes], self.tokens, self.tokens // 8):
+            together = [prefixes[n] for n in batch]
+            longest = len(together[0])
+            aligned = Aligned.of(together, longest, [len(one) for one in together], longest).to(self.lm.device)
+            kept = Kept({}, 0, range(self.lm.architecture.n_layers))
+            with hooked(self._hooks(changes, None)), _products_in(self.products):
+                run_part(self.lm, aligned, kept)
+            seen = kept.seen.items()
+            parts.append({layer: (_padded(keys, width), _padded(values, width)) for layer, (keys, values) in seen})
+            place |= {prefix: len(place) + n for n, prefix in enumerate(together)}
+        return _joined(parts), place
 
     def _hooks(self, changes: Factors, mask: Tensor | None) -> list[tuple[nn.Module, Callable[..., Any]]]:
         """Hooks that add the changes to what the down-projections give, at the tokens of `mask` (rows, T, 1)."""
@@ -132,6 +164,39 @@ class AdaptedRows:
         return [(self.lm.model.get_submodule(modules[n]), adding(*pair)) for n, pair in changes.items()]
 
 
+def products_of(lm: LanguageModel) -> torch.dtype:
+    """The dtype for matrix products: the model's, but bfloat16 for a float32 model on a CPU with instructions for it.
+
+    Such a CPU multiplies bfloat16 twice as fast. Sums, norms and log-probabilities stay in float32. A dtype that the
+    user chose is kept, and so is that of blocks that are read from disk, which run again for the gradient.
+    """
+    chosen = lm.source is not None and lm.source.knobs.dtype != "auto"
+    if lm.device.type != "cpu" or lm.dtype != torch.float32 or lm.streamed or chosen:
+        return lm.dtype
+    # Older versions of torch do not tell.
+    tell: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return torch.bfloat16 if tell().get("avx512_bf16") else lm.dtype
+
+
+def _products_in(dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Compute the matrix products of a float32 model in bfloat16, if that is `dtype`."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def _padded(states: Tensor, width: int) -> Tensor:
+    """States (R, heads, T, head width) with zeros before them, up to `width` tokens."""
+    return nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
+
+
+def _joined(parts: Sequence[KeysValues]) -> KeysValues:
+    """The rows of several keys and values, one after the other."""
+    layers = parts[0] if parts else {}
+    return {
+        layer: (torch.cat([part[layer][0] for part in parts]), torch.cat([part[layer][1] for part in parts]))
+        for layer in layers
+    }
+
+
 def _only(rows: int, columns: int, at: Sequence[int], before: Sequence[int] = ()) -> Tensor:
     """A mask (rows, columns, 1) float32, on the CPU: 1 at column `at` of each row, and in its first `before` ones."""
     mask = torch.zeros(rows, columns, 1)
@@ -144,7 +209,10 @@ def _only(rows: int, columns: int, at: Sequence[int], before: Sequence[int] = ()
 def choose_adapted_rows(
     lm: LanguageModel, rows: Sequence[ReadRow], changes: Factors, *, tokens: int, few: Sequence[int]
 ) -> tuple[AdaptedRows, str]:
-    """Prove shared prefixes on the rows `few` against whole forwards; return the rows to use, and why, in words."""
+    """Prove shared prefixes on the rows `few` against whole forwards; return the rows to use, and why, in words.
+
+    The proof is in the model's dtype; the rows to use take their products as `products_of` says.
+    """
     fast, plain = AdaptedRows(lm, rows, tokens=tokens), AdaptedRows(lm, rows, tokens=tokens, whole=True)
 
     def measured(engine: AdaptedRows) -> list[Tensor]:
@@ -158,4 +226,5 @@ def choose_adapted_rows(
     with torch.no_grad():
         limit = SUFFIX_AGREEMENT[lm.dtype]
         proof = prove_engine(lambda: measured(fast), lambda: measured(plain), limit, name="shared prefixes")
-    return (fast if proof.holds else plain), proof.reason
+    whole = not proof.holds
+    return AdaptedRows(lm, rows, tokens=tokens, whole=whole, products=products_of(lm)), proof.reason

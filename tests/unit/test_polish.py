@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import accumulate, pairwise
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from memedit.config.recipe import PolishKnobs, Recipe
+from memedit.config.recipe import ModelKnobs, PolishKnobs, Recipe
 from memedit.editing import polish, preserve
 from memedit.editing.plan import Edit, check_edits
 from memedit.editing.polish import solve_edits
@@ -20,9 +22,9 @@ from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.edits.edit import EditRequest, Neighbor
 from memedit.evaluation.other_subjects import names_beside
-from memedit.forward.adapted import AdaptedRows, ReadRow, choose_adapted_rows
+from memedit.forward.adapted import AdaptedRows, ReadRow, choose_adapted_rows, products_of
 from memedit.model.architecture import find_architecture
-from memedit.model.load import LanguageModel
+from memedit.model.load import LanguageModel, ModelSource
 from memedit.model.tokens import Prompt
 from memedit.model.weights import applied
 from memedit.numerics.moments import Moment
@@ -123,6 +125,34 @@ def test_the_engine_is_proved_or_whole_forwards_are_used(lm: LanguageModel, monk
     engine, reason = choose_adapted_rows(lm, rows(), changes(lm), tokens=40, few=range(6))
     assert engine.whole
     assert reason.startswith("whole forwards")
+
+
+def test_products_in_bfloat16_change_what_is_said_by_rounding_alone(lm: LanguageModel) -> None:
+    factors = {n: (left.requires_grad_(), right) for n, (left, right) in changes(lm).items()}
+    exact = measured(AdaptedRows(lm, rows(), tokens=40), factors)
+    found = measured(AdaptedRows(lm, rows(), tokens=40, products=torch.bfloat16), factors)
+    assert all(one.dtype == torch.float32 for one in found)
+    assert 0 < max(float((a - b).detach().abs().max()) for a, b in zip(exact, found, strict=True)) < 0.1
+    torch.cat(found)[:, 5].sum().backward()
+    assert all(left.grad is not None and left.grad.dtype == torch.float32 for left, _ in factors.values())
+
+
+def test_products_are_in_bfloat16_only_where_a_cpu_is_fast_at_it_and_no_dtype_is_chosen(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def machine(**has: bool) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+
+    def chosen(dtype: Literal["auto", "float32"]) -> LanguageModel:
+        return replace(lm, source=ModelSource(Path("model"), ModelKnobs(dtype=dtype)))
+
+    machine(avx512_bf16=True)
+    assert products_of(chosen("auto")) == products_of(lm) == torch.bfloat16
+    assert products_of(chosen("float32")) == torch.float32
+    machine(avx512_bf16=False)
+    assert products_of(chosen("auto")) == torch.float32
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert products_of(chosen("auto")) == torch.float32
 
 
 SHARE = preserve.MOST_OF
