@@ -34,7 +34,8 @@ class ModelKnobs(_Knobs):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the forward; auto: the checkpoint's on a GPU, float32 on a CPU."""
+    """Dtype of the forward; auto: the checkpoint's on a GPU, float32 on a CPU. There polish multiplies in bfloat16 if
+    the CPU has instructions for it."""
     device_map: Literal["auto"] | None = None
     """auto: spread the blocks over all GPUs (needs accelerate); None: one device holds the model."""
     trust_remote_code: bool = False
