@@ -119,6 +119,11 @@ class PolishKnobs(_Knobs):
     ratio: float = Field(default=1.5, gt=0)
     """Prompts that must stay in a step, for each edit; as many of each kind, if there are. Where there are fewer in
     all, what stays weighs less by as much."""
+    spoken: float = Field(default=0.25, ge=0, le=1)
+    """Share of the edits that a step also asks in chat, where the model has a chat template: the model's own answer
+    with the new object in it."""
+    own: float = Field(default=0.25, ge=0, le=1)
+    """Share of the steps in which an edit is asked by its own prompt alone; in the others, by one of all its rows."""
     shorten: float = Field(default=0.15, ge=0, lt=1)
     """Share of the tokens around the subject that half of an edit's rows leave out, so that it holds in wordings that
     the list does not give."""

@@ -15,7 +15,11 @@ alone (memedit/docs/measured.md has the figures).
 
 An edit must hold in wordings that the list does not give. So half of its rows leave out some tokens around the subject
 ("The capital of {} is", "capital of {} is", "The of {} is"), and in every other step the changes act on its rows at the
-subject's last token only: else the steps find ways to say the object that hang on one wording.
+subject's last token only: else the steps find ways to say the object that hang on one wording. Its own prompt, with
+nothing before it, is what people ask: it is the row of more steps than any other.
+
+A model that chats is asked a quarter of the edits in chat as well (spoken.py): else many of its answers are about
+another subject, the new object's usual owner.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from memedit.editing.plan import Edit
 from memedit.editing.preserve import preserved_prompts
 from memedit.editing.rounding import Rounding, round_delta
 from memedit.editing.solve import Update, solve
+from memedit.editing.spoken import SpokenEdit, spoken_edits
 from memedit.editing.unknown import Asking, UnknownAnswers
 from memedit.edits.edit import EditRequest
 from memedit.evaluation.made_facts import Beside
@@ -56,6 +61,8 @@ LAST_STEP = 0.2
 """The length of the last step, in units of the first."""
 BEFORE_SUBJECT = 8
 """Tokens before a subject that may be left out of a row: those of a prompt, and few of the context before it."""
+PROVED = 8
+"""Rows of all kinds on which the engine is proved: shared prefixes of different lengths are among them."""
 STEP_PARTS = 8
 """Parts of a step at most, whose gradients are summed in order: what ranks can share."""
 REMOVAL = 4.0
@@ -68,12 +75,14 @@ has 128,000 tokens."""
 
 @dataclass(frozen=True)
 class _Rows:
-    """All rows: for each edit the numbers of its rows, and for each kind of what must stay those of its prompts."""
+    """All rows: for each edit the numbers of its rows, then those of edits spoken in chat, and for each kind of what
+    must stay those of its prompts."""
 
     rows: list[ReadRow]
     targets: list[tuple[int, ...]]
     """For each row the ids that it must say; empty for a preserved prompt."""
     of_edit: list[range]
+    spoken: range
     kinds: list[range]
     unknown: dict[int, Asking]
     """For each row of a removal its questions about unknown subjects."""
@@ -83,6 +92,7 @@ class _Rows:
         cls,
         edits: Sequence[Edit],
         prompts: Sequence[Sequence[Prompt]],
+        spoken: Sequence[SpokenEdit],
         preserved: Sequence[Sequence[Prompt]],
         *,
         shorten: float,
@@ -102,16 +112,19 @@ class _Rows:
             of_edit.append(range(at, len(rows)))
             if edit.request.remove:
                 unknown |= {at + n: (prompt.strangers, edit.target) for n, prompt in enumerate(of_one)}
+        in_chat = range(len(rows), len(rows) + len(spoken))
+        rows += [_row(prompt, answer) for prompt, answer in spoken]
+        targets += [answer for _, answer in spoken]
         kinds: list[range] = []
         for of_kind in preserved:
             kinds.append(range(len(rows), len(rows) + len(of_kind)))
             rows += [_row(prompt, ()) for prompt in of_kind]
-        return cls(rows, [*targets, *([()] * (len(rows) - len(targets)))], of_edit, kinds, unknown)
+        return cls(rows, [*targets, *([()] * (len(rows) - len(targets)))], of_edit, in_chat, kinds, unknown)
 
     @property
     def preserved(self) -> range:
         """The numbers of all prompts that must stay."""
-        return range(self.of_edit[-1].stop, len(self.rows))
+        return range(self.spoken.stop, len(self.rows))
 
 
 def _row(prompt: Prompt, target: tuple[int, ...]) -> ReadRow:
@@ -139,6 +152,7 @@ def polish(
     *,
     rounding: Rounding,
     seed: int,
+    spoken: Sequence[SpokenEdit] = (),
     advance: Advance | None = None,
     ranks: Ranks = ALONE,
 ) -> Update:
@@ -149,9 +163,9 @@ def polish(
     step. Raises what the proof of the engine raises, among it every exhaustion of memory.
     """
     draw = random.Random(seed)
-    made = _Rows.of(edits, prompts, preserved, shorten=knobs.shorten, draw=draw)
+    made = _Rows.of(edits, prompts, spoken, preserved, shorten=knobs.shorten, draw=draw)
     left, right = _factors(update)
-    few = sorted({0, made.preserved.start // 2, len(made.rows) - 1})
+    few = sorted({n * (len(made.rows) - 1) // (PROVED - 1) for n in range(PROVED)})
     rows, reason = choose_adapted_rows(
         lm, made.rows, _placed(lm, left, right), tokens=MOST_TOKENS.get(lm.device.type, 1024) // 2, few=few
     )
@@ -335,17 +349,22 @@ class _Steps:
         self.decay = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, LAST_STEP, knobs.steps)
 
     def step(self) -> tuple[float, float]:
-        """One step on one row of each edit and some preserved prompts: the mean loss, and the mean KL, in nats."""
-        chosen = [self.draw.choice(list(rows)) for rows in self.made.of_edit]
+        """One step on one row of each edit, some edits in chat and some prompts that must stay: mean loss, mean KL."""
+        chosen = [self._asked(rows) for rows in self.made.of_edit]
+        spoken = [n for n in self.made.spoken if self.draw.random() < self.knobs.spoken]
         most = max(1, round(self.knobs.ratio * len(chosen)))
         few = self._drawn(most)
-        of_edits = [_Launch(tuple(one), 1 / len(chosen)) for one in self.rows.launches(chosen)]
+        of_edits = [_Launch(tuple(one), 1 / len(chosen)) for one in self.rows.launches([*chosen, *spoken])]
         # Each weighs as it does where there are enough: or a few would weigh as much as a thousand edits.
         kept = [_Launch(tuple(one), self.knobs.preserve / most) for one in self.rows.launches(few)] if few else []
         read = self._descend([*of_edits, *kept])
         self.number += 1
         losses, drifts = read[: len(of_edits)], read[len(of_edits) :]
-        return sum(losses) / len(chosen), sum(drifts) / max(1, len(few))
+        return sum(losses) / (len(chosen) + len(spoken)), sum(drifts) / max(1, len(few))
+
+    def _asked(self, rows: range) -> int:
+        """The row by which an edit is asked in this step: one of all, or its own prompt."""
+        return rows[0] if self.draw.random() < self.knobs.own else self.draw.choice(rows)
 
     def _drawn(self, most: int) -> list[int]:
         """Prompts that must stay, `most` if there are as many: of each kind alike, whatever its size."""
@@ -451,8 +470,10 @@ def solve_edits(
     preserved.append([of_one[0] for n, of_one in enumerate(prompts) if held[n]])
     if not any(preserved):
         return replace(update, keys={})
+    # Where the prompts themselves are asked in chat, the object stands behind the turn already.
+    spoken = [] if recipe.chat or not knobs.spoken else spoken_edits(lm, chosen)
     with phase("polish", knobs.steps, "steps") as advance:
         return polish(
             lm, update, chosen, [prompts[n] for n in moving], preserved, stored, knobs,
-            rounding=rounding, seed=recipe.seed, advance=advance, ranks=ranks,
+            rounding=rounding, seed=recipe.seed, spoken=spoken, advance=advance, ranks=ranks,
         )  # fmt: skip

@@ -39,6 +39,7 @@ from memedit.editing.preserve import choose_preserved, unasked_facts
 from memedit.editing.resources import Pace, Work, check_room, check_weights, estimate_seconds, streaming_note
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
+from memedit.editing.spoken import SPOKEN_TOKENS
 from memedit.editing.start import RunStart
 from memedit.editing.target_search import Search, SearchEngine
 from memedit.editing.targets import Targets, not_found
@@ -61,6 +62,7 @@ from memedit.evaluation.subject_kept import (
     subjects_kept,
 )
 from memedit.model.load import LanguageModel, ModelSource, load, locate
+from memedit.model.tokens import chat_openings
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
 from memedit.ranks import ALONE, Ranks
@@ -219,11 +221,14 @@ class EditRun:
         if recipe.eval.derive:
             answered += 2 * SUBJECT_TOKENS * min(MOST_SUBJECTS, len(self.requests))
             answered += 0 if self.facts else answer_tokens(self.requests)
+        spoken = polish.spoken if polish.steps and not recipe.chat and chat_openings(self.lm.tokenizer) else 0.0
+        answered += SPOKEN_TOKENS * len(self.requests) if spoken else 0
         work = Work(
             read=read, written=read if plan.own_text else 0,
             scored=answered + round(2 * mean * (len(list_probes(self.requests)) + len(self.facts))),
             searched=(count + 1) * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
-            polished=round(polish.steps * (1 + polish.ratio) * (sum(own) - sum(heads))),
+            # In chat a row is the turn behind the subject, and an answer about as long as the prompt.
+            polished=round(polish.steps * ((1 + polish.ratio) * (sum(own) - sum(heads)) + 2 * spoken * sum(own))),
             before_subjects=round(
                 polish.steps * ((1 + polish.ratio) * sum(heads) + recipe.contexts.tokens * len(heads))
             ),

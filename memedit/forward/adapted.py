@@ -139,7 +139,7 @@ class AdaptedRows:
         place: dict[tuple[int, ...], int] = {}
         for batch in cut([len(one) for one in prefixes], self.tokens, self.tokens // 8):
             together = [prefixes[n] for n in batch]
-            longest = len(together[0])
+            longest = max(map(len, together))
             aligned = Aligned.of(together, longest, [len(one) for one in together], longest).to(self.lm.device)
             kept = Kept({}, 0, range(self.lm.architecture.n_layers))
             with hooked(self._hooks(changes, None)), _products_in(self.products):

@@ -18,7 +18,10 @@ from memedit.storage.deltas import delta_bytes
 
 ABOUT = Provenance(
     base=BaseIdentity(path="models/base", digest="0" * 64), contexts=("", "I was. "),
-    knobs={"seed": 0, "method.ridge": 1.0, "target.optimizer": "lbfgs", "polish.steps": 24, "polish.shorten": 0.15},
+    knobs={
+        "seed": 0, "method.ridge": 1.0, "target.optimizer": "lbfgs", "polish.steps": 24, "polish.shorten": 0.15,
+        "polish.own": 0.25, "polish.spoken": 0.25,
+    },
     layers=(1, 2), moments="m",
 )  # fmt: skip
 # Line separators of Unicode stand in texts as they are, and end no line.

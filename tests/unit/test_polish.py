@@ -74,15 +74,20 @@ def measured(engine: AdaptedRows, factors: Any, *, at_subject: bool = False) -> 
     return [found[n] for n in range(len(engine.rows))]
 
 
+@pytest.mark.parametrize("tokens", [40, 1000])
+@pytest.mark.parametrize("shortest_first", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
-def test_rows_under_changes_are_those_of_a_model_that_holds_them(lm: LanguageModel, whole: bool) -> None:
+def test_rows_under_changes_are_those_of_a_model_that_holds_them(
+    lm: LanguageModel, whole: bool, shortest_first: bool, tokens: int
+) -> None:
     factors = changes(lm)
     weights = {n: lm.weight(n) + left @ right for n, (left, right) in factors.items()}
+    asked = sorted(rows(), key=lambda row: row.shared) if shortest_first else rows()
     with torch.no_grad():
-        found = measured(AdaptedRows(lm, rows(), tokens=40, whole=whole), factors)
-        base = measured(AdaptedRows(lm, rows(), tokens=40, whole=whole), {})
+        found = measured(AdaptedRows(lm, asked, tokens=tokens, whole=whole), factors)
+        base = measured(AdaptedRows(lm, asked, tokens=tokens, whole=whole), {})
         with applied(lm, weights):
-            for row, one, without in zip(rows(), found, base, strict=True):
+            for row, one, without in zip(asked, found, base, strict=True):
                 wanted = lm.model(torch.tensor([row.ids])).logits[0, -row.reads :].log_softmax(-1)
                 assert torch.allclose(one, wanted, atol=SAME)
                 assert not torch.allclose(without, wanted, atol=100 * SAME)
@@ -299,7 +304,7 @@ def test_half_of_the_rows_of_an_edit_are_shortened_and_no_removal_is(lm: Languag
     asked = [[edit.prompt, edit.prompt] for edit in edits]
     counts = {}
     for share in (0.0, 0.4):
-        made = polish._Rows.of(edits, asked, [], shorten=share, draw=random.Random(0))
+        made = polish._Rows.of(edits, asked, [], [], shorten=share, draw=random.Random(0))
         counts[share] = [len(rows) for rows in made.of_edit]
         for edit, rows in zip(edits, made.of_edit, strict=True):
             assert [made.rows[n].ids for n in rows[:2]] == [edit.prompt.ids + edit.target[:-1]] * 2
@@ -307,6 +312,14 @@ def test_half_of_the_rows_of_an_edit_are_shortened_and_no_removal_is(lm: Languag
             ends = [made.rows[n].ids[made.rows[n].at] for n in rows]
             assert set(ends) == {edit.prompt.ids[edit.prompt.subject_at]}
     assert counts == {0.0: [2] * 5, 0.4: [4, 4, 4, 2, 2]}
+
+
+@pytest.mark.parametrize(("own", "at_least", "at_most"), [(0.0, 1, 90), (0.5, 180, 270), (1.0, 400, 400)])
+def test_an_edit_is_asked_by_its_own_prompt_in_a_share_of_the_steps(own: float, at_least: int, at_most: int) -> None:
+    steps: Any = SimpleNamespace(knobs=PolishKnobs(own=own), draw=random.Random(1))
+    asked = [polish._Steps._asked(steps, range(8, 18)) for _ in range(400)]
+    assert set(asked) <= set(range(8, 18))
+    assert at_least <= asked.count(8) <= at_most
 
 
 @pytest.mark.parametrize(
