@@ -131,7 +131,6 @@ OTHER_PROGRAMS = {
 OF_BENCHMARKS = {
     *("--edits", "--oracle-sample", "--joint"),
     *("--seed", "--count", "--relations", "--intervals", "--plot", "--draws"),  # examples.real.trade
-    *("--lists", "--each", "--mode"),  # examples.real.sequence
 }
 
 
