@@ -168,7 +168,7 @@ def products_of(lm: LanguageModel) -> torch.dtype:
     """The dtype for matrix products: the model's, but bfloat16 for a float32 model on a CPU with instructions for it.
 
     Such a CPU multiplies bfloat16 twice as fast. Sums, norms and log-probabilities stay in float32. A dtype that the
-    user chose is kept. Blocks that are read from disk run again for the gradient, and torch takes the same products then.
+    user chose is kept. Blocks that are read from disk run again for the gradient; torch takes the same products then.
     """
     chosen = lm.source is not None and lm.source.knobs.dtype != "auto"
     if lm.device.type != "cpu" or lm.dtype != torch.float32 or chosen:
