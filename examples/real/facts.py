@@ -96,6 +96,13 @@ def draw_edits(
     return [_edit(fact, by_name[str(fact.relation)], known, set(edited), rng) for fact in chosen]
 
 
+def beside(edits: Sequence[EditRequest], known: Sequence[EditRequest]) -> tuple[list[EditRequest], list[EditRequest]]:
+    """Known facts about subjects that are not edited, and other known facts about the edited ones (siblings)."""
+    edited, subjects = {edit.id for edit in edits}, {edit.subject for edit in edits}
+    left = [fact for fact in known if fact.id not in edited]
+    return [one for one in left if one.subject not in subjects], [one for one in left if one.subject in subjects]
+
+
 def _edit(
     fact: EditRequest, relation: Relation, known: Sequence[EditRequest], edited: set[str], rng: random.Random
 ) -> EditRequest:
@@ -135,14 +142,12 @@ def main() -> None:
     lm = load(options.model, ModelKnobs(path=str(options.model)), editing=False)
     known = known_facts(lm, relations)
     edits = draw_edits(known, relations, options.count, options.seed)
-    fact_ids = {edit.id for edit in edits}
-    beside = [fact for fact in known if fact.id not in fact_ids]
+    others, siblings = beside(edits, known)
+    left = {fact.id for fact in [*others, *siblings]}
     options.edits.write_text(write_lines(edits), encoding="utf-8")
-    options.facts.write_text(write_lines(beside), encoding="utf-8")
-    subjects = {edit.subject for edit in edits}
-    siblings = sum(fact.subject in subjects for fact in beside)
+    options.facts.write_text(write_lines([fact for fact in known if fact.id in left]), encoding="utf-8")
     total = sum(len(relation.facts) for relation in relations)
-    beside_text = f"{siblings} siblings, {len(beside) - siblings} others"
+    beside_text = f"{len(siblings)} siblings, {len(others)} others"
     print(f"{len(known)} of {total} facts are known; {len(edits)} edits, {beside_text}")
     for relation in relations:
         count = sum(fact.relation == relation.name for fact in known)

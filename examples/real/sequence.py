@@ -16,38 +16,19 @@ lists are one list. The scores, in per cent:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from time import monotonic
 
 import memedit
 from memedit.api import Mode
 from memedit.config.recipe import ModelKnobs
 from memedit.edits.edit import EditRequest
-from memedit.evaluation.forced import says_object
 from memedit.model.load import load
 
-from examples.real.facts import draw_edits, known_facts, load_relations
+from examples.real.facts import beside, draw_edits, known_facts, load_relations
+from examples.real.trade import cell, said
 
 MODES: dict[str, Mode | None] = {"re-solve": None, "on-top": "on top", "once": None}
-
-
-def said(model: Path, facts: Sequence[EditRequest]) -> list[bool]:
-    """Whether a model says the object of each fact."""
-    return says_object(load(model, ModelKnobs(path=str(model)), editing=False), facts)
-
-
-def beside(edits: Sequence[EditRequest], known: Sequence[EditRequest]) -> tuple[list[EditRequest], list[EditRequest]]:
-    """Known facts about other subjects, and other known facts about the edited ones."""
-    edited, subjects = {edit.id for edit in edits}, {edit.subject for edit in edits}
-    left = [fact for fact in known if fact.id not in edited]
-    return [one for one in left if one.subject not in subjects], [one for one in left if one.subject in subjects]
-
-
-def percent(right: Sequence[bool]) -> str:
-    """The share in per cent, and of how many."""
-    return f"{100 * fmean(right):5.1f} of {len(right)}" if right else "-"
 
 
 def main() -> None:
@@ -66,6 +47,7 @@ def main() -> None:
     others, siblings = beside(edits, known)
     size = len(edits) if asked.mode == "once" else asked.each
     model, held = asked.model, list[EditRequest]()
+    print(f"{len(others)} others, {len(siblings)} siblings\n")
     print("| edits | first | all | others | siblings | s |\n|---:|---:|---:|---:|---:|---:|")
     for at in range(0, len(edits), size):
         begun, folder = monotonic(), asked.output / f"{asked.mode}-{at + size}"
@@ -74,10 +56,12 @@ def main() -> None:
             settings={"output.overwrite": True},
         )  # fmt: skip
         model = folder
+        lm = load(model, ModelKnobs(path=str(model)), editing=False)
         if not at:
             first = edits[: asked.each]
-            held = [edit for edit, right in zip(first, said(model, first), strict=True) if right]
-        row = [percent(said(model, part)) for part in (held, edits[: at + size], others, siblings)]
+            held = [edit for edit, right in zip(first, said(lm, first), strict=True) if right]
+        parts = (held, edits[: at + size], others, siblings)
+        row = [cell(said(lm, part), interval=False) for part in parts]
         print("|", " | ".join([str(at + size), *row, f"{monotonic() - begun:.0f}"]), "|", flush=True)
 
 

@@ -9,7 +9,7 @@ a float32 model on some CPUs, which are taken in bfloat16.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class ReadRow:
 class AdaptedRows:
     """Rows under changes of the weights; `whole` runs each row whole, without sharing and padding.
 
-    `products` is the dtype of matrix products, see `products_of`; None: the model's.
+    `products` is the dtype of matrix products, the model's (None) or that of `products_of`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class AdaptedRows:
         rows = [self.rows[n] for n in launch]
         mask, logits = self._whole(rows, at_subject) if self.whole else self._shared(rows, changes, at_subject)
         with hooked(self._hooks(changes, mask)):
-            with _products_in(self.products):
+            with self._multiplying():
                 found = logits()
             yield found.float().log_softmax(-1)
 
@@ -142,12 +142,17 @@ class AdaptedRows:
             longest = max(map(len, together))
             aligned = Aligned.of(together, longest, [len(one) for one in together], longest).to(self.lm.device)
             kept = Kept({}, 0, range(self.lm.architecture.n_layers))
-            with hooked(self._hooks(changes, None)), _products_in(self.products):
+            with hooked(self._hooks(changes, None)), self._multiplying():
                 run_part(self.lm, aligned, kept)
             seen = kept.seen.items()
             parts.append({layer: (_padded(keys, width), _padded(values, width)) for layer, (keys, values) in seen})
             place |= {prefix: len(place) + n for n, prefix in enumerate(together)}
         return _joined(parts), place
+
+    def _multiplying(self) -> AbstractContextManager[object]:
+        """Take matrix products in `products`, where that is not the model's dtype."""
+        other = self.products != self.lm.dtype
+        return torch.autocast("cpu", self.products) if other else nullcontext()
 
     def _hooks(self, changes: Factors, mask: Tensor | None) -> list[tuple[nn.Module, Callable[..., Any]]]:
         """Hooks that add the changes to what the down-projections give, at the tokens of `mask` (rows, T, 1)."""
@@ -167,8 +172,9 @@ class AdaptedRows:
 def products_of(lm: LanguageModel) -> torch.dtype:
     """The dtype for matrix products: the model's, but bfloat16 for a float32 model on a CPU with instructions for it.
 
-    Such a CPU multiplies bfloat16 twice as fast. Sums, norms and log-probabilities stay in float32. A dtype that the
-    user chose is kept. Blocks that are read from disk run again for the gradient; torch takes the same products then.
+    Such a CPU multiplies bfloat16 twice as fast. Sums, norms and log-probabilities stay in float32. A dtype that
+    `model.dtype` names is kept. Blocks that are read from disk run again for the gradient: torch takes the same
+    products then.
     """
     chosen = lm.source is not None and lm.source.knobs.dtype != "auto"
     if lm.device.type != "cpu" or lm.dtype != torch.float32 or chosen:
@@ -176,11 +182,6 @@ def products_of(lm: LanguageModel) -> torch.dtype:
     # Older versions of torch do not tell.
     tell: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     return torch.bfloat16 if tell().get("avx512_bf16") else lm.dtype
-
-
-def _products_in(dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Compute the matrix products of a float32 model in bfloat16, if that is `dtype`."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def _padded(states: Tensor, width: int) -> Tensor:

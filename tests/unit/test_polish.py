@@ -142,6 +142,18 @@ def test_products_in_bfloat16_change_what_is_said_by_rounding_alone(lm: Language
     assert all(left.grad is not None and left.grad.dtype == torch.float32 for left, _ in factors.values())
 
 
+def test_a_model_in_its_own_dtype_runs_as_it_is(lm: LanguageModel) -> None:
+    def multiplied(products: torch.dtype | None) -> bool:
+        engine = AdaptedRows(lm, rows(), tokens=40, products=products)
+        with engine._multiplying():
+            return torch.is_autocast_enabled("cpu")
+
+    assert multiplied(torch.bfloat16) and not multiplied(None)
+    lm.model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    assert not multiplied(torch.bfloat16) and not multiplied(None)
+    assert products_of(lm) == torch.bfloat16
+
+
 def test_products_are_in_bfloat16_only_where_a_cpu_is_fast_at_it_and_no_dtype_is_chosen(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +238,10 @@ def phase(_name: str, _total: int | None = None, _unit: str = "") -> Generator[A
 
 def solved(lm: LanguageModel, **knobs: Any) -> Update:
     """The edits of LIST, to targets far from where they start."""
-    recipe = Recipe(polish=PolishKnobs(**knobs))
+    return solved_by(lm, Recipe(polish=PolishKnobs(**knobs)))
+
+
+def solved_by(lm: LanguageModel, recipe: Recipe) -> Update:
     edits = edits_of(lm)
     prompts = [[edit.prompt, edit.prompt] for edit in edits]
     wanted = torch.randn(len(edits), lm.architecture.width, generator=torch.Generator().manual_seed(3)) * 2
@@ -255,6 +270,19 @@ def test_polish_lowers_the_loss_of_the_edits_and_leaves_the_model_alone(lm: Lang
     assert all(torch.equal(before[n], lm.weight(n)) for n in LAYERS)
     for n in LAYERS:
         assert torch.allclose(update.weights[n], before[n] + update.deltas[n].dense().float(), atol=1e-5)
+
+
+def test_edits_are_asked_in_chat_unless_their_prompts_are_or_none_shall_be(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[Any]] = []
+    one = (edits_of(lm)[0].prompt, (5, 6))
+    monkeypatch.setattr(polish, "preserved_prompts", lambda *_args, **_more: [one[0]])
+    monkeypatch.setattr(polish, "spoken_edits", lambda _lm, _edits: [one])
+    monkeypatch.setattr(polish, "polish", lambda *_args, spoken, **_more: given.append(spoken))
+    for chat, share in ((False, 0.25), (True, 0.25), (False, 0.0)):
+        solved_by(lm, Recipe(chat=chat, polish=PolishKnobs(steps=1, spoken=share)))
+    assert given == [[one], [], []]
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from examples.real.facts import as_facts, draw_edits, load_relations
+from examples.real.facts import as_facts, beside, draw_edits, load_relations
 from memedit.api import load_edits
 
 RELATIONS = load_relations()
@@ -29,6 +29,16 @@ def test_edits_are_drawn_one_to_a_subject_and_never_of_what_must_stay() -> None:
         near = [neighbor.prompt for neighbor in edit.neighborhood]
         assert near and not [prompt for prompt in near if any(prompt == other.text for other in edits)]
     assert edits == draw_edits(known, RELATIONS, 50, seed=3) != draw_edits(known, RELATIONS, 50, seed=4)
+
+
+def test_a_fact_is_edited_or_beside_the_edits_by_its_subject() -> None:
+    known = as_facts(RELATIONS)
+    edits = draw_edits(known, RELATIONS, 60, seed=1)
+    others, siblings = beside(edits, known)
+    assert sorted(one.id for one in [*edits, *others, *siblings]) == sorted(one.id for one in known)
+    subjects = {edit.subject for edit in edits}
+    assert siblings and all(one.subject in subjects for one in siblings)
+    assert others and not any(one.subject in subjects for one in others)
 
 
 def test_too_few_known_subjects_are_refused() -> None:
