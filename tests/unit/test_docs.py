@@ -131,6 +131,7 @@ OTHER_PROGRAMS = {
 OF_BENCHMARKS = {
     *("--edits", "--oracle-sample", "--joint"),
     *("--seed", "--count", "--relations", "--intervals", "--plot", "--draws"),  # examples.real.trade
+    *("--lists", "--each", "--mode"),  # examples.real.sequence
 }
 
 
