@@ -9,7 +9,7 @@ a float32 model on some CPUs, which are taken in bfloat16.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from memedit.forward.partial import Aligned, Kept, KeysValues, cut, run_part, select_rows
-from memedit.forward.passes import launches, multiplying, products_of
+from memedit.forward.passes import launches
 from memedit.forward.proof import prove_engine
 from memedit.forward.suffix import SUFFIX_AGREEMENT
 from memedit.model.forward_hooks import hooked
@@ -79,7 +79,7 @@ class AdaptedRows:
         rows = [self.rows[n] for n in launch]
         mask, logits = self._whole(rows, at_subject) if self.whole else self._shared(rows, changes, at_subject)
         with hooked(self._hooks(changes, mask)):
-            with multiplying(self.lm, self.products):
+            with self._multiplying():
                 found = logits()
             yield found.float().log_softmax(-1)
 
@@ -142,12 +142,17 @@ class AdaptedRows:
             longest = max(map(len, together))
             aligned = Aligned.of(together, longest, [len(one) for one in together], longest).to(self.lm.device)
             kept = Kept({}, 0, range(self.lm.architecture.n_layers))
-            with hooked(self._hooks(changes, None)), multiplying(self.lm, self.products):
+            with hooked(self._hooks(changes, None)), self._multiplying():
                 run_part(self.lm, aligned, kept)
             seen = kept.seen.items()
             parts.append({layer: (_padded(keys, width), _padded(values, width)) for layer, (keys, values) in seen})
             place |= {prefix: len(place) + n for n, prefix in enumerate(together)}
         return _joined(parts), place
+
+    def _multiplying(self) -> AbstractContextManager[object]:
+        """Take matrix products in `products`, where that is not the model's dtype."""
+        other = self.products != self.lm.dtype
+        return torch.autocast("cpu", self.products) if other else nullcontext()
 
     def _hooks(self, changes: Factors, mask: Tensor | None) -> list[tuple[nn.Module, Callable[..., Any]]]:
         """Hooks that add the changes to what the down-projections give, at the tokens of `mask` (rows, T, 1)."""
@@ -162,6 +167,21 @@ class AdaptedRows:
 
         modules = self.lm.architecture.down_projections
         return [(self.lm.model.get_submodule(modules[n]), adding(*pair)) for n, pair in changes.items()]
+
+
+def products_of(lm: LanguageModel) -> torch.dtype:
+    """The dtype for matrix products: the model's, but bfloat16 for a float32 model on a CPU with instructions for it.
+
+    Such a CPU multiplies bfloat16 twice as fast. Sums, norms and log-probabilities stay in float32. A dtype that
+    `model.dtype` names is kept. Blocks that are read from disk run again for the gradient: torch takes the same
+    products then.
+    """
+    chosen = lm.source is not None and lm.source.knobs.dtype != "auto"
+    if lm.device.type != "cpu" or lm.dtype != torch.float32 or chosen:
+        return lm.dtype
+    # Older versions of torch do not tell.
+    tell: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return torch.bfloat16 if tell().get("avx512_bf16") else lm.dtype
 
 
 def _padded(states: Tensor, width: int) -> Tensor:

@@ -6,8 +6,8 @@ output, `block.out` the block's output (the residual stream after it).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -44,26 +44,6 @@ def module_of(lm: LanguageModel, site: Site) -> nn.Module:
     """The module at whose input or output a site is read."""
     block = f"{lm.architecture.blocks}.{site.layer}"
     return lm.model.get_submodule(block if site.part == "block.out" else lm.architecture.down_projections[site.layer])
-
-
-def products_of(lm: LanguageModel) -> torch.dtype:
-    """The dtype for matrix products: the model's, but bfloat16 for a float32 model on a CPU with instructions for it.
-
-    Such a CPU multiplies bfloat16 twice as fast. Sums, norms and log-probabilities stay in float32. A dtype that
-    `model.dtype` names is kept. Blocks that are read from disk run again for the gradient: torch takes the same
-    products then.
-    """
-    chosen = lm.source is not None and lm.source.knobs.dtype != "auto"
-    if lm.device.type != "cpu" or lm.dtype != torch.float32 or chosen:
-        return lm.dtype
-    # Older versions of torch do not tell.
-    tell: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    return torch.bfloat16 if tell().get("avx512_bf16") else lm.dtype
-
-
-def multiplying(lm: LanguageModel, products: torch.dtype) -> AbstractContextManager[object]:
-    """Take the matrix products of a model on the CPU in `products`, where that is not the model's dtype."""
-    return torch.autocast("cpu", products) if products != lm.dtype else nullcontext()
 
 
 @contextmanager

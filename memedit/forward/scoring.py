@@ -14,14 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from memedit.forward.partial import cache_name
 from memedit.forward.passes import TOKENS_PER_LAUNCH, launches, run
@@ -154,38 +151,9 @@ def run_on(lm: LanguageModel, ids: Tensor, cache: DynamicCache, *, keep: int) ->
     return output.logits[:, -keep:].float()
 
 
-class _RoomyLayer(DynamicLayer):
-    """Keys and values of a layer, with room for more tokens: a DynamicLayer copies all of them for each new one."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room = room
-        self.held: list[Tensor] = []
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_options: Any) -> tuple[Tensor, Tensor]:
-        """Add states (B, heads, T, width); return all of them."""
-        new = key_states, value_states
-        before = self.get_seq_length()
-        after = before + key_states.shape[-2]
-        if not self.is_initialized:
-            self.lazy_initialization(*new)
-            self.held = [states[:, :, :0] for states in new]
-        if (more := after - self.held[0].shape[-2]) > 0:
-            self.held = [functional.pad(held, (0, 0, 0, more + self.room)) for held in self.held]
-        for held, states in zip(self.held, new, strict=True):
-            held[:, :, before:after] = states
-        self.keys, self.values = (held[:, :, :after] for held in self.held)
-        return self.keys, self.values
-
-
-def copy_cache_rows(cache: DynamicCache | None, rows: Sequence[int], *, room: int = 0) -> DynamicCache:
-    """A cache of its own with some rows of another, in any number; an empty one of None.
-
-    `room` is the number of tokens that will follow one by one.
-    """
+def copy_cache_rows(cache: DynamicCache | None, rows: Sequence[int]) -> DynamicCache:
+    """A cache of its own with some rows of another, in any number; an empty one of None."""
     chosen = DynamicCache()
-    if room:
-        chosen.layer_class_to_replicate = cast(Any, partial(_RoomyLayer, room))
     layers: list[Any] = list(cache.layers) if cache is not None else []
     places = {device: send(torch.tensor(rows), device) for device in {layer.keys.device for layer in layers}}
     for index, layer in enumerate(layers):

@@ -166,7 +166,7 @@ def test_a_family_whose_cache_lies_is_asked_by_whole_forwards(
     expected = score_answers(lm, rows)
     real = scoring.run_on
     monkeypatch.setattr(scoring, "run_on", lambda *args, **options: real(*args, **options) + 1e-2 * torch.rand(1))
-    monkeypatch.setattr(scoring, "copy_cache_rows", lambda _cache, rows, **_: scoring.DynamicCache())
+    monkeypatch.setattr(scoring, "copy_cache_rows", lambda _cache, rows: scoring.DynamicCache())
     for found, one in zip(score_answers(lm, rows), expected, strict=True):
         assert found.log_probs == pytest.approx(one.log_probs, abs=1e-5)
 

@@ -101,7 +101,7 @@ def test_a_model_whose_cache_lies_writes_by_whole_forwards(
     asked = prompts()
     expected = generate(tiny, asked, 6)
 
-    def forgotten(_cache: object, _rows: Sequence[int], **_: Any) -> Any:
+    def forgotten(_cache: object, _rows: Sequence[int]) -> Any:
         return scoring.DynamicCache()
 
     monkeypatch.setattr(scoring, "copy_cache_rows", forgotten)

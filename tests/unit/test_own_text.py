@@ -54,8 +54,7 @@ def test_a_text_begins_with_bos_or_else_eos(bos: bool, opening: tuple[int, ...])
     assert text_opening(byte_tokenizer(bos=bos)) == opening
 
 
-def test_rows_begin_as_a_text_does_and_are_what_whole_forwards_would_sample(folder: Path) -> None:
-    lm = load(folder, ModelKnobs(device="cpu", dtype="float32"))
+def test_rows_begin_as_a_text_does_and_are_what_whole_forwards_would_sample(lm: LanguageModel) -> None:
     rows = write_texts(lm, 3, 24, seed=5)
     opening = text_opening(lm.tokenizer)
     assert all(len(row) == 24 and row[: len(opening)] == opening for row in rows)
@@ -69,31 +68,6 @@ def test_rows_begin_as_a_text_does_and_are_what_whole_forwards_would_sample(fold
     first_end = min((n for row in wanted.tolist() for n, t in enumerate(row[1:], 1) if t in ends(lm)), default=24)
     assert first_end > 4  # the comparison covers some tokens
     assert [row[:first_end] for row in rows] == [tuple(row[:first_end]) for row in wanted.tolist()]
-
-
-def test_a_text_is_written_with_the_products_of_the_model(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[torch.dtype] = []
-    monkeypatch.setattr(generation, "products_of", lambda _lm: torch.bfloat16)
-    handle = lm.model.get_input_embeddings().register_forward_hook(
-        lambda *_: seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
-    )
-    write_texts(lm, 2, 6, seed=0)
-    assert seen.count(torch.bfloat16) == 5
-    monkeypatch.setattr(generation, "products_of", lambda _lm: torch.float32)
-    seen.clear()
-    write_texts(lm, 2, 6, seed=0)
-    handle.remove()
-    assert set(seen) == {torch.float32}
-
-
-def test_a_token_of_every_block_can_be_drawn() -> None:
-    shares = torch.zeros(1, 3 * generation.BLOCK + 5)
-    places = [0, generation.BLOCK - 1, generation.BLOCK, 2 * generation.BLOCK + 7, shares.shape[1] - 1]
-    shares[0, places] = torch.tensor([0.3, 0.2, 0.2, 0.2, 0.1])
-    drawn = torch.tensor(generation._sampled(shares.log().expand(20_000, -1), torch.Generator().manual_seed(0)))
-    counts = torch.bincount(drawn, minlength=shares.shape[1]) / len(drawn)
-    assert counts.count_nonzero() == len(places)
-    assert (counts - shares[0]).abs().max() < 0.015
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:

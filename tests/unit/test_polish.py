@@ -22,8 +22,7 @@ from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.edits.edit import EditRequest, Neighbor
 from memedit.evaluation.other_subjects import names_beside
-from memedit.forward.adapted import AdaptedRows, ReadRow, choose_adapted_rows
-from memedit.forward.passes import multiplying, products_of
+from memedit.forward.adapted import AdaptedRows, ReadRow, choose_adapted_rows, products_of
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, ModelSource
 from memedit.model.tokens import Prompt
@@ -146,7 +145,7 @@ def test_products_in_bfloat16_change_what_is_said_by_rounding_alone(lm: Language
 def test_a_model_in_its_own_dtype_runs_as_it_is(lm: LanguageModel) -> None:
     def multiplied(products: torch.dtype | None) -> bool:
         engine = AdaptedRows(lm, rows(), tokens=40, products=products)
-        with multiplying(lm, engine.products):
+        with engine._multiplying():
             return torch.is_autocast_enabled("cpu")
 
     assert multiplied(torch.bfloat16) and not multiplied(None)
