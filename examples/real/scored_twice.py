@@ -42,7 +42,7 @@ def plain_row(plain: Plain, record: Record) -> Row:
         around = contrast(plain, [record["locality_prompt"]], record["locality_ground_truth"], new)
         row["neighborhood"], row["neighborhood_accuracy"] = around[0], around[2]
         return row
-    whole = {"aliases": [], "reversal": [], **record}
+    whole: Record = {"aliases": [], "reversal": [], **record}
     names = [whole["object"], *whole["aliases"]]
     asked = [any(all(plain.weigh(one, name)[1]) for name in names) for one in record["paraphrases"]]
     return {**ours(plain, whole), "paraphrase_accuracy": statistics.fmean(asked)}
@@ -64,7 +64,9 @@ def main() -> None:
     asked = parser.parse_args()
     found = scored_by_plain_code(asked.model, raw_records(asked.list)[: asked.limit])
     settings = {"model.device": "cpu", "model.dtype": "float32"}
-    after = memedit.evaluate(read(str(asked.list))[0][: asked.limit], asked.model, settings=settings).after
+    edits = read(str(asked.list))[0][: asked.limit]
+    after = memedit.evaluate(edits, asked.model, settings=settings).after
+    assert after is not None
     print("| figure | plain | memedit |\n|---|---:|---:|")
     gaps: list[float] = []
     for name in FIGURES:
