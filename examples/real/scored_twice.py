@@ -28,7 +28,7 @@ FIGURES = ("efficacy", "accuracy", "paraphrase", "paraphrase_accuracy", "neighbo
 
 def raw_records(path: Path) -> list[Record]:
     """The records of a .json or .jsonl file as they are."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
 
 
