@@ -1,8 +1,8 @@
 """Facts that a model says itself, to see what an edit takes with it where no list of known facts is given.
 
-A fact is the model's own answer, before the edit, to a prompt of the list: asked of the edited subjects under the
-list's other relations (siblings), and of subjects of the same kind that the model names (others). Whether the answers
-are true does not matter: an edit should leave them as they are. An edit without a subject has no relation that could be
+A fact is the model's own answer, before the edit, to a prompt of the list, if the model is sure of it: asked of the
+edited subjects under the list's other relations (siblings), and of subjects of the same kind that the model names
+(others). Whether the answers are true does not matter: an edit should leave them as they are. An edit without a subject has no relation that could be
 asked of others, so nothing is asked beside it.
 """
 
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 
 from memedit.edits.edit import SLOT, EditRequest
 from memedit.evaluation.other_subjects import Names, relation_of
 from memedit.forward.generation import generate
+from memedit.forward.passes import next_tokens
 from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import SubjectLost, decode_text, encode_text
@@ -27,6 +29,9 @@ ANSWER = re.compile(r"\s*(?:[a-z]{1,4}\s+)*\w+")
 of Lima"."""
 LEAST, MOST = 16, 64
 """The smallest and largest number of facts of one kind; between them there is one for each edit."""
+ASKED, SURE = 4, 0.2
+"""How many questions are asked for each fact, and how likely the first token of an answer must be to count as known. A
+guess changes with any edit, and tells nothing about what the edit takes (memedit/docs/trials.md)."""
 
 SHARED_NAMES = 0.2
 """Share of equal names from which two relations count as being about one kind of subjects."""
@@ -61,11 +66,12 @@ class Beside:
         edited: dict[str, list[str]] = {}
         for request in named:
             edited.setdefault(request.subject, []).append(relation_of(request))
+        kin = relations_of_one_kind(edited, names)
         siblings = [
             (template, subject)
             for subject, mine in edited.items()
             for relation, of_one in templates.items()
-            if relation not in mine and any(of_one_kind(names.get(relation), names.get(one)) for one in mine)
+            if relation not in mine and not kin[relation].isdisjoint(mine)
             for template in of_one
             if filled(template, subject) not in taken
         ]
@@ -79,14 +85,25 @@ class Beside:
         return cls(siblings, others)
 
 
-def of_one_kind(some: Collection[str] | None, others: Collection[str] | None) -> bool:
-    """Whether two relations are about one kind of subjects, by the names that the model gives for each.
+def relations_of_one_kind(edited: Mapping[str, Sequence[str]], names: Names) -> dict[str, set[str]]:
+    """For each relation of the list, the relations that are about its kind of subjects, itself among them.
 
-    A capital can be asked of any country that has a language; of a novel it cannot. Where it names nobody, they may be.
+    `edited` has for each edited subject the relations that it is edited under. A capital can be asked of any country
+    that has a language; of a novel it cannot. Two relations are of one kind if the model gives a fifth of the same
+    names for them. Where it names nobody for one of the two, the list decides: they are, if it edits one subject under
+    both. Where it names nobody for both, they may be, and so they are.
     """
-    if not some or not others:
-        return True
-    return len({*some} & {*others}) >= SHARED_NAMES * min(len({*some}), len({*others}))
+    of = {relation: {*names.get(relation, ())} for mine in edited.values() for relation in mine}
+    pairs = {pair for mine in edited.values() for pair in product(mine, mine)}
+
+    def alike(one: str, other: str) -> bool:
+        if not (of[one] or of[other]):
+            return True
+        if not (of[one] and of[other]):
+            return (one, other) in pairs
+        return len(of[one] & of[other]) >= SHARED_NAMES * min(len(of[one]), len(of[other]))
+
+    return {one: {other for other in of if alike(one, other)} for one in of}
 
 
 def make_facts(
@@ -98,29 +115,26 @@ def make_facts(
     chat: bool = False,
     seed: int = 0,
 ) -> list[EditRequest]:
-    """Make facts of the model's own answers, drawn by the seed.
+    """Make facts of the model's own answers, where it is sure of them, drawn by the seed.
 
     `unasked` are prompts, as text, that are left out: those that the edit itself is made by.
     """
     draw, beside = random.Random(seed), Beside.of(requests, names)
-    asked: dict[str, tuple[Asked, str]] = {}
     count = min(MOST, max(LEAST, len(requests)))
-    for kind, some in (("sibling", beside.siblings), ("other", beside.others)):
-        free = [(template, subject) for template, subject in some if filled(template, subject) not in unasked]
-        for one in draw.sample(free, min(count, len(free))):
-            asked.setdefault(filled(*one), (one, kind))
-    prompts: dict[str, AnswerIds] = {}
-    for text in asked:
-        with suppress(SubjectLost):  # a chat template changes this text
-            prompts[text] = encode_text(lm.tokenizer, text, chat=chat)
     facts: list[EditRequest] = []
-    for number, (text, ids) in enumerate(
-        zip(prompts, generate(lm, list(prompts.values()), ANSWER_TOKENS), strict=True)
-    ):
-        if found := ANSWER.match(decode_text(lm.tokenizer, ids)):
-            (template, subject), kind = asked[text]
-            name = f"made-{kind}-{number}"
-            facts.append(EditRequest(id=name, subject=subject, prompt=template, object=found[0].strip()))
+    for kind, some in (("sibling", beside.siblings), ("other", beside.others)):
+        free = [one for one in some if filled(*one) not in unasked]
+        asked: dict[Asked, AnswerIds] = {}
+        for one in draw.sample(free, min(ASKED * count, len(free))):
+            with suppress(SubjectLost):  # a chat template changes this text
+                asked[one] = encode_text(lm.tokenizer, filled(*one), chat=chat)
+        first = next_tokens(lm, list(asked.values()), 1)
+        sure = [one for one, [(_, chance)] in zip(asked, first, strict=True) if chance >= SURE][:count]
+        answers = generate(lm, [asked[one] for one in sure], ANSWER_TOKENS)
+        for (template, subject), ids in zip(sure, answers, strict=True):
+            if found := ANSWER.match(decode_text(lm.tokenizer, ids)):
+                name = f"made-{kind}-{len(facts)}"
+                facts.append(EditRequest(id=name, subject=subject, prompt=template, object=found[0].strip()))
     return facts
 
 

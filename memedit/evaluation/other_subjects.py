@@ -99,15 +99,16 @@ def _begin(lm: LanguageModel, requests: Sequence[EditRequest], draw: random.Rand
             text = (opening if len(few) < FEW else "") + ", ".join(few) + ","
             # A list of long names is cut at its beginning, where the model has no room for it.
             lists[relation, (*begin, *encode_bare(lm.tokenizer, text)[-room:])] = each
+    small = {relation for relation, mine in subjects.items() if any(subject[:1].islower() for subject in mine)}
     after = next_tokens(lm, [ids for _, ids in lists], max(lists.values(), default=0))
     return [
         _Begun(relation, ids, (token,), chance)
         for ((relation, ids), each), tokens in zip(lists.items(), after, strict=True)
         for token, chance in tokens[:each]
-        if _may_begin(decode_text(lm.tokenizer, (token,)).strip())
+        if _may_begin(decode_text(lm.tokenizer, (token,)).strip(), small=relation in small)
     ]
 
 
-def _may_begin(text: str) -> bool:
-    """Whether a name may begin so: with a letter, and no small one where the script has capitals."""
-    return text[:1].isalpha() and not text[:1].islower()
+def _may_begin(text: str, *, small: bool) -> bool:
+    """Whether a name may begin so: with a letter, and with a small one only where edited subjects do."""
+    return text[:1].isalpha() and (small or not text[:1].islower())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def test_only_what_is_not_edited_is_asked() -> None:
     [
         (["Cy", "Di", "Ed"], ["Flo", "Gus", "Hal"], False),
         (["Cy", "Di", "Ed", "Flo", "Gus"], ["Gus", "Hal", "Ida", "Jo", "Kim", "Lu"], True),  # a fifth of the fewer
-        ([], ["Gus"], True),  # nothing is known of one of them
+        ([], ["Gus"], True),  # the model names nobody for one of them, but Bo is edited under both
+        ([], [], True),
     ],
 )
 def test_a_sibling_is_asked_what_can_be_asked_of_its_kind(city: list[str], trade: list[str], asked: bool) -> None:
@@ -72,11 +74,49 @@ def test_a_sibling_is_asked_what_can_be_asked_of_its_kind(city: list[str], trade
     assert siblings == ([("The trade of {} is", "Ada")] if asked else [])
 
 
+@pytest.mark.parametrize(
+    ("telephone", "asked"),
+    [([], False), (["Cy"], True)],
+)
+def test_a_relation_without_names_is_asked_of_no_other_kind(telephone: list[str], asked: bool) -> None:
+    """Nothing names other inventions, and the list edits no person as one: Ada is not asked who invented her."""
+    requests = [*LIST[:1], edit(4, "the telephone", "inventor", "{} was invented by")]
+    siblings = Beside.of(requests, {"city": ["Cy"], "inventor": telephone}).siblings
+    assert {filled(*one) for one in siblings} == ({"Ada was invented by", "the telephone lives in"} if asked else set())
+
+
+def say(monkeypatch: pytest.MonkeyPatch, *, unsure: str = "none") -> None:
+    """Let the model answer " w x" to every prompt, surely, but not to prompts with this in them."""
+    tokenizer: Any = byte_tokenizer()
+    said = tuple(tokenizer(" w x")["input_ids"])
+
+    def next_ones(_lm: LanguageModel, prompts: Sequence[tuple[int, ...]], _count: int) -> list[list[tuple[int, float]]]:
+        return [[(said[0], 0.1 if unsure in tokenizer.decode(list(prompt)) else 0.3)] for prompt in prompts]
+
+    monkeypatch.setattr(made_facts, "next_tokens", next_ones)
+    monkeypatch.setattr(made_facts, "generate", lambda _lm, prompts, _count: [said for _ in prompts])
+
+
+def test_a_guess_is_no_fact(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    say(monkeypatch, unsure="lives")
+    facts = make_facts(lm, LIST, NAMES)
+    assert {(one.subject, one.prompt) for one in facts} == {
+        ("Ada", "The trade of {} is"), ("Di", "The trade of {} is"),
+    }  # fmt: skip
+
+
+def test_as_many_facts_are_made_as_there_are_edits(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model is sure of enough answers: it is asked more questions than that."""
+    say(monkeypatch, unsure="A")
+    names = {"city": [f"{letter}{n}" for letter in "AB" for n in range(made_facts.LEAST)]}
+    facts = make_facts(lm, LIST[:1], names)
+    assert len(facts) == made_facts.LEAST and all(one.subject.startswith("B") for one in facts)
+
+
 def test_facts_are_made_of_the_answers_to_what_is_not_edited(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = [tuple(byte_tokenizer()(f" w{n} x")["input_ids"]) for n in range(4)]
-    monkeypatch.setattr(made_facts, "generate", lambda _lm, prompts, *_: said[: len(prompts)])
+    say(monkeypatch)
     facts = make_facts(lm, LIST, NAMES)
     assert {(one.subject, one.prompt, one.object[0]) for one in facts} == {
         ("Ada", "The trade of {} is", "w"), ("Cy", "{} lives in", "w"), ("Di", "{} lives in", "w"),

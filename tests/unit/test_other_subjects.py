@@ -34,8 +34,10 @@ SAID = {
 }  # fmt: skip
 
 
-def named(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, said: dict[str, str] = SAID) -> dict[str, list[str]]:
-    """What is named where the model says `said` behind these first letters, some tokens at a time."""
+def named(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, requests: Sequence[EditRequest] = LIST
+) -> dict[str, list[str]]:
+    """What is named where the model says SAID behind these first letters, some tokens at a time."""
     tokenizer: Any = lm.tokenizer
     ids = {letter: tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in CHANCES}
 
@@ -46,19 +48,29 @@ def named(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, said: dict[str, st
         found: list[tuple[int, ...]] = []
         for prompt in prompts:
             text = tokenizer.decode(list(prompt))
-            letter, rest = next((a, said[a]) for a in CHANCES if a in text[text.rindex(",") + 1 :])
+            letter, rest = next((a, SAID[a]) for a in CHANCES if a in text[text.rindex(",") + 1 :])
             done = len(text) - text.rindex(letter) - 1
             found.append(tuple(tokenizer(rest, add_special_tokens=False)["input_ids"][done : done + tokens]))
         return found
 
     monkeypatch.setattr(other_subjects, "next_tokens", next_ones)
     monkeypatch.setattr(other_subjects, "generate", generate)
-    return names_beside(lm, LIST, 0)
+    return names_beside(lm, requests, 0)
 
 
 def test_names_are_entries_of_a_list_the_likeliest_first(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     # No edited subject, no word in small letters, no number, no sentence without an end, no name with a digit.
     assert named(lm, monkeypatch) == {"city": ["Eve", "Flo", "Di", "Gus"], "trade": ["Eve", "Flo", "Di", "Gus"]}
+
+
+def test_a_name_in_small_letters_stands_beside_a_subject_in_small_letters(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert named(lm, monkeypatch, [*LIST, edit(4, "the telephone", "inventor")]) == {
+        "city": ["Eve", "Flo", "Di", "Gus"],
+        "trade": ["Eve", "Flo", "Di", "Gus"],
+        "inventor": ["xyz", "Eve", "Flo", "Di", "Gus"],
+    }
 
 
 def test_a_likelier_name_comes_earlier(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
