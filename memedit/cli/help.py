@@ -32,7 +32,8 @@ TOPICS: dict[str, str] = {
     "file-formats": "delta file, ledger, run.json, results.jsonl and the other files",
     "cache": "what is kept for later runs; list it, remove it, limit its size",
     "python": "every command as a Python function, with examples",
-    "measured": "every measured table, with the command that made it",
+    "measured": "what edits take and leave, and the times: every table with its command",
+    "trials": "why the defaults are what they are, and what was tried without gain",
     "changelog": "what changed, version by version",
 }
 """Topics in the order in which they are listed, each with one line about it."""

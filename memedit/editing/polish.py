@@ -11,7 +11,7 @@ toward its target and weighs that against an average over text.
 
 Prompts that must stay (preserve.py) are no rows of the closed form: as rows without residual they would undo the edits,
 since many are about the edited subjects, and the steps would have to find the edits again from the list's wordings
-alone (memedit/docs/measured.md has the figures).
+alone (memedit/docs/trials.md has the figures).
 
 An edit must hold in wordings that the list does not give. So half of its rows leave out some tokens around the subject
 ("The capital of {} is", "capital of {} is", "The of {} is"), and in every other step the changes act on its rows at the
