@@ -34,14 +34,20 @@ def layers_text(layers: Sequence[int]) -> str:
     return f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else ",".join(map(str, layers))
 
 
+FIRST, DEEP = 3, 16
+"""In a model of DEEP layers or more, the first layer that is edited by default: no published range begins earlier, and
+Gemma 3 (18 layers) keeps more of everything from there on (memedit/docs/trials.md)."""
+
+
 def default_layers(n_layers: int) -> list[int]:
     """The default layers by relative depth, near MEMIT's 3-8 of GPT-J's 28 and 13-17 of GPT-2 XL's 48.
 
-    A fifth of the depth, but at least three layers so that the change is spread; the last is a third of the way up.
+    A fifth of the depth, but at least three layers so that the change is spread. The last is a third of the way up, and
+    in a deep model the first is FIRST or later.
     """
     count = min(n_layers, max(3, round(n_layers / 5)))
-    last = max(count - 1, round(n_layers / 3) - 1)
-    return list(range(last - count + 1, last + 1))
+    first = max(FIRST if n_layers >= DEEP else 0, round(n_layers / 3) - count)
+    return list(range(first, first + count))
 
 
 def layers_of(chosen: str, n_layers: int, *, single: bool = False) -> list[int]:

@@ -2,8 +2,8 @@
 
 A fact is the model's own answer, before the edit, to a prompt of the list, if the model is sure of it: asked of the
 edited subjects under the list's other relations (siblings), and of subjects of the same kind that the model names
-(others). Whether the answers are true does not matter: an edit should leave them as they are. An edit without a subject has no relation that could be
-asked of others, so nothing is asked beside it.
+(others). Whether the answers are true does not matter: an edit should leave them as they are. An edit without a subject
+has no relation that could be asked of others, so nothing is asked beside it.
 """
 
 from __future__ import annotations

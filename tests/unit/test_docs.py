@@ -154,7 +154,9 @@ def test_every_option_that_is_named_exists(file: Path) -> None:
         strings = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
         text = "\n".join(value for value in strings if isinstance(value, str))
     named = set(re.findall(r'(?<![\w("-])--[a-z][a-z_-]*\w', text))
-    beside = OTHER_PROGRAMS | (OF_BENCHMARKS if file.name in {"measured.md", "trials.md"} or "examples" in file.parts else set())
+    beside = OTHER_PROGRAMS | (
+        OF_BENCHMARKS if file.name in {"measured.md", "trials.md"} or "examples" in file.parts else set()
+    )
     assert named <= known_options() | beside
 
 

@@ -3,7 +3,7 @@
 from typing import get_args
 
 import pytest
-from memedit.config.layers import default_layers, layer_range, layers_of
+from memedit.config.layers import default_layers, layer_range, layers_of, layers_text
 from memedit.config.methods import METHODS, Name
 from memedit.config.presets import PRESETS, SHAPES, foreign_preset, preset
 from memedit.config.recipe import Recipe
@@ -71,6 +71,15 @@ def test_default_layers_stay_in_the_model() -> None:
     for n_layers in range(1, 100):
         layers = default_layers(n_layers)
         assert layers and layers[0] >= 0 and layers[-1] < n_layers
+        assert layers == list(range(layers[0], layers[-1] + 1))
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "layers"),
+    [(2, "0-1"), (6, "0-2"), (8, "0-2"), (12, "1-3"), (15, "2-4"), (16, "3-5"), (18, "3-6"), (28, "3-8"), (30, "4-9")],
+)
+def test_the_default_layers_of_a_depth(n_layers: int, layers: str) -> None:
+    assert layers_text(default_layers(n_layers)) == layers
 
 
 def test_where_output_goes_is_no_part_of_the_digest() -> None:
