@@ -160,9 +160,10 @@ def test_a_loaded_model_gets_the_same_edit_as_the_folder(notebook: dict[str, Any
     assert all(torch.equal(command[name], memory[name]) for name in command)
 
 
-def test_without_known_facts_the_models_own_answers_about_others_stay(notebook: dict[str, Any]) -> None:
+def test_without_known_facts_the_models_own_sure_answers_about_others_are_asked(notebook: dict[str, Any]) -> None:
     report = notebook["report"]
-    assert report.made_facts and report.kept["others"] and report.kept["others"].mean > 0.5
+    assert report.made_facts and report.kept["others"]
+    assert report.kept["others"].n <= report.made_facts
 
 
 def test_tracing_finds_where_five_facts_are_recalled(edited: Edited) -> None:
