@@ -33,8 +33,9 @@ ASKED, SURE = 4, 0.2
 """How many questions are asked for each fact, and how likely the first token of an answer must be to count as known. A
 guess changes with any edit, and tells nothing about what the edit takes (memedit/docs/trials.md)."""
 
-SHARED_NAMES = 0.2
-"""Share of equal names from which two relations count as being about one kind of subjects."""
+SHARED_NAMES, FEWEST_NAMES = 0.2, 3
+"""Share of equal names from which two relations count as being about one kind of subjects, and how many names each
+needs to tell: one or two may be no names at all."""
 
 Asked = tuple[str, str]
 """A prompt's template, and the subject it is asked of."""
@@ -90,10 +91,11 @@ def relations_of_one_kind(edited: Mapping[str, Sequence[str]], names: Names) -> 
 
     `edited` has for each edited subject the relations that it is edited under. A capital can be asked of any country
     that has a language; of a novel it cannot. Two relations are of one kind if the model gives a fifth of the same
-    names for them. Where it names nobody for one of the two, the list decides: they are, if it edits one subject under
-    both. Where it names nobody for both, they may be, and so they are.
+    names for them. Where it names too few for one of the two, the list decides: they are, if it edits one subject under
+    both. Where it names too few for both, they may be, and so they are.
     """
-    of = {relation: {*names.get(relation, ())} for mine in edited.values() for relation in mine}
+    all_names = {relation: {*names.get(relation, ())} for mine in edited.values() for relation in mine}
+    of = {relation: found if len(found) >= FEWEST_NAMES else set[str]() for relation, found in all_names.items()}
     pairs = {pair for mine in edited.values() for pair in product(mine, mine)}
 
     def alike(one: str, other: str) -> bool:

@@ -65,7 +65,7 @@ def test_only_what_is_not_edited_is_asked() -> None:
     [
         (["Cy", "Di", "Ed"], ["Flo", "Gus", "Hal"], False),
         (["Cy", "Di", "Ed", "Flo", "Gus"], ["Gus", "Hal", "Ida", "Jo", "Kim", "Lu"], True),  # a fifth of the fewer
-        ([], ["Gus"], True),  # the model names nobody for one of them, but Bo is edited under both
+        ([], ["Flo", "Gus", "Hal"], True),  # the model names nobody for one of them, but Bo is edited under both
         ([], [], True),
     ],
 )
@@ -75,13 +75,18 @@ def test_a_sibling_is_asked_what_can_be_asked_of_its_kind(city: list[str], trade
 
 
 @pytest.mark.parametrize(
-    ("telephone", "asked"),
-    [([], False), (["Cy"], True)],
+    ("city", "telephone", "asked"),
+    [
+        (["Cy", "Di", "Ed"], [], False),
+        (["Cy", "Di", "Ed"], ["Cy", "Di"], False),  # too few to tell
+        (["Cy", "Di", "Ed"], ["Cy", "Di", "Ed"], True),
+        (["Cy", "Di"], [], True),  # too few of both: nothing is known of either
+    ],
 )
-def test_a_relation_without_names_is_asked_of_no_other_kind(telephone: list[str], asked: bool) -> None:
+def test_a_relation_without_names_is_asked_of_no_other_kind(city: list[str], telephone: list[str], asked: bool) -> None:
     """Nothing names other inventions, and the list edits no person as one: Ada is not asked who invented her."""
     requests = [*LIST[:1], edit(4, "the telephone", "inventor", "{} was invented by")]
-    siblings = Beside.of(requests, {"city": ["Cy"], "inventor": telephone}).siblings
+    siblings = Beside.of(requests, {"city": city, "inventor": telephone}).siblings
     assert {filled(*one) for one in siblings} == ({"Ada was invented by", "the telephone lives in"} if asked else set())
 
 
