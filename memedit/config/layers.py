@@ -36,7 +36,8 @@ def layers_text(layers: Sequence[int]) -> str:
 
 FIRST, DEEP = 3, 16
 """In a model of DEEP layers or more, the first layer that is edited by default: no published range begins earlier, and
-Gemma 3 (18 layers) keeps more of everything from there on (memedit/docs/trials.md)."""
+Gemma 3 (18 layers) leaves more of the other facts so. No model of 16 or 19 layers was measured
+(memedit/docs/trials.md)."""
 
 
 def default_layers(n_layers: int) -> list[int]:
