@@ -49,6 +49,15 @@ def apply_command(
             "--polish", min=0, metavar="N", help="Steps that keep what the model knew; 0: none.  [default: 24]"
         ),
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="PROMPT",
+            help="A prompt with {} for the subject, such as 'The language of {} is': what the model says there of "
+            "edited subjects stays; repeatable.",
+        ),
+    ] = None,
     redo: Annotated[int | None, typer.Option("--redo", min=0, metavar="N", hidden=True)] = None,
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
@@ -124,9 +133,9 @@ def apply_command(
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
         "moments.corpus": corpus, "target.retry": redo if retry is None else retry, "polish.steps": polish,
-        "memory": memory, "output.dir": output, "output.link": link, "output.overwrite": overwrite,
-        "output.force": force, "output.keep_copies": keep_copies, "output.keep_originals": keep_originals,
-        "output.rounding": rounding, "output.max_shard_size": max_shard_size,
+        "polish.keep": keep or None, "memory": memory, "output.dir": output, "output.link": link,
+        "output.overwrite": overwrite, "output.force": force, "output.keep_copies": keep_copies,
+        "output.keep_originals": keep_originals, "output.rounding": rounding, "output.max_shard_size": max_shard_size,
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags, preset, o.find_recipe(edits, config, terminal))
     if show_config:
@@ -141,9 +150,9 @@ def apply_command(
         given = {
             "EDITS": edits, "--layers": layers, "--corpus": corpus, "--facts": facts, "--relations": relations,
             "--input-format": input_format, "--limit": limit, "--memory": memory, "--dry-run": dry_run,
-            "--method": method, "--retry": retry, "--redo": redo, "--polish": polish, "--fail-under": fail_under,
-            "--per-edit": per_edit, "--rounding": rounding, "--re-solve": re_solve, "--on-top": re_solve is False,
-            "--base": base, "--html": html,
+            "--method": method, "--retry": retry, "--redo": redo, "--polish": polish, "--keep": keep,
+            "--fail-under": fail_under, "--per-edit": per_edit, "--rounding": rounding, "--re-solve": re_solve,
+            "--on-top": re_solve is False, "--base": base, "--html": html,
         }  # fmt: skip
         _add(deltas, recipe, given, any_base=any_base, json=json, terminal=terminal)
         return

@@ -18,8 +18,8 @@ GROUPS = {
         "--facts", "--relations", "--input-format", "--limit", "--right-after", "--prompt", "--subject", "--answer",
     ),
     "Method": (
-        "--method", "--layers", "--corpus", "--preset", "--set", "--retry", "--polish", "--tokens", "--import",
-        "--noise", "--samples", "--window", "--suggest-layers", "--by", "--generate", "--chat", "--text",
+        "--method", "--layers", "--corpus", "--preset", "--set", "--retry", "--polish", "--keep", "--tokens",
+        "--import", "--noise", "--samples", "--window", "--suggest-layers", "--by", "--generate", "--chat", "--text",
     ),
     "Output": (
         "--output", "--to", "--rank", "--plot", "--html", "--markdown", "--overwrite", "--force", "--link",

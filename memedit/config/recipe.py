@@ -116,6 +116,9 @@ class PolishKnobs(_Knobs):
     """Prompts that must stay, at most for each edit: the list's other relations, asked of the edited subjects."""
     others: int = Field(default=4, ge=0)
     """The same: the list's relations, asked of other subjects, whom the model names."""
+    keep: tuple[str, ...] = ()
+    """More prompts for the edited subjects, with {} for the subject, such as "The language of {} is": what the model
+    says there must stay, as under the list's other relations."""
     ratio: float = Field(default=1.5, gt=0)
     """Prompts that must stay in a step, for each edit; as many of each kind, if there are. Where there are fewer in
     all, what stays weighs less by as much."""
@@ -127,6 +130,14 @@ class PolishKnobs(_Knobs):
     shorten: float = Field(default=0.15, ge=0, lt=1)
     """Share of the tokens around the subject that half of an edit's rows leave out, so that it holds in wordings that
     the list does not give."""
+
+    @field_validator("keep")
+    @classmethod
+    def _check_keep(cls, keep: tuple[str, ...]) -> tuple[str, ...]:
+        for prompt in keep:
+            if prompt.count("{}") != 1:
+                raise ValueError(f"{prompt!r} needs {{}} once, where the subject stands")
+        return keep
 
 
 class ContextKnobs(_Knobs):

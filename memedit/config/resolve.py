@@ -79,7 +79,9 @@ def resolve(layers: list[tuple[Source, Mapping[str, Any]]]) -> tuple[Recipe, dic
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        message = f"{key} = {first['input']!r} (from {sources.get(key, 'file')}): {first['msg'].lower()}"
+        own = first.get("ctx", {}).get("error")  # of our validators, in our words
+        reason = str(own) if own else first["msg"].lower()
+        message = f"{key} = {first['input']!r} (from {sources.get(key, 'file')}): {reason}"
         where = f"memedit help settings {key}" if key in known else "memedit help settings"
         raise RecipeError(message, f"{where} tells which values it takes") from error
 

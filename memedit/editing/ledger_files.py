@@ -27,12 +27,13 @@ FORMAT, VERSION = "memedit-ledger", "1"
 LINES, TARGETS = "memedit/ledger.jsonl", "memedit/ledger.safetensors"
 LARGEST_TARGET = 1e8
 """Numbers of targets lie below it: states of real models reach some thousands, a damaged number any size."""
-UNNAMED = {
+UNNAMED: dict[str, Any] = {
     "target.optimizer": "adam",
     "polish.steps": 0,
     "polish.shorten": 0.0,
     "polish.own": 0.0,
     "polish.spoken": 0.0,
+    "polish.keep": [],
 }
 """Settings that earlier ledgers do not name, and what their edits were made with."""
 

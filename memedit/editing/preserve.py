@@ -1,8 +1,9 @@
 """Prompts whose answers an edit must leave alone, made from the edit list and from the model itself.
 
 Two kinds: the other relations of the list, asked of the edited subjects of which they can be asked (siblings), and all
-of its relations, asked of other subjects of the same kind, which the model names (others). Each relation is asked by
-its prompts, not by its other wordings: more prompts need more steps to serve them all.
+of its relations, asked of other subjects of the same kind, which the model names (others). Prompts that the user gives
+(`polish.keep`) are asked of every edited subject. Each relation is asked by its prompts, not by its other wordings:
+more prompts need more steps to serve them all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MOST_OF = 0.75
 
 def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: PolishKnobs, seed: int) -> Beside:
     """Draw what must stay: at most `knobs.siblings` and `knobs.others` questions for each edit."""
-    draw, beside = random.Random(seed), Beside.of(requests, names)
+    draw, beside = random.Random(seed), Beside.of(requests, names, knobs.keep)
 
     def drawn(asked: Sequence[Asked], each: int) -> list[Asked]:
         return draw.sample(asked, min(int(MOST_OF * len(asked)), each * len(requests)))
@@ -40,7 +41,7 @@ def unasked_facts(
     """
     asked = choose_preserved(moving, names, recipe.polish, recipe.seed).all if recipe.polish.steps else []
     unasked = {filled(*one) for one in asked}
-    return make_facts(lm, requests, names, unasked=unasked, chat=recipe.chat, seed=recipe.seed)
+    return make_facts(lm, requests, names, keep=recipe.polish.keep, unasked=unasked, chat=recipe.chat, seed=recipe.seed)
 
 
 def preserved_prompts(lm: LanguageModel, chosen: Sequence[Asked], *, chat: bool) -> list[Prompt]:

@@ -54,8 +54,9 @@ class Beside:
         return [*self.siblings, *self.others]
 
     @classmethod
-    def of(cls, requests: Sequence[EditRequest], names: Names) -> Beside:
-        """Every prompt of the list for every subject of its kind that it does not edit.
+    def of(cls, requests: Sequence[EditRequest], names: Names, keep: Sequence[str] = ()) -> Beside:
+        """Every prompt of the list for every subject of its kind that it does not edit, and every prompt of `keep` for
+        every edited subject.
 
         Nothing that an edit is scored by is used: no paraphrase and no neighbor.
         """
@@ -76,6 +77,9 @@ class Beside:
             for template in of_one
             if filled(template, subject) not in taken
         ]
+        siblings = list(
+            dict.fromkeys((*siblings, *(one for one in product(keep, edited) if filled(*one) not in taken)))
+        )
         others = [
             (template, name)
             for relation, found in names.items()
@@ -113,15 +117,17 @@ def make_facts(
     requests: Sequence[EditRequest],
     names: Names,
     *,
+    keep: Sequence[str] = (),
     unasked: Collection[str] = (),
     chat: bool = False,
     seed: int = 0,
 ) -> list[EditRequest]:
     """Make facts of the model's own answers, where it is sure of them, drawn by the seed.
 
-    `unasked` are prompts, as text, that are left out: those that the edit itself is made by.
+    `keep` are more prompts for the edited subjects. `unasked` are prompts, as text, that are left out: those that the
+    edit itself is made by.
     """
-    draw, beside = random.Random(seed), Beside.of(requests, names)
+    draw, beside = random.Random(seed), Beside.of(requests, names, keep)
     count = min(MOST, max(LEAST, len(requests)))
     facts: list[EditRequest] = []
     for kind, some in (("sibling", beside.siblings), ("other", beside.others)):

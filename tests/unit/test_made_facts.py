@@ -60,6 +60,16 @@ def test_only_what_is_not_edited_is_asked() -> None:
     assert {filled(*one) for one in beside.others} == {"Cy lives in", "Di lives in", "The trade of Di is"}
 
 
+def test_prompts_that_the_user_gives_are_asked_of_every_edited_subject_once() -> None:
+    """Not of others, not where the list asks them already, and not what an edit says."""
+    beside = Beside.of(LIST, NAMES, ["{} eats", "The trade of {} is", "{} lives in"])
+    assert [filled(*one) for one in beside.siblings] == ["The trade of Ada is", "Ada eats", "Bo eats"]
+    assert beside.others == Beside.of(LIST, NAMES).others
+    alone = [edit(1, "Ada", "city", "{} lives in")]
+    assert not Beside.of(alone, {}).siblings
+    assert Beside.of(alone, {}, ["{} eats"]).siblings == [("{} eats", "Ada")]
+
+
 @pytest.mark.parametrize(
     ("city", "trade", "asked"),
     [

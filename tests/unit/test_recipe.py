@@ -40,6 +40,13 @@ def test_a_value_that_cannot_be_names_its_key_and_source() -> None:
         resolve([("flag", {"method.ridge": -1.0})])
 
 
+@pytest.mark.parametrize("prompt", ["The language is", "{} and {} speak", ""])
+def test_a_prompt_to_keep_needs_its_subject_once(prompt: str) -> None:
+    assert resolve([("flag", {"polish.keep": ["{} speaks"]})])[0].polish.keep == ("{} speaks",)
+    with pytest.raises(RecipeError, match=r"polish\.keep.*where the subject stands"):
+        resolve([("flag", {"polish.keep": ["{} speaks", prompt]})])
+
+
 def test_a_ridge_not_given_is_the_methods_own() -> None:
     for name, method in METHODS.items():
         for given in ({}, {"method.ridge": None}):

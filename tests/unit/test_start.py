@@ -84,6 +84,18 @@ def test_a_ledger_of_an_older_version_keeps_what_it_was_made_with(edited: Path, 
         start(edited, edit(4), knobs={name: now})
 
 
+def test_a_ledger_that_names_no_prompts_to_keep_was_made_with_none(edited: Path) -> None:
+    ledger = read_ledger(edited)
+    assert ledger is not None
+    older = {one: value for one, value in ledger.about.knobs.items() if one != "polish.keep"}
+    for file, data in ledger_files(replace(ledger, about=ledger.about.model_copy(update={"knobs": older}))).items():
+        (edited / file).write_bytes(data)
+    assert start(edited, edit(4)).recipe.polish.keep == ()
+    assert start(edited, edit(4), knobs={"polish.keep": []}).recipe.polish.keep == ()
+    with pytest.raises(RecipeError, match=r"polish\.keep = \['{} eats'\]"):
+        start(edited, edit(4), knobs={"polish.keep": ["{} eats"]})
+
+
 def test_a_model_without_a_ledger_starts_from_itself(base: Path) -> None:
     found = start(base, edit(1))
     assert [one.id for one in found.requests] == ["e1"]
