@@ -2,15 +2,16 @@
 
     python -m examples.real.trade MODEL "" "polish.steps=0" "target.ball=0.6 polish.steps=12"
 
-Edits facts that the model knows, one to a subject, drawn by a seed: about countries (capital, continent, language), or
-with `--relations all` of all relations. Each argument after the model is a set of settings, empty for the defaults. The
-scores, in per cent; of several `--draws` together:
+Edits facts that the model knows, one to a subject, drawn by a seed: about countries (capital, continent, language),
+with `--relations all` of all relations, or of one that `--relations` names. Each argument after the model is a set of
+settings, empty for the defaults; the word `keep` among them sets `polish.keep` to the prompts of the other relations of
+countries. The scores, in per cent; of several `--draws` together:
 
     exact       the model says the new object after the edit's prompt
     success     the new object is likelier than the old one, under three wordings that the edit never saw
     held out    the model says the new object under these wordings
     others      known facts of the same relations, about subjects that were not edited, are still said
-    siblings    known facts about the edited subjects, in other relations, are still said
+    siblings    known facts about the edited subjects, in other relations, are still said (beside one relation: in all)
     far         known facts in other relations (inventors, authors, ...) are still said
     reworded    others, and siblings, in the held-out wordings in which the model knew them
     chat        questions in chat that the model answered with the old object, and now answers with the new one
@@ -52,6 +53,8 @@ from memedit.model.tokens import decode_text, encode_prompt, encode_text, object
 from examples.real.facts import HELD_OUT, SEARCHED, Relation, known_facts, load_relations
 
 COUNTRIES = ("capital", "continent", "language")
+KEPT = (*COUNTRIES, "currency")
+"""The relations of countries that `keep` asks of edited ones, where they are not edited."""
 ANSWER = 24
 """Tokens of an answer in chat."""
 ROW = 512
@@ -90,12 +93,11 @@ def draw_lists(
         changed = {"object": draw.choice(objects), "object_old": fact.object, "aliases": (), "wordings": more}
         edits.append(fact.model_copy(update=changed))
     edited, done = {edit.subject for edit in edits}, {edit.id for edit in edits}
-    return Lists(
-        edits,
-        [fact for fact in mine if fact.subject in edited and fact.id not in done],
-        [fact for fact in mine if fact.subject not in edited],
-        [fact for fact in known if fact.relation not in among],
-    )
+    about = known if len(among) == 1 else mine
+    siblings = [fact for fact in about if fact.subject in edited and fact.id not in done]
+    others = [fact for fact in mine if fact.subject not in edited]
+    far = [fact for fact in known if fact.relation not in among and fact not in siblings]
+    return Lists(edits, siblings, others, far)
 
 
 def said(lm: LanguageModel, facts: Sequence[EditRequest]) -> list[float]:
@@ -187,13 +189,15 @@ def perplexity(lm: LanguageModel, file: Path, tokens: int) -> float:
     return float(torch.tensor(sum(one.surprise for one in passages) / sum(one.tokens for one in passages)).exp())
 
 
-def settings_of(text: str) -> dict[str, Any]:
-    """`--preset NAME` and `key=value` as settings; a value in brackets is a list: [The,I]."""
+def settings_of(text: str, keep: Sequence[str] = ()) -> dict[str, Any]:
+    """`--preset NAME`, `keep` (these prompts) and `key=value` as settings; a value in brackets is a list: [The,I]."""
     found: dict[str, Any] = {}
     words = iter(text.split())
     for word in words:
         if word == "--preset":
             found |= preset(next(words))
+        elif word == "keep":
+            found["polish.keep"] = tuple(keep)
         else:
             name, _, value = word.partition("=")
             found[name] = yaml.safe_load(value) if value.startswith("[") else value
@@ -262,7 +266,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=1, help="lists, with this seed and the following ones")
-    parser.add_argument("--relations", choices=("countries", "all"), default="countries")
+    parser.add_argument("--relations", default="countries", help="countries, all, or one relation such as capital")
     parser.add_argument("--intervals", action="store_true", help="95 %% intervals, over edits or facts")
     parser.add_argument("--plot", action="store_true", help="draw exact against others, a letter for each row")
     parser.add_argument("--no-wordings", action="store_true", help="edit by one prompt of each relation alone")
@@ -271,7 +275,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=10_240, help="tokens of that text")
     options = parser.parse_args()
     relations = {relation.name: relation for relation in load_relations()}
-    among = COUNTRIES if options.relations == "countries" else tuple(relations)
+    groups = {"countries": COUNTRIES, "all": tuple(relations), **{name: (name,) for name in relations}}
+    if (among := groups.get(options.relations, ())) == ():
+        parser.error(f"--relations: choose from {', '.join(groups)}")
+    keep = [relations[name].wordings[0] for name in KEPT if name not in among]
     lm = load(options.model, ModelKnobs(path=str(options.model)))
     known = known_facts(lm, list(relations.values()))
     base = perplexity(lm, options.text, options.tokens) if options.text else None
@@ -297,7 +304,7 @@ def main() -> None:
         for draw in draws:
             begun = time.process_time(), time.monotonic()
             with memedit.edited(
-                lm.model, lm.tokenizer, draw.lists.edits, corpus=options.corpus, settings=settings_of(text)
+                lm.model, lm.tokenizer, draw.lists.edits, corpus=options.corpus, settings=settings_of(text, keep)
             ):  # fmt: skip
                 spent[0] += time.process_time() - begun[0]
                 spent[1] += time.monotonic() - begun[1]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from examples.real.facts import as_facts, load_relations
-from examples.real.trade import COUNTRIES, cell, chat_scores, draw_lists, plot
+from examples.real.trade import COUNTRIES, cell, chat_scores, draw_lists, plot, settings_of
 from memedit.edits.edit import EditRequest
 
 RELATIONS = {relation.name: relation for relation in load_relations()}
 
 
-@pytest.mark.parametrize("among", [COUNTRIES, tuple(RELATIONS)])
+@pytest.mark.parametrize("among", [COUNTRIES, tuple(RELATIONS), ("capital",)])
 def test_every_fact_is_edited_or_stands_beside_the_edits_once(among: tuple[str, ...]) -> None:
     known = as_facts(list(RELATIONS.values()))
     lists = draw_lists(known, RELATIONS, 40, 3, wordings=True, among=among)
@@ -24,6 +24,20 @@ def test_every_fact_is_edited_or_stands_beside_the_edits_once(among: tuple[str, 
     assert all(edit.object != edit.object_old and edit.wordings for edit in lists.edits)
     again = draw_lists(known, RELATIONS, 40, 4, wordings=False, among=among)
     assert again.edits != lists.edits and not again.edits[0].wordings
+
+
+def test_beside_one_relation_every_fact_of_the_edited_subjects_is_a_sibling() -> None:
+    known = as_facts(list(RELATIONS.values()))
+    lists = draw_lists(known, RELATIONS, 40, 3, wordings=True, among=("capital",))
+    assert {one.relation for one in lists.siblings} >= {"continent", "language", "currency"}
+    assert {one.relation for one in lists.others} == {"capital"}
+
+
+def test_settings_are_words_and_values() -> None:
+    assert settings_of("polish.steps=0 contexts.openings=[The,I]") == {
+        "polish.steps": "0", "contexts.openings": ["The", "I"],
+    }  # fmt: skip
+    assert settings_of("keep", ["{} speaks"]) == {"polish.keep": ("{} speaks",)} and settings_of("") == {}
 
 
 def test_chat_counts_the_questions_that_were_answered_with_the_old_object() -> None:
