@@ -1,7 +1,8 @@
 """`make bench`: memedit beside the plain oracle, in one run: same model, edits, contexts, moments and steps.
 
-    python -m examples.benchmarks [--model FOLDER|random:SHAPE] [--edits 10,100,1000] [--oracle-sample 20]
+    python -m examples.benchmarks [--model FOLDER|real|random:SHAPE] [--edits 10,100,1000] [--oracle-sample 20]
     python -m examples.benchmarks --edits 1,10,100,300,1000 --oracle-sample 1000 --joint   # the README's curve
+    python -m examples.benchmarks --model real --edits 10   # a real model (`make real-model`), requests/real.jsonl
 
 The oracle finds targets one edit at a time; where it gets a sample only, its seconds are those of the sample, scaled
 up, and its scores are left out. It knows no change that edits of one subject share, so by default memedit makes none
@@ -29,8 +30,10 @@ from memedit.edits.read import read
 from rich.console import Console
 from rich.table import Table
 
+from examples.real.models import find_real_model
+
 from . import evaluation, tracing
-from .both import RANDOM, ROOT, SHIPPED, Both
+from .both import LISTS, RANDOM, SHIPPED, Both, world_of
 from .counting import peak_rate
 from .pairs import pairs
 from .sides import agreement, column, moments_ratio, one_edit
@@ -92,13 +95,17 @@ def main() -> None:
     settings["target.joint"] = given.joint
     if is_random:
         settings |= {"target.optimizer": "adam", "target.steps": 20, "target.stop": 0.0}
-    shipped, _ = read(str(ROOT / "requests" / "world.jsonl"))
+    name = str(real_model()) if given.model == "real" else given.model
+    world = world_of(name) or "made"
+    listed, _ = read(str(LISTS[world][0]))
     columns: list[dict[str, Any]] = []
     first: Both | None = None
     for count in map(int, given.edits.split(",")):
-        made = shipped[:count] if count <= len(shipped) and not is_random else pairs(count)
+        if world == "real" and count > len(listed):
+            raise SystemExit(f"the real model's list has {len(listed)} edits, not {count}")
+        made = listed[:count] if count <= len(listed) and not is_random else pairs(count)
         more: dict[str, Any] = {"lm": first.lm, "moments": first.moments, "contexts": first.contexts} if first else {}
-        both = Both(given.model, made, settings, **more)
+        both = Both(name, made, settings, **more)
         first = first or both
         columns.append(column(both, given.oracle_sample))
         print(f"{count:,} edits: {columns[-1]['targets_s']:.1f} s of targets", file=sys.stderr)
@@ -118,11 +125,13 @@ def main() -> None:
         "joint": given.joint,
         "columns": columns,
         "one_edit_s": one_edit(first),
-        "moments": moments_ratio(first),
         "help_s": help_seconds(),
     }
+    if first.corpus.is_file():
+        told["moments"] = moments_ratio(first)
     if not is_random:
         told["bfloat16"] = half_precision(first)
+    if world == "made" and not is_random:
         if given.scorings:
             told["evaluation"] = evaluation.evaluation(Path(given.model), given.scorings, given.scorings // 10)
         if given.facts:
@@ -131,9 +140,16 @@ def main() -> None:
     print(json.dumps(told))
 
 
+def real_model() -> Path:
+    """The folder of the real model, where it was made ready."""
+    if (folder := find_real_model("smollm2")) is None:
+        raise SystemExit("the real model is not here: run `make real-model`")
+    return folder
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.benchmarks")
-    parser.add_argument("--model", default=str(SHIPPED), help="a folder, or random:gptj-6b|llama3-8b|gpt2-xl")
+    parser.add_argument("--model", default=str(SHIPPED), help="a folder, real, or random:gptj-6b|llama3-8b|gpt2-xl")
     parser.add_argument("--edits", default="10,100,1000", help="numbers of edits; 10,000 take ten minutes on two cores")
     parser.add_argument("--oracle-sample", type=int, default=20, help="edits that the oracle gets at most; 0: none")
     parser.add_argument("--scorings", type=int, default=2000, help="answers that evaluation weighs; 0: none")
@@ -162,13 +178,15 @@ def _print(told: dict[str, Any]) -> None:
         kinds = [[one.get(kind, {}).get(name) for kind in SCORED_SIDES] for one in columns]
         cells = [" / ".join("-" if part is None else f"{part:.1%}" for part in parts) for parts in kinds]
         table.add_row(f"{name}: memedit / oracle / unedited", *cells)
-    moments = told["moments"]
     lines = [
         f"one edit, to the delta in memory: {told['one_edit_s']:.2f} s",
-        f"moments of all layers: {moments['moments_s']:.1f} s, {moments['moments_tokens_per_s']:,.0f} tokens/s, "
-        f"{moments['ratio']:.1f} times as fast as a whole pass a layer",
         f"memedit --help: {told['help_s']:.2f} s",
     ]
+    if moments := told.get("moments"):
+        lines.append(
+            f"moments of all layers: {moments['moments_s']:.1f} s, {moments['moments_tokens_per_s']:,.0f} tokens/s, "
+            f"{moments['ratio']:.1f} times as fast as a whole pass a layer"
+        )
     if half := told.get("bfloat16"):
         gap, cosine = half["gap_same_steps"], half["cosine_other_steps"]
         same = f"{half['same_steps']} of as many steps" + (f", largest gap {gap:.1e}" if gap else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from memedit.config.layers import layer_range
 from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.config.resolve import resolve
 from memedit.editing.contexts import sample_contexts
+from memedit.editing.moment_cache import measure_missing, moment_of, plan_moments
 from memedit.editing.moments import measure
 from memedit.editing.plan import encode_contexts, make_plan
 from memedit.editing.solve import Update, solve
@@ -26,10 +28,13 @@ from memedit.model.weights import applied
 from memedit.numerics.delta import rounded
 from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare
+from memedit.progress import NoProgress, ignore_advance
+from memedit.ranks import ALONE
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.corpus import documents
 from torch import Tensor
 
+from examples.real.models import find_real_model
 from examples.reference import editing as oracle
 
 from .shapes import CONTEXTS, LAYERS, SHAPES, random_model
@@ -37,6 +42,11 @@ from .shapes import CONTEXTS, LAYERS, SHAPES, random_model
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "examples" / "models" / "made-gpt2"
 FACTS = ROOT / "examples" / "world" / "facts.jsonl"
+LISTS = {
+    "made": (ROOT / "requests" / "world.jsonl", FACTS),
+    "real": (ROOT / "requests" / "real.jsonl", ROOT / "requests" / "real-facts.jsonl"),
+}
+"""Edits and known facts, of the shipped models' world and of the real one."""
 FIGURES = ("efficacy", "accuracy", "paraphrase", "neighborhood")
 RANDOM = "random:"
 
@@ -60,7 +70,7 @@ class Both:
         self.name = name = str(model)
         self.recipe: Recipe = resolve([("flag", settings or {})])[0]
         self.lm = lm or open_model(name, self.recipe.model.device, self.recipe.model.dtype)
-        requests = read(str(ROOT / "requests" / "world.jsonl"))[0][:edits] if isinstance(edits, int) else edits
+        requests = read(str(LISTS["made"][0]))[0][:edits] if isinstance(edits, int) else edits
         self.plan = make_plan(requests, self.lm.tokenizer, self.lm.architecture, self.recipe)
         shape = name.removeprefix(RANDOM) if name.startswith(RANDOM) else None
         self.layers = layer_range(LAYERS[shape], self.lm.architecture.n_layers) if shape else list(self.plan.layers)
@@ -95,7 +105,15 @@ class Both:
         return {n: architecture.turned(base.tensor(base.resolve(architecture.parameter(n)))) for n in self.layers}
 
     def measure(self) -> dict[int, Moment]:
-        """memedit's moments, of as many tokens as `apply` reads; a random model's text is said again for as long."""
+        """memedit's moments, of as many tokens as `apply` reads; a random model's text is said again for as long.
+
+        Of a model that has no corpus they are those of `apply`: from the cache, or from text that the model writes.
+        """
+        if not self.corpus.is_file():
+            plan = plan_moments(self.lm, Path(self.name), self.layers, self.recipe)
+            with ExitStack() as used:
+                measure_missing(self.lm, plan, NoProgress(), ignore_advance, used, ALONE)
+            return {layer: moment_of(plan, layer) for layer in self.layers}
 
         def texts() -> Iterator[str]:
             yield from documents(str(self.corpus))
@@ -136,15 +154,16 @@ class Both:
         return [target.step_absolute or target.step * float(one.norm()) / width**0.5 for one in start]
 
     def judged(self, few: int | None) -> tuple[list[EditScores], list[bool]]:
-        """The model as it is, on the edits (the first `few`) and, where it knows them, on the made world's facts."""
+        """The model as it is, on the edits (the first `few`) and on the facts beside them."""
         facts = self.facts()
         return score_edits(self.lm, [edit.request for edit in self.plan.edits[:few]]), says_object(
             self.lm, facts
         ) if facts else []
 
     def facts(self) -> list[EditRequest]:
-        """The facts of the made world, for a model of it."""
-        return read(str(FACTS))[0] if Path(self.name).resolve().parent == SHIPPED.parent else []
+        """The facts beside the edits, for a model that may know them."""
+        world = world_of(self.name)
+        return read(str(LISTS[world][1]))[0] if world else []
 
     def scores(self, update: Update | None = None, few: int | None = None) -> dict[str, float | None]:
         """The means of the model's scores, as it is or with an update in it."""
@@ -177,6 +196,17 @@ class Both:
         figures = {name: getattr(scores, name) for name in FIGURES}
         figures |= {f"kept, {name}": figure for name, figure in held.items()}
         return {name: figure.mean if figure else None for name, figure in figures.items()}
+
+
+def world_of(name: str) -> str | None:
+    """Whose facts a model knows: the made world's or the real one's (a name in LISTS); None for neither."""
+    if name.startswith(RANDOM):
+        return None
+    folder = Path(name).resolve()
+    if folder.parent == SHIPPED.parent:
+        return "made"
+    real = find_real_model("smollm2")
+    return "real" if real is not None and folder == real.resolve() else None
 
 
 def open_model(name: str, device: str, dtype: str) -> LanguageModel:
