@@ -2,7 +2,7 @@
 
     python -m examples.benchmarks [--model FOLDER|real|random:SHAPE] [--edits 10,100,1000] [--oracle-sample 20]
     python -m examples.benchmarks --edits 1,10,100,300,1000 --oracle-sample 1000 --joint   # the README's curve
-    python -m examples.benchmarks --model real --edits 10   # a real model (`make real-model`), requests/real.jsonl
+    python -m examples.benchmarks --model real --edits 10 --oracle-sample 2   # a real model (`make real-model`)
 
 The oracle finds targets one edit at a time; where it gets a sample only, its seconds are those of the sample, scaled
 up, and its scores are left out. It knows no change that edits of one subject share, so by default memedit makes none
@@ -47,6 +47,7 @@ LINES = {
     "oracle_keys_s": ("  oracle, s", "{:.1f}"),
     "keys_ratio": ("  ratio", "{:.1f}"),
     "solve_s": ("solve with its keys, s", "{:.2f}"),
+    "edit_ratio": ("targets, keys, solve: ratio", "{:.1f}"),
     "all_ratio": ("contexts, targets, keys, solve: ratio", "{:.1f}"),
     "ms_per_edit": ("ms per edit", "{:.1f}"),
     "edits_per_s": ("edits/s", "{:.2f}"),
@@ -129,9 +130,8 @@ def main() -> None:
     }
     if first.corpus.is_file():
         told["moments"] = moments_ratio(first)
-    if not is_random:
-        told["bfloat16"] = half_precision(first)
     if world == "made" and not is_random:
+        told["bfloat16"] = half_precision(first)
         if given.scorings:
             told["evaluation"] = evaluation.evaluation(Path(given.model), given.scorings, given.scorings // 10)
         if given.facts:

@@ -84,6 +84,7 @@ def column(both: Both, sample: int) -> dict[str, Any]:
         row["targets_ratio"] = row["oracle_targets_s"] / targets
         row["keys_ratio"] = row["oracle_keys_s"] / keys
         whole = row["oracle_targets_s"] + row["oracle_keys_s"] + row["oracle_system_s"]
+        row["edit_ratio"] = whole / (targets + solved)
         row["all_ratio"] = (contexts + whole) / (contexts + targets + solved)
     return row
 
