@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from math import ceil
 
 from memedit.config.recipe import PolishKnobs, Recipe
 from memedit.edits.edit import SLOT, EditRequest
@@ -26,10 +27,13 @@ def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: Polis
     """Draw what must stay: at most `knobs.siblings` and `knobs.others` questions for each edit."""
     draw, beside = random.Random(seed), Beside.of(requests, names, knobs.keep)
 
-    def drawn(asked: Sequence[Asked], each: int) -> list[Asked]:
-        return draw.sample(asked, min(int(MOST_OF * len(asked)), each * len(requests)))
+    def drawn(asked: Sequence[Asked], most: int, each: int) -> list[Asked]:
+        return draw.sample(asked, min(most, each * len(requests)))
 
-    return Beside(drawn(beside.siblings, knobs.siblings), drawn(beside.others, knobs.others))
+    # Rounded up where the user names prompts: a single one must be asked.
+    of_siblings = MOST_OF * len(beside.siblings)
+    siblings = drawn(beside.siblings, ceil(of_siblings) if knobs.keep else int(of_siblings), knobs.siblings)
+    return Beside(siblings, drawn(beside.others, int(MOST_OF * len(beside.others)), knobs.others))
 
 
 def unasked_facts(

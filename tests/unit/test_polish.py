@@ -231,6 +231,15 @@ def test_what_must_stay_are_other_relations_and_other_subjects(
     assert {tuple(texts(lm, few, seed)) for seed in range(6)} != {tuple(texts(lm, few))}
 
 
+def test_a_single_prompt_that_the_user_names_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three quarters of one question are none; of the list's own, none is asked then."""
+    monkeypatch.setattr(preserve, "MOST_OF", SHARE)
+    knobs = PolishKnobs(keep=("{} eats",))
+    assert choose_preserved(LIST[:1], {}, knobs, 0).siblings == [("{} eats", "Ada")]
+    assert len(choose_preserved(LIST, {}, knobs, 0).siblings) == 3  # of Ada's trade, and what she and Bo eat
+    assert not choose_preserved(LIST, {}, PolishKnobs(), 0).siblings
+
+
 @contextmanager
 def phase(_name: str, _total: int | None = None, _unit: str = "") -> Generator[Advance]:
     yield ignore_advance
