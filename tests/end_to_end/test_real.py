@@ -161,12 +161,12 @@ def test_a_loaded_model_gets_the_same_edit_as_the_folder(notebook: dict[str, Any
     assert all(torch.equal(command[name], memory[name]) for name in command)
 
 
-def test_without_known_facts_half_of_the_models_own_sure_answers_about_others_stay(edited: Edited) -> None:
+def test_without_known_facts_most_of_the_models_own_sure_answers_about_others_stay(edited: Edited) -> None:
     report = memedit.evaluate(edited.edits, edited.out, base=edited.model)
     others = report.kept["others"]
     assert report.made_facts and others
     assert others.n >= LEAST // 2
-    assert others.mean >= 0.5  # of those that polish does not ask
+    assert others.mean > 0.5  # of those that polish does not ask
 
 
 def test_tracing_finds_where_five_facts_are_recalled(edited: Edited) -> None:
