@@ -33,10 +33,10 @@ from memedit.editing.moment_cache import (
 )
 from memedit.editing.moments import measure
 from memedit.editing.plan import Plan, encode_contexts, make_plan
-from memedit.editing.polish import solve_edits
 from memedit.editing.preserve import choose_preserved
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
+from memedit.editing.solve_edits import solve_edits
 from memedit.editing.target_search import Search
 from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.read import write_lines

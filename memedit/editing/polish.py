@@ -25,31 +25,26 @@ another subject, the new object's usual owner.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memedit.config.recipe import PolishKnobs, Recipe
+from memedit.config.recipe import PolishKnobs
 from memedit.editing.batches import MOST_TOKENS
 from memedit.editing.plan import Edit
-from memedit.editing.preserve import preserved_prompts
 from memedit.editing.rounding import Rounding, round_delta
-from memedit.editing.solve import Update, solve
-from memedit.editing.spoken import SpokenEdit, spoken_edits
+from memedit.editing.solve import Update
+from memedit.editing.spoken import SpokenEdit
 from memedit.editing.unknown import Asking, UnknownAnswers
-from memedit.edits.edit import EditRequest
-from memedit.evaluation.made_facts import Beside
 from memedit.forward.adapted import AdaptedRows, Factors, ReadRow, choose_adapted_rows
 from memedit.model.load import LanguageModel
 from memedit.model.memory import send
 from memedit.model.tokens import Prompt
 from memedit.numerics.delta import Delta
 from memedit.numerics.objective import kl_loss
-from memedit.numerics.solvers import Factor
 from memedit.progress import Advance, ignore_advance
 from memedit.ranks import ALONE, Broadcast, Ranks
 from memedit.results.report import PolishReport
@@ -422,58 +417,3 @@ def _rounded(
             }
         )  # fmt: skip
     return replace(update, deltas=deltas, weights=weights, layers=tuple(layers), polish=report)
-
-
-Phase = Callable[[str, int | None, str], AbstractContextManager[Advance]]
-"""Opens a phase of progress: its name, its total, its unit."""
-Preserve = Callable[[Sequence[EditRequest]], Beside]
-"""Chooses what must stay beside these edits."""
-
-
-def solve_edits(
-    lm: LanguageModel,
-    edits: Sequence[Edit],
-    prompts: Sequence[Sequence[Prompt]],
-    wanted: Tensor,
-    held: Tensor,
-    factor_of: Callable[[int], Factor],
-    stored: Mapping[int, Tensor],
-    recipe: Recipe,
-    *,
-    preserve: Preserve,
-    rounding: Rounding,
-    whole: bool,
-    phase: Phase,
-    ranks: Ranks = ALONE,
-) -> Update:
-    """Solve E edits under X prompts each, then polish the change of those that are not held, as the recipe says.
-
-    Where nothing is found that must stay, there is nothing to polish for, and the closed form is the result. `ranks`
-    share the steps of polish.
-
-    wanted (E, D) float32, held (E,) bool; `stored` are the weights (D, F). The model is unchanged when this returns.
-    """
-    knobs, rounding = recipe.polish, replace(rounding, memory=recipe.memory_limit)
-    moving = [n for n, is_held in enumerate(held.tolist()) if not is_held]
-    polished = knobs.steps > 0 and bool(moving)
-    with phase("solve", len(stored), "layers") as advance:
-        update = solve(
-            lm, prompts, wanted, factor_of, stored, recipe.method, held=held, rounding=rounding, whole=whole,
-            keep_keys=polished, memory=recipe.memory_limit, advance=advance,
-        )  # fmt: skip
-    if not polished:
-        return update
-    chosen = [edits[n] for n in moving]
-    with phase("preserve", None, ""):
-        beside = preserve([edit.request for edit in chosen])
-        preserved = [preserved_prompts(lm, some, chat=recipe.chat) for some in (beside.siblings, beside.others)]
-    preserved.append([of_one[0] for n, of_one in enumerate(prompts) if held[n]])
-    if not any(preserved):
-        return replace(update, keys={})
-    # Where the prompts themselves are asked in chat, the object stands behind the turn already.
-    spoken = [] if recipe.chat or not knobs.spoken else spoken_edits(lm, chosen)
-    with phase("polish", knobs.steps, "steps") as advance:
-        return polish(
-            lm, update, chosen, [prompts[n] for n in moving], preserved, stored, knobs,
-            rounding=rounding, seed=recipe.seed, spoken=spoken, advance=advance, ranks=ranks,
-        )  # fmt: skip

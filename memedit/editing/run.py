@@ -34,11 +34,11 @@ from memedit.editing.ledger_update import (
 )
 from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
 from memedit.editing.plan import Contexts, Plan, encode_contexts, make_plan
-from memedit.editing.polish import solve_edits
 from memedit.editing.preserve import choose_preserved, unasked_facts
 from memedit.editing.resources import Pace, Work, check_room, check_weights, estimate_seconds, streaming_note
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
+from memedit.editing.solve_edits import solve_edits
 from memedit.editing.spoken import SPOKEN_TOKENS
 from memedit.editing.start import RunStart
 from memedit.editing.target_search import Search, SearchEngine

@@ -15,11 +15,12 @@ import pytest
 import torch
 from memedit.config.recipe import ModelKnobs, PolishKnobs, Recipe
 from memedit.editing import polish, preserve
+from memedit.editing import solve_edits as solving
 from memedit.editing.plan import Edit, check_edits
-from memedit.editing.polish import solve_edits
 from memedit.editing.preserve import choose_preserved, preserved_prompts
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
+from memedit.editing.solve_edits import solve_edits
 from memedit.edits.edit import EditRequest, Neighbor
 from memedit.evaluation.other_subjects import names_beside
 from memedit.forward.adapted import AdaptedRows, ReadRow, choose_adapted_rows, products_of
@@ -286,9 +287,9 @@ def test_edits_are_asked_in_chat_unless_their_prompts_are_or_none_shall_be(
 ) -> None:
     given: list[list[Any]] = []
     one = (edits_of(lm)[0].prompt, (5, 6))
-    monkeypatch.setattr(polish, "preserved_prompts", lambda *_args, **_more: [one[0]])
-    monkeypatch.setattr(polish, "spoken_edits", lambda _lm, _edits: [one])
-    monkeypatch.setattr(polish, "polish", lambda *_args, spoken, **_more: given.append(spoken))
+    monkeypatch.setattr(solving, "preserved_prompts", lambda *_args, **_more: [one[0]])
+    monkeypatch.setattr(solving, "spoken_edits", lambda _lm, _edits: [one])
+    monkeypatch.setattr(solving, "polish", lambda *_args, spoken, **_more: given.append(spoken))
     for chat, share in ((False, 0.25), (True, 0.25), (False, 0.0)):
         solved_by(lm, Recipe(chat=chat, polish=PolishKnobs(steps=1, spoken=share)))
     assert given == [[one], [], []]

@@ -24,9 +24,9 @@ from memedit.editing.batches import Sizes
 from memedit.editing.contexts import sample_contexts
 from memedit.editing.moments import Moments, measure
 from memedit.editing.plan import Edit, check_edits, encode_contexts
-from memedit.editing.polish import solve_edits
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
+from memedit.editing.solve_edits import solve_edits
 from memedit.editing.target_search import Search
 from memedit.editing.targets import Targets, find_targets
 from memedit.edits.edit import EditRequest
