@@ -87,8 +87,7 @@ class Search:
         """Plan the batches of the edits `which`, to be searched by an engine."""
         memory, recipe = memory_for(self.lm, self.recipe), self.recipe
         sizes = self.sizes(memory, engine)
-        device = "disk" if self.lm.streamed else self.lm.device.type
-        return plan_batches(self.edits, which, sizes, memory, recipe.chunk, device, joint=recipe.joint)
+        return plan_batches(self.edits, which, sizes, memory, recipe.chunk, self.lm.place, joint=recipe.joint)
 
     def sizes(self, memory: int, engine: type[Suffix] | type[WholeForward]) -> Sizes:
         """The memory that the search takes: measured on a GPU, and estimated elsewhere.

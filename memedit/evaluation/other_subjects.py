@@ -10,7 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memedit.edits.edit import EditRequest
 from memedit.forward.generation import generate
@@ -24,8 +24,8 @@ EACH, FEWEST, MOST = 16, 32, 256
 """Names that are begun for each edit of a relation, and the fewest and the most for a relation."""
 FEW, OPENINGS = 3, ("A list: ", "Choose one: ", "Some of them are ", "Compare ")
 """What stands before fewer subjects than this: alone they would be continued as a sentence about them."""
-STRIDE, STRIDES = 4, 2
-"""Tokens that are written at once, and how often: most names end in the first stride."""
+NAME_TOKENS, USUAL = 8, 3
+"""Tokens that are written for a name at most, behind its first, and usually."""
 LIST_TOKENS = 512
 """Tokens of a list at most, with the name behind it."""
 ENDS = re.compile(r"[,;\n]| and ")
@@ -44,11 +44,11 @@ def relation_of(request: EditRequest) -> str:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A name that is being written: behind which list, its ids, and how likely its first token is there."""
+    """A name that is begun: behind which list, its first token, and how likely that is there."""
 
     relation: str
     behind: tuple[int, ...]
-    ids: tuple[int, ...]
+    first: int
     chance: float
 
 
@@ -60,26 +60,20 @@ def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) 
     edited = {request.subject for request in requests}
     chances: dict[str, dict[str, float]] = {relation_of(request): {} for request in requests if request.subject}
     begun = _begin(lm, requests, random.Random(seed))
-    for _ in range(STRIDES):
-        written = generate(lm, [(*one.behind, *one.ids) for one in begun], STRIDE)
-        begun = [replace(one, ids=(*one.ids, *ids)) for one, ids in zip(begun, written, strict=True)]
-        open_still: list[_Begun] = []
-        for one in begun:
-            name, *rest = ENDS.split(decode_text(lm.tokenizer, one.ids), maxsplit=1)
-            name = name.strip(" .")
-            if not rest:
-                open_still.append(one)
-            elif name not in edited and NAME.fullmatch(name):
-                found = chances[one.relation]
-                found[name] = found.get(name, 0.0) + one.chance
-        begun = open_still
+    written = generate(lm, [(*one.behind, one.first) for one in begun], NAME_TOKENS, until=ENDS.search)
+    for one, ids in zip(begun, written, strict=True):
+        name, *rest = ENDS.split(decode_text(lm.tokenizer, (one.first, *ids)), maxsplit=1)
+        name = name.strip(" .")
+        if rest and name not in edited and NAME.fullmatch(name):
+            found = chances[one.relation]
+            found[name] = found.get(name, 0.0) + one.chance
     return {relation: sorted(found, key=lambda name: (-found[name], name)) for relation, found in chances.items()}
 
 
 def naming_tokens(requests: Sequence[EditRequest]) -> int:
-    """About how many tokens are written to name them: most names end in the first stride."""
+    """About how many tokens are written to name them."""
     counts = Counter(relation_of(request) for request in requests if request.subject)
-    return STRIDE * sum(min(MOST, max(FEWEST, EACH * count)) for count in counts.values())
+    return USUAL * sum(min(MOST, max(FEWEST, EACH * count)) for count in counts.values())
 
 
 def _begin(lm: LanguageModel, requests: Sequence[EditRequest], draw: random.Random) -> list[_Begun]:
@@ -90,7 +84,7 @@ def _begin(lm: LanguageModel, requests: Sequence[EditRequest], draw: random.Rand
             subjects.setdefault(relation_of(request), []).append(request.subject)
     begin = text_opening(lm.tokenizer)
     most = min(LIST_TOKENS, lm.architecture.positions or LIST_TOKENS)
-    room = max(1, most - len(begin) - STRIDE * STRIDES - 1)
+    room = max(1, most - len(begin) - NAME_TOKENS - 1)
     lists: dict[tuple[str, tuple[int, ...]], int] = {}
     for relation, mine in subjects.items():
         each = min(MOST, max(FEWEST, EACH * len(mine))) // LISTS
@@ -102,7 +96,7 @@ def _begin(lm: LanguageModel, requests: Sequence[EditRequest], draw: random.Rand
     small = {relation for relation, mine in subjects.items() if any(subject[:1].islower() for subject in mine)}
     after = next_tokens(lm, [ids for _, ids in lists], max(lists.values(), default=0))
     return [
-        _Begun(relation, ids, (token,), chance)
+        _Begun(relation, ids, token, chance)
         for ((relation, ids), each), tokens in zip(lists.items(), after, strict=True)
         for token, chance in tokens[:each]
         if _may_begin(decode_text(lm.tokenizer, (token,)).strip(), small=relation in small)

@@ -1,24 +1,48 @@
-"""Generate text after many prompts at once, without padding, from kept keys and values.
+"""Generate text after many prompts at once, from kept keys and values.
 
-Prompts of equal length share a launch, and a prefix that many share runs once (see scoring, also for models that need
-whole forwards). A prompt's text does not depend on the other prompts: each prompt has its own random generator.
+Prompts of equal length share a launch, and prefixes that many share run once (see scoring, also for models that need
+whole forwards). Then rows of all lengths go on together: the shorter ones have empty columns before them, which nothing
+attends to. This is tried on two prompts first: where it does not give what whole forwards give, only rows of equal
+length go on together. A prompt's text does not depend on the other prompts: each has its own random generator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from memedit.errors import UsageError
+from memedit.forward.partial import cache_name
 from memedit.forward.passes import draw_token, run
-from memedit.forward.scoring import AnswerIds, copy_cache_rows, lead_cache, leads, proved, run_on, together
+from memedit.forward.proof import prove_engine
+from memedit.forward.scoring import KEPT_TOKENS, AnswerIds, Prefixes, copy_cache_rows, leads, proved, run_on, together
+from memedit.forward.suffix import SUFFIX_AGREEMENT
 from memedit.model.load import LanguageModel
-from memedit.model.tokens import encode_bare, text_opening
+from memedit.model.memory import send
+from memedit.model.tokens import decode_text, encode_bare, text_opening
 from memedit.progress import Advance
 from memedit.ranks import ALONE, Ranks
+
+MOST_ROWS = {"cpu": 32, "cuda": 256, "disk": 1024}
+"""Rows of several lengths that go on together at most. On a CPU more are no faster, and processes share the launches;
+where blocks are read from disk, each step reads all of them."""
+
+JOINED = "rows with empty columns"
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Prompts of equal length behind prefixes of `lead` tokens, and how many tokens may follow them."""
+
+    lead: int
+    room: int
+    prompts: list[AnswerIds]
 
 
 @torch.no_grad()
@@ -29,13 +53,15 @@ def generate(
     *,
     top_k: int = 1,
     seed: int = 0,
+    until: Callable[[str], object] | None = None,
     advance: Advance | None = None,
     ranks: Ranks = ALONE,
 ) -> list[AnswerIds]:
     """Generate at most `tokens` tokens after each prompt, up to a token that ends a text, which is left out.
 
     `top_k` 1 is greedy decoding. Else each token is sampled from the `top_k` most likely, by a generator seeded with
-    `seed` and the prompt. No row gets longer than the model's limit. `ranks` share the launches.
+    `seed` and the prompt. A text also ends where `until`, which other processes may be sent, says so of it. No row gets
+    longer than the model's limit. `ranks` share the launches.
     """
     room = {
         ids: tokens if (most := lm.architecture.positions) is None else min(tokens, most - len(ids)) for ids in prompts
@@ -43,37 +69,173 @@ def generate(
     found: dict[AnswerIds, AnswerIds] = {ids: () for ids, left in room.items() if left <= 0}
     unique = [ids for ids in room if ids not in found]
     shares = proved(lm, [(ids[:-2], [ids[-2:]]) for ids in unique if len(ids) > 2])
-    asked = [
-        (lead, room[chosen[0]], chosen)
-        for lead, group in (leads(unique) if shares else [(0, unique)])
+    groups = [
+        _Group(lead, room[chosen[0]], chosen)
+        for lead, group in (leads(unique, lm.place) if shares else [(0, unique)])
         for chosen in together(group, lead, tokens)
     ]
-    for part in ranks.each(lm, _WriteLaunch(top_k, seed, shares), asked, advance):
+    joins = shares and len(groups) > 1 and _joining_proved(lm, unique)
+    launches = _gathered(groups, MOST_ROWS.get(lm.place, MOST_ROWS["cuda"])) if joins else [[one] for one in groups]
+    for part in ranks.each(lm, _WriteLaunch(top_k, seed, shares, until), launches, advance):
         found |= part or {}
     return [found[prompt] for prompt in prompts]
 
 
-class _WriteLaunch:
-    """Generate after the prompts of a launch, which share a prefix; by whole forwards unless `shares`."""
+def _gathered(groups: Sequence[_Group], most: int) -> list[list[_Group]]:
+    """Launches of groups, shortest prompts first, of at most `most` rows where they are of several groups."""
+    found: list[list[_Group]] = []
+    rows = 0
+    for group in sorted(groups, key=lambda one: len(one.prompts[0])):
+        rows += len(group.prompts)
+        if not found or rows > most or rows * (len(group.prompts[0]) + group.room) > KEPT_TOKENS:
+            found.append([])
+            rows = len(group.prompts)
+        found[-1].append(group)
+    return found
 
-    def __init__(self, top_k: int, seed: int, shares: bool) -> None:
-        self.top_k, self.seed, self.shares = top_k, seed, shares
-        self.lead: AnswerIds = ()
-        self.start: DynamicCache | None = None
-        """Keys and values of the prefix of the last launch: the next one often has the same."""
+
+@torch.no_grad()
+def _joining_proved(lm: LanguageModel, prompts: Sequence[AnswerIds]) -> bool:
+    """Whether rows of different lengths that go on together give what whole forwards give, tried on two prompts.
+
+    It is tried once on a model for prompts of up to a length. Raises what `prove_engine` raises, among it every
+    exhaustion of memory.
+    """
+    several = sorted((ids for ids in prompts if len(ids) > 1), key=len)
+    if several and len(several[-1]) <= lm.proofs.get(JOINED, 0):
+        return True
+    two = [several[0], several[-1]] if several else []
+    if not two or len(two[0]) == len(two[1]) < max(map(len, prompts)):
+        return False  # nothing to try it on
+
+    def fast() -> list[Tensor]:
+        caches = [DynamicCache() for _ in two]
+        for ids, cache in zip(two, caches, strict=True):
+            run_on(lm, torch.tensor([ids[:-1]]), cache, keep=1)
+        return [_Going.of(lm, caches).step(torch.tensor([ids[-1:] for ids in two])).log_softmax(-1)]
+
+    def whole() -> list[Tensor]:
+        logits = [run(lm, torch.tensor([ids]), logits_to_keep=1).logits[:, -1].float() for ids in two]
+        return [torch.cat(logits).log_softmax(-1)]
+
+    holds = prove_engine(fast, whole, SUFFIX_AGREEMENT[lm.dtype], name=JOINED).holds
+    if holds:
+        lm.proofs[JOINED] = len(two[1])
+    return holds
+
+
+@dataclass
+class _Going:
+    """Rows that go on: their keys and values."""
+
+    lm: LanguageModel
+    cache: DynamicCache
+    mask: Tensor | None
+    """(R, tokens in the cache) 1 where a token is; None where the rows are of one cache, and so of one length."""
+
+    @classmethod
+    def of(cls, lm: LanguageModel, caches: Sequence[DynamicCache]) -> _Going:
+        """Join rows of several caches, aligned on the right: a row's last token is in the last column."""
+        if len(caches) == 1:
+            return cls(lm, caches[0], None)
+        lengths = [cache.get_seq_length() for cache in caches]
+        joined, most = DynamicCache(), max(lengths)
+        each: list[list[Any]] = [list(cache.layers) for cache in caches]
+        for layer, parts in enumerate(zip(*each, strict=True)):
+            keys, values = (
+                torch.cat([pad(one, (0, 0, most - one.shape[2], 0)) for one in some])
+                for some in ([part.keys for part in parts], [part.values for part in parts])
+            )
+            joined.update(keys, values, layer)
+        of_row = torch.tensor([n for n, layers in zip(lengths, each, strict=True) for _ in layers[0].keys])
+        mask = (torch.arange(most)[None] >= most - of_row[:, None]).long()
+        return cls(lm, joined, send(mask, lm.device))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these."""
+        self.cache = copy_cache_rows(self.cache, rows)
+        if self.mask is not None:
+            self.mask = self.mask[send(torch.tensor(rows), self.mask.device)]
+
+    def step(self, new: Tensor) -> Tensor:
+        """Add a token to each row, new (R, 1); the logits after it (R, V) float32."""
+        if self.mask is None:
+            return run_on(self.lm, new, self.cache, keep=1)[:, 0]
+        positions = self.mask.sum(1, keepdim=True)
+        self.mask = torch.cat([self.mask, torch.ones_like(positions)], 1)
+        output: Any = self.lm.forward(
+            input_ids=send(new, self.lm.device), attention_mask=self.mask, position_ids=positions, use_cache=True,
+            logits_to_keep=1, **{cache_name(self.lm): self.cache},
+        )  # fmt: skip
+        return output.logits[:, -1].float()
+
+
+@dataclass
+class _Whole:
+    """Rows that go on by whole forwards: their ids (R, T), all of one length."""
+
+    lm: LanguageModel
+    ids: Tensor
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these."""
+        self.ids = self.ids[rows]
+
+    def step(self, new: Tensor) -> Tensor:
+        """Add a token to each row, new (R, 1); the logits after it (R, V) float32."""
+        self.ids = torch.cat([self.ids, new], 1)
+        return run(self.lm, self.ids, logits_to_keep=1).logits[:, -1].float()
+
+
+class _WriteLaunch:
+    """Generate after the prompts of a launch; by whole forwards unless `shares`."""
+
+    def __init__(self, top_k: int, seed: int, shares: bool, until: Callable[[str], object] | None) -> None:
+        self.top_k, self.seed, self.shares, self.until = top_k, seed, shares, until
+        self.prefixes = Prefixes()
 
     @torch.no_grad()
-    def __call__(
-        self, lm: LanguageModel, launch: tuple[int, int, list[AnswerIds]], advance: Advance
-    ) -> dict[AnswerIds, AnswerIds]:
-        lead, room, chosen = launch
-        if self.lead != (prefix := chosen[0][:lead]):
-            self.lead, self.start = prefix, lead_cache(lm, prefix)
-        draws = [_generator(self.seed, prompt) for prompt in chosen] if self.top_k > 1 else None
-        cache = copy_cache_rows(self.start, [0] * len(chosen)) if self.shares else None
-        lines = _write(lm, torch.tensor([prompt[lead:] for prompt in chosen]), cache, room, self.top_k, draws)
-        advance(len(chosen))
-        return dict(zip(chosen, lines, strict=True))
+    def __call__(self, lm: LanguageModel, launch: list[_Group], advance: Advance) -> dict[AnswerIds, AnswerIds]:
+        prompts = [prompt for group in launch for prompt in group.prompts]
+        room = [group.room for group in launch for _ in group.prompts]
+        draws = [_generator(self.seed, prompt) for prompt in prompts] if self.top_k > 1 else None
+        going, logits = self._begin(lm, launch)
+        stops = ends(lm)
+        written: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        at = list(range(len(prompts)))
+        """The prompt of each row."""
+        while True:
+            picks = _pick(logits, [draws[n] for n in at] if draws else None, self.top_k)
+            for n, token in zip(at, picks, strict=True):
+                if not ended[n]:
+                    written[n] += [] if token in stops else [token]
+                    ended[n] = token in stops or len(written[n]) == room[n] or self._ends(lm, written[n])
+            left = [row for row, n in enumerate(at) if not ended[n]]
+            if not left:
+                break
+            if 2 * len(left) <= len(at):
+                going.keep(left)
+                at, picks = [at[row] for row in left], [picks[row] for row in left]
+            logits = going.step(torch.tensor(picks)[:, None])
+        advance(len(prompts))
+        return {prompt: tuple(line) for prompt, line in zip(prompts, written, strict=True)}
+
+    def _ends(self, lm: LanguageModel, ids: Sequence[int]) -> bool:
+        """Whether a text ends with these ids."""
+        return self.until is not None and bool(self.until(decode_text(lm.tokenizer, ids)))
+
+    def _begin(self, lm: LanguageModel, launch: list[_Group]) -> tuple[_Going | _Whole, Tensor]:
+        """Run the prompts: the rows, and the logits (R, V) of the first new token of each."""
+        if not self.shares:
+            ids = torch.tensor(launch[0].prompts)
+            return _Whole(lm, ids), run(lm, ids, logits_to_keep=1).logits[:, -1].float()
+        caches, logits = list[DynamicCache](), list[Tensor]()
+        for group in launch:
+            caches.append(self.prefixes.cache(lm, group.prompts, group.lead))
+            ids = torch.tensor([prompt[group.lead :] for prompt in group.prompts])
+            logits.append(run_on(lm, ids, caches[-1], keep=1)[:, 0])
+        return _Going.of(lm, caches), torch.cat(logits)
 
 
 @torch.no_grad()
@@ -131,36 +293,7 @@ def ends(lm: LanguageModel) -> set[int]:
     return {token for token in (lm.tokenizer.eos_token_id, *several) if isinstance(token, int)}
 
 
-def _write(
-    lm: LanguageModel,
-    ids: Tensor,
-    cache: DynamicCache | None,
-    room: int,
-    top_k: int,
-    draws: list[torch.Generator] | None,
-) -> list[AnswerIds]:
-    """Generate after rows of ids (B, T) that follow the tokens in the cache; by whole forwards without a cache."""
-    stops = ends(lm)
-    written: list[list[int]] = [[] for _ in ids]
-    ended = [False] * len(ids)
-    for _ in range(room):
-        if cache is None:
-            logits = run(lm, ids, logits_to_keep=1).logits[:, -1].float()
-        else:
-            logits = run_on(lm, ids, cache, keep=1)[:, 0]
-        picks = _pick(logits, top_k, draws)
-        for row, token in enumerate(picks):
-            ended[row] = ended[row] or token in stops
-            if not ended[row]:
-                written[row].append(token)
-        if all(ended):
-            break
-        new = torch.tensor(picks)[:, None]
-        ids = torch.cat([ids, new], 1) if cache is None else new
-    return [tuple(line) for line in written]
-
-
-def _pick(logits: Tensor, top_k: int, draws: list[torch.Generator] | None) -> list[int]:
+def _pick(logits: Tensor, draws: list[torch.Generator] | None, top_k: int) -> list[int]:
     """The next token of each row, logits (B, V)."""
     if draws is None:
         return logits.argmax(-1).tolist()

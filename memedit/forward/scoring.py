@@ -2,7 +2,7 @@
 
 1. Equal prompts are one prompt: its answers share its forward, and the first token of each is read from one output.
 2. Prompts that share many first tokens (a chat template, a passage before them) share that prefix too: it runs once,
-   and all of them use its keys and values.
+   and all of them use its keys and values. Prefixes of equal length share a launch.
 3. Answers of several tokens continue from their prompt's keys and values.
 4. Rows of equal length share a launch, so nothing is padded. The head runs only where an answer is read.
 
@@ -31,7 +31,10 @@ from memedit.ranks import ALONE, Ranks
 
 AnswerIds = tuple[int, ...]
 LEAST_LEAD = 8  # tokens that prompts must share for a common prefix
-LEAST_SAVED = 1024  # tokens that a shared prefix must save: its own launch costs as much as some hundred tokens
+LEAST_SAVED = {"cpu": 128, "cuda": 1024, "disk": 1 << 19}
+"""Tokens that shared prefixes of one length must save, since their own launch costs as much as some tokens: tens on a
+CPU, hundreds on a GPU, and far more where each launch reads the blocks from disk."""
+KEPT_VALUES = "kept keys and values"
 KEPT_TOKENS = 4 * TOKENS_PER_LAUNCH  # tokens whose keys and values a launch may hold; a prefix counts in every row
 
 
@@ -62,7 +65,7 @@ def score_answers(
     if proved(lm, list(answers.items())):
         asked = [
             (lead, [(prompt, tuple(answers[prompt])) for prompt in chosen])
-            for lead, prompts in leads(list(answers))
+            for lead, prompts in leads(list(answers), lm.place)
             for chosen in together(prompts, lead)
         ]
         found = _merged(ranks.each(lm, _ScoreLaunch(), asked, advance))
@@ -72,46 +75,67 @@ def score_answers(
     return [found[row] for row in rows]
 
 
-class _ScoreLaunch:
-    """Score the answers of a launch: prompts behind a prefix of some tokens, each with its answers."""
+class Prefixes:
+    """Keys and values of the prefixes of a launch, kept for the next one, which often has the same."""
 
     def __init__(self) -> None:
-        self.lead: AnswerIds = ()
+        self.held: tuple[AnswerIds, ...] = ()
         self.start: DynamicCache | None = None
-        """Keys and values of the prefix of the last launch: the next one often has the same."""
+
+    def cache(self, lm: LanguageModel, prompts: Sequence[AnswerIds], lead: int) -> DynamicCache:
+        """A cache of its own with a row for each prompt, after its first `lead` tokens."""
+        prefixes = tuple(dict.fromkeys(prompt[:lead] for prompt in prompts))
+        if prefixes != self.held:
+            self.held, self.start = prefixes, None
+            if lead:
+                self.start = DynamicCache()
+                run_on(lm, torch.tensor(prefixes), self.start, keep=1)
+        row = {prefix: n for n, prefix in enumerate(prefixes)}
+        return copy_cache_rows(self.start, [row[prompt[:lead]] for prompt in prompts])
+
+
+class _ScoreLaunch:
+    """Score the answers of a launch: prompts behind prefixes of some tokens, each with its answers."""
+
+    def __init__(self) -> None:
+        self.prefixes = Prefixes()
 
     @torch.no_grad()
     def __call__(
         self, lm: LanguageModel, launch: tuple[int, list[tuple[AnswerIds, tuple[AnswerIds, ...]]]], advance: Advance
     ) -> _Scored:
         lead, asked = launch
-        if self.lead != (prefix := asked[0][0][:lead]):
-            self.lead, self.start = prefix, lead_cache(lm, prefix)
-        found: _Scored = {}
-        _together(lm, [prompt for prompt, _ in asked], [list(answers) for _, answers in asked], lead, self.start, found)
+        prompts, found = [prompt for prompt, _ in asked], _Scored()
+        cache = self.prefixes.cache(lm, prompts, lead)
+        _together(lm, prompts, [list(answers) for _, answers in asked], lead, cache, found)
         advance(len(found))
         return found
 
 
-def leads(prompts: Sequence[AnswerIds]) -> Generator[tuple[int, list[AnswerIds]]]:
-    """Group prompts by shared prefix: the prefix's length, and the prompts; the others last, with 0.
+def leads(prompts: Sequence[AnswerIds], place: str) -> Generator[tuple[int, list[AnswerIds]]]:
+    """Group prompts by the length of a prefix that several share: the length, and the prompts; the others last, with 0.
 
-    At least one token of every prompt stays outside the prefix: the state of its last token is read.
+    What counts as worth a launch depends on the place of the model's blocks. At least one token of every prompt stays
+    outside the prefix: the state of its last token is read.
     """
+    sharing: dict[int, list[list[AnswerIds]]] = {}
     alone: list[AnswerIds] = []
     for run_of in _runs(sorted(prompts)):
         first, last = run_of[0], run_of[-1]  # in order, so that what these share all share
-        lead = min(_common(first, last), min(map(len, run_of)) - 1)
-        if (len(run_of) - 1) * lead >= LEAST_SAVED:
-            yield lead, run_of
+        lead = min(_common(first, last), min(map(len, run_of)) - 1) if len(run_of) > 1 else 0
+        sharing.setdefault(lead, []).append(run_of)
+    for lead, runs in sharing.items():
+        some = [prompt for run_of in runs for prompt in run_of]
+        if lead * (len(some) - len(runs)) >= LEAST_SAVED.get(place, LEAST_SAVED["cuda"]):
+            yield lead, some
         else:
-            alone += run_of
+            alone += some
     if alone:
         yield 0, alone
 
 
 def together(prompts: Sequence[AnswerIds], lead: int, more: int = 0) -> Generator[list[AnswerIds]]:
-    """Batches of prompts of equal length behind a prefix of `lead` tokens; `more` tokens may follow each."""
+    """Batches of prompts of equal length behind prefixes of `lead` tokens; `more` tokens may follow each."""
     for batch in launches([len(prompt) - lead for prompt in prompts]):
         most = max(1, KEPT_TOKENS // (len(prompts[batch[0]]) + more))
         for at in range(0, len(batch), most):
@@ -133,15 +157,6 @@ def _runs(prompts: Sequence[AnswerIds]) -> Generator[list[AnswerIds]]:
 def _common(one: AnswerIds, other: AnswerIds) -> int:
     both = min(len(one), len(other))
     return next((n for n in range(both) if one[n] != other[n]), both)
-
-
-def lead_cache(lm: LanguageModel, lead: AnswerIds) -> DynamicCache | None:
-    """Keys and values of a shared prefix, one row; None for an empty prefix."""
-    if not lead:
-        return None
-    cache = DynamicCache()
-    run_on(lm, torch.tensor([lead]), cache, keep=1)
-    return cache
 
 
 def run_on(lm: LanguageModel, ids: Tensor, cache: DynamicCache, *, keep: int) -> Tensor:
@@ -167,11 +182,10 @@ def _together(
     prompts: list[AnswerIds],
     answers: list[list[AnswerIds]],
     lead: int,
-    start: DynamicCache | None,
+    cache: DynamicCache,
     found: _Scored,
 ) -> None:
-    """One launch of prompts of equal length, and the launches that go on from it."""
-    cache = copy_cache_rows(start, [0] * len(prompts))
+    """One launch of prompts of equal length after what the cache has of them, and the launches that go on from it."""
     logits = run_on(lm, torch.tensor([prompt[lead:] for prompt in prompts]), cache, keep=1)[:, 0]
     pairs = [(row, answer) for row, of_one in enumerate(answers) for answer in of_one]
     rows, first = send(torch.tensor([(row, answer[0]) for row, answer in pairs]), logits.device).unbind(1)
@@ -244,11 +258,14 @@ def _merged(parts: Sequence[_Scored | None]) -> _Scored:
 def proved(lm: LanguageModel, asked: Sequence[tuple[AnswerIds, Collection[AnswerIds]]]) -> bool:
     """Whether kept keys and values give the log-probabilities of whole forwards, tried on a few prompts' answers.
 
-    Raises what `prove_engine` raises, among it every exhaustion of memory.
+    It is tried once on a model for rows of up to a length. Raises what `prove_engine` raises, among it every exhaustion
+    of memory.
     """
-    few = sorted(asked, key=lambda one: max(map(len, one[1])))[:: max(1, len(asked) // 3)][-4:]
-    if not few:
+    order = sorted(asked, key=lambda one: (max(map(len, one[1])), len(one[0])))
+    longest = max(order, key=_tokens, default=None)
+    if longest is None or _tokens(longest) <= lm.proofs.get(KEPT_VALUES, 0):
         return True
+    few = [longest, *(one for one in order[:: max(1, len(order) // 3)][-4:] if one is not longest)]
     rows = [(prompt, answer) for prompt, answers in few for answer in answers]
 
     def log_probs(scores: _Scored) -> list[Tensor]:
@@ -258,9 +275,17 @@ def proved(lm: LanguageModel, asked: Sequence[tuple[AnswerIds, Collection[Answer
         found: _Scored = {}
         for prompt, answers in few:
             lead = len(prompt) // 2
-            _together(lm, [prompt], [list(answers)], lead, lead_cache(lm, prompt[:lead]), found)
+            _together(lm, [prompt], [list(answers)], lead, Prefixes().cache(lm, [prompt], lead), found)
         return log_probs(found)
 
     # Log-probabilities near 0 are compared absolutely: a likely answer's are all rounding.
     limit = SUFFIX_AGREEMENT[lm.dtype]
-    return prove_engine(fast, lambda: log_probs(whole(lm, rows)), limit, name="kept keys and values", least=1.0).holds
+    holds = prove_engine(fast, lambda: log_probs(whole(lm, rows)), limit, name=KEPT_VALUES, least=1.0).holds
+    if holds:
+        lm.proofs[KEPT_VALUES] = _tokens(longest)
+    return holds
+
+
+def _tokens(asked: tuple[AnswerIds, Collection[AnswerIds]]) -> int:
+    """The tokens of the longest row of a prompt and an answer."""
+    return len(asked[0]) + max(map(len, asked[1]))

@@ -114,7 +114,7 @@ class Suffix(Changed):
         self.in_tuple = blocks_give_tuples(lm)
         self.above = range(layer + 1, lm.architecture.n_layers)
         if worth is None:
-            worth = WORTH["disk"] if lm.streamed else WORTH.get(lm.device.type, 0)
+            worth = WORTH.get(lm.place, 0)
         with torch.no_grad():
             made = [self._empty(batch) for batch in cut([row.suffix for row in rows], tokens, worth)]
             self._fill(made, columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class LanguageModel:
     """What it was opened from; None for a model that no other process can open."""
     streamed: Streamed | None = None
     """The blocks that are read from disk as they run; None if all weights are in memory."""
+    proofs: dict[str, int] = field(default_factory=dict[str, int], compare=False)
+    """The fast engines that are proved on this model: for rows of up to how many tokens."""
 
     @property
     def device(self) -> torch.device:
@@ -81,6 +83,11 @@ class LanguageModel:
         """The device that a layer's down-projection runs on."""
         weight: Any = self.model.get_submodule(self.architecture.down_projections[layer]).weight
         return self.device if weight.is_meta else weight.device
+
+    @property
+    def place(self) -> str:
+        """Where blocks lie: a type of device, or "disk" where they are read from it as they are needed."""
+        return "disk" if self.streamed is not None else self.device.type
 
     @property
     def size(self) -> int:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from memedit.forward.generation import JOINED, ends, generate
 from memedit.forward.perturbed import ChangedRow, WholeForward
 from memedit.forward.suffix import Suffix, choose_search_engine
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from tests.conftest import byte_tokenizer
-from tests.families import FAMILIES, POST_NORM, each_family, family_model
+from tests.families import EVERY, FAMILIES, POST_NORM, each_family, family_model
 from torch import Tensor
 
 SAME = 5e-6  # relative, on logits: float32 sums in another order (3e-7 to 6e-7 were seen)
 LAYER = 1
+NO_KEPT_VALUES = ("lfm2", "qwen3_5_text", "qwen3_5")
+"""Layers of convolutions or of linear attention: whole forwards are run."""
 
 
 def ids(count: int, seed: int) -> tuple[int, ...]:
@@ -106,3 +109,18 @@ def test_a_change_along_what_the_norm_is_given_moves_nothing(family: str) -> Non
     with torch.no_grad():
         longer, as_it_was = (engine.logits(part * engine.start, range(len(given))) for part in (3.0, 0.0))
     assert gap(longer, as_it_was) < 1e-3  # the norm's epsilon counts a little
+
+
+@pytest.mark.parametrize("family", each_family(EVERY))
+def test_prompts_of_all_lengths_are_written_on_together_as_alone(family: str) -> None:
+    lm, asked = open_family(family), [ids(count, count) for count in (3, 5, 9, 12, 14)]
+    alone: list[tuple[int, ...]] = []
+    for prompt in asked:
+        row = list(prompt)
+        while len(row) < len(prompt) + 6:
+            with torch.no_grad():
+                row.append(int(lm.model(torch.tensor([row])).logits[0, -1].argmax()))
+        stop = next((n for n in range(len(prompt), len(row)) if row[n] in ends(lm)), len(row))
+        alone.append(tuple(row[len(prompt) : stop]))
+    assert generate(lm, asked, 6) == alone
+    assert (JOINED in lm.proofs) is (family not in NO_KEPT_VALUES)

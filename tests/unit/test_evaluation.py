@@ -128,7 +128,7 @@ def test_the_size_of_a_launch_moves_no_figure(
     _, requests = written(as_counterfact, tmp_path)
     many = summarize(score_edits(moved, requests[:12]))
     monkeypatch.setattr(scoring, "TOKENS_PER_LAUNCH", 8)
-    monkeypatch.setattr(scoring, "launches", lambda lengths: passes.launches(lengths, 8))
+    monkeypatch.setattr(scoring, "launches", lambda lengths, tokens=8: passes.launches(lengths, tokens))
     assert_close(many, summarize(score_edits(moved, requests[:12])))
 
 
@@ -149,7 +149,7 @@ def test_a_shared_beginning_changes_no_answer(lm: LanguageModel) -> None:
     before = "The tower was small and heavy. Nobody knows where the boat is. " * 2
     asked = [(before + one.text, [one.object, one.object_old or ""], None) for one in requests[:60]]
     rows = [(ids, answer) for ids, answers in encode_questions(lm.tokenizer, asked) for answer in answers]
-    groups = list(leads(list(dict.fromkeys(prompt for prompt, _ in rows))))
+    groups = list(leads(list(dict.fromkeys(prompt for prompt, _ in rows)), "cpu"))
     assert groups[0][0] >= 10  # converse: there is something to share
     alone = [scoring.whole(lm, [row])[row] for row in rows]
     for together, single in zip(score_answers(lm, rows), alone, strict=True):
@@ -164,6 +164,7 @@ def test_a_family_whose_cache_lies_is_asked_by_whole_forwards(
 
     rows = [((40, 50, 60, 70), (80, 90)), ((41, 51, 61), (81,))]
     expected = score_answers(lm, rows)
+    lm.proofs.clear()
     real = scoring.run_on
     monkeypatch.setattr(scoring, "run_on", lambda *args, **options: real(*args, **options) + 1e-2 * torch.rand(1))
     monkeypatch.setattr(scoring, "copy_cache_rows", lambda _cache, rows: scoring.DynamicCache())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -61,14 +62,14 @@ def prompts() -> list[tuple[int, ...]]:
     def some(length: int) -> tuple[int, ...]:
         return tuple(torch.randint(2, 258, (length,), generator=generator).tolist())
 
-    lead = some(LEAST_SAVED // 16)
+    lead = some(LEAST_SAVED["cpu"] // 16)
     return [*(some(length) for length in (3, 5, 5, 9)), *(lead + some(2 + n % 3) for n in range(20))]
 
 
 @pytest.mark.slow
 def test_writing_together_is_writing_alone(tiny: LanguageModel) -> None:
     asked = prompts()
-    assert [lead > 0 for lead, _ in leads(asked)] == [True, False]
+    assert [lead > 0 for lead, _ in leads(asked, "cpu")] == [True, False]
     plain = Plain(tiny.model, tiny.tokenizer)
     stop = end_of_text(tiny.tokenizer)
     expected = [tuple(plain.write(list(ids), 6, stop)) for ids in asked]
@@ -100,6 +101,7 @@ def test_a_model_whose_cache_lies_writes_by_whole_forwards(
 
     asked = prompts()
     expected = generate(tiny, asked, 6)
+    tiny.proofs.clear()
 
     def forgotten(_cache: object, _rows: Sequence[int]) -> Any:
         return scoring.DynamicCache()
@@ -110,6 +112,65 @@ def test_a_model_whose_cache_lies_writes_by_whole_forwards(
     # Converse: believed, the same cache writes something else.
     monkeypatch.setattr(generation, "proved", lambda *_: True)
     assert generate(tiny, asked, 6) != expected
+
+
+def test_rows_of_all_lengths_go_on_together(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memedit.forward import generation
+
+    asked, masks = prompts(), list[torch.Tensor]()
+    plain = Plain(tiny.model, tiny.tokenizer)
+    expected = [tuple(plain.write(list(ids), 6, end_of_text(tiny.tokenizer))) for ids in asked]
+    real = tiny.model.forward
+
+    def see(*args: Any, attention_mask: Any = None, **options: Any) -> Any:
+        masks.extend([] if attention_mask is None else [attention_mask])
+        return real(*args, attention_mask=attention_mask, **options)
+
+    monkeypatch.setattr(tiny.model, "forward", see)
+    assert generate(tiny, asked, 6) == expected
+    assert any(len(mask) == len(asked) and not mask.all() for mask in masks)
+    # Converse: rows that see the empty columns write something else, and the proof refuses them.
+    monkeypatch.setattr(tiny.model, "forward", lambda *args, attention_mask=None, **options: real(*args, **options))
+    assert generate(tiny, asked, 6) != expected
+    tiny.proofs.clear()
+    assert generate(tiny, asked, 6) == expected
+    monkeypatch.setattr(generation, "MOST_ROWS", {"cpu": 3})
+    tiny.proofs.clear()
+    assert generate(tiny, asked, 6) == expected
+
+
+def test_rows_that_have_ended_are_dropped_and_change_no_other(tiny: LanguageModel) -> None:
+    asked = prompts()
+    free = generate(tiny, asked, 8)
+    text = [tiny.tokenizer.decode(list(ids)) for ids in free]
+    # Each text ends at a letter that some have early, some late and some never.
+    letter = max("".join(text), key=lambda one: sum(one in line for line in text))
+    cut = generate(tiny, asked, 8, until=re.compile(re.escape(letter)).search)
+    for ids, line in zip(cut, free, strict=True):
+        length = next((n for n in range(1, 9) if letter in tiny.tokenizer.decode(list(line[:n]))), 8)
+        assert ids == line[:length]
+    assert len({len(ids) for ids in cut}) > 2
+
+
+def test_a_proof_holds_for_rows_up_to_its_length(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memedit.forward import generation, scoring
+
+    asked, tried = prompts(), list[str]()
+    real = scoring.prove_engine
+
+    def see(*args: Any, name: str, **options: Any) -> Any:
+        tried.append(name)
+        return real(*args, name=name, **options)
+
+    for module in (generation, scoring):
+        monkeypatch.setattr(module, "prove_engine", see)
+    generate(tiny, asked[4:], 2)
+    assert tried == ["kept keys and values", "rows with empty columns"]
+    generate(tiny, asked, 2)
+    assert len(tried) == 2
+    longer = [*asked, (*asked[-1], 5, 6, 7)]
+    generate(tiny, longer, 2)
+    assert len(tried) == 4
 
 
 @pytest.mark.slow

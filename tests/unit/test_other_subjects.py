@@ -44,7 +44,9 @@ def named(
     def next_ones(_lm: LanguageModel, prompts: Sequence[tuple[int, ...]], count: int) -> list[list[tuple[int, float]]]:
         return [[(ids[letter], chance) for letter, chance in CHANCES.items()][:count] for _ in prompts]
 
-    def generate(_lm: LanguageModel, prompts: Sequence[tuple[int, ...]], tokens: int) -> list[tuple[int, ...]]:
+    def generate(
+        _lm: LanguageModel, prompts: Sequence[tuple[int, ...]], tokens: int, **_: Any
+    ) -> list[tuple[int, ...]]:
         found: list[tuple[int, ...]] = []
         for prompt in prompts:
             text = tokenizer.decode(list(prompt))

@@ -99,6 +99,7 @@ def test_any_other_failure_falls_back_to_whole_forwards(
 ) -> None:
     ask, fast = USERS[user]
     before = ask(lm)
+    lm.proofs.clear()
     monkeypatch.setattr(fast, failing(error))
     after = ask(lm)
     if user == "the search":
