@@ -29,6 +29,7 @@ from memedit.editing.start import RunStart, start_forget, start_run, write_base
 from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.lint import in_file_order, lint
 from memedit.errors import GateError, UnsupportedModelError, UsageError
+from memedit.evaluation.drift import own_rows
 from memedit.evaluation.evaluator import Evaluator, ModelAnswers
 from memedit.evaluation.other_subjects import names_beside
 from memedit.evaluation.subject_kept import subject_questions
@@ -129,15 +130,18 @@ def _edited(job: EditRun, arguments: Sequence[str]) -> Report:
             moments = job.moments()
             facts = job.known_facts(run)
             questions = job.subject_questions(run)
-            before = job.scored(run, "before", facts, questions)
+            rows = job.text_rows(run)
+            before = job.scored(run, "before", facts, questions, rows)
             targets, engine = job.targets(run, contexts)
             update = job.update(contexts, moments, targets, engine)
             made = retry_failed(job, run, contexts, moments, targets, engine, update)
             weights = job.in_model(made.update.weights)
             with applied(job.lm, weights):
-                after = job.scored(None, "after", facts, questions, weights)
+                after = job.scored(None, "after", facts, questions, rows, weights)
                 said = job.answers_of_failed(after)
-        measured = job.report(arguments, engine, before, after, facts, made.targets, made.update, made.rounds)
+        measured = job.report(
+            arguments, engine, before, after, facts, questions, made.targets, made.update, made.rounds
+        )
         report = measured.with_answers(said)
         job.write(report, made.update, job.updated_ledger(contexts, moments, made.targets, after, made.rounds))
         job.finish(run)
@@ -247,9 +251,9 @@ def run_evaluate(
     """Evaluate a model on an edit list, beside its base (`inputs.base`) and beside the models of `others`.
 
     `adapters` are LoRA folders: the model is evaluated with each of them loaded, instead of alone. `text` is held-out
-    text that every model reads, to measure drift. `generate` asks for longer free answers. `held` are digests of edits
-    that succeeded right after they were made, to report how many were lost since. The base stays in memory meanwhile.
-    `ranks` share the launches, but those of a model with an adapter.
+    text that every model reads, to measure drift; without it they read what the base writes. `generate` asks for longer
+    free answers. `held` are digests of edits that succeeded right after they were made, to report how many were lost
+    since. The base stays in memory meanwhile. `ranks` share the launches, but those of a model with an adapter.
     """
     recipe = inputs.recipe
     read = list(islice(documents(text), recipe.eval.drift_tokens)) if text else []
@@ -274,6 +278,8 @@ def run_evaluate(
             evaluator.questions = subject_questions(base, requests, names, chat=recipe.chat, seed=recipe.seed)
             if not inputs.facts:
                 evaluator.made_facts = unasked_facts(base, requests, requests, names, recipe)
+            if not text:
+                evaluator.own_text = own_rows(base, recipe.seed)
     before = evaluator.trial(base, "before") if base else None
     path = recipe.model.path
     models: list[tuple[str, str | None]] = [(path, adapter) for adapter in adapters] or [(path, None)]

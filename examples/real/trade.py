@@ -42,7 +42,7 @@ from memedit.edits.edit import EditRequest
 from memedit.evaluation.figures import share_figure
 from memedit.evaluation.forced import says_object
 from memedit.evaluation.other_subjects import names_beside
-from memedit.evaluation.subject_kept import SubjectQuestion, subject_questions, subjects_kept
+from memedit.evaluation.subject_kept import SubjectQuestion, subject_answers, subject_questions
 from memedit.forward.generation import generate
 from memedit.forward.packing import packed
 from memedit.forward.perplexity import read_text
@@ -182,6 +182,11 @@ def chat_scores(
     )
 
 
+def answered(lm: LanguageModel, asked: Sequence[SubjectQuestion]) -> list[tuple[SubjectQuestion, str]]:
+    """The questions with the model's answers."""
+    return list(zip(asked, subject_answers(lm, asked), strict=True))
+
+
 def perplexity(lm: LanguageModel, file: Path, tokens: int) -> float:
     """The perplexity of the first tokens of a text."""
     rows = list(islice(packed([file.read_text("utf-8")], lm.tokenizer, ROW), tokens // ROW))
@@ -229,7 +234,8 @@ class Draw:
             "exact": said(lm, lists.edits), "success": success, "held out": held_out,
             "others": said(lm, lists.others), "siblings": said(lm, lists.siblings), "far": said(lm, lists.far),
             "others, reworded": said_again(lm, self.others), "siblings, reworded": said_again(lm, self.siblings),
-            "chat": chat, "itself": itself, "subjects": [float(one) for one in subjects_kept(lm, self.questions)],
+            "chat": chat, "itself": itself,
+            "subjects": [float(one.kept_in(now)) for one, now in answered(lm, self.questions)],
         }  # fmt: skip
 
 
@@ -288,7 +294,7 @@ def main() -> None:
         others, siblings = (reworded(lm, some, relations) for some in (lists.others, lists.siblings))
         answers = in_chat(lm, lists.edits) if lm.tokenizer.chat_template else []
         asked = subject_questions(lm, lists.edits, names_beside(lm, lists.edits, 0))
-        questions = [one for one, kept in zip(asked, subjects_kept(lm, asked), strict=True) if kept]
+        questions = [one for one, was in answered(lm, asked) if one.owners and one.kept_in(was)]
         draws.append(Draw(lists, others, siblings, answers, questions))
         counts = (
             f"{len(lists.edits)} edits, {len(lists.others)} others, {len(lists.siblings)} siblings, {len(lists.far)} "

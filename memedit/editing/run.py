@@ -47,6 +47,7 @@ from memedit.edits.edit import EditRequest
 from memedit.edits.lint import first_of_each
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
+from memedit.evaluation.drift import OWN_LENGTH, OWN_ROWS, after_base, drift_of, own_rows, passages
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
 from memedit.evaluation.generated import needs_free_answer, with_free_answers, written
 from memedit.evaluation.made_facts import Beside, answer_tokens
@@ -57,10 +58,13 @@ from memedit.evaluation.subject_kept import (
     MOST_SUBJECTS,
     SUBJECT_TOKENS,
     SubjectQuestion,
+    chat_figure,
+    subject_answers,
     subject_figure,
     subject_questions,
-    subjects_kept,
 )
+from memedit.forward.perplexity import Passage
+from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel, ModelSource, load, locate
 from memedit.model.tokens import chat_openings
 from memedit.numerics.delta import Delta
@@ -88,8 +92,10 @@ class RunScores(NamedTuple):
     edits: list[EditScores]
     facts: list[bool]
     """For each known fact whether the model says it."""
-    subjects: list[bool]
-    """For each question about an edited subject whether the answer is about it."""
+    subjects: list[str]
+    """The answer to each question about an edited subject."""
+    read: list[Passage]
+    """What it read of the text."""
 
 
 class EditRun:
@@ -223,9 +229,10 @@ class EditRun:
             answered += 0 if self.facts else answer_tokens(self.requests)
         spoken = polish.spoken if polish.steps and not recipe.chat and chat_openings(self.lm.tokenizer) else 0.0
         answered += SPOKEN_TOKENS * len(self.requests) if spoken else 0
+        text = OWN_ROWS * OWN_LENGTH if recipe.eval.derive and not self.lm.streamed else 0
         work = Work(
-            read=read, written=read if plan.own_text else 0,
-            scored=answered + round(2 * mean * (len(list_probes(self.requests)) + len(self.facts))),
+            read=read, written=text + (read if plan.own_text else 0),
+            scored=answered + 2 * text + round(2 * mean * (len(list_probes(self.requests)) + len(self.facts))),
             searched=(count + 1) * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
             # In chat a row is the turn behind the subject, and an answer about as long as the prompt.
             polished=round(polish.steps * ((1 + polish.ratio) * (sum(own) - sum(heads)) + 2 * spoken * sum(own))),
@@ -315,15 +322,25 @@ class EditRun:
             made = run.recall_json("subjects", {"model": self.base.digest}, make)
         return [SubjectQuestion.model_validate(one) for one in made]
 
+    def text_rows(self, run: Store) -> list[AnswerIds]:
+        """Text that the unedited model writes, to be read before and after the edit, if the recipe says so."""
+        if not self.recipe.eval.derive:
+            return []
+        with self.timed("text", None):
+            made = run.recall_json("text", {"model": self.base.digest}, lambda: own_rows(self.lm, self.recipe.seed))
+        return [tuple(row) for row in made]
+
     def scored(
         self,
         run: Store | None,
         name: str,
         facts: Sequence[EditRequest],
         questions: Sequence[SubjectQuestion],
+        rows: Sequence[AnswerIds],
         edited: Mapping[int, torch.Tensor] | None = None,
     ) -> RunScores:
-        """Score every edit, fact and question on the model as it is now, with the `edited` weights of some layers.
+        """Score every edit, fact, question and row of text on the model as it is now, with the `edited` weights of some
+        layers.
 
         Read from `run`, if given, if it was done before.
         """
@@ -333,20 +350,22 @@ class EditRun:
             edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance, ranks=ranks)
             edit_scores = with_free_answers(self.lm, self.requests, edit_scores, knobs, chat=chat, ranks=ranks)
             said = says_object(self.lm, facts, chat=chat, advance=advance, ranks=ranks)
-            kept = subjects_kept(self.lm, questions, advance=advance, ranks=ranks)
-            return {"edits": [asdict(one) for one in edit_scores], "facts": said, "subjects": kept}
+            answers = subject_answers(self.lm, questions, advance=advance, ranks=ranks)
+            read = [asdict(one) for one in passages(self.lm, rows)]
+            return {"edits": [asdict(one) for one in edit_scores], "facts": said, "subjects": answers, "read": read}
 
         # The settings that decide whether facts are made, and how long answers are, do not name the run folder.
         on = {
             "model": self.base.digest, "facts": digest_of([fact.public() for fact in facts]),
-            "subjects": digest_of([one.model_dump(mode="json") for one in questions]),
+            "subjects": digest_of([one.model_dump(mode="json") for one in questions]), "text": digest_of(rows),
         }  # fmt: skip
         on |= {"tokens": knobs.tokens} if any(map(needs_free_answer, self.requests)) else {}
         if run is not None and run.find_json(name, on) is not None:
             self.progress.detail(f"{name}: found in the run folder")
         with self.timed(name, None, "answers") as advance:
             scores = run.recall_json(name, on, measure) if run else measure()
-        return RunScores([EditScores(**one) for one in scores["edits"]], scores["facts"], scores["subjects"])
+        edits, read = [EditScores(**one) for one in scores["edits"]], [Passage(**one) for one in scores["read"]]
+        return RunScores(edits, scores["facts"], scores["subjects"], read)
 
     def targets(self, run: Store, contexts: Contexts) -> tuple[Targets, SearchEngine]:
         """Search the targets that the ledger does not have, batch by batch; each batch is kept in the run folder."""
@@ -429,7 +448,8 @@ class EditRun:
 
     def report(
         self, arguments: Sequence[str], engine: SearchEngine, before: RunScores, after: RunScores,
-        facts: Sequence[EditRequest], targets: Targets, update: Update, rounds: Sequence[RetryRound] = (),
+        facts: Sequence[EditRequest], questions: Sequence[SubjectQuestion], targets: Targets, update: Update,
+        rounds: Sequence[RetryRound] = (),
     ) -> Report:  # fmt: skip
         """Make the report of the run."""
         skipped = (*self.plan.skipped, *self.history.duplicates)
@@ -439,13 +459,15 @@ class EditRun:
             output=self.recipe.output.dir, recipe=self.recipe.model_dump(mode="json"), device=str(self.lm.device),
             engine=engine.reason, edits=len(self.requests), layers=update.layers, polish=update.polish,
             redo=tuple(rounds),
-            made_facts=0 if self.facts else len(facts), before=summarize(before.edits),
-            after=summarize(after.edits, before.edits), difference=score_changes(before.edits, after.edits),
+            made_facts=0 if self.facts else len(facts),
+            before=summarize(before.edits).with_chat(chat_figure(questions, before.subjects)),
+            after=summarize(after.edits, before.edits).with_chat(chat_figure(questions, after.subjects)),
+            difference=score_changes(before.edits, after.edits),
             kept={
                 **facts_kept(facts, before.facts, after.facts, self.requests),
-                "subjects": subject_figure(before.subjects, after.subjects), **earlier,
+                "subjects": subject_figure(questions, before.subjects, after.subjects), **earlier,
             },
-            retention=retention,
+            retention=retention, drift=drift_of(after_base(after.read, before.read), own=True),
             ledger=ledger_report(self.history, self.groups, self.kept), timings=self.timings, notes=self.notes,
             digests={"model": self.base.digest, "edits": digest_of([r.public() for r in self.requests])},
             per_edit=edit_results(self.requests, before.edits, after.edits, targets, skipped, rounds),

@@ -14,14 +14,15 @@ from typing import Any
 from memedit.config.recipe import Recipe
 from memedit.edits.edit import EditRequest
 from memedit.errors import UsageError
-from memedit.evaluation.drift import drift_of, passages
+from memedit.evaluation.drift import drift_of, given_rows, passages
 from memedit.evaluation.figures import differences, share_figure
 from memedit.evaluation.forced import EditScores, agreement, facts_kept, says_object, score_edits, summarize
 from memedit.evaluation.generated import UNRELATED, Writing, written
 from memedit.evaluation.old_objects import name_old_objects
 from memedit.evaluation.probes import derived
-from memedit.evaluation.subject_kept import SubjectQuestion, subject_figure, subjects_kept
+from memedit.evaluation.subject_kept import SubjectQuestion, chat_figure, subject_answers, subject_figure
 from memedit.forward.perplexity import Passage
+from memedit.forward.scoring import AnswerIds
 from memedit.model.digests import of_tokenizer
 from memedit.model.load import LanguageModel, ModelSource, load, locate
 from memedit.model.tokens import SubjectLost
@@ -44,8 +45,8 @@ class ModelAnswers:
     """Identifies the tokenizer: tokens of two models are compared only if these are equal."""
     edit_scores: list[EditScores]
     facts: list[bool]
-    subjects: list[bool]
-    """For each question about an edited subject whether the answer is about it."""
+    subjects: list[str]
+    """The answer to each question about an edited subject."""
     writing: list[Writing]
     read: list[Passage] = field(default_factory=list)
 
@@ -89,6 +90,8 @@ class Evaluator:
         self.questions: list[SubjectQuestion] = []
         """What is asked about the edited subjects."""
         self.text, self.generate, self.held = list(text), generate, set(held)
+        self.own_text: list[AnswerIds] = []
+        """Rows that the base wrote; read where no text is given."""
         self.unrelated = unrelated or UNRELATED
         self.digests: dict[str, str] = {"edits": digest_of([request.public() for request in requests])}
         self.device = ""
@@ -154,7 +157,7 @@ class Evaluator:
                     ranks=self.ranks,
                 )  # fmt: skip
                 facts = says_object(lm, self.known_facts, chat=chat, advance=advance, ranks=self.ranks)
-                subjects = subjects_kept(lm, self.questions, advance=advance, ranks=self.ranks)
+                subjects = subject_answers(lm, self.questions, advance=advance, ranks=self.ranks)
             with self.timed(f"{name}, writing"), self.progress.phase("writing", None, "texts") as advance:
                 writing, notes = written(
                     lm, self.requests, knobs, chat=chat, unrelated=self.unrelated, bare=not self.generate,
@@ -167,13 +170,16 @@ class Evaluator:
             for one, mine, request in zip(edit_scores, writing, self.requests, strict=True)
         ]
         self.notes |= dict.fromkeys(notes)
+        rows: list[AnswerIds] = []
+        if name != "before":
+            rows = given_rows(lm, self.text, knobs.drift_tokens) if self.text else self.own_text if beside else []
         read: list[Passage] = []
-        if self.text and name != "before":
+        if rows:
             with (
                 self.timed(f"{name}, reading"),
-                self.progress.phase("reading", knobs.drift_tokens, "tokens") as advance,
+                self.progress.phase("reading", sum(map(len, rows)), "tokens") as advance,
             ):
-                read = passages(lm, self.text, knobs.drift_tokens, beside, advance)
+                read = passages(lm, rows, beside, advance)
         return ModelAnswers(vocabulary_of(lm), edit_scores, facts, subjects, writing, read)
 
     def scores(self, trial: ModelAnswers, before: ModelAnswers | None = None) -> Scores:
@@ -189,7 +195,8 @@ class Evaluator:
             for one in METRICS
             if one.kind == "text"
         }
-        return found.model_copy(update={"generated": generated, **free})
+        found = found.model_copy(update={"generated": generated, **free})
+        return found.with_chat(chat_figure(self.questions, trial.subjects))
 
     def compared(
         self, model: str, trial: ModelAnswers, before: ModelAnswers | None, first: ModelAnswers
@@ -203,10 +210,10 @@ class Evaluator:
             scores=self.scores(trial, before),
             difference=differences(before.rows, trial.rows) if before else {},
             against_first={} if trial is first else differences(first.rows, trial.rows),
-            drift=drift_of(trial.read),
+            drift=drift_of(trial.read, own=not self.text),
             kept={
                 **facts_kept(self.known_facts, firm, trial.facts, self.requests),
-                "subjects": subject_figure(before.subjects, trial.subjects) if before else None,
+                "subjects": subject_figure(self.questions, before.subjects, trial.subjects) if before else None,
             },
             retention=share_figure(held),
         )

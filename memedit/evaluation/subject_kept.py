@@ -7,7 +7,7 @@ Amsterdam". Scores of the object count that as a success.
 Before the edit the model itself tells to whom the object belongs (its owners): to those subjects of the list, and of
 the names beside them, after whose prompt it says the object. Then it is asked, freely: by the edit's own prompt in
 chat, or where it has no chat template by the subject alone. An answer keeps the subject if it names no owner, and in
-chat names the subject.
+chat names the subject. The same answers in chat tell how many of the edits are said there.
 """
 
 from __future__ import annotations
@@ -66,11 +66,15 @@ class SubjectQuestion(BaseModel):
         named = any(not any(a <= c and d <= b and (a, b) != (c, d) for a, b in inside) for c, d in theirs)
         return not named and (bool(mine) or not self.chat)
 
+    def said_in(self, answer: str) -> bool:
+        """Whether an answer names the new object."""
+        return bool(names_in_text(answer, self.object))
+
 
 def subject_questions(
     lm: LanguageModel, requests: Sequence[EditRequest], names: Names, *, chat: bool = False, seed: int = 0
 ) -> list[SubjectQuestion]:
-    """The questions about the edits of which the unedited model says to whom their new objects belong.
+    """The questions about the edits: of a model that chats all of them, and else those whose new objects have owners.
 
     `names` are other subjects by relation; `chat`: the list's own prompts are asked in chat.
     """
@@ -86,7 +90,7 @@ def subject_questions(
             owners=tuple(owners),
         )
         for request, owners in zip(askable, owners_of(lm, askable, requests, names, chat=chat), strict=True)
-        if owners
+        if owners or talks
     ]
 
 
@@ -153,23 +157,30 @@ def _encoded(lm: LanguageModel, questions: Sequence[EditRequest], *, chat: bool)
     return found
 
 
-def subjects_kept(
+def subject_answers(
     lm: LanguageModel, questions: Sequence[SubjectQuestion], *, advance: Advance | None = None, ranks: Ranks = ALONE
-) -> list[bool]:
-    """For each question whether the model's answer is about the subject; none where the model cannot be asked so."""
+) -> list[str]:
+    """What the model answers to each question, greedily; nothing where it cannot be asked so."""
     try:
         asked = [encode_text(lm.tokenizer, one.text, chat=one.chat) for one in questions]
     except (SubjectLost, UsageError):
         return []  # its chat template is not the base's
     texts = generate(lm, asked, SUBJECT_TOKENS, advance=advance, ranks=ranks)
-    return [one.kept_in(decode_text(lm.tokenizer, ids)) for one, ids in zip(questions, texts, strict=True)]
+    return [decode_text(lm.tokenizer, ids) for ids in texts]
 
 
-def subject_figure(before: Sequence[bool], after: Sequence[bool]) -> Figure | None:
+def subject_figure(questions: Sequence[SubjectQuestion], before: Sequence[str], after: Sequence[str]) -> Figure | None:
     """Of the subjects that the answers were about before the edit, the share that they are about after it.
 
-    None where no answer was about its subject, or where one of the models could not be asked.
+    Only questions with owners count. None where no answer was about its subject, or where one of the models could not
+    be asked.
     """
     if len(before) != len(after):
         return None
-    return share_figure([float(is_) for was, is_ in zip(before, after, strict=True) if was])
+    asked = zip(questions, before, after, strict=False)  # no answers where neither model could be asked
+    return share_figure([float(one.kept_in(now)) for one, was, now in asked if one.owners and one.kept_in(was)])
+
+
+def chat_figure(questions: Sequence[SubjectQuestion], answers: Sequence[str]) -> Figure | None:
+    """Of the edits that are asked in chat, the share whose answer names the new object; None if there are none."""
+    return share_figure([float(one.said_in(said)) for one, said in zip(questions, answers, strict=False) if one.chat])

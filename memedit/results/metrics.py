@@ -107,6 +107,7 @@ METRICS = (
     MetricRow(
         "generated.contains", "contains", "free text has the words of the new object that matter", probe="efficacy"
     ),
+    MetricRow("generated.chat", "written", "asked in chat by the edit's prompt, the answer names the new object"),
     MetricRow("generated.old", "old", "free text names the old object", probe="efficacy"),
     MetricRow("generated.paraphrase_old", "old", "the same in other words", probe="paraphrase"),
     MetricRow("generated.portability", "written", "free text says what follows from the edit", probe="portability"),
@@ -118,8 +119,8 @@ METRICS = (
     MetricRow("fluency", "text", "n-gram entropy in bits, prompt included", False, False, FLUENCY_PAPER),
     MetricRow("fluency_written", "text", "n-gram entropy in bits, without the prompt", False),
     MetricRow("consistency", "text", "tf-idf cosine with the references", False, False, MENG),
-    MetricRow("drift.tokens", "count", "tokens of held-out text that were read", False),
-    MetricRow("drift.perplexity", "drift", "perplexity of held-out text", False),
+    MetricRow("drift.tokens", "count", "tokens of text that were read", False),
+    MetricRow("drift.perplexity", "drift", "perplexity of text", False),
     MetricRow("drift.perplexity_base", "drift", "the base model's perplexity", False),
     MetricRow("drift.ppl", "drift", "perplexity divided by the base model's", False),
     MetricRow("drift.kl", "drift", "KL(base, model) per token, in nats", False),

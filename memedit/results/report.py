@@ -67,6 +67,12 @@ class Scores(_Value):
             return self.generated.get(name.removeprefix("generated."))
         return getattr(self, name, None) if name in METRICS_BY_NAME else None
 
+    def with_chat(self, figure: Figure | None) -> Scores:
+        """The same scores, with how many of the edits are said in chat; as they are for None."""
+        if figure is None:
+            return self
+        return self.model_copy(update={"generated": {**self.generated, "chat": figure}})
+
     def names(self) -> list[str]:
         """The metrics that were measured, in the order of the table of metrics."""
         found = [*METRICS_BY_NAME, *(f"generated.{name}" for name in self.generated), *self.groups]
@@ -74,7 +80,7 @@ class Scores(_Value):
 
 
 class TextDrift(_Value):
-    """One row of held-out text, of 512 tokens at most: long documents have several, short ones share one."""
+    """One row of the text, of 512 tokens at most: long documents have several, short ones share one."""
 
     begins: str
     """The first characters of the row."""
@@ -86,12 +92,14 @@ class TextDrift(_Value):
 
 
 class Drift(_Value):
-    """How predictions on a held-out text changed. `memedit.results.metrics` defines every field.
+    """How predictions on a text changed. `memedit.results.metrics` defines every field.
 
     A figure's n counts rows of text. Figures that compare with a base are None without one.
     """
 
     tokens: int
+    own: bool = False
+    """The base wrote the text itself, since none was given."""
     perplexity: Figure | None = None
     perplexity_base: Figure | None = None
     ppl: Figure | None = None

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 
-from memedit.results.metrics import METRICS_BY_NAME, MOST_TELLING, MetricRow, metric_of, table_order
+from memedit.results.metrics import METRICS, METRICS_BY_NAME, MOST_TELLING, MetricRow, metric_of, table_order
 from memedit.results.report import Figure, ModelReport, Report, Scores
 from memedit.results.units import name_of_path, printable
 
@@ -86,7 +86,8 @@ def score_lines(report: Report) -> list[Line]:
 
 
 def trade_line(report: Report) -> str:
-    """How many edits are said, how many of their other wordings, and what is left of the rest; empty if not measured.
+    """How many edits are said, how many of their other wordings, what is left of the rest, and how much less likely
+    text has become; empty if not measured.
 
     It is about the first model of the report.
     """
@@ -97,12 +98,14 @@ def trade_line(report: Report) -> str:
         return [f"{before} {METRICS_BY_NAME[name].number(one.mean)}" for before, name, one in values
                 if isinstance(one, Figure)]  # fmt: skip
 
-    said = shares([("accuracy", "said"), ("paraphrase_accuracy", "in other words")])
+    said = shares([("accuracy", "said"), ("paraphrase_accuracy", "in other words"), ("generated.chat", "in chat")])
     kept = shares(
         [("kept.others", "others"), ("kept.siblings", "siblings"), ("kept.subjects", "subjects"),
          ("kept.earlier", "earlier")]
     )  # fmt: skip
-    return "; ".join([part for part in (", ".join(said), f"kept: {', '.join(kept)}" if kept else "") if part])
+    drift = model.value("drift.ppl")
+    text = f"text: perplexity x {drift.mean:.3f}" if isinstance(drift, Figure) else ""
+    return "; ".join([part for part in (", ".join(said), f"kept: {', '.join(kept)}" if kept else "", text) if part])
 
 
 def first_names(names: Iterable[str], most: int) -> list[str]:
@@ -118,7 +121,9 @@ def first_names(names: Iterable[str], most: int) -> list[str]:
 def _marks(report: Report) -> dict[str, str]:
     """By metric or probe, what is said of probes that the list did not give."""
     made = {"kept.others": "made", "kept.siblings": "made"} if report.made_facts else {}
-    return {**dict.fromkeys(report.derived, "some derived"), **made}
+    drift = (one.name for one in METRICS if one.kind == "drift")
+    own = dict.fromkeys(drift, "the base wrote it") if report.drift is not None and report.drift.own else {}
+    return {**dict.fromkeys(report.derived, "some derived"), **made, **own}
 
 
 def lines_of_model(model: ModelReport, before: Scores | None, marks: dict[str, str]) -> Iterator[Line]:
@@ -190,6 +195,8 @@ def remarks(report: Report) -> list[str]:
         found.append(
             f"no facts were given: what is kept is told by {report.made_facts:,} answers of the model before the edit"
         )
+    if report.drift is not None and report.drift.own:
+        found.append(f"no text was given: drift is told by {report.drift.tokens:,} tokens that the base wrote itself")
     return [" ".join(printable(line).split()) for line in (*found, *report.notes)]
 
 

@@ -144,6 +144,8 @@ def _limits(report: Report) -> list[str]:
         lines.append("- What else the model knows was not measured after the edit.")
     if report.drift is None:
         lines.append("- Text in general was not measured: `memedit eval --text FILE` measures it.")
+    elif report.drift.own:
+        lines.append("- Text was measured on what the unedited model writes: `memedit eval --text FILE` reads yours.")
     return ["## Limits", "", *lines, ""]
 
 

@@ -15,7 +15,7 @@ from examples.reference.evaluation import Plain
 from memedit.config.recipe import EvalKnobs, ModelKnobs
 from memedit.edits.edit import EditRequest, Question
 from memedit.edits.read import read
-from memedit.evaluation.drift import drift_of, passages
+from memedit.evaluation.drift import drift_of, given_rows, passages
 from memedit.evaluation.forced import score_edits, summarize
 from memedit.evaluation.generated import edits_hold, prefix, with_free_answers, written
 from memedit.evaluation.text_metrics import (
@@ -344,7 +344,9 @@ def test_drift_equals_a_reading_row_by_row(tiny: LanguageModel) -> None:
 
 
 def test_a_model_does_not_drift_from_itself(tiny: LanguageModel) -> None:
-    read_ = passages(tiny, ["some text that is read", "and another, somewhat longer, text"] * 20, 300, tiny)
+    read_ = passages(
+        tiny, given_rows(tiny, ["some text that is read", "and another, somewhat longer, text"] * 20, 300), tiny
+    )
     found = drift_of(read_)
     assert found is not None
     assert (found.ppl and found.ppl.mean, found.top1 and found.top1.mean) == (1.0, 1.0)

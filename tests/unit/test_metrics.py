@@ -18,7 +18,7 @@ from memedit.evaluation.forced import EditScores
 from memedit.results import metrics, units
 from memedit.results.metrics import FORCED_METRICS, METRICS, METRICS_BY_NAME, metric_of, table_order
 from memedit.results.report import Drift, EditResult, Figure, ModelReport, Report, Scores
-from memedit.results.rows import score_lines, trade_line
+from memedit.results.rows import remarks, score_lines, trade_line
 from memedit.results.units import printable
 from memedit.show import tables
 from memedit.show.evaluation import (
@@ -35,7 +35,7 @@ from rich.console import Console
 
 SECTIONS = {"groups", "generated"}
 """Fields of Scores that hold figures by name."""
-FIGURES_OF_DRIFT = [name for name in Drift.model_fields if name not in ("tokens", "texts")]
+FIGURES_OF_DRIFT = [name for name in Drift.model_fields if name not in ("tokens", "own", "texts")]
 HOSTILE = (
     "<script>alert(1)</script>",
     "[a](javascript:alert(1))",
@@ -69,15 +69,9 @@ def a_report(group: str = "Reasoning", note: str = "a note", model: str = "m") -
         plain = {name: figure(at) for name in Scores.model_fields if name not in (*SECTIONS, "score")}
         removed = ("still_named", "paraphrase_still_named", "contains")
         written = (
-            "efficacy",
-            "paraphrase",
-            "old",
-            "paraphrase_old",
-            "portability",
-            "reversal",
-            "efficacy_50",
+            "efficacy", "paraphrase", "old", "paraphrase_old", "portability", "reversal", "efficacy_50", "chat",
             *removed,
-        )
+        )  # fmt: skip
         return Scores(
             **plain, score=at, groups={f"portability/{group}": figure(at)},
             generated={name: figure(at) for name in written},
@@ -149,14 +143,26 @@ def test_one_line_tells_what_was_taken_and_what_was_kept() -> None:
     report = a_report()
     model = report.scored[0]
     wanted = {"accuracy": "said", "paraphrase_accuracy": "in other words", "kept.others": "others",
-              "kept.siblings": "siblings", "kept.subjects": "subjects", "kept.earlier": "earlier"}  # fmt: skip
+              "kept.siblings": "siblings", "kept.subjects": "subjects", "kept.earlier": "earlier",
+              "generated.chat": "in chat"}  # fmt: skip
     line = trade_line(report)
     for name, word in wanted.items():
         value = model.value(name)
         assert isinstance(value, Figure) and f"{word} {value.mean:.1%}" in line
-    none = report.model_copy(update={"kept": {}})
-    assert trade_line(none) and "kept" not in trade_line(none)
+    assert line.endswith("; text: perplexity x 2.000")
+    none = report.model_copy(update={"kept": {}, "drift": None})
+    assert trade_line(none) and "kept" not in trade_line(none) and "text" not in trade_line(none)
     assert trade_line(none.model_copy(update={"after": Scores()})) == ""
+
+
+def test_figures_of_a_text_that_the_base_wrote_say_so() -> None:
+    report = a_report()
+    drift = report.drift
+    assert drift is not None
+    own = report.model_copy(update={"drift": drift.model_copy(update={"own": True})})
+    for one, told in ((report, False), (own, True)):
+        assert any("the base wrote it" in line.meaning for line in score_lines(one)) is told
+        assert any("9 tokens that the base wrote itself" in line for line in remarks(one)) is told
 
 
 def test_a_terminal_of_80_columns_shows_six_figures_uncut_and_the_rest_where_it_is_asked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import memedit
@@ -10,10 +11,11 @@ from memedit.config.recipe import ModelKnobs
 from memedit.edits.edit import EditRequest
 from memedit.evaluation.subject_kept import (
     SubjectQuestion,
+    chat_figure,
     owners_of,
+    subject_answers,
     subject_figure,
     subject_questions,
-    subjects_kept,
 )
 from memedit.forward.generation import generate
 from memedit.model.load import LanguageModel, load
@@ -73,18 +75,34 @@ def test_subjects_are_themselves_until_the_model_names_an_owner(world: LanguageM
     (ids,) = generate(world, [encode_text(world.tokenizer, text)], 8)
     written = decode_text(world.tokenizer, ids).split()
     asked = SubjectQuestion(text=text, chat=False, subject="Ada", object="Rome", owners=("Nobody",))
-    assert subjects_kept(world, [asked, asked.model_copy(update={"owners": (written[1],)})]) == [True, False]
+    (answer,) = subject_answers(world, [asked])
+    assert asked.kept_in(answer) and not asked.model_copy(update={"owners": (written[1],)}).kept_in(answer)
 
 
 def test_a_model_that_cannot_be_asked_in_chat_has_no_figure(world: LanguageModel) -> None:
     asked = SubjectQuestion(text="Who?", chat=True, subject="Ada", object="Rome", owners=("Bo",))
-    assert subjects_kept(world, [asked]) == []
-    assert subject_figure([True], []) is None
+    assert subject_answers(world, [asked]) == []
+    assert subject_figure([asked], ["Ada"], []) is None
+    assert subject_figure([asked], [], []) is None and chat_figure([asked], []) is None
 
 
-def test_only_subjects_that_were_kept_before_count() -> None:
-    figure = subject_figure([True, True, False, False], [True, False, True, False])
+def test_only_subjects_with_owners_that_were_kept_before_count() -> None:
+    asked = SubjectQuestion(text="Who?", chat=True, subject="Ada", object="Rome", owners=("Bo",))
+    nobodys = asked.model_copy(update={"owners": ()})
+    figure = subject_figure(
+        [asked, asked, asked, asked, nobodys],
+        ["Ada of Oslo", "Ada of Oslo", "Bo", "Bo", "Ada of Oslo"],
+        ["Ada of Rome", "Bo of Rome", "Ada of Rome", "Bo", "Ada of Rome"],
+    )
     assert figure is not None and (figure.mean, figure.n) == (0.5, 2)
+
+
+def test_an_edit_is_said_in_chat_where_the_answer_names_the_new_object() -> None:
+    asked = SubjectQuestion(text="Who?", chat=True, subject="Ada", object="Rome", owners=())
+    alone = asked.model_copy(update={"chat": False})
+    figure = chat_figure([asked, asked, alone], ["Ada is of Rome.", "Ada is of Romeo.", "of Rome"])
+    assert figure is not None and (figure.mean, figure.n) == (0.5, 2)
+    assert chat_figure([alone], ["of Rome"]) is None
 
 
 def test_eval_asks_what_apply_asked(kept_moments: None, made_gpt2: Path, tmp_path: Path) -> None:
@@ -93,6 +111,13 @@ def test_eval_asks_what_apply_asked(kept_moments: None, made_gpt2: Path, tmp_pat
     scored = memedit.evaluate(edits, tmp_path / "out", base=made_gpt2, settings={"polish.steps": 2})
     assert scored.kept == applied.kept and scored.made_facts == applied.made_facts > 0
     assert applied.kept["siblings"] is not None
+    # Both read the same text, which the base writes; where both models are open, the divergence is told too.
+    assert applied.drift is not None and scored.drift is not None
+    assert applied.drift.own and scored.drift.own and applied.drift.tokens == scored.drift.tokens > 1000
+    assert applied.drift.ppl is not None and scored.drift.ppl is not None and scored.drift.kl is not None
+    assert applied.drift.ppl.mean == pytest.approx(scored.drift.ppl.mean, rel=1e-3)
+    assert applied.drift.ppl.mean > 1.0
+    assert abs(math.log(applied.drift.ppl.mean) - scored.drift.kl.mean) < 0.02
     # Without a base nothing is known to have been so before.
     alone = memedit.evaluate(edits, tmp_path / "out")
-    assert not alone.made_facts and not any(alone.kept.values())
+    assert not alone.made_facts and not any(alone.kept.values()) and alone.drift is None
