@@ -33,7 +33,7 @@ from memedit.forward.perplexity import read_text
 from memedit.forward.scoring import LEAST_SAVED, leads
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load
-from memedit.model.tokens import encode_text, object_ids
+from memedit.model.tokens import decode_text, encode_text, object_ids
 from memedit.model.weights import applied
 from tests.conftest import ROOT, byte_tokenizer, end_of_text, tiny_model
 
@@ -142,12 +142,12 @@ def test_rows_of_all_lengths_go_on_together(tiny: LanguageModel, monkeypatch: py
 def test_rows_that_have_ended_are_dropped_and_change_no_other(tiny: LanguageModel) -> None:
     asked = prompts()
     free = generate(tiny, asked, 8)
-    text = [tiny.tokenizer.decode(list(ids)) for ids in free]
+    text = [decode_text(tiny.tokenizer, ids) for ids in free]
     # Each text ends at a letter that some have early, some late and some never.
     letter = max("".join(text), key=lambda one: sum(one in line for line in text))
     cut = generate(tiny, asked, 8, until=re.compile(re.escape(letter)).search)
     for ids, line in zip(cut, free, strict=True):
-        length = next((n for n in range(1, 9) if letter in tiny.tokenizer.decode(list(line[:n]))), 8)
+        length = next((n for n in range(1, 9) if letter in decode_text(tiny.tokenizer, line[:n])), 8)
         assert ids == line[:length]
     assert len({len(ids) for ids in cut}) > 2
 
