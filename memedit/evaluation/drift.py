@@ -32,7 +32,7 @@ from memedit.results.report import Drift, Figure, TextDrift
 LONGEST = 512  # tokens in a row at most
 OWN_ROWS, OWN_LENGTH = 32, 64
 """Texts that a model writes where none is given, and the tokens of each. 2,048 tokens tell a ratio of perplexities to
-about one per cent, and are written within a fiftieth of a run."""
+about one per cent, and take a fiftieth of a run of 60 edits (memedit/docs/measured.md)."""
 BEGINNING = 60
 """Characters by which a row is known."""
 LARGEST_MEAN = 700.0  # nats: exp of more is no float

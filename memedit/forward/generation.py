@@ -18,7 +18,6 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from memedit.errors import UsageError
-from memedit.forward.partial import cache_name
 from memedit.forward.passes import draw_token, run
 from memedit.forward.proof import prove_engine
 from memedit.forward.scoring import KEPT_TOKENS, AnswerIds, Prefixes, copy_cache_rows, leads, proved, run_on, together
@@ -164,11 +163,7 @@ class _Going:
             return run_on(self.lm, new, self.cache, keep=1)[:, 0]
         positions = self.mask.sum(1, keepdim=True)
         self.mask = torch.cat([self.mask, torch.ones_like(positions)], 1)
-        output: Any = self.lm.forward(
-            input_ids=send(new, self.lm.device), attention_mask=self.mask, position_ids=positions, use_cache=True,
-            logits_to_keep=1, **{cache_name(self.lm): self.cache},
-        )  # fmt: skip
-        return output.logits[:, -1].float()
+        return run_on(self.lm, new, self.cache, keep=1, attention_mask=self.mask, position_ids=positions)[:, 0]
 
 
 @dataclass
@@ -204,8 +199,7 @@ class _WriteLaunch:
         stops = ends(lm)
         written: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
-        at = list(range(len(prompts)))
-        """The prompt of each row."""
+        at = list(range(len(prompts)))  # the prompt of each row
         while True:
             picks = _pick(logits, [draws[n] for n in at] if draws else None, self.top_k)
             for n, token in zip(at, picks, strict=True):

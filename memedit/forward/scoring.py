@@ -159,9 +159,12 @@ def _common(one: AnswerIds, other: AnswerIds) -> int:
     return next((n for n in range(both) if one[n] != other[n]), both)
 
 
-def run_on(lm: LanguageModel, ids: Tensor, cache: DynamicCache, *, keep: int) -> Tensor:
-    """Run ids (B, T) after the tokens in the cache, and add them to it; logits (B, keep, V) float32."""
-    rows: dict[str, Any] = {"input_ids": send(ids, lm.device), cache_name(lm): cache}
+def run_on(lm: LanguageModel, ids: Tensor, cache: DynamicCache, *, keep: int, **options: Tensor) -> Tensor:
+    """Run ids (B, T) after the tokens in the cache, and add them to it; logits (B, keep, V) float32.
+
+    `options` are arguments of the model's forward, such as a mask.
+    """
+    rows: dict[str, Any] = {"input_ids": send(ids, lm.device), cache_name(lm): cache, **options}
     output: Any = lm.forward(**rows, use_cache=True, logits_to_keep=keep)
     return output.logits[:, -keep:].float()
 

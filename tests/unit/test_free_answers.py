@@ -6,7 +6,8 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from examples.reference.evaluation import Plain
 from memedit.config.recipe import EvalKnobs, ModelKnobs
 from memedit.edits.edit import EditRequest, Question
 from memedit.edits.read import read
-from memedit.evaluation.drift import drift_of, given_rows, passages
+from memedit.evaluation import drift
+from memedit.evaluation.drift import OWN_LENGTH, OWN_ROWS, drift_of, given_rows, own_rows, passages
 from memedit.evaluation.forced import score_edits, summarize
 from memedit.evaluation.generated import edits_hold, prefix, with_free_answers, written
 from memedit.evaluation.text_metrics import (
@@ -341,6 +343,16 @@ def test_drift_equals_a_reading_row_by_row(tiny: LanguageModel) -> None:
         parts = [one.tokens * math.log(getattr(one, name)) for one in found.texts]
         assert sum(parts) == pytest.approx(value, rel=SAME)
     assert sum(one.tokens * (one.kl or 0.0) for one in found.texts) == pytest.approx(divergence, rel=SAME)
+
+
+def test_a_model_writes_text_to_be_read_where_it_can(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = own_rows(tiny, 0)
+    assert len(rows) == OWN_ROWS and {len(row) for row in rows} == {min(OWN_LENGTH, tiny.architecture.positions or 999)}
+    assert own_rows(tiny, 0) == rows != own_rows(tiny, 1)
+    # Not where each token takes a reading of all blocks from disk, and not where no token begins a text.
+    assert own_rows(replace(tiny, streamed=cast(Any, object())), 0) == []
+    monkeypatch.setattr(drift, "text_opening", lambda _: ())
+    assert own_rows(tiny, 0) == []
 
 
 def test_a_model_does_not_drift_from_itself(tiny: LanguageModel) -> None:
