@@ -37,7 +37,7 @@ from memedit.editing.preserve import choose_preserved
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.editing.solve_edits import solve_edits
-from memedit.editing.target_search import Search
+from memedit.editing.target_search import Search, searched_prompts
 from memedit.edits.edit import EditRequest, Finding
 from memedit.edits.read import write_lines
 from memedit.errors import MemeditError, UnsupportedModelError, UsageError
@@ -277,7 +277,8 @@ def _solved_update(
 ) -> Update:
     """Search the targets of all edits, and solve the layers for them. Rows go by the digests of their edits."""
     prompts = encode_contexts(plan.edits, contexts, lm.tokenizer, chat=recipe.chat, seed=recipe.seed).prompts
-    search = Search(lm, plan.edits, prompts, plan.layers[-1], recipe, len(plan.layers))
+    searched = searched_prompts(prompts, recipe)
+    search = Search(lm, plan.edits, searched, plan.layers[-1], recipe, len(plan.layers))
     with progress.phase("targets", len(prompts), "edits") as advance, TemporaryDirectory() as folder:
         engine = search.choose_engine()
         targets = search.run(Store(Path(folder)), {}, engine.kind, advance)

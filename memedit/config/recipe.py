@@ -95,6 +95,9 @@ class TargetKnobs(_Knobs):
     """Weight of KL(edited || original) at the subject's last token of the bare subject."""
     stop: float = Field(default=0.05, ge=0)
     """The search of an edit ends when its loss is below this."""
+    contexts: int = Field(default=0, ge=0)
+    """Contexts that an edit is searched under, at most: the bare prompt, and others evenly among them; 0: all. The
+    solve and polish ask under all of them."""
     retry: int = Field(default=0, ge=0)
     """Retry rounds: the targets of failed edits are found again on the edited weights, and everything is solved again
     from the base. A round after which no more edits succeed is dropped."""

@@ -29,6 +29,7 @@ LARGEST_TARGET = 1e8
 """Numbers of targets lie below it: states of real models reach some thousands, a damaged number any size."""
 UNNAMED: dict[str, Any] = {
     "target.optimizer": "adam",
+    "target.contexts": 0,
     "polish.steps": 0,
     "polish.shorten": 0.0,
     "polish.own": 0.0,

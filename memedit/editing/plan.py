@@ -109,7 +109,7 @@ def check_edits(
     _, longest = context_shape(tokenizer, recipe.contexts, chat=recipe.chat)
     room = None if positions is None else positions - longest
     for edit in edits:
-        findings += _check_edit(edit, room)
+        findings += _check_edit(edit, room, tokenizer, recipe)
     findings += _shared_keys(edits)
     return edits, findings
 
@@ -219,9 +219,16 @@ def _last_alone(prompt: Prompt | SubjectLost, opening: tuple[int, ...]) -> Promp
     return Prompt((*opening, prompt.ids[prompt.subject_at]), len(opening))
 
 
-def _check_edit(edit: Edit, room: int | None) -> list[Finding]:
+def _check_edit(edit: Edit, room: int | None, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> list[Finding]:
     findings: list[Finding] = []
     length = max(len(prompt.ids) for prompt in (edit.prompt, *edit.wordings)) + len(edit.target)
+    if room is not None and edit.request.remove:
+        # It is also asked about made-up subjects, which may be longer. A token has a character at least.
+        names = made_up_names(edit.request.subject, recipe.seed)
+        if length + max(map(len, names)) > room:
+            frames = [_frame(edit.request, number) for number in range(len(edit.request.templates))]
+            strangers = _strangers(frames, tokenizer, recipe.chat, recipe.seed)
+            length = max(length, *(len(ids) + len(edit.target) for of_one in strangers for ids in of_one))
     if room is not None and length > room:
         message = (
             f"prompt and object are {length:,} tokens long; with a context before them {room:,} fit into this model"

@@ -60,5 +60,4 @@ def preserved_prompts(lm: LanguageModel, chosen: Sequence[Asked], *, chat: bool)
         except SubjectLost:
             continue
         prompts.setdefault(prompt.ids, prompt)
-    room = lm.architecture.positions
-    return [prompt for prompt in prompts.values() if room is None or len(prompt.ids) < room]
+    return [prompt for prompt in prompts.values() if lm.architecture.fits(len(prompt.ids) + 1)]

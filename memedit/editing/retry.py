@@ -18,7 +18,7 @@ from memedit.editing.moment_cache import MomentPlan
 from memedit.editing.plan import Contexts, Edit
 from memedit.editing.run import EditRun
 from memedit.editing.solve import Update
-from memedit.editing.target_search import Search, SearchEngine
+from memedit.editing.target_search import Search, SearchEngine, searched_prompts
 from memedit.editing.targets import Targets
 from memedit.evaluation.generated import edits_hold
 from memedit.model.weights import applied
@@ -93,7 +93,8 @@ def _search_again(
     which: Sequence[int],
 ) -> Targets:
     """All targets, those of the edits `which` found again on the edited weights, or read from the run folder."""
-    edits, prompts = [job.plan.edits[n] for n in which], [contexts.prompts[n] for n in which]
+    edits = [job.plan.edits[n] for n in which]
+    prompts = searched_prompts([contexts.prompts[n] for n in which], job.recipe)
     layers, base, weights = job.plan.layers, job.in_model(job.stored), job.in_model(update.weights)
     search = Search(job.lm, edits, prompts, layers[-1], job.recipe, len(layers), base)
     # Targets and moments determine the edited weights: the recipe and the edits are those of the run folder.

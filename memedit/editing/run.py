@@ -41,7 +41,7 @@ from memedit.editing.solve import Update
 from memedit.editing.solve_edits import solve_edits
 from memedit.editing.spoken import SPOKEN_TOKENS
 from memedit.editing.start import RunStart
-from memedit.editing.target_search import Search, SearchEngine
+from memedit.editing.target_search import Search, SearchEngine, searched_prompts
 from memedit.editing.targets import Targets, not_found
 from memedit.edits.edit import EditRequest
 from memedit.edits.lint import first_of_each
@@ -233,7 +233,8 @@ class EditRun:
         work = Work(
             read=read, written=text + (read if plan.own_text else 0),
             scored=answered + 2 * text + round(2 * mean * (len(list_probes(self.requests)) + len(self.facts))),
-            searched=(count + 1) * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
+            searched=(min(count, recipe.target.contexts or count) + 1)
+            * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
             # In chat a row is the turn behind the subject, and an answer about as long as the prompt.
             polished=round(polish.steps * ((1 + polish.ratio) * (sum(own) - sum(heads)) + 2 * spoken * sum(own))),
             before_subjects=round(
@@ -370,7 +371,8 @@ class EditRun:
     def targets(self, run: Store, contexts: Contexts) -> tuple[Targets, SearchEngine]:
         """Search the targets that the ledger does not have, batch by batch; each batch is kept in the run folder."""
         plan = self.plan
-        search = Search(self.lm, plan.edits, contexts.prompts, plan.layers[-1], self.recipe, len(plan.layers))
+        searched = searched_prompts(contexts.prompts, self.recipe)
+        search = Search(self.lm, plan.edits, searched, plan.layers[-1], self.recipe, len(plan.layers))
         rest = [n for n in range(len(plan.edits)) if n not in self.kept]
         with self.timed("targets", len(rest), "edits") as advance:
             engine = search.choose_engine()

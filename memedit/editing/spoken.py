@@ -38,8 +38,9 @@ SpokenEdit = tuple[Prompt, tuple[int, ...]]
 def spoken_edits(lm: LanguageModel, edits: Sequence[Edit]) -> list[SpokenEdit]:
     """Ask edits in chat, and make the answers.
 
-    There are none for a model without a chat template; none of removals and of edits without a subject; and none of
-    relations where no answer of the model names first the subject and then the old object. The model must be unedited.
+    There are none for a model without a chat template; none of removals, of edits without a subject, and of prompts
+    that are too long for the model in chat; and none of relations where no answer of the model names first the subject
+    and then the old object. The model must be unedited.
     """
     asked: dict[int, Prompt] = {}
     for n, edit in enumerate(edits if chat_openings(lm.tokenizer) else ()):
@@ -47,7 +48,9 @@ def spoken_edits(lm: LanguageModel, edits: Sequence[Edit]) -> list[SpokenEdit]:
         if request.subject and not request.remove:
             head, tail = request.frame
             with suppress(SubjectLost):  # the chat template changes this text
-                asked[n] = locate_subject(lm.tokenizer, head, request.subject, tail, chat=True)
+                prompt = locate_subject(lm.tokenizer, head, request.subject, tail, chat=True)
+                if lm.architecture.fits(len(prompt.ids) + SPOKEN_TOKENS):
+                    asked[n] = prompt
     templates = _templates(lm, edits, asked)
     answers = {
         n: filled(template, edits[n].request.subject) + edits[n].request.object
@@ -57,7 +60,11 @@ def spoken_edits(lm: LanguageModel, edits: Sequence[Edit]) -> list[SpokenEdit]:
     ids = encode_objects(
         lm.tokenizer, [(edits[n].request.text, asked[n].ids, answer, None) for n, answer in answers.items()], chat=True
     )
-    return [(asked[n], one) for n, one in zip(answers, ids, strict=True)]
+    return [
+        (asked[n], one)
+        for n, one in zip(answers, ids, strict=True)
+        if lm.architecture.fits(len(asked[n].ids) + len(one))
+    ]
 
 
 def _templates(lm: LanguageModel, edits: Sequence[Edit], asked: dict[int, Prompt]) -> dict[str, str]:
@@ -66,7 +73,8 @@ def _templates(lm: LanguageModel, edits: Sequence[Edit], asked: dict[int, Prompt
     said = generate(lm, [prompt.ids for prompt in asked.values()], SPOKEN_TOKENS)
     found: dict[str, Counter[str]] = {}
     for n, short, long in zip(asked, plain, said, strict=True):
-        request, answer = edits[n].request, decode_text(lm.tokenizer, long)
+        # The space before an answer is the chat template's, or the tokenizer's: it is put there again.
+        request, answer = edits[n].request, decode_text(lm.tokenizer, long).lstrip()
         own = ANSWER.match(decode_text(lm.tokenizer, short))
         old = request.object_old or (own[0].strip() if own else "")
         begin, _, rest = answer.partition(request.subject)

@@ -43,6 +43,18 @@ def memory_for(lm: LanguageModel, recipe: Recipe) -> int:
     return free * 4 // 5 if free is not None else min(free_memory() // 2, ENOUGH_ON_CPU)
 
 
+def searched_prompts(prompts: Sequence[Sequence[Prompt]], recipe: Recipe) -> list[Sequence[Prompt]]:
+    """For each edit the prompts that its target is searched under: at most `target.contexts` of its X, the bare first.
+
+    They lie evenly among all, so that wordings, and contexts of a text and of a chat, are among them.
+    """
+    most = recipe.target.contexts
+    return [
+        [of_one[n * len(of_one) // most] for n in range(most)] if 0 < most < len(of_one) else of_one
+        for of_one in prompts
+    ]
+
+
 @dataclass(frozen=True)
 class SearchEngine:
     """How a model is run in the search, and why."""

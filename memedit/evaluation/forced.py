@@ -88,9 +88,9 @@ def score_edits(
     ranks: Ranks = ALONE,
 ) -> list[EditScores]:
     """Score every edit with the model as it is now; `derive` and `plus` as for `list_probes`."""
-    asked = list_probes(requests, derive=derive, plus=plus)
     of_edit: list[list[tuple[Probe, Answer]]] = [[] for _ in requests]
-    for probe, answer in zip(asked, ask(lm, asked, chat=chat, advance=advance, ranks=ranks), strict=True):
+    asked = list_probes(requests, derive=derive, plus=plus)
+    for probe, answer in ask(lm, asked, chat=chat, advance=advance, ranks=ranks):
         of_edit[probe.edit].append((probe, answer))
     return [_edit_scores(answered) for answered in of_edit]
 
@@ -107,7 +107,7 @@ def says_object(
     asked = [
         Probe(n, "efficacy", one.text, (one.answer, *one.aliases), glue=one.glue) for n, one in enumerate(requests)
     ]
-    return [answer.exact for answer in ask(lm, asked, chat=chat, advance=advance, ranks=ranks)]
+    return [answer.exact for _, answer in ask(lm, asked, chat=chat, advance=advance, ranks=ranks)]
 
 
 def summarize(edit_scores: Sequence[EditScores], base: Sequence[EditScores] | None = None) -> Scores:
@@ -190,24 +190,27 @@ def ask(
     chat: bool,
     advance: Advance | None = None,
     ranks: Ranks = ALONE,
-) -> list[Answer]:
-    """Score the answers of every probe. Raises UsageError if a probe is too long for the model."""
+) -> list[tuple[Probe, Answer]]:
+    """Score the answers of every probe. A derived probe that is too long for the model is left out.
+
+    Raises UsageError if a probe of the list is too long for the model.
+    """
     answers = [[*one.right, *([one.rival] if one.rival else []), *([one.wrong] if one.wrong else [])] for one in asked]
     encoded = encode_questions(
         lm.tokenizer, [(one.text, of_one, one.glue) for one, of_one in zip(asked, answers, strict=True)], chat=chat
     )
-    rows = [(prompt, ids) for prompt, of_one in encoded for ids in of_one]
-    _check_lengths(
-        lm, [(one.text, len(prompt) + max(map(len, ids))) for one, (prompt, ids) in zip(asked, encoded, strict=True)]
-    )
+    lengths = [len(prompt) + max(map(len, ids)) for prompt, ids in encoded]
+    held = [n for n, one in enumerate(asked) if not one.derived or lm.architecture.fits(lengths[n])]
+    _check_lengths(lm, [(asked[n].text, lengths[n]) for n in held])
+    rows = [(encoded[n][0], ids) for n in held for ids in encoded[n][1]]
     weighed = zip(rows, score_answers(lm, rows, advance, ranks), strict=True)
-    return [_answer(one, weighed) for one in asked]
+    return [(asked[n], _answer(asked[n], weighed)) for n in held]
 
 
 def _check_lengths(lm: LanguageModel, lengths: Sequence[tuple[str, int]]) -> None:
     """Raise UsageError if a prompt with its answer has more tokens than the model can read."""
     text, longest = max(lengths, key=lambda one: one[1], default=("", 0))
-    if lm.architecture.positions is not None and longest > lm.architecture.positions:
+    if not lm.architecture.fits(longest):
         said = (
             f"a prompt and its answer are {longest:,} tokens long, and this model takes {lm.architecture.positions:,}"
         )

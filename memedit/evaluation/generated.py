@@ -20,8 +20,7 @@ from memedit.edits.glue import behind
 from memedit.evaluation.forced import EditScores, says_object
 from memedit.evaluation.probes import Probe, list_probes
 from memedit.evaluation.text_metrics import answered, contains_words, cosine, document_weights, n_gram_entropy, words
-from memedit.forward.generation import generate
-from memedit.forward.scoring import AnswerIds
+from memedit.forward.generation import generate, generate_each
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import decode_text, encode_bare, encode_text
 from memedit.progress import Advance
@@ -74,8 +73,13 @@ def written(
     `bare`: only after the edits' own prompts.
     """
     kinds = OWN_PROBES if bare else WRITTEN_PROBES
-    asked = [probe for probe in list_probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
-    rooms = _rooms(lm, asked, knobs.tokens)
+    listed = [probe for probe in list_probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
+    fits = lm.architecture.fits
+    asked = [one for one in listed if not one.derived or fits(len(encode_text(lm.tokenizer, one.text, chat=chat)) + 1)]
+    rooms = [
+        answer_room(lm, [behind(probe.text, answer, probe.glue) for answer in probe.right], knobs.tokens)
+        for probe in asked
+    ]
     values: list[dict[str, list[float]]] = [{} for _ in requests]
     said = [""] * len(requests)
     notes: list[str] = []
@@ -86,12 +90,13 @@ def written(
             continue
         prompts = [encode_text(lm.tokenizer, before + probe.text, chat=chat) for probe in asked]
         longest = max((len(ids) + room for ids, room in zip(prompts, rooms, strict=True)), default=0)
-        if lm.architecture.positions is not None and longest > lm.architecture.positions:
+        if not lm.architecture.fits(longest):
             if count:
                 notes.append(f"prompts after {count} unrelated tokens do not fit into this model: not asked")
                 continue
             notes.append("some prompts leave this model less room to write in than eval.tokens")
-        for probe, text in zip(asked, _texts(lm, prompts, rooms, advance, ranks), strict=True):
+        for probe, ids in zip(asked, generate_each(lm, prompts, rooms, advance=advance, ranks=ranks), strict=True):
+            text = decode_text(lm.tokenizer, ids)
             for name, value in _measures(probe, text, count, requests[probe.edit]):
                 values[probe.edit].setdefault(name, []).append(value)
             if probe.kind in OWN_PROBES and not count:
@@ -137,30 +142,10 @@ def edits_hold(
     return found
 
 
-def _rooms(lm: LanguageModel, asked: Sequence[Probe], tokens: int) -> list[int]:
-    """For each probe how many tokens an answer may take: `tokens`, and as many again as its longest answer fills."""
-    longest = [
-        max(len(encode_bare(lm.tokenizer, behind(probe.text, answer, probe.glue))) for answer in probe.right)
-        for probe in asked
-    ]
-    return [tokens * (1 + length // tokens) for length in longest]
-
-
-def _texts(
-    lm: LanguageModel,
-    prompts: Sequence[AnswerIds],
-    rooms: Sequence[int],
-    advance: Advance | None,
-    ranks: Ranks,
-) -> list[str]:
-    """What is written after each prompt in its room; prompts of one room together."""
-    found = [""] * len(prompts)
-    for room in dict.fromkeys(rooms):
-        which = [n for n, mine in enumerate(rooms) if mine == room]
-        texts = generate(lm, [prompts[n] for n in which], room, advance=advance, ranks=ranks)
-        for n, ids in zip(which, texts, strict=True):
-            found[n] = decode_text(lm.tokenizer, ids)
-    return found
+def answer_room(lm: LanguageModel, answers: Sequence[str], tokens: int) -> int:
+    """How many tokens may be written to name one of the answers: `tokens`, and as many again as the longest fills."""
+    longest = max(len(encode_bare(lm.tokenizer, answer)) for answer in answers)
+    return tokens * (1 + longest // tokens)
 
 
 def prefix(lm: LanguageModel, text: str, tokens: int) -> str | None:

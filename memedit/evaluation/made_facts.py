@@ -135,7 +135,9 @@ def make_facts(
         asked: dict[Asked, AnswerIds] = {}
         for one in draw.sample(free, min(ASKED * count, len(free))):
             with suppress(SubjectLost):  # a chat template changes this text
-                asked[one] = encode_text(lm.tokenizer, filled(*one), chat=chat)
+                ids = encode_text(lm.tokenizer, filled(*one), chat=chat)
+                if lm.architecture.fits(len(ids) + ANSWER_TOKENS):
+                    asked[one] = ids
         first = next_tokens(lm, list(asked.values()), 1)
         sure = [one for one, [(_, chance)] in zip(asked, first, strict=True) if chance >= SURE][:count]
         answers = generate(lm, [asked[one] for one in sure], ANSWER_TOKENS)

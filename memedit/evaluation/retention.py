@@ -21,7 +21,7 @@ def successful_edits(files: Iterable[str]) -> list[str]:
         file = Path(name).expanduser()
         file = file / "memedit" / "results.jsonl" if file.is_dir() else file
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8").split("\n")  # no other separator ends a line of JSON
             records: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
             found |= dict.fromkeys(_digest(one) for one in records if one["status"] == "ok")
         except OSError as error:

@@ -23,9 +23,10 @@ from memedit.edits.edit import EditRequest
 from memedit.errors import UsageError
 from memedit.evaluation.figures import share_figure
 from memedit.evaluation.forced import says_object
+from memedit.evaluation.generated import answer_room
 from memedit.evaluation.other_subjects import Names, relation_of
-from memedit.evaluation.text_metrics import names_in_text
-from memedit.forward.generation import generate
+from memedit.evaluation.text_metrics import contains_words, names_in_text
+from memedit.forward.generation import generate_each
 from memedit.forward.passes import likeliest_next
 from memedit.forward.scoring import AnswerIds
 from memedit.model.load import LanguageModel
@@ -37,7 +38,7 @@ from memedit.results.report import Figure
 MOST_SUBJECTS, MOST_CANDIDATES = 64, 256
 """Edits that are asked about, drawn by the seed; and for each relation the subjects of the list that may be owners."""
 SUBJECT_TOKENS = 16
-"""Length of an answer: a sentence that names its subject."""
+"""Length of an answer, a sentence that names its subject; longer where the object is long."""
 
 
 class SubjectQuestion(BaseModel):
@@ -50,6 +51,14 @@ class SubjectQuestion(BaseModel):
     subject: str
     object: str
     owners: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    contains: bool = False
+    """Whether the object is said where all its words are, as the edit asks to be compared."""
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The object and its aliases."""
+        return (self.object, *self.aliases)
 
     def kept_in(self, answer: str) -> bool:
         """Whether an answer names no owner, and in chat names the subject.
@@ -62,13 +71,14 @@ class SubjectQuestion(BaseModel):
         """
         mine = names_in_text(answer, self.subject)
         theirs = [span for owner in self.owners for span in names_in_text(answer, owner)]
-        inside = [*mine, *names_in_text(answer, self.object)]
+        inside = [*mine, *(span for one in self.spellings for span in names_in_text(answer, one))]
         named = any(not any(a <= c and d <= b and (a, b) != (c, d) for a, b in inside) for c, d in theirs)
         return not named and (bool(mine) or not self.chat)
 
     def said_in(self, answer: str) -> bool:
         """Whether an answer names the new object."""
-        return bool(names_in_text(answer, self.object))
+        names = contains_words if self.contains else names_in_text
+        return any(names(answer, one) for one in self.spellings)
 
 
 def subject_questions(
@@ -81,17 +91,29 @@ def subject_questions(
     askable = [request for request in requests if request.subject and not request.remove]
     askable = random.Random(seed).sample(askable, min(MOST_SUBJECTS, len(askable)))
     talks = chat or bool(chat_openings(lm.tokenizer))
-    return [
+    found = [
         SubjectQuestion(
             text=request.text if talks else request.subject,
             chat=talks,
             subject=request.subject,
             object=request.object,
             owners=tuple(owners),
+            aliases=request.aliases,
+            contains=request.evaluate == "contains",
         )
         for request, owners in zip(askable, owners_of(lm, askable, requests, names, chat=chat), strict=True)
         if owners or talks
     ]
+    return [one for one in found if _fits(lm, one)]
+
+
+def _fits(lm: LanguageModel, question: SubjectQuestion) -> bool:
+    """Whether the model can read the question and answer it."""
+    try:
+        asked = len(encode_text(lm.tokenizer, question.text, chat=question.chat))
+    except SubjectLost:
+        return True  # told by `subject_answers`
+    return lm.architecture.fits(asked + answer_room(lm, question.spellings, SUBJECT_TOKENS))
 
 
 def owners_of(
@@ -115,8 +137,9 @@ def owners_of(
     )
     likely = [
         one.model_copy(update={"object": request.object, "glue": request.glue, "aliases": request.aliases})
-        for (one, request, _, token), tail in zip(pairs, tails, strict=True)
+        for (one, request, ids, token), tail in zip(pairs, tails, strict=True)
         if tail[:1] == (token,)
+        and lm.architecture.fits(len(ids) + answer_room(lm, (request.object, *request.aliases), 2))
     ]
     owners: dict[tuple[str, str], list[str]] = {}
     for one, is_said in zip(likely, says_object(lm, likely, chat=chat), strict=True):
@@ -149,11 +172,13 @@ def _questions(requests: Sequence[EditRequest], names: Names) -> list[EditReques
 
 
 def _encoded(lm: LanguageModel, questions: Sequence[EditRequest], *, chat: bool) -> dict[int, AnswerIds]:
-    """The ids of each question, by its number; without those that a chat template changes."""
+    """The ids of each question, by its number; without those that a chat template changes or that are too long."""
     found: dict[int, AnswerIds] = {}
     for n, one in enumerate(questions):
         with suppress(SubjectLost):
-            found[n] = encode_text(lm.tokenizer, one.text, chat=chat)
+            ids = encode_text(lm.tokenizer, one.text, chat=chat)
+            if lm.architecture.fits(len(ids) + 1):
+                found[n] = ids
     return found
 
 
@@ -165,7 +190,8 @@ def subject_answers(
         asked = [encode_text(lm.tokenizer, one.text, chat=one.chat) for one in questions]
     except (SubjectLost, UsageError):
         return []  # its chat template is not the base's
-    texts = generate(lm, asked, SUBJECT_TOKENS, advance=advance, ranks=ranks)
+    rooms = [answer_room(lm, one.spellings, SUBJECT_TOKENS) for one in questions]
+    texts = generate_each(lm, asked, rooms, advance=advance, ranks=ranks)
     return [decode_text(lm.tokenizer, ids) for ids in texts]
 
 

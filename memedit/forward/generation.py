@@ -81,6 +81,25 @@ def generate(
     return [found[prompt] for prompt in prompts]
 
 
+def generate_each(
+    lm: LanguageModel,
+    prompts: Sequence[AnswerIds],
+    rooms: Sequence[int],
+    *,
+    advance: Advance | None = None,
+    ranks: Ranks = ALONE,
+) -> list[AnswerIds]:
+    """Generate greedily after each prompt at most as many tokens as it has room for; prompts of one room together."""
+    found: list[AnswerIds] = [()] * len(prompts)
+    for room in dict.fromkeys(rooms):
+        which = [n for n, mine in enumerate(rooms) if mine == room]
+        for n, ids in zip(
+            which, generate(lm, [prompts[n] for n in which], room, advance=advance, ranks=ranks), strict=True
+        ):
+            found[n] = ids
+    return found
+
+
 def _gathered(groups: Sequence[_Group], most: int) -> list[list[_Group]]:
     """Launches of groups, shortest prompts first, of at most `most` rows where they are of several groups."""
     found: list[list[_Group]] = []

@@ -49,6 +49,10 @@ class Architecture:
     positions: int | None
     """The most tokens in one row; None: no limit is known."""
 
+    def fits(self, tokens: int) -> bool:
+        """Whether the model can read a row of so many tokens."""
+        return self.positions is None or tokens <= self.positions
+
     @property
     def n_layers(self) -> int:
         """The number of blocks."""

@@ -168,7 +168,13 @@ def text_opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     one. Empty where the tokenizer has neither.
     """
     end: int | None = tokenizer.eos_token_id  # type: ignore[assignment]
-    return tuple(tokenizer("")["input_ids"]) or (() if end is None else (end,))  # type: ignore[arg-type]
+    return _put_before(tokenizer) or (() if end is None else (end,))
+
+
+def _put_before(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that the tokenizer puts before a text. An empty text would not tell them from those it puts behind."""
+    ids, offsets = _tokens(tokenizer, "a", special=True)
+    return tuple(ids[: next((n for n, (a, b) in enumerate(offsets) if a < b), 0)])
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -211,7 +217,7 @@ def _openings(tokenizer: PreTrainedTokenizerBase, _template: str) -> tuple[str, 
     except (SubjectLost, UsageError):
         return ()
     # The tokenizer puts BOS before a text itself, so the template's own would be a second one.
-    begin = decode_text(tokenizer, tokenizer("")["input_ids"])  # type: ignore[arg-type]
+    begin = decode_text(tokenizer, _put_before(tokenizer))
     return rendered[:at].removeprefix(begin), rendered.removeprefix(begin) + gap
 
 

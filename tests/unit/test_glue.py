@@ -297,9 +297,11 @@ def test_a_ledger_keeps_the_glue_and_so_the_ids_of_the_object(glue: Any, tmp_pat
 
 def test_results_name_an_edit_by_its_glue_and_wordings_too(tmp_path: Path) -> None:
     made = [edit(), edit(glue=" "), edit(wordings=("{} is worth $",))]
-    lines = [json.dumps({"id": one.id, "status": "ok", "edit": one.public()}) + "\n" for one in made]
+    # A separator of Unicode's in what a model said ends no line.
+    said = {"after": "a\u2028b\x85c"}
+    records = [{"id": one.id, "status": "ok", "edit": one.public(), "said": said} for one in made]
     file = tmp_path / "results.jsonl"
-    file.write_text("".join(lines))
+    file.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), "utf-8")
     assert successful_edits([str(file)]) == [one.digest for one in made]
 
 

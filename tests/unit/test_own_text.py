@@ -17,7 +17,7 @@ from memedit.errors import UsageError
 from memedit.forward import generation
 from memedit.forward.generation import ends, write_texts
 from memedit.model.load import LanguageModel, load
-from memedit.model.tokens import text_opening
+from memedit.model.tokens import chat_openings, text_opening
 from memedit.progress import NoProgress
 from tests.conftest import byte_tokenizer
 
@@ -52,6 +52,19 @@ def recipe_for(folder: Path, **knobs: Any) -> Any:
 @pytest.mark.parametrize(("bos", "opening"), [(True, (0,)), (False, (1,))])
 def test_a_text_begins_with_bos_or_else_eos(bos: bool, opening: tuple[int, ...]) -> None:
     assert text_opening(byte_tokenizer(bos=bos)) == opening
+
+
+def test_what_a_tokenizer_puts_behind_a_text_begins_none() -> None:
+    from tokenizers import processors
+
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    assert tokenizer("")["input_ids"] == [0, 1]
+    assert text_opening(tokenizer) == (0,)
+    tokenizer.chat_template = "<s>{% for one in messages %}[{{ one['content'] }}]{% endfor %}"
+    assert chat_openings(tokenizer)[0] == "["
 
 
 def test_rows_begin_as_a_text_does_and_are_what_whole_forwards_would_sample(lm: LanguageModel) -> None:

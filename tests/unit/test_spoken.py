@@ -76,6 +76,17 @@ def test_every_edit_of_a_relation_is_put_into_the_models_most_common_words(
     }
 
 
+def test_the_space_before_an_answer_is_there_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"Peru": " The capital of Peru is Lima."}
+    for template, gap in (
+        (TEMPLATE, ""),
+        (TEMPLATE.replace("one['content']", "(' ' if one['role'] == 'assistant' else '') + one['content']"), " "),
+    ):
+        lm.tokenizer.chat_template = template
+        found = spoken_texts(lm, [capital("Peru", "Oslo", "Lima")], answers, monkeypatch)
+        assert found == {"Peru": f"<user>The capital of Peru is<assistant>{gap}The capital of Peru is Oslo"}
+
+
 def test_an_answer_that_does_not_name_subject_and_old_object_is_no_template(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from memedit.config.recipe import ModelKnobs
 from memedit.edits.edit import EditRequest
 from memedit.evaluation.subject_kept import (
+    SUBJECT_TOKENS,
     SubjectQuestion,
     chat_figure,
     owners_of,
@@ -19,7 +20,7 @@ from memedit.evaluation.subject_kept import (
 )
 from memedit.forward.generation import generate
 from memedit.model.load import LanguageModel, load
-from memedit.model.tokens import decode_text, encode_text
+from memedit.model.tokens import decode_text, encode_bare, encode_text
 from tests.conftest import ROOT
 
 
@@ -103,6 +104,22 @@ def test_an_edit_is_said_in_chat_where_the_answer_names_the_new_object() -> None
     figure = chat_figure([asked, asked, alone], ["Ada is of Rome.", "Ada is of Romeo.", "of Rome"])
     assert figure is not None and (figure.mean, figure.n) == (0.5, 2)
     assert chat_figure([alone], ["of Rome"]) is None
+
+
+def test_an_answer_may_name_an_alias_or_all_words_where_the_edit_says_so() -> None:
+    asked = SubjectQuestion(text="Who?", chat=True, subject="Ada", object="NYC", owners=("New",), aliases=("New York",))
+    assert asked.said_in("It is New York.") and not asked.said_in("It is York.")
+    assert asked.kept_in("Ada: New York") and not asked.kept_in("Ada: New")
+    tower = asked.model_copy(update={"object": "tower of iron", "aliases": (), "contains": True})
+    assert tower.said_in("An iron tower.") and not tower.said_in("An iron bridge.")
+    assert not tower.model_copy(update={"contains": False}).said_in("An iron tower.")
+
+
+def test_an_answer_has_room_for_a_long_object(world: LanguageModel) -> None:
+    short = SubjectQuestion(text="Once", chat=False, subject="Ada", object="Rome", owners=())
+    long = short.model_copy(update={"aliases": ("Rome " * 20,)})
+    few, many = (len(encode_bare(world.tokenizer, one)) for one in subject_answers(world, [short, long]))
+    assert few <= SUBJECT_TOKENS < many
 
 
 def test_eval_asks_what_apply_asked(kept_moments: None, made_gpt2: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from memedit.config.recipe import ModelKnobs
 from memedit.config.resolve import resolve
 from memedit.editing import targets as module
 from memedit.editing.plan import Edit, check_edits
+from memedit.editing.target_search import searched_prompts
 from memedit.editing.targets import Targets, find_targets, not_found
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import read
@@ -166,6 +167,13 @@ def test_targets_that_were_not_found_are_reported_with_what_to_change() -> None:
     assert "3 of 20" in (note(3) or "")
     assert "target.ball" in (note(3) or "")
     assert "leave the preset out" in (note(3, step_absolute=0.5) or "")
+
+
+@pytest.mark.parametrize(("most", "kept"), [(0, [0, 1, 2, 3, 4, 5]), (3, [0, 2, 4]), (1, [0]), (9, [0, 1, 2, 3, 4, 5])])
+def test_a_search_may_use_some_of_the_contexts(most: int, kept: list[int]) -> None:
+    prompts = [[Prompt((n, edit), 1) for n in range(6)] for edit in range(2)]
+    recipe = resolve([("flag", {"target.contexts": most})])[0]
+    assert [[one.ids[0] for one in of_one] for of_one in searched_prompts(prompts, recipe)] == [kept, kept]
 
 
 @pytest.mark.slow
