@@ -57,7 +57,7 @@ from memedit.results.report import LayerReport
 from memedit.storage.artifacts import Store, write_whole
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.deltas import delta_bytes
-from memedit.storage.records import DELTA, EDITS
+from memedit.storage.records import DELTA, EDITS, RUN
 
 LayerMoments = Mapping[int, Moment] | Sequence[MomentRow]
 """Second moments by layer, or the rows that `memedit.stats` returns."""
@@ -131,8 +131,11 @@ class InMemoryUpdate:
         that folder's, it is the digest of the folder: the file is then the one that `memedit apply` would write. Else
         it is a digest of the weights in memory before the edit, and applying the file to a folder needs `--any-base`.
         Weights outside the edited layers are read as they are now, so save before you change them. Returns the path of
-        the file. Raises StorageError or ResourceError where it cannot be written.
+        the file. Raises UsageError for the folder of an edited model, whose own change this would replace, and
+        StorageError or ResourceError where it cannot be written.
         """
+        if (Path(folder).expanduser() / RUN).exists():
+            raise UsageError(f"{folder} is an edited model, which holds its own change", "save to a folder of its own")
         names = {layer: self._lm.architecture.parameter(layer) for layer in self.deltas}
         base = _still_same(self._lm, self._stored, self._base)
         if base is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from memedit.changes.delta_file import DeltaFile
 from memedit.changes.stored_names import StoredNames
 from memedit.config.recipe import ModelKnobs
-from memedit.errors import StorageError, UsageError
+from memedit.errors import MemeditError, StorageError, UsageError
 from memedit.model.architecture import find_architecture
 from memedit.model.load import at_hand, auto_class, locate, meta_model
 from memedit.model.training_names import check_stored_names
@@ -142,28 +142,48 @@ def _check_length(name: str, norm: float, length: float) -> None:
 
 
 def originals(
-    edited: Path, change: DeltaFile, recorded: ModelKnobs, base: str | None, progress: Progress
+    edited: Checkpoint, change: DeltaFile, recorded: ModelKnobs, base: str | None, progress: Progress
 ) -> tuple[Origin, dict[str, Tensor], Path | None]:
     """Find the tensors from before the edit: their origin, the tensors, and the base's folder.
 
     Sources in order: the base that is asked for, the kept originals, the base of the run; if there is none, the
-    origin is "subtraction". Raises UsageError if the base that is asked for is another one.
+    origin is "subtraction". Raises UsageError if the base that is asked for is another one, and StorageError for a
+    change or originals that do not fit the edited tensors.
     """
     names = list(change.deltas)
+    for name, delta in change.deltas.items():
+        size = edited.entries[name].shape if name in edited.entries else None
+        if size not in (delta.shape, delta.shape[::-1]):
+            said = (
+                f"it changes {shown_name(name)}, of the shape {_size(delta.shape)}, which {edited.folder} does not hold"
+            )
+            raise StorageError(f"{change.file} does not fit the model: {said}", "give the folder as apply wrote it")
     if base is None:
-        kept = read_originals(edited / ORIGINALS, change.base, names)
+        kept = read_originals(edited.folder / ORIGINALS, change.base, names)
         if kept is not None:
+            for name, tensor in kept.items():
+                if (tensor.shape, tensor.dtype) != (edited.entries[name].shape, edited.tensor(name).dtype):
+                    said = (
+                        f"{edited.folder / ORIGINALS}: {shown_name(name)} has another shape or dtype than the model's"
+                    )
+                    raise StorageError(said, "remove it, and give the base with -m")
             return "originals", kept, None
     folder = locate(ModelKnobs(path=base)) if base else at_hand(recorded)
     if folder is not None:
         with progress.phase("base"):
-            checkpoint = Checkpoint.open(folder)
-            same = checkpoint.has_digest(change.base)
+            try:
+                checkpoint = Checkpoint.open(folder)
+                same = checkpoint.has_digest(change.base)
+            except MemeditError:
+                if base:
+                    raise
+                return "subtraction", {}, None  # what is there now is not the base
         if same:
             return "base", {name: checkpoint.tensor(name) for name in names}, folder
         if base:
             raise UsageError(
-                f"{folder} is not the base of {edited}: its digest is {checkpoint.digest[:12]}, not {change.base[:12]}",
+                f"{folder} is not the base of {edited.folder}: its digest is {checkpoint.digest[:12]}, not "
+                f"{change.base[:12]}",
                 "give the base it was made from, or leave -m out",
             )
     return "subtraction", {}, None

@@ -54,7 +54,7 @@ def run_export(
             raise UsageError(f"{change} is a LoRA adapter, which is merged as it is", "say --to full, without --rank")
         return run_merge(change, _out(recipe), recipe, arguments, progress)
     base, found, out = BaseCheckpoint(recipe.model, progress), DeltaFile.open(change), _out(recipe)
-    _check(base, out, recipe, file=to == "dense")
+    _check(base, [found], out, recipe, file=to == "dense")
     with progress.phase("base"):
         found = base.admitted(found, any_base=any_base)
     if to == "full":
@@ -80,7 +80,7 @@ def run_add(
     """Add the sum of changes to their base, round once, and write the checkpoint; their order does not matter."""
     progress = progress or NoProgress()
     base, found = BaseCheckpoint(recipe.model, progress), [DeltaFile.open(path) for path in changes]
-    _check(base, _out(recipe), recipe)
+    _check(base, found, _out(recipe), recipe)
     with progress.phase("base"):
         found = [base.admitted(change, any_base=any_base) for change in found]
     return _checkpoint(found, sum_deltas(found), base, recipe, "apply", None, arguments, progress, None)
@@ -102,13 +102,13 @@ def run_revert(
     recorded, base = base_of(edited)
     change, checkpoint = DeltaFile.open(edited), Checkpoint.open(edited)
     check_output(edited, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
-    origin, weights, folder = originals(edited, change, recorded, recipe.model.path or None, progress)
+    origin, weights, folder = originals(checkpoint, change, recorded, recipe.model.path or None, progress)
     extra: dict[str, bytes | None] = {CARD: card_of(edited, BASE_CARD), BASE_CARD: None}
     if folder is not None:
         check_output(folder, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
         extra |= {CARD: card_of(folder), **records(folder)}
     if origin == "subtraction":
-        weights = subtracted(checkpoint, change.deltas, recorded)
+        weights = subtracted(checkpoint, change.deltas, recipe.model)
         progress.note(f"cannot read the base {recorded.path}, and no originals were kept: the change is subtracted")
     with progress.phase("write"):
         knobs = recipe.output
@@ -241,10 +241,16 @@ def _out(recipe: Recipe) -> Path:
     return Path(recipe.output.dir).expanduser()
 
 
-def _check(base: BaseCheckpoint, out: Path, recipe: Recipe, *, file: bool = False) -> None:
-    if not file:
-        check_output(base.folder, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
-    elif out.is_dir():
+def _check(
+    base: BaseCheckpoint, changes: Sequence[DeltaFile], out: Path, recipe: Recipe, *, file: bool = False
+) -> None:
+    """Refuse an output that would replace what is read, or that cannot be written. Raises UsageError."""
+    if file and out.is_dir():
         raise UsageError(f"the output {out} is a folder", "dense changes are one file: -o change.safetensors")
-    elif out.exists() and not recipe.output.overwrite:
+    if file and out.exists() and not recipe.output.overwrite:
         raise UsageError(f"the output {out} exists", "say --overwrite to replace it, or choose another")
+    for source in (base.folder, *(change.folder or change.file for change in changes)):
+        if not file:
+            check_output(source, out, overwrite=recipe.output.overwrite, force=recipe.output.force)
+        elif source.resolve() in (out.resolve(), *out.resolve().parents):
+            raise UsageError(f"the output {out} and {source}, which is read, overlap", "write to a place of its own")

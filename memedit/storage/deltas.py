@@ -61,6 +61,8 @@ def read_delta(file: Path) -> tuple[dict[str, Delta], str]:
             f"{file} is damaged: it lacks a part of its deltas, or their shapes disagree", hint
         ) from error
     check_finite(file, tensors, hint)
+    if not found:
+        raise StorageError(f"{file} holds no change", hint)
     return found, base
 
 

@@ -10,14 +10,16 @@ from pathlib import Path
 from memedit.errors import MemeditError, UsageError
 from memedit.results.hub import Upload, UploadFile
 from memedit.storage.model_files import files_in, regular_file
+from memedit.storage.records import LEDGER, RUN
 
 HOMES = ("config.json", "adapter_config.json")
 RECORDS = "memedit"
 """The folder of what memedit writes beside the model: delta, ledger, edits, reports."""
-RUN_FILE = Path(RECORDS, "run.json")
+TELLING = (Path(RUN), Path(LEDGER), Path("adapter_config.json"))
+"""Files that may name paths of this machine."""
 BASE = re.compile(r"^base_model:\s*(\S+)\s*$", re.MULTILINE)
 LOCAL = re.compile(rb'"(?:/|~/|[A-Za-z]:\\\\)[^"]+"')
-"""A path of this machine, as a JSON string."""
+"""A path of this machine, as a JSON string; inside a JSON string the quotes stand behind a backslash."""
 NETWORK = ("huggingface_hub", "httpx", "httpcore", "requests")
 """Packages whose errors tell of the Hub or of the way there."""
 
@@ -32,7 +34,7 @@ def plan_upload(folder: Path, repo: str, *, records: bool = True) -> Upload:
         raise UsageError(f"{folder} holds no model and no adapter", "give a folder that memedit wrote")
     names = [
         name for name in files_in(folder)
-        if not name.name.startswith(".") and (records or name.parts[0] != RECORDS)
+        if not any(part.startswith(".") for part in name.parts) and (records or name.parts[0] != RECORDS)
     ]  # fmt: skip
     files = tuple(UploadFile(name=name.as_posix(), bytes=regular_file(folder, name).stat().st_size) for name in names)
     return Upload(folder=str(folder), repo=repo, files=files, notes=tuple(_notes(folder, names)))
@@ -44,8 +46,12 @@ def _notes(folder: Path, names: Sequence[Path]) -> list[str]:
     card = (folder / "README.md").read_text("utf-8", "replace") if Path("README.md") in names else ""
     if (base := BASE.search(card)) and "/" not in base[1]:
         notes.append(f"README.md names the base {base[1]}, which is no Hub name: write OWNER/NAME behind base_model")
-    if RUN_FILE in names and LOCAL.search((folder / RUN_FILE).read_bytes()):
-        notes.append(f"{RUN_FILE.as_posix()} names paths of this machine; --no-records leaves the folder memedit out")
+    for name in TELLING:
+        if name in names and LOCAL.search((folder / name).read_bytes().replace(b'\\"', b'"')):
+            hint = (
+                "--no-records leaves the folder memedit out" if RECORDS in name.parts else "write the base's Hub name"
+            )
+            notes.append(f"{name.as_posix()} names paths of this machine; {hint}")
     return notes
 
 

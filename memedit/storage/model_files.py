@@ -30,7 +30,7 @@ def files_in(folder: Path) -> Iterator[Path]:
                         f"{here / name} is a link to a folder, and memedit does not follow it",
                         "put the folder itself in its place, or remove the link",
                     )
-            for name in sorted(names):
+            for name in sorted(name for name in names if name != ".git"):  # of a worktree it is a file
                 relative = (here / name).relative_to(folder)
                 regular_file(folder, relative)
                 yield relative

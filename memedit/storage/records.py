@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import StorageError, UsageError
@@ -15,7 +16,7 @@ from memedit.storage.checkpoint import CARD, OWN
 from memedit.storage.model_files import regular_file
 
 RUN, EDITS, DELTA = "memedit/run.json", "memedit/edits.jsonl", "memedit/delta.safetensors"
-ORIGINALS = "memedit/originals.safetensors"
+ORIGINALS, LEDGER = "memedit/originals.safetensors", "memedit/ledger.safetensors"
 
 
 def find_delta(path: Path) -> Path:
@@ -58,9 +59,20 @@ def _read(folder: Path, name: str) -> bytes | None:
         return file.read_bytes()
 
 
+def _resolved_base(folder: Path) -> str | None:
+    """The base's folder as the ledger names it: without regard to the folder that the run was started in."""
+    try:
+        with safe_open(folder / LEDGER, "pt") as kept:
+            found = Path(json.loads((kept.metadata() or {})["about"])["base"]["path"])
+        return str(found) if found.is_dir() else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def base_of(folder: Path) -> tuple[ModelKnobs, str]:
     """Read which model an edited folder was made from, as its run's settings name it, and that model's digest.
 
+    Only the name is read. What else the run was allowed to do, such as to run a model's own code, a folder may not say.
     Raises UsageError for a folder that no run wrote, StorageError for a damaged record.
     """
     file = folder / RUN
@@ -69,8 +81,10 @@ def base_of(folder: Path) -> tuple[ModelKnobs, str]:
     try:
         with telling(f"read {file}"):
             run: Any = json.loads(file.read_text(encoding="utf-8"))
-        return ModelKnobs(**run["recipe"]["model"]), str(run["digests"]["model"])
-    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
+        model = run["recipe"]["model"]
+        path = model["path"] if Path(model["path"]).is_dir() else _resolved_base(folder) or model["path"]
+        return ModelKnobs(path=path, revision=model.get("revision")), str(run["digests"]["model"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
         raise StorageError(
             f"{file} does not say which model this one was made from", "give its base with -m"
         ) from error

@@ -16,15 +16,19 @@ import pytest
 import torch
 from memedit.changes.commands import run_add, run_diff, run_export, run_revert
 from memedit.changes.delta_file import DeltaFile, sum_deltas
+from memedit.config.recipe import ModelKnobs
 from memedit.config.resolve import resolve
-from memedit.errors import StorageError, UsageError
+from memedit.errors import MemeditError, StorageError, UsageError
+from memedit.model.config import read_config
 from memedit.numerics.delta import Delta, rounded
 from memedit.progress import NoProgress
 from memedit.results.changes import Outcome
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.deltas import delta_bytes, read_delta
+from memedit.storage.deltas import delta_bytes, originals_bytes, read_delta
+from memedit.storage.records import base_of
 from safetensors.torch import load_file
 from tests.conftest import ROOT
+from tests.unit.test_ledger_trust import bring_code
 
 EDITS = ROOT / "requests" / "world.jsonl"
 LOGITS = 1e-5  # the bar, for float32 weights and factors; computed in float64 they leave their own rounding alone
@@ -178,6 +182,7 @@ def test_without_base_and_originals_a_revert_is_near_and_says_so(edited: tuple[P
     (copy / "memedit" / "originals.safetensors").unlink()
     record = json.loads((copy / "memedit" / "run.json").read_text())
     record["recipe"]["model"]["path"] = "./gone"
+    (copy / "memedit" / "ledger.safetensors").unlink()  # it names the base's folder too
     (copy / "memedit" / "run.json").write_text(json.dumps(record))
     outcome = run_revert(copy, recipe("", tmp_path / "back"))
     assert (outcome.origin, outcome.exact) == ("subtraction", False)
@@ -187,6 +192,88 @@ def test_without_base_and_originals_a_revert_is_near_and_says_so(edited: tuple[P
     edit = {one.name: one.norm for one in run_diff(str(base), str(copy)).tensors}
     for one in run_diff(str(base), str(tmp_path / "back")).tensors:
         assert one.norm is not None and one.norm < 1e-2 * (edit[one.name] or 0)
+
+
+def test_the_base_is_found_from_another_folder(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run names its base as it was typed, and the ledger names the folder."""
+    knobs = {"polish.steps": 0, "target.steps": 1, "moments.tokens": 600, "eval.derive": False}
+    monkeypatch.setenv("MEMEDIT_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    memedit.apply(memedit.load_edits(EDITS)[:1], "base", tmp_path / "out", settings=knobs)
+    monkeypatch.chdir(tmp_path / "other")
+    outcome = run_revert(tmp_path / "out", recipe("", tmp_path / "back"))
+    assert (outcome.origin, outcome.exact) == ("base", True)
+    # What is there now and cannot be opened is not the base.
+    (tmp_path / "base" / "model.safetensors").unlink()
+    assert run_revert(tmp_path / "out", recipe("", tmp_path / "near")).origin == "subtraction"
+    with pytest.raises(UsageError, match=r"model\.safetensors"):
+        run_revert(tmp_path / "out", recipe(tmp_path / "base", tmp_path / "far"))
+
+
+def test_a_folder_cannot_make_a_revert_run_its_code(tiny_folder: Path, tmp_path: Path) -> None:
+    made_change(tiny_folder, tmp_path / "1.safetensors", 1)
+    out, mark = tmp_path / "out", tmp_path / "ran"
+    run_add([tmp_path / "1.safetensors"], recipe(tiny_folder, out))
+    record = json.loads((out / "memedit" / "run.json").read_text())
+    record["recipe"]["model"] |= {"path": "./gone", "trust_remote_code": True}
+    (out / "memedit" / "run.json").write_text(json.dumps(record))
+    assert base_of(out)[0] == ModelKnobs(path="./gone")
+    run_revert(out, recipe("", tmp_path / "sound"))
+    bring_code(out, mark)
+    with pytest.raises(MemeditError, match="needs Python code"):
+        run_revert(out, recipe("", tmp_path / "back"))
+    assert not mark.exists() and not (tmp_path / "back").exists()
+    # It is this code that would run if a person asked for it.
+    assert read_config(out, trust_remote_code=True)["auto_map"]
+
+
+@pytest.mark.parametrize("damage", ["no change", "unknown name", "another shape", "turned originals", "integers"])
+def test_what_does_not_fit_the_edited_model_is_refused(tiny_folder: Path, tmp_path: Path, damage: str) -> None:
+    made_change(tiny_folder, tmp_path / "1.safetensors", 1)
+    out, digest = tmp_path / "out", Checkpoint.open(tiny_folder).digest
+    run_add([tmp_path / "1.safetensors"], recipe(tiny_folder, out, keep_originals=True))
+    delta, kept = out / "memedit" / "delta.safetensors", out / "memedit" / "originals.safetensors"
+    deltas, tensors = read_delta(delta)[0], load_file(kept)
+    some = next(iter(deltas.values()))
+    if damage == "no change":
+        delta.write_bytes(delta_bytes({}, digest, {"method": "made"}))
+    elif damage == "unknown name":
+        other = Delta(some.dense())
+        delta.write_bytes(delta_bytes({**deltas, "nope.weight": other}, digest, {"method": "made"}))
+    elif damage == "another shape":
+        name, one = next(iter(deltas.items()))
+        wrong = Delta(torch.ones(5, 1), torch.ones(1, one.shape[1]))
+        delta.write_bytes(delta_bytes({**deltas, name: wrong}, digest, {"method": "made"}))
+    elif damage == "turned originals":
+        kept.write_bytes(originals_bytes({name: one.T for name, one in tensors.items()}, digest))
+    else:
+        kept.write_bytes(originals_bytes({name: one.int() for name, one in tensors.items()}, digest))
+    with pytest.raises(StorageError):
+        run_revert(out, recipe("", tmp_path / "back"))
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("place", [".", "sub"])
+def test_what_is_read_is_not_replaced(tiny_folder: Path, tmp_path: Path, place: str) -> None:
+    made_change(tiny_folder, tmp_path / "1.safetensors", 1)
+    change, base = tmp_path / "change", tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    run_add([tmp_path / "1.safetensors"], recipe(base, change))
+    before = files(change)
+    with pytest.raises(UsageError, match="overlap"):
+        run_add([change], recipe(base, change / place, overwrite=True))
+    for kind in ("full", "lora"):
+        with pytest.raises(UsageError, match="overlap"):
+            run_export(change, kind, recipe(base, change / place, overwrite=True))
+    for file in (base / "model.safetensors", change / "model.safetensors", change / "memedit" / "delta.safetensors"):
+        with pytest.raises(UsageError, match="overlap"):
+            run_export(change, "dense", recipe(base, file, overwrite=True))
+    assert files(change) == before and same(base, tiny_folder)
+    run_export(change, "dense", recipe(base, tmp_path / "dense.safetensors"))
 
 
 def test_a_revert_of_a_second_edit_gives_the_first(tiny_folder: Path, tmp_path: Path) -> None:
@@ -270,6 +357,7 @@ def test_a_change_too_large_to_be_one_is_refused_whatever_is_made_of_it(
     (copy / "memedit" / "originals.safetensors").unlink()
     record = json.loads((copy / "memedit" / "run.json").read_text())
     record["recipe"]["model"]["path"] = "./gone"
+    (copy / "memedit" / "ledger.safetensors").unlink()
     (copy / "memedit" / "run.json").write_text(json.dumps(record))
     file = copy / "memedit" / "delta.safetensors"
     deltas, digest = read_delta(file)

@@ -21,6 +21,7 @@ from memedit.storage.artifacts import digest_file, digest_of
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.copies import copies_text, other_copies
 from memedit.storage.deltas import delta_bytes
+from memedit.storage.model_files import files_in
 from memedit.storage.writer import write_checkpoint
 from safetensors.torch import save_file
 
@@ -74,6 +75,14 @@ def test_copies_are_left_out_in_one_line_and_all_else_is_kept(base: Path, tmp_pa
     assert "and 23 more" in said[0]
     copied = sum((base / name).stat().st_size for name in names(out))
     assert checkpoint.output_size() == copied
+
+
+def test_what_belongs_to_git_is_no_file_of_the_model(base: Path) -> None:
+    before, digest = list(files_in(base)), Checkpoint.open(base).digest
+    (base / ".git").write_text("gitdir: ../.git/worktrees/base")  # a folder, or in a worktree a file
+    assert list(files_in(base)) == before and Checkpoint.open(base).digest == digest
+    (base / ".gitattributes").write_text("x")
+    assert list(files_in(base)) != before
 
 
 def test_copies_are_kept_when_asked_for_and_nothing_is_said(base: Path, tmp_path: Path) -> None:

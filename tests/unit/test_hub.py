@@ -53,11 +53,24 @@ def out(tmp_path: Path) -> Path:
     (folder / "memedit").mkdir(parents=True)
     files = {
         "config.json": "{}", WEIGHTS: "weights", "README.md": "---\nbase_model: base\n---\n", ".hidden": "x",
+        ".secret/key": "x", "memedit/.kept/x": "x",
         "memedit/run.json": json.dumps({"model": str(tmp_path / "base")}),
     }  # fmt: skip
     for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     return folder
+
+
+@pytest.mark.parametrize("name", ["memedit/run.json", "memedit/ledger.safetensors", "adapter_config.json"])
+def test_paths_of_this_machine_are_told(out: Path, hub: Hub, name: str) -> None:
+    (out / "memedit" / "run.json").write_text("{}")
+    for base, told in (("owner/base", 0), ("/home/base", 1)):
+        about = json.dumps({"base": {"path": base}})
+        # A header of safetensors holds JSON inside a string of JSON.
+        (out / name).write_text(json.dumps({"about": about}) if name.endswith("safetensors") else about)
+        notes = [note for note in push(out, REPO, dry_run=True).notes if note.startswith(name)]
+        assert len(notes) == told, (base, notes)
 
 
 def test_every_file_is_sent_but_hidden_ones(out: Path, hub: Hub) -> None:

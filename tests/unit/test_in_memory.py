@@ -177,6 +177,12 @@ def test_a_saved_update_names_the_base_that_it_was_made_on(tiny_folder: Path, tm
     with memedit.edited(model, tokenizer, [EDIT], settings=TINY) as update:
         _, base = read_delta(update.save(tmp_path / "a"))
         assert base == Checkpoint.open(tiny_folder).digest
+        # The folder of an edited model has a change of its own, which this one would replace.
+        (tmp_path / "edited" / "memedit").mkdir(parents=True)
+        (tmp_path / "edited" / "memedit" / "run.json").write_text("{}")
+        with pytest.raises(UsageError, match="an edited model"):
+            update.save(tmp_path / "edited")
+        assert update.save(tmp_path / "a").is_file()  # its own file may be written again
         update.apply_(model)
     # the model is another now: what is made of it does not claim the folder as its base
     with memedit.edited(model, tokenizer, [{**EDIT, "subject": "Bo"}], settings=TINY) as second:
