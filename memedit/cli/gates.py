@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from memedit.errors import GateError, UsageError, nearest_hint
@@ -41,12 +41,19 @@ def _measured(model: ModelReport, name: str) -> list[str]:
     return kept if name == KEPT and kept else [name]
 
 
-def gate_bars(text: str | None, option: str = "--fail-under") -> dict[str, float]:
-    """Read `efficacy=0.95,drift.ppl=1.02` as a mapping. Raises UsageError for anything else."""
+def gate_bars(texts: str | Sequence[str] | None, option: str = "--fail-under") -> dict[str, float]:
+    """Read `efficacy=0.95,drift.ppl=1.02`, or several such texts, as one mapping.
+
+    Raises UsageError for anything else. A text without a bar is refused too: it is often an empty variable of a script.
+    """
     from memedit.results.metrics import gate_names, metric_of
 
     found: dict[str, float] = {}
-    for part in (text or "").split(","):
+    given = [texts] if isinstance(texts, str) else texts or ()
+    for text in given:
+        if not text.replace(",", "").strip():
+            raise UsageError(f"{option}: {text!r} has no threshold", f"write NAME=X, or leave {option} out")
+    for part in ",".join(given).split(","):
         if not part.strip():
             continue
         name, _, value = part.partition("=")
@@ -61,5 +68,7 @@ def gate_bars(text: str | None, option: str = "--fail-under") -> dict[str, float
             bar = math.nan
         if not math.isfinite(bar):
             raise UsageError(f"{option}: {part!r} has no number", f"write {name or 'efficacy'}=0.95")
+        if name in found:
+            raise UsageError(f"{option}: {name} has two thresholds, {found[name]:g} and {bar:g}", "keep one of them")
         found[name] = bar
     return found

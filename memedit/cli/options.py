@@ -121,12 +121,12 @@ PerEditOption = Annotated[bool, typer.Option("--per-edit", help="Print JSON Line
 QUIET_PATH = "Print only the path of the result; no progress, no notes."
 """What -q does in a command that writes a folder."""
 FailUnderOption = Annotated[
-    str | None,
-    typer.Option("--fail-under", metavar="NAME=X,...", help="Exit 3 if a score is below X, such as efficacy=0.95."),
+    list[str] | None,
+    typer.Option("--fail-under", metavar="NAME=X,...", help="Exit 3 if a score is below X, such as efficacy=0.95; repeatable."),
 ]
 FailOverOption = Annotated[
-    str | None,
-    typer.Option("--fail-over", metavar="NAME=X,...", help="Exit 3 if a score is above X, such as drift.ppl=1.02."),
+    list[str] | None,
+    typer.Option("--fail-over", metavar="NAME=X,...", help="Exit 3 if a score is above X, such as drift.ppl=1.02; repeatable."),
 ]
 BaseOption = Annotated[
     str | None,

@@ -8,6 +8,7 @@ import pytest
 from memedit.cli.gates import gate, gate_bars
 from memedit.errors import GateError, UsageError
 from memedit.results.report import Drift, Figure, ModelReport, Report, Scores
+from tests.helpers.in_process import run_main
 
 
 def figure(mean: float) -> Figure:
@@ -68,3 +69,35 @@ def test_every_model_is_gated_and_named() -> None:
 def test_a_bar_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"has no number|there is no metric"):
         gate_bars(text)
+
+
+def test_every_text_counts_when_an_option_is_repeated() -> None:
+    wanted = {"efficacy": 0.9, "kept": 0.8}
+    assert gate_bars(["efficacy=0.9", "kept=0.8"]) == gate_bars("efficacy=0.9,kept=0.8") == wanted
+    assert gate_bars(["efficacy=0.9,", " kept=0.8"]) == wanted
+    assert gate_bars(None) == gate_bars([]) == {}
+    with pytest.raises(GateError, match=r"efficacy is 0\.5000, under 0\.9"):
+        gate(report(judged("a", 0.5, 1.0)), gate_bars(["efficacy=0.9", "generated.old=0"]))
+
+
+@pytest.mark.parametrize("texts", ["", ",", " , ", ["efficacy=0.9", ""]])
+def test_an_option_without_a_threshold_is_refused(texts: str | list[str]) -> None:
+    with pytest.raises(UsageError, match="--fail-over: .* has no threshold") as caught:
+        gate_bars(texts, "--fail-over")
+    assert caught.value.hint == "write NAME=X, or leave --fail-over out"
+
+
+@pytest.mark.parametrize("texts", ["efficacy=0.9,efficacy=0.5", ["efficacy=0.9", "kept=1,efficacy=0.5"]])
+def test_two_thresholds_of_one_figure_are_refused(texts: str | list[str]) -> None:
+    with pytest.raises(UsageError, match=r"efficacy has two thresholds, 0\.9 and 0\.5"):
+        gate_bars(texts)
+    with pytest.raises(UsageError, match="neighborhood has two thresholds"):  # the other name of it
+        gate_bars("neighborhood=0.9,specificity=0.9")
+
+
+@pytest.mark.parametrize("command", ["apply x -o out", "eval x", "forget x -o out"])
+def test_the_commands_take_every_threshold_that_is_given(command: str) -> None:
+    """The wrong one is refused, whichever place it has; a command that kept only the last would not read the first."""
+    for bars in (["beauty=1", "efficacy=1"], ["efficacy=1", "beauty=1"]):
+        ended = run_main([*command.split(), "-m", "nowhere", *(word for bar in bars for word in ("--fail-under", bar))])
+        assert ended.code == 2 and "there is no metric 'beauty'" in ended.err
