@@ -343,7 +343,7 @@ def _file(path: str, hint: str) -> dict[str, Any]:
     tree = dict(tree or {})
     if str(tree.pop("version", 1)) != "1":
         raise RecipeError(f"the recipe {path} has a version that this memedit cannot read", "write version: 1")
-    return {str(name): value for name, value in flatten(tree).items()}
+    return flatten(tree)
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -356,17 +356,29 @@ def _assignment(text: str) -> tuple[str, Any]:
 def _yaml(text: str, what: str, hint: str) -> Any:
     """Read a YAML text without aliases: a few lines of them can stand for a thousand million values.
 
+    A key that is twice in a mapping is refused: PyYAML would keep the last value and say nothing.
+
     Raises RecipeError for every error: impossible dates, escapes and deep nesting are no YAMLError.
     """
     import yaml
 
     class NoAliases(yaml.SafeLoader):
-        """Refuses aliases."""
+        """Refuses aliases, and keys that are twice in a mapping."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("aliases (*name) are not supported in settings")
             return super().compose_node(parent, index)
+
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise yaml.YAMLError(f"the key {key.value[:100]!r} is twice in one mapping, again in line {line}")
+                seen.add(key.value)
+            return node
 
     try:
         return yaml.load(text, NoAliases)

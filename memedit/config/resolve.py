@@ -63,6 +63,8 @@ def resolve(layers: list[tuple[Source, Mapping[str, Any]]]) -> tuple[Recipe, dic
     for source, layer in layers:
         for name, value in layer.items():
             key = RENAMED.get(name, name)
+            if key != name and key in layer:
+                raise RecipeError(f"{name} and {key} are one setting, and both are set (from {source})", f"keep {key}")
             if key not in known:
                 hint = nearest_hint(key, known, "memedit help settings lists every setting")
                 raise RecipeError(f"the recipe has no setting {key!r} (from {source})", hint)
@@ -87,11 +89,22 @@ def resolve(layers: list[tuple[Source, Mapping[str, Any]]]) -> tuple[Recipe, dic
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested recipe to `{dotted key: value}`."""
+    """Flatten a nested recipe to `{dotted key: value}`. A section that is null is empty: all its lines are comments.
+
+    Raises RecipeError for a setting that is there twice: as `method.ridge`, and as `ridge` in `method`.
+    """
     flat: dict[str, Any] = {}
     for name, value in tree.items():
+        key = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")  # type: ignore[reportUnknownArgumentType]
+            part = flatten(value, f"{key}.")  # type: ignore[reportUnknownArgumentType]
         else:
-            flat[prefix + name] = value
+            part = {} if value is None and _is_section(key) else {key: value}
+        for twice in part.keys() & flat.keys():
+            raise RecipeError(f"{twice} is set twice, to {flat[twice]!r} and to {part[twice]!r}", "keep one of them")
+        flat |= part
     return flat
+
+
+def _is_section(key: str) -> bool:
+    return any(name.startswith(f"{key}.") for name in known_keys())

@@ -97,6 +97,27 @@ def test_where_output_goes_is_no_part_of_the_digest() -> None:
 
 def test_a_nested_file_flattens_to_dotted_keys() -> None:
     assert flatten({"method": {"ridge": 2}, "seed": 1}) == {"method.ridge": 2, "seed": 1}
+    assert flatten({"method.layers": "1", "method": {"ridge": 2}}) == {"method.layers": "1", "method.ridge": 2}
+
+
+def test_a_setting_that_is_given_twice_is_refused() -> None:
+    for tree in (
+        {"method.ridge": 3, "method": {"ridge": 5}},
+        {"method": {"ridge": 3}, "method.ridge": 5},
+        {"method": {"ridge": 3}, "seed": 1, "method.ridge": 5},
+    ):
+        with pytest.raises(RecipeError, match=r"method\.ridge is set twice, to 3 and to 5"):
+            flatten(tree)
+    with pytest.raises(RecipeError, match=r"target\.redo and target\.retry are one setting"):
+        resolve([("file", {"target.retry": 1, "target.redo": 2})])
+
+
+def test_an_empty_section_sets_nothing_and_a_setting_that_is_null_is_kept() -> None:
+    assert flatten({"method": None, "seed": 1}) == {"seed": 1}
+    assert flatten({"method": {"ridge": None}, "memory": None}) == {"method.ridge": None, "memory": None}
+    assert resolve([("file", flatten({"method": None}))])[0] == Recipe()
+    with pytest.raises(RecipeError, match="no setting 'methods'"):  # an unknown name is one, null or not
+        resolve([("file", flatten({"methods": None}))])
 
 
 def test_every_preset_is_a_recipe_and_yields_to_a_file() -> None:

@@ -59,6 +59,13 @@ def test_what_a_person_says_is_stronger(edits: Path, tmp_path: Path) -> None:
     assert "ridge: 1.0  # default" in settings_of(edits, "-c", "").out  # an empty name: no file
 
 
+def test_one_name_in_two_sections_and_a_section_of_comments_are_right(edits: Path) -> None:
+    beside(edits, "method:\n  # ridge: 2\npolish: {steps: 3}\ntarget: {steps: 4}\n")
+    ended = settings_of(edits)
+    assert "ridge: 1.0  # default" in ended.out
+    assert "steps: 3  # file" in ended.out and "steps: 4  # file" in ended.out
+
+
 def test_only_the_folder_of_the_list_is_looked_at(edits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memedit.yaml").write_text("method.ridge: 7\n")
     monkeypatch.chdir(tmp_path)
@@ -97,7 +104,10 @@ def test_every_other_setting_of_a_ledger_may_stand_there_and_nothing_else(edits:
     [
         ("method.rigde: 2", "did you mean method.ridge?"), ("method.ridge: -1", "method.ridge"),
         ("a: [1, 2", "not valid YAML"), ("- a list", "not a mapping"), ("version: 9", "version"),
-        ("seed: &a 1\nchat: *a", "aliases"), ("output: x", "no setting 'output'"),
+        ("seed: &a 1\nchat: *a", "aliases"), ("output: x", "no setting 'output'"), ("3: x", "no setting '3'"),
+        ("seed: 1\nchat: true\nseed: 2", "the key 'seed' is twice in one mapping, again in line 3"),
+        ("method: {ridge: 1, ridge: 2}", "'ridge' is twice"), ("method: {}\nmethod: {ridge: 2}", "'method' is twice"),
+        ("method.ridge: 3\nmethod: {ridge: 5}", "method.ridge is set twice, to 3 and to 5"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["apply", "eval", "check", "trace"])
