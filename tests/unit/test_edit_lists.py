@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
@@ -12,6 +13,7 @@ import pytest
 from memedit.edits.edit import EditRequest, Finding, Neighbor
 from memedit.edits.lint import check_edit, in_file_order, lint, raise_errors
 from memedit.edits.read import read, write_lines
+from memedit.edits.readers.table_rows import LISTS
 from memedit.errors import EditListError
 from tests.conftest import ROOT
 
@@ -327,3 +329,39 @@ def test_an_unknown_key_beside_the_records_is_reported(syntax: str, tmp_path: Pa
     file.write_text(texts[syntax])
     requests, findings = read(str(file))
     assert len(requests) == 1 and [one.code for one in findings] == ["E007"]
+
+
+def table(folder: Path, **cells: str) -> tuple[list[EditRequest], list[Finding]]:
+    """What is read of a table with one sound record and these cells more."""
+    file = folder / "a.csv"
+    with file.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["subject", "prompt", "object", *cells], ["a", "{} is", "b", *cells.values()]])
+    return read(str(file))
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_cell_with_text_after_its_json_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    sound = '{"a": 1}' if name == "meta" else "[]"
+    assert table(tmp_path, **{name: f" {sound} "})[1] == []
+    for cell, says in (
+        (f'{sound} , "and this is lost"', 'more text after the value, ", \\"and this is lost\\""'),
+        ('["a", ', "expecting value at character "),
+        ("[NaN]", "NaN is not a JSON number"),
+    ):
+        requests, (finding,) = table(tmp_path, **{name: cell})
+        assert not requests and (finding.code, finding.origin) == ("E002", f"{tmp_path / 'a.csv'}:2")
+        assert finding.message.startswith(f'the cell of "{name}" is not valid JSON: ') and says in finding.message
+    requests, (finding,) = table(tmp_path, **{name: '[{"a": 1, "a": 2}]'})
+    assert (finding.code, finding.message[:20]) == ("E008", f'the cell of "{name}": '[:20])
+
+
+def test_a_glue_with_text_after_it_is_refused(tmp_path: Path) -> None:
+    (request,), findings = table(tmp_path, glue='" "')
+    assert (request.glue, findings) == (" ", [])
+    _, (finding,) = table(tmp_path, glue='" " or none')
+    assert finding.code == "E002" and finding.message.startswith('the cell of "glue" is not valid JSON: more text')
+
+
+def test_a_cell_that_begins_with_the_place_of_the_subject_is_text(tmp_path: Path) -> None:
+    (request,), findings = table(tmp_path, paraphrases="{} is ruled from", wordings="{} has as capital")
+    assert (request.paraphrases, request.wordings, findings) == (("a is ruled from",), ("{} has as capital",), [])

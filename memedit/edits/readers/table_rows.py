@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -12,6 +14,9 @@ from memedit.edits.readers.document import Document, RecordRow, RefusedError
 from memedit.edits.readers.json_rows import JsonWalk
 
 LISTS = ("wordings", "paraphrases", "neighborhood", "aliases", "meta")
+"""The columns whose cells may be JSON."""
+_IS_JSON = re.compile(r"\s*(?:\[|\{(?!\})|\{\}\s*$)")
+"""A list or a mapping; but `{} is ruled from` is a text with a place for the subject."""
 
 
 def read_table(document: Document, text: str, delimiter: str = ",") -> None:
@@ -55,8 +60,25 @@ def _cells(record: dict[str, str]) -> dict[str, Any]:
     """Cells that hold lists or mappings are in JSON, and glue may be (an empty cell is none); others are plain text."""
     values: dict[str, Any] = dict(record)
     if (glue := record.get("glue")) is not None:
-        values["glue"] = JsonWalk(glue).value().value if glue.startswith('"') else glue or None
+        values["glue"] = _json("glue", glue) if glue.startswith('"') else glue or None
     for name in LISTS:
-        if record.get(name, "").startswith(("[", "{")):
-            values[name] = JsonWalk(record[name]).value().value
+        if _IS_JSON.match(record.get(name, "")):
+            values[name] = _json(name, record[name])
     return values
+
+
+def _json(name: str, cell: str) -> Any:
+    """The JSON value that is the whole of a cell. Raises RefusedError that names the cell by its column."""
+    walk = JsonWalk(cell)
+    try:
+        value = walk.value().value
+    except RefusedError as error:
+        message, cause = error.message, error.__cause__
+        if isinstance(cause, json.JSONDecodeError):  # its column is not one of the table
+            message = f"not valid JSON: {cause.msg.lower()} at character {cause.pos + 1}"
+        joined = " is " if message.startswith("not ") else ": "
+        raise RefusedError(error.code, f"the cell of {shown(name)}{joined}{message}") from error
+    if walk.peek():
+        more = shown(cell[walk.at : walk.at + 100])
+        raise RefusedError("E002", f"the cell of {shown(name)} is not valid JSON: more text after the value, {more}")
+    return value
