@@ -13,6 +13,7 @@ import pytest
 from memedit.edits.edit import EditRequest, Finding, Neighbor
 from memedit.edits.lint import check_edit, in_file_order, lint, raise_errors
 from memedit.edits.read import read, write_lines
+from memedit.edits.readers.parts import FIELDS
 from memedit.edits.readers.table_rows import LISTS
 from memedit.errors import EditListError
 from tests.conftest import ROOT
@@ -353,6 +354,36 @@ def test_a_cell_with_text_after_its_json_is_refused_by_its_name(name: str, tmp_p
         assert finding.message.startswith(f'the cell of "{name}" is not valid JSON: ') and says in finding.message
     requests, (finding,) = table(tmp_path, **{name: '[{"a": 1, "a": 2}]'})
     assert (finding.code, finding.message[:20]) == ("E008", f'the cell of "{name}": '[:20])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_table_holds_every_field_that_a_record_in_json_holds(suffix: str, tmp_path: Path) -> None:
+    question = {"prompt": "In a one speaks", "answer": "c", "aliases": ["d"], "group": "e"}
+    texts = ["{} one", "[two]"]
+    record = {
+        "id": "x", "subject": "a", "relation": "r", "prompt": "{} is", "object": "b", "object_old": "o", "glue": " ",
+        "evaluate": "contains", "wordings": ["{} one", "two {}"], "paraphrases": texts, "aliases": texts,
+        "neighborhood": ["n", {"prompt": "p", "answer": "q"}], "portability": [question], "reversal": [question],
+        "generation": texts, "references": texts, "meta": {"k": ["v", 1]},
+    }  # fmt: skip
+    assert {*record, "remove"} == set(FIELDS) and set(LISTS) == {
+        name for name, value in record.items() if isinstance(value, list | dict)
+    }
+    cells = [json.dumps(one) if name in (*LISTS, "glue") else one for name, one in record.items()]
+    file = tmp_path / f"a{suffix}"
+    with file.open("w", newline="") as stream:
+        csv.writer(stream, delimiter="\t" if suffix == ".tsv" else ",").writerows([list(record), cells])
+    lines = tmp_path / "a.jsonl"
+    lines.write_text(json.dumps(record) + "\n")
+    assert only(file).model_dump(exclude={"origin"}) == only(lines).model_dump(exclude={"origin"})
+
+
+@pytest.mark.parametrize("name", ["wordings", "paraphrases", "aliases", "generation", "references"])
+def test_a_cell_that_holds_one_text_needs_no_json(name: str, tmp_path: Path) -> None:
+    text = "two {}" if name == "wordings" else "two"
+    for cell in (text, json.dumps([text])):
+        (request,), findings = table(tmp_path, **{name: cell})
+        assert (getattr(request, name), findings) == ((text,), [])
 
 
 def test_a_glue_with_text_after_it_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from memedit.edits.edit import shown
 from memedit.edits.readers.document import Document, RecordRow, RefusedError
 from memedit.edits.readers.json_rows import JsonWalk
 
-LISTS = ("wordings", "paraphrases", "neighborhood", "aliases", "meta")
+LISTS = (
+    "wordings", "paraphrases", "neighborhood", "aliases", "portability", "reversal", "generation", "references", "meta",
+)  # fmt: skip
 """The columns whose cells may be JSON."""
 _IS_JSON = re.compile(r"\s*(?:\[|\{(?!\})|\{\}\s*$)")
 """A list or a mapping; but `{} is ruled from` is a text with a place for the subject."""
