@@ -319,6 +319,20 @@ def test_no_unknown_key_is_dropped(shape: str, deep: bool, tmp_path: Path) -> No
     assert reported == (shape in ("memedit", "questions"))
 
 
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_key_twice_beside_the_records_is_reported(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a.{suffix}"
+    parts = {"version": "1", "relations": '{"r": "{} is"}', "edits": '[["a", "r", "b"]]'}
+    sound = [f'"{key}": {value}' for key, value in parts.items()]
+    file.write_text("{" + ",\n".join(sound) + "}")
+    assert only(file).prompt == "{} is"
+    for line in sound:
+        file.write_text("{" + ",\n".join([*sound, line]) + "}")
+        finding = read(str(file))[1][0]
+        key = line.split(":")[0]
+        assert (finding.code, finding.origin) == ("E008", f"{file}:4") and f"the key {key} is twice" in finding.message
+
+
 @pytest.mark.parametrize("syntax", ["csv", "yaml", "json"])
 def test_an_unknown_key_beside_the_records_is_reported(syntax: str, tmp_path: Path) -> None:
     texts = {

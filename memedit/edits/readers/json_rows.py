@@ -137,13 +137,16 @@ def _is_wrapper(text: str, at: int) -> bool:
 
 def _wrapper(document: Document, walk: JsonWalk) -> None:
     for _ in walk.each("{", "}"):
-        key = walk.value().value
+        row = walk.value()
+        key = str(row.value)
+        if key in document.head:
+            document.complain(row.line, "E008", f"the key {shown(key)} is twice in the list; keep one")
         walk.take(":")
         if key == "edits" and walk.peek() == "[":
             document.head[key] = RecordRow(walk.line, [])
             _array(document, walk)
         else:
-            document.head[str(key)] = walk.value()
+            document.head[key] = walk.value()
 
 
 def _array(document: Document, walk: JsonWalk) -> None:
