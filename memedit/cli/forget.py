@@ -55,7 +55,9 @@ def forget_command(
     }  # fmt: skip
     recipe, sources = o.read_recipe(config, sets, flags)
     o.need_model(recipe)
-    names = [name for word in ids for name in (sys.stdin.read().split("\n") if word == "-" else [word])]
+    from memedit.edits.read import STDIN, standard_input
+
+    names = [name for word in ids for name in (standard_input().read().split("\n") if word == STDIN else [word])]
     names = [name for name in names if name.strip()]
     if not names:
         raise UsageError("no edit ids were given", "memedit/ledger.jsonl in the edited model lists them")

@@ -129,9 +129,17 @@ def detect_syntax(text: str) -> str:
     return "jsonl" if is_lines else "json"
 
 
+def standard_input() -> TextIO:
+    """Python's sys.stdin. Raises UsageError where it is closed, as by `<&-` in a shell; it is None then."""
+    stream: TextIO | None = sys.stdin
+    if stream is None or stream.closed:
+        raise UsageError("cannot read -: standard input is closed", "redirect a file into it (< FILE), or use a pipe")
+    return stream
+
+
 def _bytes(source: str, stdin: TextIO | None) -> bytes:
     if source == STDIN:
-        stream = stdin or sys.stdin
+        stream = stdin or standard_input()
         # read bytes, not text: stdin may be gzip, and its locale may not be UTF-8
         below = getattr(stream, "buffer", None)
         return below.read() if below is not None else stream.read().encode("utf-8", "surrogatepass")

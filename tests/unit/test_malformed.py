@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from memedit.edits import read as read_module
 from memedit.edits.lint import lint
 from memedit.edits.read import read
 from memedit.errors import UsageError
+from tests.conftest import ROOT
+from tests.helpers.in_process import faults, run_main
 from tests.malformed.cases import CASES, Case
 from tests.malformed.mutate import FAST, good_lists, mutated, outcome
 
@@ -98,6 +102,17 @@ def test_a_list_is_a_regular_file(what: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read") as caught:
         read(paths.get(what, str(tmp_path / what)))
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("line", ["check -", "forget - -m x -o y", "eval - -m x", "check x --relations -"])
+def test_a_closed_standard_input_is_one_error_and_one_hint(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stdin in (None, closed):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        ended = run_main(line.replace("x --rel", f"{ROOT}/requests/small.jsonl --rel").split())
+        assert (ended.code, faults(ended)) == (2, []) and "standard input is closed" in ended.err
+        assert run_main(["check", f"{ROOT}/requests/small.jsonl"]).code == 0  # what does not read it needs none
 
 
 def test_an_absent_subject_is_found_out_in_linear_time(tmp_path: Path) -> None:
