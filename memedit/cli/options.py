@@ -122,11 +122,15 @@ QUIET_PATH = "Print only the path of the result; no progress, no notes."
 """What -q does in a command that writes a folder."""
 FailUnderOption = Annotated[
     list[str] | None,
-    typer.Option("--fail-under", metavar="NAME=X,...", help="Exit 3 if a score is below X, such as efficacy=0.95; repeatable."),
+    typer.Option(
+        "--fail-under", metavar="NAME=X,...", help="Exit 3 if a score is below X, such as efficacy=0.95; repeatable."
+    ),
 ]
 FailOverOption = Annotated[
     list[str] | None,
-    typer.Option("--fail-over", metavar="NAME=X,...", help="Exit 3 if a score is above X, such as drift.ppl=1.02; repeatable."),
+    typer.Option(
+        "--fail-over", metavar="NAME=X,...", help="Exit 3 if a score is above X, such as drift.ppl=1.02; repeatable."
+    ),
 ]
 BaseOption = Annotated[
     str | None,
@@ -173,15 +177,18 @@ def find_recipe(edits: str | None, config: str | None, terminal: Terminal) -> di
     """
     if config is not None or edits is None or edits == "-":
         return {}
-    file = Path(edits).parent / FOUND_RECIPE
+    from memedit.edits.read import named_file
+
+    source = named_file(edits)
+    file = source.parent / FOUND_RECIPE
     try:
         # A link that leads nowhere is there as well: without it the run would use other settings than were meant.
-        there = Path(edits).is_file() and os.path.lexists(file) and not (file.exists() and file.samefile(edits))
+        there = source.is_file() and os.path.lexists(file) and not (file.exists() and file.samefile(source))
     except (OSError, ValueError):  # the list is refused when it is read
         return {}
     if not there:
         return {}
-    settings = _file(str(file), f"it lies beside {edits}: correct it, or take it away")
+    settings = _file(file, f"it lies beside {edits}: correct it, or take it away")
     check_found(settings, str(file))
     terminal.hint(f"settings from {file}")
     return settings
@@ -201,7 +208,7 @@ def read_recipe(
     named = {name: value for name, value in flags.items() if value is not None}
     environment = {key: os.environ[name] for name, key in ENVIRONMENT.items() if os.environ.get(name)}
     layers: list[tuple[Source, Mapping[str, Any]]] = [
-        ("file", _file(config, "check the path given to -c") if config else found or {}),
+        ("file", _named(config) if config else found or {}),
         ("environment", environment),
         ("flag", dict(_assignment(text) for text in sets or [])),
         ("flag", named),
@@ -320,16 +327,21 @@ LARGEST_RECIPE = 1 << 20
 """Bytes of a recipe file; all settings together take about 3,000."""
 
 
-def _file(path: str, hint: str) -> dict[str, Any]:
+def _named(config: str) -> dict[str, Any]:
+    from memedit.edits.read import named_file
+
+    return _file(named_file(config), "check the path given to -c")
+
+
+def _file(path: Path, hint: str) -> dict[str, Any]:
     """Read a recipe file; `hint`: what to do if it cannot be read."""
-    file = Path(path).expanduser()
     try:
-        if not file.is_file():  # a FIFO or a device could block, or never end
-            reason = "it is not a regular file" if file.exists() else "no such file or directory"
+        if not path.is_file():  # a FIFO or a device could block, or never end
+            reason = "it is not a regular file" if path.exists() else "no such file or directory"
             raise UsageError(f"cannot read the recipe {path}: {reason}", hint)
-        if (size := file.stat().st_size) > LARGEST_RECIPE:
+        if (size := path.stat().st_size) > LARGEST_RECIPE:
             raise RecipeError(f"the recipe {path} has {size:,} bytes, which is no list of settings", "check the path")
-        text = file.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"the recipe {path} is not UTF-8 text", "save the file as UTF-8") from error
     except (OSError, ValueError) as error:

@@ -137,6 +137,17 @@ def standard_input() -> TextIO:
     return stream
 
 
+def named_file(name: str) -> Path:
+    """The file with this name. A shell leaves the `~` of '~/a' and of --facts=~/a: it is a person's home.
+
+    `./~/a` is in a folder of that name, though Path("./~/a").expanduser() is not.
+    """
+    try:
+        return Path(name).expanduser() if name.startswith("~") else Path(name)
+    except (RuntimeError, ValueError):  # ~NAME of nobody
+        return Path(name)
+
+
 def _bytes(source: str, stdin: TextIO | None) -> bytes:
     if source == STDIN:
         stream = stdin or standard_input()
@@ -144,9 +155,10 @@ def _bytes(source: str, stdin: TextIO | None) -> bytes:
         below = getattr(stream, "buffer", None)
         return below.read() if below is not None else stream.read().encode("utf-8", "surrogatepass")
     try:
-        if not stat.S_ISREG(Path(source).stat().st_mode):  # a FIFO or a device could block, or never end
+        file = named_file(source)
+        if not stat.S_ISREG(file.stat().st_mode):  # a FIFO or a device could block, or never end
             raise UsageError(f"cannot read {shown(source)}: it is not a regular file", "check the path; - reads stdin")
-        return Path(source).read_bytes()
+        return file.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         hint = nearest_path_hint(source, "check the path; - reads stdin")

@@ -82,7 +82,7 @@ def test_every_text_counts_when_an_option_is_repeated() -> None:
 
 @pytest.mark.parametrize("texts", ["", ",", " , ", ["efficacy=0.9", ""]])
 def test_an_option_without_a_threshold_is_refused(texts: str | list[str]) -> None:
-    with pytest.raises(UsageError, match="--fail-over: .* has no threshold") as caught:
+    with pytest.raises(UsageError, match=r"--fail-over: .* has no threshold") as caught:
         gate_bars(texts, "--fail-over")
     assert caught.value.hint == "write NAME=X, or leave --fail-over out"
 

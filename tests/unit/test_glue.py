@@ -272,6 +272,16 @@ def test_glue_is_read_and_written_in_every_syntax(glue: str | None, syntax: str,
     assert same.model_dump(exclude={"origin"}) == request.model_dump(exclude={"origin"})
 
 
+def test_the_cells_of_a_glue_are_those_that_the_documentation_shows(tmp_path: Path) -> None:
+    shown = (ROOT / "memedit/docs/edit-lists.md").read_text()
+    for cell, glue in (('""""""', ""), ('""" """', " "), ('""', None)):
+        assert f"`{cell}`" in shown
+        file = tmp_path / "a.csv"
+        file.write_text(f"subject,prompt,object,glue\nIt,{{}} costs $,30,{cell}\n")
+        (request,), findings = read(str(file))
+        assert (request.glue, findings) == (glue, [])
+
+
 def test_another_glue_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     for wrong in ("-", "\n", 1, ["", " "]):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import memedit
 import pytest
+from memedit.cli.options import read_facts
 from memedit.config.resolve import deciding_names, known_keys
 from tests.helpers.in_process import Ended, faults, run_main
 
@@ -127,6 +129,37 @@ def test_what_is_no_file_is_refused_and_not_opened(edits: Path) -> None:
         assert f"it lies beside {edits}" in ended.err
         file.rmdir() if file.is_dir() else file.unlink()
     assert run_main(["check", str(edits)]).code == 0
+
+
+def test_a_tilde_is_the_home_of_a_person_for_lists_and_recipes(
+    edits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(edits.parent))
+    monkeypatch.chdir(tmp_path)
+    file = beside(edits, "seed: 5\n")
+    ended = settings_of("~/edits.jsonl")
+    assert ended.err == f"settings from {file}\n" and "seed: 5  # file" in ended.out
+    assert "seed: 5  # file" in settings_of("~/edits.jsonl", "-c", "~/memedit.yaml").out
+    (found,) = memedit.load_edits("~/edits.jsonl")
+    assert (found.id, memedit.check("~/edits.jsonl")) == ("edits-1", [])
+    assert [one.id for one in read_facts("~/edits.jsonl")] == ["edits-1"]
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "edits.jsonl").write_text(EDIT * 2)
+    assert len(memedit.load_edits("~/edits.jsonl")) == 1  # the home's; the folder of that name is named with ./
+    assert "W201" in run_main(["check", "./~/edits.jsonl"]).out
+    (tmp_path / "~" / "memedit.yaml").write_text("seed: 7\n")
+    assert "seed: 7  # file" in settings_of("./~/edits.jsonl").out
+    assert "seed: 7  # file" in settings_of("~/edits.jsonl", "-c", "./~/memedit.yaml").out
+
+
+def test_a_tilde_of_nobody_is_one_error(edits: Path) -> None:
+    for words in (
+        ["~nobody-at-all/a.jsonl"],
+        [str(edits), "--relations=~nobody-at-all/a"],
+        [str(edits), "-c~nobody-at-all/a"],
+    ):
+        ended = run_main(["check", *words])
+        assert faults(ended) == [] and ended.code == 2 and "no such file or directory" in ended.err
 
 
 def test_the_name_of_a_folder_moves_no_cursor(tmp_path: Path) -> None:
