@@ -43,3 +43,8 @@ METHODS: dict[str, Method] = {
     "emmet": Method("EMMET", "https://arxiv.org/abs/2403.14236", "moment", ridge=0.0, single=True),
     "alphaedit": Method("AlphaEdit", "https://arxiv.org/abs/2410.02355", "null space", ridge=1.0),
 }
+
+
+def method_named(name: object) -> Method | None:
+    """The method of this name; None for any other value, which is refused when the setting is checked."""
+    return METHODS.get(name) if isinstance(name, str) else None

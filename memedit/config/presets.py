@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memedit.config.methods import METHODS
+from memedit.config.methods import method_named
 from memedit.errors import RecipeError, nearest_hint
 
 
@@ -59,13 +59,13 @@ def foreign_preset(name: str | None, blocks: int, width: int, mlp_width: int) ->
     )
 
 
-def preset(name: str, method: str = "memit") -> dict[str, Any]:
+def preset(name: str, method: object = "memit") -> dict[str, Any]:
     """The settings of a preset by their dotted names. Raises RecipeError for an unknown name."""
     if name not in PRESETS:
         raise RecipeError(
             f"there is no preset {name!r}", nearest_hint(name, PRESETS, f"there are {', '.join(PRESETS)}")
         )
-    knobs, found = dict(PRESETS[name]), METHODS.get(method)
+    knobs, found = dict(PRESETS[name]), method_named(method)
     if method != "memit":
         del knobs["method.ridge"]
     if found and found.single:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from memedit.config.methods import METHODS, Method, Name
+from memedit.config.methods import METHODS, Method, Name, method_named
 
 LARGEST_SEED = 2**63 - 1  # that torch takes
 SIZE = r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$"
@@ -65,7 +65,7 @@ class MethodKnobs(_Knobs):
     @classmethod
     def _own_ridge(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and values.get("ridge") is None:
-            method = METHODS.get(values.get("name", "memit"))
+            method = method_named(values.get("name", "memit"))
             return {**values, "ridge": method.ridge} if method else values
         return values
 

@@ -47,6 +47,14 @@ def test_a_prompt_to_keep_needs_its_subject_once(prompt: str) -> None:
         resolve([("flag", {"polish.keep": ["{} speaks", prompt]})])
 
 
+@pytest.mark.parametrize("name", [["rome", "memit"], [1], 5, None, True])
+def test_a_method_that_is_no_name_is_refused_and_a_preset_leaves_that_to_the_recipe(name: object) -> None:
+    for layer in ({}, preset("gpt2-xl", name)):
+        with pytest.raises(RecipeError, match=r"method\.name = "):
+            resolve([("preset", layer), ("flag", {"method.name": name})])
+    assert resolve([("preset", preset("gpt2-xl", "rome")), ("flag", {"method.name": "rome"})])[0].method.name == "rome"
+
+
 def test_a_ridge_not_given_is_the_methods_own() -> None:
     for name, method in METHODS.items():
         for given in ({}, {"method.ridge": None}):
@@ -98,6 +106,10 @@ def test_where_output_goes_is_no_part_of_the_digest() -> None:
 def test_a_nested_file_flattens_to_dotted_keys() -> None:
     assert flatten({"method": {"ridge": 2}, "seed": 1}) == {"method.ridge": 2, "seed": 1}
     assert flatten({"method.layers": "1", "method": {"ridge": 2}}) == {"method.layers": "1", "method.ridge": 2}
+    # A name that YAML reads as a number is as unknown as any other.
+    for tree in ({5: 3}, {"method": {5: 3}}):
+        with pytest.raises(RecipeError, match="no setting"):
+            resolve([("file", flatten(tree))])  # type: ignore[arg-type]
 
 
 def test_a_setting_that_is_given_twice_is_refused() -> None:
