@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
+import json
 import os
 import signal
 import sys
@@ -105,6 +108,7 @@ def main() -> NoReturn:
 
     Of the processes that torchrun starts, the first runs the command, and the others help it.
     """
+    _encode_everything()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns while it is
     if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         # Before torch uses a GPU: launches have many shapes, and memory that one has left should serve any other.
@@ -117,6 +121,24 @@ def main() -> NoReturn:
     if int(rank) == 0:
         _run(_lead)
     _serve()
+
+
+def _encode_everything() -> None:
+    """Let stdout and stderr take every character: what they cannot encode is written as an escape.
+
+    A terminal may be in Latin-1 or ASCII, and a file name that is not UTF-8 has no UTF-8. Other ways to encode, which
+    PYTHONIOENCODING can ask for, fail nowhere and stay.
+    """
+    codecs.register_error("memedit.escape", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="memedit.escape")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Escape characters as JSON does, so that JSON on stdout stays valid."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _command() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -175,6 +176,29 @@ def test_the_first_word_names_the_model_and_never_fails(
     assert capsys.readouterr().err == f"loading {said or name} ...\n"
     Terminal(quiet=True).loading(name)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape", "replace"])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_stdout_takes_every_character_and_what_it_can_encode_is_unchanged(
+    encoding: str, errors: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors, newline="\n")
+    text = "a\u00e9\u20ac\U0001f600\udcff\ud800\n"
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(app, "_run", lambda _command: sys.exit(print(text, end="")))
+    with pytest.raises(SystemExit):
+        app.main()
+    out.flush()
+    assert isinstance(out.buffer, io.BytesIO)
+    written = out.buffer.getvalue()
+    if errors == "replace":  # the user's own wish
+        assert written == text.encode(encoding, "replace")
+        return
+    # What is escaped is escaped as in JSON, and no character that can be encoded is.
+    assert json.loads(f'"{written.decode(encoding).strip()}"') == text.strip()
+    kept = [one for one in text if one.encode(encoding, "ignore")]
+    assert [one for one in kept if one.encode(encoding) not in written] == []
 
 
 def test_memory_of_a_gpu_may_grow_in_place_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
