@@ -38,7 +38,8 @@ class RunLog:
         try:
             if file.exists() and (not file.is_file() or not _is_log(file)):
                 raise UsageError(f"--log {path}: the file exists and is not a log of memedit", "name another file")
-            self.file: TextIO | None = file.open("a", encoding="utf-8", buffering=1)
+            # The command line can hold paths that are not UTF-8.
+            self.file: TextIO | None = file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         except OSError as error:
             raise UsageError(file_error(error, f"write the log {path}").message, "name another file") from error
 

@@ -136,6 +136,15 @@ def test_a_log_has_the_command_and_how_it_ended(tmp_path: Path) -> None:
     assert said[-1] == "done"
 
 
+@pytest.mark.parametrize(("name", "written"), [("bad\udcff", "bad\\udcff"), ("\u00e9", "\u00e9")])
+def test_a_log_takes_a_path_that_is_not_utf8(name: str, written: str, tmp_path: Path) -> None:
+    edits, file = tmp_path / f"{name}.yaml", tmp_path / "run.log"
+    edits.write_bytes((ROOT / "requests" / "capitals.yaml").read_bytes())
+    assert run_main(["check", str(edits), "--log", str(file)]).code == 0
+    said = file.read_text(encoding="utf-8").splitlines()
+    assert f"memedit check {tmp_path}/{written}.yaml --log" in said[0] and said[-1].endswith(" done")
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "said"),
