@@ -175,47 +175,58 @@ def _serve() -> NoReturn:
 
 def _run(command: Callable[[], int]) -> NoReturn:
     """Run a command and exit with its code, or with that of its error, which is told in one line and a hint."""
-    debug = bool(os.environ.get("MEMEDIT_DEBUG"))
     stop = _Stop()
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup lets a run outlive its terminal
-            signal.signal(number, stop)
     try:
-        sys.exit(command())
-    except MemeditError as error:
-        if debug:
-            raise
-        _fail(error)
-    except _StoppedBySignal as stop:
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup lets a run outlive its terminal
+                signal.signal(number, stop)
+        try:
+            sys.exit(command())
+        except Exception as error:
+            _end(error)
+    except _StoppedBySignal as stopped:  # also while an error is told
         _say("interrupted; finished work is kept: run the same command again to continue")
-        sys.exit(128 + stop.number)
-    except MemoryError:
+        sys.exit(128 + stopped.number)
+
+
+def _end(error: Exception) -> NoReturn:
+    """Print what an error means and exit with its code; to debug memedit, raise it."""
+    debug = bool(os.environ.get("MEMEDIT_DEBUG"))
+    if isinstance(error, MemoryError):
         _say("error: the machine's memory is full")
         _say("hint: use --memory with less than is free, --dtype bfloat16 or fewer --layers; finished work is kept")
         sys.exit(5)
-    except Exception as error:
-        if is_parser_error(error):  # the help of a command that needs another one after it
-            _say(str(error).rstrip())
-            sys.exit(2)
-        if debug:
-            raise
-        if _bad_path(error):
-            _say(f"error: a path cannot be used: {_one_line(str(error))[:300].lower()}")
-            _say("hint: check the paths that were given")
-            sys.exit(2)
-        if isinstance(error, OSError) and is_file_error(error):
-            _fail(file_error(error))
-        from memedit.model.memory import ran_out
+    if is_parser_error(error):  # the help of a command that needs another one after it
+        _say(str(error).rstrip())
+        sys.exit(2)
+    if debug:
+        raise error
+    if isinstance(error, MemeditError):
+        _fail(error)
+    if _bad_path(error):
+        _say(f"error: a path cannot be used: {_one_line(str(error))[:300].lower()}")
+        _say("hint: check the paths that were given")
+        sys.exit(2)
+    if isinstance(error, OSError) and is_file_error(error):
+        _fail(file_error(error))
+    if _ran_out(error):
+        gpu = any(word in str(error) for word in ("CUDA", "CUBLAS", "MPS"))
+        _say(f"error: the {'GPU' if gpu else 'machine'}'s memory is full")
+        others = "--device-map auto or --device cpu" if gpu else "fewer --layers"
+        _say(f"hint: use --memory with less than is free, --dtype bfloat16, {others}; finished work is kept")
+        sys.exit(5)
+    _say(f"error: unexpected {type(error).__name__}: {_one_line(str(error))}")
+    _say("hint: this is a defect in memedit; set MEMEDIT_DEBUG=1 to see where")
+    sys.exit(1)
 
-        if ran_out(error):
-            gpu = any(word in str(error) for word in ("CUDA", "CUBLAS", "MPS"))
-            _say(f"error: the {'GPU' if gpu else 'machine'}'s memory is full")
-            others = "--device-map auto or --device cpu" if gpu else "fewer --layers"
-            _say(f"hint: use --memory with less than is free, --dtype bfloat16, {others}; finished work is kept")
-            sys.exit(5)
-        _say(f"error: unexpected {type(error).__name__}: {_one_line(str(error))}")
-        _say("hint: this is a defect in memedit; set MEMEDIT_DEBUG=1 to see where")
-        sys.exit(1)
+
+def _ran_out(error: Exception) -> bool:
+    """Whether an error of torch means that memory ran out. Torch is not imported for it: that takes seconds."""
+    if "torch" not in sys.modules:
+        return False
+    from memedit.model.memory import ran_out
+
+    return ran_out(error)
 
 
 def _fail(error: MemeditError) -> NoReturn:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from memedit.cli import app
+from memedit.errors import UsageError
 from tests.conftest import ROOT
 from tests.helpers.program import FEW, begin
 
@@ -72,20 +75,68 @@ def test_a_second_signal_does_not_disturb_what_the_first_one_began(monkeypatch: 
     assert stopped.value.number == signal.SIGTERM
 
 
-def test_a_run_under_nohup_outlives_its_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def handlers() -> Generator[None]:
+    """Puts the handlers of signals back after the test."""
     were = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in were.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_run_under_nohup_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["memedit", "--version"])
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with pytest.raises(SystemExit):
-            app.main()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        assert isinstance(signal.getsignal(signal.SIGTERM), app._Stop)
-    finally:
-        for number, handler in were.items():
-            signal.signal(number, handler)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with pytest.raises(SystemExit):
+        app.main()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert isinstance(signal.getsignal(signal.SIGTERM), app._Stop)
+
+
+ERRORS = (
+    (MemoryError(), 5), (UsageError("a", "b"), 2), (OSError(errno.ENOSPC, "full"), 5), (TypeError("a"), 1),
+    (OSError(errno.ENAMETOOLONG, "long"), 2),
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("error", "code"), ERRORS)
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_an_error_is_told_ends_a_run_as_any_signal(
+    error: Exception, code: int, number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if number is not None and text.startswith("error: "):
+            signal.raise_signal(number)
+
+    def fail() -> int:
+        raise error
+
+    monkeypatch.setattr(app, "_say", say)
+    with pytest.raises(SystemExit) as ended:
+        app._run(fail)
+    if number is None:
+        assert ended.value.code == code and said[1].startswith("hint: ")
+    else:
+        assert ended.value.code == 128 + number and said[1].startswith("interrupted; ")
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("imported", [False, True])
+def test_torch_is_not_imported_to_tell_an_error(imported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise RuntimeError("CUDA error: out of memory")
+
+    if not imported:
+        monkeypatch.delitem(sys.modules, "torch")
+        monkeypatch.setitem(sys.modules, "memedit.model.memory", None)  # to import it is an error
+    with pytest.raises(SystemExit) as ended:
+        app._run(fail)
+    assert ended.value.code == (5 if imported else 1)
 
 
 @pytest.mark.parametrize(
