@@ -160,7 +160,8 @@ _SETTINGS_INTRODUCTION = (
     "Set one with `--set NAME=VALUE`, in a recipe file (`-c FILE`, or `memedit.yaml` beside the edit list: see "
     "`memedit help file-formats`), or in Python with `settings={NAME: VALUE}`. "
     "Stronger first: a command's own option, `--set`, environment variable, recipe file, preset, default. "
-    "`memedit apply --show-config` prints the values of a run and where each comes from."
+    "`memedit apply --show-config` prints the values of a run and where each comes from. "
+    "A whole number is at most 2,147,483,647, but for seeds."
 )
 
 

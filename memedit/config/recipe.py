@@ -12,16 +12,25 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from memedit.config.methods import METHODS, Method, Name, method_named
 
 LARGEST_SEED = 2**63 - 1  # that torch takes
+LARGEST_COUNT = 2**31 - 1  # more of anything would never end, and a C integer of any platform holds it
 SIZE = r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$"
 
 
 class _Knobs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _check_count(cls, value: Any, info: ValidationInfo) -> Any:
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, int) and one > LARGEST_COUNT and info.field_name != "seed":
+                raise ValueError(f"a whole number here is at most {LARGEST_COUNT:,}")
+        return value
 
 
 class ModelKnobs(_Knobs):
@@ -248,6 +257,13 @@ class EvalKnobs(_Knobs):
     """How many tokens of the text are read."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Seed of the text that is sampled for fluency and consistency."""
+
+    @field_validator("prefixes")
+    @classmethod
+    def _check_prefixes(cls, prefixes: tuple[int, ...]) -> tuple[int, ...]:
+        if any(count < 0 for count in prefixes):
+            raise ValueError("a number of tokens is 0 or more")
+        return prefixes
 
 
 class Recipe(_Knobs):

@@ -6,7 +6,7 @@ import pytest
 from memedit.config.layers import default_layers, layer_range, layers_of, layers_text
 from memedit.config.methods import METHODS, Name
 from memedit.config.presets import PRESETS, SHAPES, foreign_preset, preset
-from memedit.config.recipe import Recipe
+from memedit.config.recipe import LARGEST_COUNT, LARGEST_SEED, Recipe
 from memedit.config.resolve import RENAMED, Source, flatten, known_keys, resolve
 from memedit.errors import RecipeError
 
@@ -38,6 +38,22 @@ def test_a_setting_of_version_0_1_is_read_under_its_name_now(source: Source) -> 
 def test_a_value_that_cannot_be_names_its_key_and_source() -> None:
     with pytest.raises(RecipeError, match=r"method\.ridge = -1\.0 \(from flag\)"):
         resolve([("flag", {"method.ridge": -1.0})])
+
+
+def test_every_whole_number_is_bounded_and_a_number_of_tokens_is_not_negative() -> None:
+    counts = [name for name, value in flatten(Recipe().model_dump()).items() if type(value) is int]
+    counts = [*counts, "moments.tokens", "trace.window"]
+    assert {"eval.drift_tokens", "contexts.tokens", "chunk", "seed"} <= set(counts)
+    for name in counts:
+        largest = LARGEST_SEED if name.endswith("seed") else LARGEST_COUNT
+        for refused in (largest + 1, 10**20):
+            with pytest.raises(RecipeError, match=rf"{name} = {refused}"):
+                resolve([("flag", {name: refused})])
+        assert flatten(resolve([("flag", {name: largest})])[0].model_dump())[name] == largest
+    for refused in ((-5,), (0, LARGEST_COUNT + 1)):
+        with pytest.raises(RecipeError, match=r"eval\.prefixes"):
+            resolve([("flag", {"eval.prefixes": refused})])
+    assert resolve([("flag", {"eval.prefixes": [0, LARGEST_COUNT]})])[0].eval.prefixes == (0, LARGEST_COUNT)
 
 
 @pytest.mark.parametrize("prompt", ["The language is", "{} and {} speak", ""])
