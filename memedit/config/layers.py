@@ -17,7 +17,7 @@ def layer_range(text: str, n_layers: int) -> list[int]:
         raise RecipeError("method.layers = auto traces edits, and here are none", "name the layers, or say depth")
     found: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)  # int() refuses some thousands
         if not match:
             raise RecipeError(f"method.layers = {text!r} is no range of layers", "write 3-8, or 5, or 3,5, or depth")
         first, last = int(match[1]), int(match[2] or match[1])

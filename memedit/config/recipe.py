@@ -18,7 +18,7 @@ from memedit.config.methods import METHODS, Method, Name, method_named
 
 LARGEST_SEED = 2**63 - 1  # that torch takes
 LARGEST_COUNT = 2**31 - 1  # more of anything would never end, and a C integer of any platform holds it
-SIZE = r"^\s*\d+(\.\d+)?\s*[kKMGT]?i?B?\s*$"
+SIZE = r"^\s*\d{1,18}(\.\d{1,18})?\s*[kKMGT]?i?B?\s*$"  # some 400 digits would be no float
 
 
 class _Knobs(BaseModel):

@@ -176,7 +176,7 @@ def test_a_use_is_recorded_and_a_look_is_not(kept: dict[str, Path]) -> None:
     assert kept["moment"].stat().st_mtime < time.time() - DAY  # the order in which artifacts were made stays
 
 
-@pytest.mark.parametrize("text", ["", "d", "3", "3y", "-1d", "1e9d", "\x1b[2J", "9999999d"])
+@pytest.mark.parametrize("text", ["", "d", "3", "3y", "-1d", "1e9d", "\x1b[2J", "9999999d", "9" * 400 + "GB"])
 def test_an_age_or_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         age_in_seconds(text, "--older-than")

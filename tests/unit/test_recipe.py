@@ -93,7 +93,7 @@ def test_methods_of_one_layer_take_the_middle_of_the_default() -> None:
 def test_layers_count_from_zero_and_include_both_ends() -> None:
     assert layer_range("1-3", 6) == [1, 2, 3]
     assert layer_range("5", 6) == [5]
-    for wrong in ("6", "3-1", "a", "", "1-6"):
+    for wrong in ("6", "3-1", "a", "", "1-6", "9" * 5000, "1-" + "9" * 5000):
         with pytest.raises(RecipeError):
             layer_range(wrong, 6)
 
@@ -117,6 +117,15 @@ def test_where_output_goes_is_no_part_of_the_digest() -> None:
     recipe, _ = resolve([("flag", {"output.dir": "a"})])
     assert recipe.digest == Recipe().digest
     assert resolve([("flag", {"seed": 1})])[0].digest != Recipe().digest
+
+
+@pytest.mark.parametrize("name", ["memory", "output.max_shard_size"])
+def test_a_size_has_no_more_digits_than_any_disk(name: str) -> None:
+    recipe, _ = resolve([("flag", {name: "9" * 18 + ".5TB"})])
+    assert (recipe.memory_limit or recipe.output.max_shard) == int(float("9" * 18 + ".5") * 10**12)
+    for wrong in ("9" * 400 + "GB", "1." + "9" * 400, "9" * 19):
+        with pytest.raises(RecipeError, match=rf"{name} = '"):
+            resolve([("flag", {name: wrong})])
 
 
 def test_a_nested_file_flattens_to_dotted_keys() -> None:
