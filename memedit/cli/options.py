@@ -392,6 +392,16 @@ def _yaml(text: str, what: str, hint: str) -> Any:
                 seen.add(key.value)
             return node
 
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            """Keep the text where a number is written otherwise, such as a revision 0123 or 1.10; and every date.
+
+            YAML reads 0123 as 83. A setting that is a number reads the text as people do.
+            """
+            value = super().construct_object(node, deep)
+            if not isinstance(node, yaml.ScalarNode) or value is None or isinstance(value, str | bool):
+                return value
+            return value if isinstance(value, int | float) and str(value) == node.value else node.value
+
     try:
         return yaml.load(text, NoAliases)
     except (

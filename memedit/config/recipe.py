@@ -22,7 +22,10 @@ SIZE = r"^\s*\d{1,18}(\.\d{1,18})?\s*[kKMGT]?i?B?\s*$"  # some 400 digits would 
 
 
 class _Knobs(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,  # YAML reads `layers: 5` as a number
+    )  # fmt: skip
 
     @field_validator("*")
     @classmethod

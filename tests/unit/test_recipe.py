@@ -1,8 +1,10 @@
 """A recipe says where each value came from, and refuses what it does not know."""
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
+from memedit.cli.options import read_recipe
 from memedit.config.layers import default_layers, layer_range, layers_of, layers_text
 from memedit.config.methods import METHODS, Name
 from memedit.config.presets import PRESETS, SHAPES, foreign_preset, preset
@@ -126,6 +128,29 @@ def test_a_size_has_no_more_digits_than_any_disk(name: str) -> None:
     for wrong in ("9" * 400 + "GB", "1." + "9" * 400, "9" * 19):
         with pytest.raises(RecipeError, match=rf"{name} = '"):
             resolve([("flag", {name: wrong})])
+
+
+@pytest.mark.parametrize("name", ["method.layers", "memory", "output.dir", "model.revision", "output.max_shard_size"])
+@pytest.mark.parametrize("written", ["5", "20000000000", "0123", "007", "1.10"])
+def test_a_number_for_a_text_is_the_text_as_it_was_written(name: str, written: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"{name}: {written}\n")
+    for config, sets in ((str(file), None), (None, [f"{name}={written}"])):
+        recipe, _ = read_recipe(config, sets, {})
+        assert flatten(recipe.model_dump())[name] == written
+    # True and false are no texts, and neither is a list.
+    for wrong in ("true", "no", "[5]"):
+        with pytest.raises(RecipeError, match=name):
+            read_recipe(None, [f"{name}={wrong}"], {})
+
+
+def test_numbers_dates_and_quotes_are_read_as_they_were_meant() -> None:
+    sets = ["seed=0123", "method.ridge=1.50", "contexts.openings=[1984, 007]", "eval.prefixes=[0, 050]"]
+    sets += ["model.revision=2024-01-01", "output.dir='true'", "memory=null", "trace.noise=3"]
+    recipe, _ = read_recipe(None, sets, {})
+    assert (recipe.seed, recipe.method.ridge, recipe.eval.prefixes) == (123, 1.5, (0, 50))
+    assert (recipe.model.revision, recipe.output.dir, recipe.memory) == ("2024-01-01", "true", None)
+    assert recipe.contexts.openings == ("1984", "007") and recipe.trace.noise == 3.0
 
 
 def test_a_nested_file_flattens_to_dotted_keys() -> None:
