@@ -94,7 +94,8 @@ def check_edits(
 ) -> tuple[list[Edit], list[Finding]]:
     """Tokenize every edit that can be made (exact duplicates once); returns them and all errors and warnings.
 
-    `positions`: the longest row of the model in tokens, None if it has no limit.
+    `positions`: the longest row of the model in tokens, None if it has no limit. Raises RecipeError if contexts leave
+    no room for any edit.
     """
     findings = lint(requests)
     flawed = {finding.edit for finding in findings if finding.severity == "error"}
@@ -106,12 +107,25 @@ def check_edits(
             findings.append(request.finding("E120", str(edit)))
         else:
             edits.append(edit)
-    _, longest = context_shape(tokenizer, recipe.contexts, chat=recipe.chat)
-    room = None if positions is None else positions - longest
+    room = None if positions is None else _room(tokenizer, recipe, positions)
     for edit in edits:
         findings += _check_edit(edit, room, tokenizer, recipe)
     findings += _shared_keys(edits)
     return edits, findings
+
+
+def _room(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, positions: int) -> int:
+    """Tokens of a prompt and its object that fit into the model behind the longest context."""
+    _, longest = context_shape(tokenizer, recipe.contexts, chat=recipe.chat)
+    if positions - longest < 2:  # a prompt and an object of one token each
+        sampled = context_shape(tokenizer, recipe.contexts, chat=True)[1] == longest
+        setting = f"contexts.tokens = {recipe.contexts.tokens:,}" if sampled else "contexts.chat = true"
+        message = (
+            f"{setting}: a context has up to {longest:,} tokens, and this model takes {positions:,}: no edit has room"
+        )
+        better = f"tokens={min(10, positions // 2)}" if sampled else "chat=false"
+        raise RecipeError(message, f"use --set contexts.{better}")
+    return positions - longest
 
 
 def _check_exact_fit(edits: Sequence[Edit], recipe: Recipe, inner: int) -> None:

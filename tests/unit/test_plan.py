@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from memedit.config.recipe import MethodKnobs, Recipe
+from memedit.config.recipe import ContextKnobs, MethodKnobs, Recipe
 from memedit.editing.plan import check_edits, encode_contexts, make_plan
 from memedit.edits.edit import EditRequest
 from memedit.errors import EditListError, RecipeError
@@ -53,6 +53,24 @@ def test_a_row_too_long_for_the_model_is_an_error() -> None:
 def test_a_wording_too_long_for_the_model_is_an_error() -> None:
     long = edit(1, wordings=("y" * 60 + "{} is",))
     assert codes([long]) == [("E121", "1")]
+
+
+def test_contexts_that_leave_no_room_are_the_settings_fault_and_not_the_lists() -> None:
+    for tokens, room in ((60, 2), (5000, None)):
+        recipe = Recipe(contexts=ContextKnobs(tokens=tokens))
+        if room is None:
+            with pytest.raises(RecipeError, match=r"contexts\.tokens = 5,000: .* 5,002 tokens, .* takes 64") as caught:
+                check_edits([edit(1)], byte_tokenizer(), recipe, 64)
+            assert caught.value.hint == "use --set contexts.tokens=10"
+        else:
+            (finding,) = check_edits([edit(1)], byte_tokenizer(), recipe, 64)[1]
+            assert finding.code == "E121" and f"{room} fit into this model" in finding.message
+        assert not check_edits([edit(1)], byte_tokenizer(), recipe, None)[1]
+    talking = byte_tokenizer()
+    talking.chat_template = "x" * 80 + "{% for one in messages %}{{ one['content'] }}{% endfor %}"
+    with pytest.raises(RecipeError, match=r"contexts\.chat = true"):
+        check_edits([edit(1)], talking, Recipe(), 64)
+    assert not check_edits([edit(1)], talking, Recipe(contexts=ContextKnobs(chat=False)), 64)[1]
 
 
 def test_contexts_take_the_prompt_and_its_wordings_in_turn() -> None:
