@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unicodedata import normalize
 
 from memedit.edits.edit import SLOT, shown
 from memedit.edits.lint import find_mentions
@@ -45,6 +46,10 @@ ALIASES = {
 """Other names of a field on input."""
 
 
+LONGEST_COMPOSED = 2000
+"""Characters of a prompt that are composed to find its subject: for a long row of accents that is quadratic."""
+
+
 def field_texts(value: Any) -> list[str]:
     """All texts in a value, from nested lists too; a whole number is a text."""
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
@@ -75,6 +80,9 @@ def template(prompt: Any, subject: Any) -> Any:
 
 def _absent(prompt: str, subject: str) -> str:
     """The message for a prompt without its subject, up to the prompt itself."""
+    if len(prompt) <= LONGEST_COMPOSED and normalize("NFC", subject) in normalize("NFC", prompt):
+        other = "with other Unicode characters (an accent apart from its letter, or in one character with it)"
+        return f"the subject {shown(subject)} is written {other} than in the prompt; copy it from there:"
     longest = min(len(subject) - 1, 200)  # bounded: for two long texts the search would be quadratic
     cut = next((n for n in range(longest, 1, -1) if prompt.endswith(subject[:n])), 0)
     if cut:
