@@ -410,7 +410,11 @@ def test_a_glue_with_text_after_it_is_refused(tmp_path: Path) -> None:
 def test_a_cell_that_begins_with_the_place_of_the_subject_is_text(tmp_path: Path) -> None:
     (request,), findings = table(tmp_path, paraphrases="{} is ruled from", wordings="{} has as capital")
     assert (request.paraphrases, request.wordings, findings) == (("a is ruled from",), ("{} has as capital",), [])
-@pytest.mark.parametrize(("subject", "prompt"), [("Zo\u00eb", "Zoe\u0308 lives in"), ("Zoe\u0308", "Zo\u00eb lives in")])
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt"), [("Zo\u00eb", "Zoe\u0308 lives in"), ("Zoe\u0308", "Zo\u00eb lives in")]
+)
 def test_a_subject_in_other_unicode_characters_is_told_as_that(subject: str, prompt: str, tmp_path: Path) -> None:
     def message(of: str) -> str:
         _, (finding,) = listed(tmp_path, {"subject": of, "prompt": prompt, "target_new": "Oslo"})
