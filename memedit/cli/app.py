@@ -184,14 +184,14 @@ def _run(command: Callable[[], int]) -> NoReturn:
             sys.exit(command())
         except Exception as error:
             _end(error)
+            raise
     except _StoppedBySignal as stopped:  # also while an error is told
         _say("interrupted; finished work is kept: run the same command again to continue")
         sys.exit(128 + stopped.number)
 
 
-def _end(error: Exception) -> NoReturn:
-    """Print what an error means and exit with its code; to debug memedit, raise it."""
-    debug = bool(os.environ.get("MEMEDIT_DEBUG"))
+def _end(error: Exception) -> None:
+    """Print what an error means and exit with its code; to debug memedit, leave it to be raised."""
     if isinstance(error, MemoryError):
         _say("error: the machine's memory is full")
         _say("hint: use --memory with less than is free, --dtype bfloat16 or fewer --layers; finished work is kept")
@@ -199,8 +199,8 @@ def _end(error: Exception) -> NoReturn:
     if is_parser_error(error):  # the help of a command that needs another one after it
         _say(str(error).rstrip())
         sys.exit(2)
-    if debug:
-        raise error
+    if os.environ.get("MEMEDIT_DEBUG"):
+        return
     if isinstance(error, MemeditError):
         _fail(error)
     if _bad_path(error):

@@ -74,7 +74,7 @@ def test_they_follow_the_sampled_ones_and_count_in_the_shape(tiny_folder: Path) 
 
 def test_a_prompt_must_leave_room_for_them() -> None:
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "x" * 40 + TEMPLATE
+    tokenizer.chat_template = "x" * 14 + TEMPLATE
     request = EditRequest(id="1", subject="Ada", prompt="{} is", object="x")
     assert [one.code for one in check_edits([request], tokenizer, Recipe(), 64)[1]] == ["E121"]
     tokenizer.chat_template = None
