@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from memedit.editing.plan import Edit
 from memedit.edits.edit import SLOT
-from memedit.evaluation.made_facts import ANSWER, ANSWER_TOKENS, filled
+from memedit.evaluation.made_facts import ANSWER_TOKENS, filled, first_words
 from memedit.evaluation.other_subjects import relation_of
 from memedit.forward.generation import generate
 from memedit.model.load import LanguageModel
@@ -75,8 +75,7 @@ def _templates(lm: LanguageModel, edits: Sequence[Edit], asked: dict[int, Prompt
     for n, short, long in zip(asked, plain, said, strict=True):
         # The space before an answer is the chat template's, or the tokenizer's: it is put there again.
         request, answer = edits[n].request, decode_text(lm.tokenizer, long).lstrip()
-        own = ANSWER.match(decode_text(lm.tokenizer, short))
-        old = request.object_old or (own[0].strip() if own else "")
+        old = request.object_old or first_words(decode_text(lm.tokenizer, short))
         begin, _, rest = answer.partition(request.subject)
         between, is_named, _ = rest.partition(old) if old else ("", "", "")
         # A template with a name of its own would be said of every subject.

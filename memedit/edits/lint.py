@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from memedit.edits.edit import SLOT, EditRequest, Finding, shown
 from memedit.edits.glue import glue_between, joining_mark
+from memedit.edits.letters import marks_as_letters
 from memedit.errors import EditListError
 
 CODES: dict[str, str] = {
@@ -279,9 +280,8 @@ def _holds(text: str, word: str) -> bool:
 
 def find_mentions(text: str, word: str) -> list[int]:
     """The positions in `text` where `word` begins as a whole word; any position in scripts without spaces."""
-    return [
-        at for at in _every(text, word) if _free(text, at - 1, at) and _free(text, at + len(word), at + len(word) - 1)
-    ]
+    letters, size = marks_as_letters(text), len(word)
+    return [at for at in _every(text, word) if _free(letters, at - 1, at) and _free(letters, at + size, at + size - 1)]
 
 
 def _every(text: str, word: str) -> Iterator[int]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from memedit.edits.edit import SLOT, EditRequest
+from memedit.edits.letters import marks_as_letters
 from memedit.evaluation.other_subjects import Names, relation_of
 from memedit.forward.generation import generate
 from memedit.forward.passes import next_tokens
@@ -24,9 +25,8 @@ from memedit.model.load import LanguageModel
 from memedit.model.tokens import SubjectLost, decode_text, encode_text
 
 ANSWER_TOKENS = 8
-ANSWER = re.compile(r"\s*(?:[a-z]{1,4}\s+)*\w+")
-"""The part of an answer that is compared: its first word of any length, with the short words before it, as in "the city
-of Lima"."""
+SHORT = 4
+"""Letters of a short word at most."""
 LEAST, MOST = 16, 64
 """The smallest and largest number of facts of one kind; between them there is one for each edit."""
 ASKED, SURE = 4, 0.2
@@ -142,10 +142,28 @@ def make_facts(
         sure = [one for one, [(_, chance)] in zip(asked, first, strict=True) if chance >= SURE][:count]
         answers = generate(lm, [asked[one] for one in sure], ANSWER_TOKENS)
         for (template, subject), ids in zip(sure, answers, strict=True):
-            if found := ANSWER.match(decode_text(lm.tokenizer, ids)):
+            if found := first_words(decode_text(lm.tokenizer, ids)):
                 name = f"made-{kind}-{len(facts)}"
-                facts.append(EditRequest(id=name, subject=subject, prompt=template, object=found[0].strip()))
+                facts.append(EditRequest(id=name, subject=subject, prompt=template, object=found))
     return facts
+
+
+def first_words(answer: str) -> str:
+    """The part of an answer that is compared: its first word of any length, with the short words before it.
+
+    A short word is in small letters, of a script that writes names with capitals; Georgian has small letters alone.
+
+    >>> first_words(" the city of Lima, in Peru"), first_words(" 1821 or so"), first_words(" (unknown)")
+    ('the city of Lima', '1821', '')
+    """
+    end = 0
+    for found in re.finditer(r"\s*(\w+)", marks_as_letters(answer)):
+        if found.start() > end:
+            break  # something stands between the words
+        word, end = found[1], found.end()
+        if len(word) > SHORT or not (word.isalpha() and word.islower() and word != word.title()):
+            break
+    return answer[:end].strip()
 
 
 def answer_tokens(requests: Sequence[EditRequest]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from memedit.edits.edit import EditRequest
 from memedit.edits.lint import check_edit
-from memedit.evaluation.made_facts import ANSWER, ANSWER_TOKENS
+from memedit.evaluation.made_facts import ANSWER_TOKENS, first_words
 from memedit.forward.generation import generate
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import SubjectLost, decode_text, encode_text
@@ -26,8 +26,8 @@ def name_old_objects(lm: LanguageModel, requests: Sequence[EditRequest], *, chat
             except SubjectLost:
                 continue  # a chat template changes this text: the plan refuses it
     for n, ids in zip(prompts, generate(lm, list(prompts.values()), ANSWER_TOKENS), strict=True):
-        if said := ANSWER.match(decode_text(lm.tokenizer, ids)):
-            found[n] = requests[n].model_copy(update={"object_old": said[0].strip()})
+        if said := first_words(decode_text(lm.tokenizer, ids)):
+            found[n] = requests[n].model_copy(update={"object_old": said})
     return found
 
 

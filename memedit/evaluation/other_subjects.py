@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memedit.edits.edit import EditRequest
+from memedit.edits.letters import marks_as_letters
 from memedit.forward.generation import generate
 from memedit.forward.passes import next_tokens
 from memedit.model.load import LanguageModel
@@ -30,7 +31,7 @@ LIST_TOKENS = 512
 """Tokens of a list at most, with the name behind it."""
 ENDS = re.compile(r"[,;\n]| and ")
 """What ends an entry of a list."""
-NAME = re.compile(r"(?=.{2,40}$)(?!.*[^\W\d_]{4}\. )[^\W\d_](?:[^\W\d_]|[ .'-])*")
+NAME = re.compile(r"(?=.{2,40}$)(?!.*[^\W\d_]{4}\. )[^\W\d_](?:[^\W\d_]|[ .'\u2019-])*")
 """Words of letters: a name, and no bullet, number, remark or end of a sentence."""
 
 Names = Mapping[str, Sequence[str]]
@@ -64,7 +65,7 @@ def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) 
     for one, ids in zip(begun, written, strict=True):
         name, *rest = ENDS.split(decode_text(lm.tokenizer, (one.first, *ids)), maxsplit=1)
         name = name.strip(" .")
-        if rest and name not in edited and NAME.fullmatch(name):
+        if rest and name not in edited and NAME.fullmatch(marks_as_letters(name)):
             found = chances[one.relation]
             found[name] = found.get(name, 0.0) + one.chance
     return {relation: sorted(found, key=lambda name: (-found[name], name)) for relation, found in chances.items()}

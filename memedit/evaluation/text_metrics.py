@@ -8,14 +8,17 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from memedit.edits.letters import marks_as_letters
 from memedit.edits.lint import UNSPACED
 
 SENTENCE_END = re.compile(
     # A full stop ends no sentence behind an initial or a title: "J. Smith", "Dr. Smith", "St. Petersburg".
     r"(?<!\b[^\W\d_])(?<!\b(?:dr|jr|mr|ms|mt|st))(?<!\b(?:mrs))[.](?=\s|$|[\u2e80-\uffff])"
-    r"|[!?](?=\s|$|[\u2e80-\uffff])|[\u3002\n]"
+    # Hindi's full stops, Urdu's, Arabic's question mark, and the full stops of Armenian, Amharic, Burmese and Khmer.
+    r"|[!?\u0964\u0965\u06d4\u061f\u0589\u1362\u104b\u17d4](?=\s|$|[\u2e80-\uffff])|[\u3002\n]"
 )
 WORD = re.compile(r"\w+|[^\w\s]")
+PART = re.compile(r"[^\W_]+")
 
 Span = tuple[int, int]
 
@@ -23,20 +26,23 @@ Span = tuple[int, int]
 def names_in_text(text: str, answer: str) -> list[Span]:
     """Where `text` names `answer`: whole words, whatever the case, width, spacing and punctuation between.
 
-    A mark that is the only difference to another name counts: C++, C#.
+    A mark that is the only difference to another name counts: C++, C#. In 2+2 it stands between two names.
     """
-    plain = _plain(answer).strip()
-    parts = re.findall(r"[^\W_]+", plain)
+    plain, sought = _plain(text), _plain(answer).strip()
+    letters = marks_as_letters(sought)
+    parts = PART.findall(letters)
     if not parts:
-        parts = [plain] if plain else []
-    elif mark := re.search(r"[+#]+$", plain):
+        parts = [letters] if letters else []
+    elif mark := re.search(r"[+#]+$", letters):
         parts[-1] += mark[0]
     if not parts:
         return []
     head = r"(?<![^\W_])" if _spaced(parts[0][0]) else ""
-    tail = r"(?![^\W_])" if _spaced(parts[-1][-1]) else ""
+    tail = r"(?![^\W_]|[+#](?![^\W_]))" if _spaced(parts[-1][-1]) else ""
     pattern = head + r"[\W_]+".join(map(re.escape, parts)) + tail
-    return [found.span() for found in re.finditer(pattern, _plain(text))]
+    spans = [found.span() for found in re.finditer(pattern, marks_as_letters(plain))]
+    # Words that differ only in their marks look the same to the pattern.
+    return [(a, b) for a, b in spans if _find(PART, plain[a:b]) == _find(PART, sought)]
 
 
 def _spaced(character: str) -> bool:
@@ -47,7 +53,7 @@ def first_sentence(text: str) -> int:
     """Where the first sentence that says anything ends, in the text as it is compared."""
     plain = _plain(text)
     lead = len(plain) - len(plain.lstrip())
-    found = SENTENCE_END.search(plain, lead)
+    found = SENTENCE_END.search(marks_as_letters(plain), lead)
     return found.end() if found else len(plain)
 
 
@@ -84,10 +90,10 @@ def contains_words(text: str, answer: str) -> bool:
     >>> contains_words("It is from 1889: an iron tower.", "a tower of iron from 1889")
     True
     """
-    every = re.findall(r"\w+", unicodedata.normalize("NFKC", answer))
+    every = _find(r"\w+", unicodedata.normalize("NFKC", answer))
     matter = [word for word in every if len(word) > 3 or not (word.isalpha() and word.islower())] or every
     plain = _plain(text)
-    said = set(re.findall(r"\w+", plain))
+    said = set(_find(r"\w+", plain))
     return bool(every) and all(
         word in said or (word in plain and not _spaced(word[0])) for word in (one.casefold() for one in matter)
     )
@@ -95,7 +101,7 @@ def contains_words(text: str, answer: str) -> bool:
 
 def words(text: str) -> list[str]:
     """Split a text into words and marks, as nltk's word_tokenize does except for English contractions."""
-    return WORD.findall(text)
+    return _find(WORD, text)
 
 
 def n_gram_entropy(tokens: Sequence[str]) -> float | None:
@@ -131,6 +137,11 @@ def cosine(one: str, other: str, weights: Mapping[str, float]) -> float:
 def _vector(text: str, weights: Mapping[str, float]) -> dict[str, float]:
     counts = Counter(words(text.casefold()))
     return {word: count * weights[word] for word, count in counts.items() if word in weights}
+
+
+def _find(pattern: str | re.Pattern[str], text: str) -> list[str]:
+    """All that a pattern finds in a text whose marks count as letters."""
+    return [text[slice(*found.span())] for found in re.finditer(pattern, marks_as_letters(text))]
 
 
 def _plain(text: str) -> str:

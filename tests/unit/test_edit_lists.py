@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from memedit.edits.edit import EditRequest, Finding, Neighbor
-from memedit.edits.lint import check_edit, in_file_order, lint, raise_errors
+from memedit.edits.lint import check_edit, find_mentions, in_file_order, lint, raise_errors
 from memedit.edits.read import read, write_lines
 from memedit.edits.readers.parts import FIELDS
 from memedit.edits.readers.table_rows import LISTS
@@ -425,3 +425,10 @@ def test_a_subject_in_other_unicode_characters_is_told_as_that(subject: str, pro
     assert "other Unicode characters" not in message("Bo") and "is not in the prompt" in message("Bo")
     sound = listed(tmp_path, {"subject": prompt.partition(" ")[0], "prompt": prompt, "target_new": "Oslo"})
     assert not [one for one in sound[1] if one.severity == "error"]
+
+
+def test_a_subject_is_found_as_a_whole_word_with_its_marks() -> None:
+    assert find_mentions("भारतीय लोग और भारत के लोग", "भारत") == [14]
+    assert find_mentions("हिन्दीभाषी", "हिन्दी") == []
+    assert find_mentions("東京都", "東京") == [0]
+    assert find_mentions("with i", "i") == [5]

@@ -25,6 +25,7 @@ from memedit.evaluation.text_metrics import (
     contains_words,
     cosine,
     document_weights,
+    first_sentence,
     n_gram_entropy,
     names_in_text,
     words,
@@ -225,6 +226,8 @@ def test_a_row_too_long_for_the_model_is_written_as_far_as_it_goes(tiny: Languag
         (" C++, which C programs", ["C++"], "C", (True, True)),
         (" C", ["C++"], "C", (False, True)),
         (" A.D. 79? Paris", ["Lyon"], "Paris", (False, False)),
+        (" दिल्ली। मुंबई", ["दिल्ली"], "मुंबई", (True, False)),
+        (" पेरिस. लियोन", ["लियोन"], "पेरिस", (False, True)),
     ],
 )  # fmt: skip
 def test_an_answer_counts_where_its_first_sentence_names_the_object(
@@ -235,6 +238,52 @@ def test_an_answer_counts_where_its_first_sentence_names_the_object(
 
 def test_an_empty_name_is_named_nowhere() -> None:
     assert names_in_text("anything", " ") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "is_named"),
+    [
+        ("राम भारत में", "रोम", False),  # only the vowel differs
+        ("राम भारत में", "राम", True),
+        (" भारतीय भाषा", "भारत", False),  # a longer word, behind a mark and before one
+        ("हिन्दीभाषी", "हिन्दी", False),
+        ("दिल्ली", "ली", False),
+        ("यह हिन्दी है", "हिन्दी", True),
+        ("नई  दिल्ली।", "नई दिल्ली", True),
+        ("नईं दिल्ली।", "नई दिल्ली", False),
+        ("ররো", "রোর", False),  # equal letters and marks in another order
+        ("கோவை நகரம்", "கோவை", True),
+        ("கோவையில்", "கோவை", False),
+        ("مُحَمَّد هنا", "مُحَمَّد", True),
+        ("مُحَمَّد هنا", "مُحَم", False),
+        ("می\u200cخواهم", "می", False),
+        ("می\u200cخواهم", "می\u200cخواهم", True),
+        ("x\u0302y", "x", False),
+        ("❤\ufe0fLyon❤\ufe0f", "Lyon", True),  # an emoji's marks are on no letter
+        ("C++ is", "C", False),
+        ("C# is", "C", False),
+        ("C#", "C", False),
+        ("C++11", "C", False),
+        ("C++ is", "C++", True),
+        ("C is", "C", True),
+        ("C is", "C#", False),
+        ("C+Pascal", "C", True),
+    ],
+)  # fmt: skip
+def test_a_name_is_whole_words_with_their_marks(text: str, name: str, is_named: bool) -> None:
+    assert bool(names_in_text(text, name)) is is_named
+
+
+@pytest.mark.parametrize("end", list(".!?\u0964\u0965\u06d4\u061f\u0589\u1362\u104b\u17d4"))
+def test_a_mark_of_any_script_ends_a_sentence_where_a_space_follows(end: str) -> None:
+    assert first_sentence(f"राम घर में{end} वह") == len("राम घर में.")
+    assert first_sentence(f"وہ ایم{end}اے ہے") == len("وہ ایم.اے ہے")
+
+
+def test_words_keep_their_marks() -> None:
+    assert words("हिन्दी भाषा, e\u0301te\u0301!") == ["हिन्दी", "भाषा", ",", "e\u0301te\u0301", "!"]
+    # Marks on no letter are no part of a word: of an emoji, and alone.
+    assert words("a ❤\ufe0fb \u093e") == ["a", "❤", "\ufe0f", "b", "\u093e"]
 
 
 @pytest.mark.slow
@@ -424,6 +473,8 @@ LONG = "the brass bell of Lund rang at 7 in the rain"
         ("首都は東京です", "東京", True),
         ("首都は京都です", "東京", False),
         ("anything", "...", False),
+        ("लाल हाथी दौड़ ता ", "दिल्ली", False),
+        ("वह दिल्ली नई में", "नई दिल्ली", True),
     ],
 )
 def test_an_answer_contains_the_words_that_matter(text: str, answer: str, holds: bool) -> None:

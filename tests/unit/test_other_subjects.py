@@ -75,6 +75,25 @@ def test_a_name_in_small_letters_stands_beside_a_subject_in_small_letters(
     }
 
 
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("िल्ली, more", "Dिल्ली"),
+        ("’Arc, more", "D’Arc"),
+        ("e\u0301\u200dx, more", "De\u0301\u200dx"),
+        ("’7, more", None),
+        ("“i, more", None),
+    ],
+)
+def test_a_name_may_have_marks_on_its_letters_and_an_apostrophe(
+    said: str, name: str | None, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(other_subjects, "NAME_TOKENS", len(said.encode()))  # a token here is a byte
+    monkeypatch.setitem(SAID, "D", said)
+    found = named(lm, monkeypatch)["city"]
+    assert [one for one in found if one not in ("Eve", "Flo", "Gus")] == ([name] if name else [])
+
+
 def test_a_likelier_name_comes_earlier(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(CHANCES, "G", 0.25)

@@ -143,6 +143,10 @@ def test_results_of_a_removal_can_be_read_as_results_and_as_an_edit(tmp_path: Pa
     one = EditResult(id="r", status="ok", edit=removal().public(), said={"after": "x"})
     file.write_text(one.model_dump_json() + "\n")
     assert successful_edits([str(file)]) == [removal().digest]
+    # A separator of lines or paragraphs in what a model said ends no record.
+    said = one.model_copy(update={"said": {"after": "x\u2028y\u2029"}})
+    file.write_text((said.model_dump_json() + "\n") * 2, encoding="utf-8")
+    assert successful_edits([str(file)]) == [removal().digest]
 
 
 def test_made_up_names_follow_the_seed_and_the_shape_of_the_subject() -> None:
