@@ -25,7 +25,7 @@ from memedit.model.load import LanguageModel
 from memedit.model.tokens import SubjectLost, decode_text, encode_text
 
 ANSWER_TOKENS = 8
-SHORT = 4
+SHORT_WORD = 4
 """Letters of a short word at most."""
 LEAST, MOST = 16, 64
 """The smallest and largest number of facts of one kind; between them there is one for each edit."""
@@ -161,7 +161,7 @@ def first_words(answer: str) -> str:
         if found.start() > end:
             break  # something stands between the words
         word, end = found[1], found.end()
-        if len(word) > SHORT or not (word.isalpha() and word.islower() and word != word.title()):
+        if len(word) > SHORT_WORD or not (word.isalpha() and word.islower() and word != word.title()):
             break
     return answer[:end].strip()
 

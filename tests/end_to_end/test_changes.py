@@ -28,7 +28,7 @@ from memedit.storage.deltas import delta_bytes, originals_bytes, read_delta
 from memedit.storage.records import base_of
 from safetensors.torch import load_file
 from tests.conftest import ROOT
-from tests.unit.test_ledger_trust import bring_code
+from tests.helpers.own_code import bring_code
 
 EDITS = ROOT / "requests" / "world.jsonl"
 LOGITS = 1e-5  # the bar, for float32 weights and factors; computed in float64 they leave their own rounding alone

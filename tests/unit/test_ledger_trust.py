@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,10 @@ from memedit.edits.edit import EditRequest
 from memedit.errors import MemeditError, StorageError, UsageError
 from memedit.progress import NoProgress
 from memedit.storage.checkpoint import Checkpoint
+from tests.helpers.own_code import bring_code
 
 OLD = EditRequest(id="e1", subject="Ada", prompt="{} lives in", object="Rome", origin="old:1")
 NEW = EditRequest(id="e2", subject="Bo", prompt="{} lives in", object="Oslo", origin="new:1")
-CODE = "open({!r}, 'w').close()\nfrom transformers import LlamaConfig as Config, LlamaForCausalLM as Model\n"
 
 
 def write_ledger(folder: Path, first: Path, width: int, **changes: Any) -> Path:
@@ -45,15 +44,6 @@ def edited(tiny_folder: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "edited"
     shutil.copytree(tiny_folder, folder)
     return write_ledger(folder, tiny_folder, 32)
-
-
-def bring_code(folder: Path, mark: Path) -> None:
-    """Make a model folder ask for Python code of its own, which writes `mark` where it is run."""
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "hostile.Config", "AutoModelForCausalLM": "hostile.Model"}
-    config["model_type"] = "hostile"
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "hostile.py").write_text(CODE.format(str(mark)))
 
 
 def start(model: Path, settings: dict[str, Any] | None = None, **more: Any) -> RunStart:

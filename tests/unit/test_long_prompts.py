@@ -19,8 +19,8 @@ from memedit.evaluation.subject_kept import owners_of, subject_answers, subject_
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
 from tests.conftest import byte_tokenizer, tiny_model
-from tests.unit.test_spoken import TEMPLATE
 
+TEMPLATE = "{% for one in messages %}<user>{{ one['content'] }}{% endfor %}<assistant>"
 ROOM = 256
 LONG = "L" * 80
 """A subject that fills the prompt of another edit beyond the model's limit."""
