@@ -346,6 +346,21 @@ def test_an_unknown_key_beside_the_records_is_reported(syntax: str, tmp_path: Pa
     assert len(requests) == 1 and [one.code for one in findings] == ["E007"]
 
 
+def test_every_wrong_field_of_a_record_is_told(tmp_path: Path) -> None:
+    wrong = {
+        "subject": 5, "prompt": 6, "object": 7, "object_old": [], "remove": "perhaps", "glue": "x", "evaluate": "x",
+        "wordings": 1, "paraphrases": [1], "aliases": 1, "portability": [1], "reversal": [1], "neighborhood": [1],
+        "generation": 1, "references": 1, "meta": 1, "relation": 1,
+    }  # fmt: skip
+    assert {*wrong, "id"} == set(FIELDS)
+    requests, findings = listed(tmp_path, wrong)
+    assert not requests and [one.code for one in findings] == ["E010"] * len(wrong)
+    assert len({one.message for one in findings}) == len(wrong)
+    # One that is also wrong in another way is told once for each reason; a sound one not at all.
+    _, findings = listed(tmp_path, {"subject": "a", "prompt": "{} is", "glue": "x", "zzz": 1})
+    assert sorted(one.code for one in findings) == ["E007", "E009", "E010"]
+
+
 def table(folder: Path, **cells: str) -> tuple[list[EditRequest], list[Finding]]:
     """What is read of a table with one sound record and these cells more."""
     file = folder / "a.csv"

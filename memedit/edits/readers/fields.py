@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from memedit.edits.edit import SLOT, EditRequest, Matching, Neighbor, Question, shown
@@ -36,12 +37,15 @@ def build_request(
     document: Document, row: RecordRow, name: str, relations: Mapping[str, Relation]
 ) -> EditRequest | None:
     """Build the request of a record. If it has errors, add them to the document's findings and return None."""
+    ours: dict[str, Any] = {}
     try:
         _check_text(row.value)
         record = convert_record(_mapping(row.value))
-        return _request(document, _rename(document, record, row.line), row.line, name, relations)
+        ours = _rename(document, record, row.line)
+        return _request(document, ours, row.line, name, relations)
     except RefusedError as error:
-        document.complain(row.line, error.code, error.message)
+        for code, message in dict.fromkeys([(error.code, error.message), *_wrong_fields(ours)]):
+            document.complain(row.line, code, message)
     except RecursionError:
         document.complain(row.line, "E015", "the record is nested too deeply to be an edit")
     return None
@@ -129,9 +133,6 @@ def _request(
         raise RefusedError("E009", 'the edit has no object; add "object": what the model should say after the prompt')
     old = texts["object_old"]
     paraphrases = _texts("paraphrases", record.get("paraphrases"))
-    meta = {} if record.get("meta") in (None, "") else record["meta"]
-    if not isinstance(meta, dict):
-        raise RefusedError("E010", f"meta is a mapping, not {_kind(meta)}")
     request, cut = trimmed(
         EditRequest(
             id=texts["id"] or name,
@@ -152,12 +153,36 @@ def _request(
             reversal=_questions("reversal", record.get("reversal")),
             generation=tuple(_filled(text, subject) for text in _texts("generation", record.get("generation"))),
             references=_texts("references", record.get("references")),
-            meta=meta,
+            meta=_meta(record.get("meta")),
             origin=f"{document.name}:{line}",
         )
     )
     document.findings += cut
     return request
+
+
+def _wrong_fields(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The code and message of every field whose value is of a wrong kind."""
+    readers: dict[str, Callable[[Any], object]] = {
+        **{name: partial(_text, name) for name in FIELDS[:6]},
+        **{name: partial(_texts, name) for name in ("wordings", "paraphrases", "aliases", "generation", "references")},
+        **{name: partial(_questions, name) for name in ("portability", "reversal")},
+        "remove": lambda said: _removes({"remove": said}),
+        "glue": _glue, "evaluate": _matching, "neighborhood": _neighbors, "meta": _meta,
+    }  # fmt: skip
+    for name, value in record.items():
+        try:
+            readers[name](value)
+        except RefusedError as error:
+            yield error.code, error.message
+
+
+def _meta(value: Any) -> dict[str, Any]:
+    if value in (None, ""):
+        return {}
+    if not isinstance(value, dict):
+        raise RefusedError("E010", f"meta is a mapping, not {_kind(value)}")
+    return value
 
 
 def _prompt(
