@@ -73,7 +73,8 @@ class TensorDifference(_Value):
     changed: float | None = None
     """Share of numbers that differ."""
     rank: int | None = None
-    """In how few directions 99 % of |B - A|^2 lies; None where more than 256, or where it is no matrix."""
+    """In how few directions 99 % of |B - A|^2 lies; None where more than 256, where it is no matrix, or where
+    it holds NaN or infinity."""
 
 
 class Comparison(_Value):

@@ -84,27 +84,35 @@ def _difference(first: _Numbers, second: _Numbers) -> TensorDifference | None:
         return None
     if not (first.known() and second.known()):
         return bare
-    energy, before, largest, changed = 0.0, 0.0, 0.0, 0
+    energy, before, largest, changed = 0.0, 0.0, torch.zeros((), dtype=torch.float64), 0
     for rows in _blocks(one):
         was = first.read(rows)
-        apart = second.read(rows) - was
+        apart = _minus(second.read(rows), was)
         before += float(was.square().sum())
         energy += float(apart.square().sum())
-        largest = max(largest, float(apart.abs().max()))
+        largest = torch.maximum(largest, apart.abs().max())  # max() of Python can drop a NaN
         changed += int((apart != 0).sum())
     return bare.model_copy(
         update={
             "norm": math.sqrt(energy),
             "relative": math.sqrt(energy / before) if before else None,
-            "largest": largest,
+            "largest": float(largest),
             "changed": changed / max(math.prod(one.shape), 1),
             "rank": _rank(first, second, energy) if len(one.shape) == 2 and energy else None,
         }
     )
 
 
+def _minus(two: Tensor, one: Tensor) -> Tensor:
+    """Subtract; numbers that are the same differ by zero, also where they are infinite or NaN."""
+    return (two - one).masked_fill((two == one) | (two.isnan() & one.isnan()), 0)
+
+
 def _rank(one: _Numbers, two: _Numbers, energy: float) -> int | None:
-    """Estimate the rank of the difference from a random sketch of it. Both tensors are read two more times."""
+    """Estimate the rank of the difference from a random sketch of it. Both tensors are read two more times.
+
+    None where NaN or infinity comes up: in the difference, or in the sketch of one near the end of float32's range.
+    """
     height, width = one.entry.shape
     draws = random_probes(width, height)
     sketch, at = torch.empty(height, draws.shape[1]), 0
@@ -116,13 +124,13 @@ def _rank(one: _Numbers, two: _Numbers, energy: float) -> int | None:
     for apart in _apart(one, two):
         image += (basis[at : at + len(apart)].T @ apart).double()
         at += len(apart)
-    return few_directions(image, energy)
+    return few_directions(image, energy) if bool(image.isfinite().all()) else None
 
 
 def _apart(one: _Numbers, two: _Numbers) -> Iterator[Tensor]:
     """Yield two - one, (rows, F) float32, block by block."""
     for rows in _blocks(one.entry):
-        yield (two.read(rows) - one.read(rows)).float().reshape(-1, one.entry.shape[1])
+        yield _minus(two.read(rows), one.read(rows)).float().reshape(-1, one.entry.shape[1])
 
 
 def _blocks(entry: TensorEntry) -> Iterator[tuple[int, int]]:

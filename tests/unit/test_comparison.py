@@ -93,3 +93,30 @@ def test_a_new_zero_has_no_relative_size(tmp_path: Path) -> None:
     one = folder(tmp_path / "one", {"w": torch.zeros(3, 3)})
     (found,) = told(one, folder(tmp_path / "two", {"w": torch.eye(3)})).tensors
     assert (found.relative, found.rank, found.largest) == (None, 3, 1)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
+@pytest.mark.parametrize("block", [1, 1 << 22])
+def test_a_weight_that_is_not_finite_is_a_difference_without_a_rank(
+    value: float, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "READ_BLOCK", block)
+    before = torch.ones(30, 20)
+    before[0, 0] = -3e38
+    after = before.clone()
+    after[0, 0] = value
+    after[1, 0] = 2
+    (found,) = told(folder(tmp_path / "one", {"w": before}), folder(tmp_path / "two", {"w": after})).tensors
+    assert found.rank is None and found.largest is not None and found.norm is not None
+    apart = value + 3e38
+    assert found.largest == pytest.approx(apart, nan_ok=True) and found.norm == pytest.approx(apart, nan_ok=True)
+    assert found.changed == 2 / 600
+
+
+def test_numbers_that_stay_infinite_or_nan_are_no_difference(tmp_path: Path) -> None:
+    before = torch.ones(3, 3)
+    before[0] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    after = before.clone()
+    after[1, 1] = 2
+    (found,) = told(folder(tmp_path / "one", {"w": before}), folder(tmp_path / "two", {"w": after})).tensors
+    assert (found.largest, found.norm, found.rank, found.changed) == (1, 1, 1, 1 / 9)
