@@ -22,6 +22,7 @@ from memedit.model.load import LanguageModel, load
 from memedit.numerics.moments import Moment
 from memedit.progress import NoProgress
 from memedit.storage.cache import cache_dir
+from memedit.storage.moment_import import read_npz
 from tests.conftest import byte_tokenizer
 
 TEXTS = [f"Document {n} tells of {n * n} things." for n in range(80)]
@@ -131,6 +132,60 @@ def test_a_moment_of_another_tool_is_taken(tiny_folder: Path, tmp_path: Path, lm
     with pytest.raises(UsageError, match="no file of second moments"):
         np.savez(file, other=total)
         run_stats(recipe, import_file=str(file))
+
+
+SUM: Any = [[2.0, 1.0], [1.0, 3.0]]
+
+
+@pytest.mark.parametrize("count", [1, 100.0, [7]])
+@pytest.mark.parametrize("kind", ["float32", "float64", "int64"])
+def test_a_file_of_a_sum_and_its_count_is_read(count: Any, kind: str, tmp_path: Path) -> None:
+    import numpy as np
+
+    parts: dict[str, Any] = {"mom2.mom2": np.array(SUM, dtype=kind), "mom2.count": np.array(count)}
+    parts["mom2.mom2"][0, 1] *= 1 + 1e-6 * (kind != "int64")  # rounding
+    np.savez(tmp_path / "a.npz", **parts)
+    total, found = read_npz(tmp_path / "a.npz")
+    assert found == np.array(count).item() and type(found) is int
+    assert total.dtype == torch.float64 and torch.allclose(total, torch.tensor(SUM, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        *(({"count": count}, "its count is") for count in (0, -5, [1, 2], float("nan"), "x", 1e300, 1j, True, [])),
+        ({"mom2": [["a", "b"], ["c", "d"]]}, "not real numbers"),
+        ({"mom2": [[2, 1j], [-1j, 2]]}, "complex128, not real numbers"),
+        ({"mom2": [[2, float("nan")], [float("nan"), 2]]}, "NaN or infinity"),
+        ({"mom2": [[float("inf"), 1], [1, 2]]}, "NaN or infinity"),
+        ({"mom2": [[-2, 0], [0, 2]]}, "negative number on the diagonal"),
+        ({"mom2": [[2, 1], [-1, 2]]}, "not symmetric"),
+        ({"mom2": [[2, 1, 1], [1, 2, 1]]}, "not square"),
+        ({"mom2": [2, 1]}, "not square"),
+    ],
+)
+def test_a_sum_or_a_count_that_cannot_be_is_refused(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    import numpy as np
+
+    whole = {"mom2": SUM, "count": 100, **changes}
+    parts: dict[str, Any] = {f"mom2.{name}": np.array(value) for name, value in whole.items()}
+    np.savez(tmp_path / "a.npz", **parts)
+    with pytest.raises(UsageError, match=f"no file of second moments: .*{says}") as caught:
+        read_npz(tmp_path / "a.npz")
+    assert caught.value.hint and "\n" not in caught.value.message
+
+
+def test_a_file_of_another_kind_is_no_file_of_moments(tmp_path: Path) -> None:
+    import numpy as np
+
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "plain.npy", np.eye(2))
+    parts: dict[str, Any] = {"mom2.mom2": np.eye(2), "mom2.count": np.array(3)}
+    np.savez(tmp_path / "cut.npz", **parts)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:-9])
+    for name in ("empty.npz", "plain.npy", "cut.npz", "none.npz"):
+        with pytest.raises(UsageError, match="no file of second moments"):
+            read_npz(tmp_path / name)
 
 
 def test_moments_are_positive_semidefinite(lm: LanguageModel) -> None:
