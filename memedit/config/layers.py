@@ -30,7 +30,7 @@ def layer_range(text: str, n_layers: int) -> list[int]:
 
 def layers_text(layers: Sequence[int]) -> str:
     """Write ascending layers as `--layers` takes them: `1-3`, `2`, or `1,3`."""
-    whole = list(layers) == list(range(layers[0], layers[-1] + 1))
+    whole = layers[-1] - layers[0] + 1 == len(layers)  # no range is made: a damaged ledger can name any layers
     return f"{layers[0]}-{layers[-1]}" if whole and len(layers) > 1 else ",".join(map(str, layers))
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from memedit.config.resolve import deciding_names, resolve
-from memedit.editing.ledger import Ledger, LedgerEntry, Provenance
+from memedit.editing.ledger import Ledger, LedgerEntry, Provenance, mark_superseded
 from memedit.edits.edit import shown
 from memedit.errors import RecipeError, StorageError
 from memedit.results.units import plain_json
@@ -27,6 +27,8 @@ FORMAT, VERSION = "memedit-ledger", "1"
 LINES, TARGETS = "memedit/ledger.jsonl", "memedit/ledger.safetensors"
 LARGEST_TARGET = 1e8
 """Numbers of targets lie below it: states of real models reach some thousands, a damaged number any size."""
+STEPS_END = 2**31
+LARGEST_LOSS = torch.finfo(torch.float32).max
 UNNAMED: dict[str, Any] = {
     "target.optimizer": "adam",
     "target.contexts": 0,
@@ -56,7 +58,8 @@ def digest_of_ledger(ledger: Ledger) -> str:
 def read_ledger(folder: Path) -> Ledger | None:
     """Read the ledger of a folder; None if it has none.
 
-    Raises StorageError if a file is damaged, if it sets anything but a deciding setting, or if a target is not finite.
+    Which edits are replaced is not read: the list decides it, and one wrong line number would hide an edit. Raises
+    StorageError if a file is damaged, if it sets anything but a deciding setting, or if a number cannot be.
     """
     lines, tensors = folder / LINES, folder / TARGETS
     if not lines.is_file() and not tensors.is_file():
@@ -80,13 +83,15 @@ def read_ledger(folder: Path) -> Ledger | None:
     for number, entry in enumerate(entries, start=1):
         if entry.digest != entry.edit.digest:
             raise _damaged(folder, f"line {number} of {lines.name} was changed: its target is of another edit")
+        if not (abs(entry.loss) <= LARGEST_LOSS and 0 <= entry.steps < STEPS_END):  # a loss of NaN is neither
+            raise _damaged(folder, f"line {number} of {lines.name} has a loss or a number of steps that cannot be")
     _check_provenance(folder, about)
     fits = (targets.abs() < LARGEST_TARGET).all(dim=1)  # NaN is not below it either
     if not fits.all():
         row = int(fits.logical_not().nonzero()[0])
         row_name = f"row {row + 1} of {tensors.name} (edit {shown(entries[row].edit.id)})"
         raise _damaged(folder, f"{row_name} is not finite, or not below {LARGEST_TARGET:.0e}")
-    return Ledger(about, entries, targets, str(tensors))
+    return Ledger(about, mark_superseded(entries), targets, str(tensors))
 
 
 def _check_provenance(folder: Path, about: Provenance) -> None:
@@ -94,6 +99,8 @@ def _check_provenance(folder: Path, about: Provenance) -> None:
     name = Path(TARGETS).name
     if others := [one for one in about.knobs if one not in deciding_names()]:
         raise _damaged(folder, f"{name} has the setting {shown(others[0])}, which a ledger may not set")
+    if "method.layers" not in about.knobs:
+        raise _damaged(folder, f"{name} lacks the setting method.layers")
     try:
         resolve([("file", about.knobs)])
     except RecipeError as error:

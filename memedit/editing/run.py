@@ -43,7 +43,7 @@ from memedit.editing.spoken import SPOKEN_TOKENS
 from memedit.editing.start import RunStart
 from memedit.editing.target_search import Search, SearchEngine, searched_prompts
 from memedit.editing.targets import Targets, not_found
-from memedit.edits.edit import EditRequest
+from memedit.edits.edit import EditRequest, shown
 from memedit.edits.lint import first_of_each
 from memedit.edits.read import write_lines
 from memedit.errors import UsageError
@@ -253,9 +253,21 @@ class EditRun:
         return self.encode(self._context_texts(run))
 
     def encode(self, texts: Sequence[str]) -> Contexts:
-        """Tokenize every edit's prompt under these contexts; the first must be the empty one."""
-        recipe = self.recipe
-        return encode_contexts(self.plan.edits, texts, self.lm.tokenizer, chat=recipe.chat, seed=recipe.seed)
+        """Tokenize every edit's prompt under these contexts; the first must be the empty one.
+
+        Raises UsageError where the model cannot read one: the contexts of a ledger can be of any length.
+        """
+        recipe, shape = self.recipe, self.lm.architecture
+        contexts = encode_contexts(self.plan.edits, texts, self.lm.tokenizer, chat=recipe.chat, seed=recipe.seed)
+        for edit, prompts in zip(self.plan.edits, contexts.prompts, strict=True):
+            longest = max(len(ids) for one in prompts for ids in (one.ids, *one.strangers)) + len(edit.target) - 1
+            if not shape.fits(longest):
+                raise UsageError(
+                    f"edit {shown(edit.request.id)} behind a context is {longest:,} tokens long, and this model takes "
+                    f"{shape.positions:,}",
+                    "make its prompt shorter; if the contexts are a ledger's, copy both files of the ledger again",
+                )
+        return contexts
 
     def _context_texts(self, run: Store) -> list[str]:
         if self.history.ledger is not None:

@@ -49,6 +49,10 @@ def test_every_process_writes_the_same_bytes() -> None:
         (LINES, lambda data: data.split(b"\n")[0], "1 edits and 2 targets"),
         (LINES, lambda data: data.replace(b"Oslo", b"Bonn"), "line 2 of ledger.jsonl was changed"),
         (LINES, lambda data: data.replace(b'"joint"', b'"guessed"'), "cannot be read"),
+        (LINES, lambda data: data.replace(b'"loss": 0.1', b'"loss": 1e308', 1), "line 1 .*loss"),
+        (LINES, lambda data: data.replace(b'"loss": 0.1', b'"loss": NaN'), "line 1 .*loss"),
+        (LINES, lambda data: data.replace(b'"steps": 7', b'"steps": -1'), "line 1 .*steps"),
+        (LINES, lambda data: data.replace(b'"steps": 7', b'"steps": 1' + b"0" * 30), "line 1 .*steps"),
         (LINES, lambda data: b"\xff" + data, "cannot be read"),
         (LINES, None, "cannot read"),
         (TARGETS, None, "cannot read"),
@@ -70,3 +74,19 @@ def test_a_damaged_ledger_is_refused(
     with pytest.raises(StorageError, match=says) as caught:
         read_ledger(tmp_path)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("line", [b"0", b"1", b"99", b"-1", b"1" + b"0" * 30])
+def test_which_edit_is_replaced_is_decided_by_the_list_alone(tmp_path: Path, line: bytes) -> None:
+    file = written(tmp_path) / LINES
+    data = file.read_bytes()
+    assert data.count(b'"superseded_by": 2') == 1
+    for changed in (
+        data.replace(b'"superseded_by": 2', b'"superseded_by": ' + line),
+        data.replace(b', "superseded_by": 2', b""),
+        data.removesuffix(b"}\n") + b', "superseded_by": ' + line + b"}\n",
+    ):
+        assert changed != data
+        file.write_bytes(changed)
+        found = read_ledger(tmp_path)
+        assert found is not None and found.entries == LEDGER.entries

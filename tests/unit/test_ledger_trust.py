@@ -91,6 +91,26 @@ def test_layers_and_contexts_that_no_run_writes_are_refused(
         read_ledger(edited)
 
 
+def test_a_ledger_without_layers_is_refused(edited: Path) -> None:
+    ledger = read_ledger(edited)
+    assert ledger is not None
+    knobs = {name: value for name, value in ledger.about.knobs.items() if name != "method.layers"}
+    for name, data in ledger_files(replace(ledger, about=ledger.about.model_copy(update={"knobs": knobs}))).items():
+        (edited / name).write_bytes(data)
+    with pytest.raises(StorageError, match=r"lacks the setting method\.layers"):
+        read_ledger(edited)
+
+
+def test_contexts_that_the_model_cannot_read_are_refused(edited: Path, tiny_folder: Path) -> None:
+    write_ledger(edited, tiny_folder, 32, contexts=("", "I was. "))
+    job = EditRun(start(edited, mode="on top"), (), NoProgress())
+    assert job.history.ledger is not None
+    assert job.encode(job.history.ledger.about.contexts).texts == ("", "I was. ")
+    with pytest.raises(UsageError, match=f"and this model takes {job.lm.architecture.positions:,}") as caught:
+        job.encode(["", "I was. " * 1000])
+    assert "ledger" in caught.value.hint
+
+
 @pytest.mark.parametrize("mode", ["on top", "re-solve", None])
 def test_no_run_executes_a_models_code_because_a_ledger_says_so(
     edited: Path, tiny_folder: Path, tmp_path: Path, mode: Mode | None

@@ -200,4 +200,5 @@ def test_forgetting_leaves_the_others_and_brings_back_what_had_given_way(edited:
 def test_layers_are_written_as_they_are_read() -> None:
     layers = [[3], [0, 1, 2], [1, 3]]
     assert [layers_text(one) for one in layers] == ["3", "0-2", "1,3"]
+    assert layers_text([0, 1, 10**18]) == f"0,1,{10**18}"  # a range to it would fill the memory
     assert [layer_range(layers_text(one), 4) for one in layers] == layers
