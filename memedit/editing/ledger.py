@@ -120,13 +120,21 @@ def find_superseded(requests: Sequence[EditRequest]) -> dict[int, int]:
 
 
 def mark_superseded(entries: Sequence[LedgerEntry]) -> tuple[LedgerEntry, ...]:
-    """Set `superseded_by` of each entry of a list in order."""
+    """Set `superseded_by` of each entry of a list in order; of active ones with the same id, the last one keeps it.
+
+    Earlier versions could give the id of a replaced edit to another one: both are active once that is forgotten.
+    """
     gone = find_superseded([entry.edit for entry in entries])
-    lines = [gone[n] + 1 if n in gone else None for n in range(len(entries))]
-    return tuple(
-        entry if entry.superseded_by == line else entry.model_copy(update={"superseded_by": line})
-        for entry, line in zip(entries, lines, strict=True)
-    )
+    marked, used, taken = list(entries), set[str](), {entry.edit.id for entry in entries}
+    for n, entry in reversed(list(enumerate(entries))):
+        line, edit = gone[n] + 1 if n in gone else None, entry.edit
+        if line is None and edit.id in used:
+            edit = edit.model_copy(update={"id": _free(edit.id, taken)})
+        if line is None:
+            used.add(edit.id)
+        if edit is not entry.edit or line != entry.superseded_by:
+            marked[n] = entry.model_copy(update={"edit": edit, "superseded_by": line})
+    return tuple(marked)
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ class MergedEdits:
     """New edits, compared with the active ones."""
 
     requests: tuple[EditRequest, ...]
-    """The new edits: none is a duplicate of an active edit or has the id of one that stays active."""
+    """The new edits: none is a duplicate of an active edit or has the id of one that can be active beside it."""
     replaced: tuple[tuple[EditRequest, EditRequest], ...] = ()
     """Pairs: a new edit, and the active edit that it replaces."""
     duplicates: tuple[tuple[EditRequest, EditRequest], ...] = ()
@@ -143,17 +151,29 @@ class MergedEdits:
     """Pairs: a new edit with its own id, and with an id that is free."""
 
 
-def merge_edits(old: Sequence[EditRequest], new: Sequence[EditRequest]) -> MergedEdits:
-    """Add new edits to the active ones: the later edit wins. Neither list may contradict itself."""
+def merge_edits(
+    old: Sequence[EditRequest], new: Sequence[EditRequest], inactive: Sequence[EditRequest] = ()
+) -> MergedEdits:
+    """Add new edits to the active ones: the later edit wins. Neither list may contradict itself.
+
+    inactive: edits that were replaced earlier. Forgetting makes them active again, so a new edit may only have the id
+    of one that it replaces itself.
+    """
     by_digest = {request.digest: request for request in old}
     duplicates = tuple((request, by_digest[request.digest]) for request in new if request.digest in by_digest)
     fresh = [request for request in new if request.digest not in by_digest]
     both = [*old, *fresh]
     gone = {m: n for m, n in find_superseded(both).items() if m < len(old)}
-    taken = {request.id for n, request in enumerate(old) if n not in gone} | {request.id for request in new}
-    kept = {request.id for n, request in enumerate(old) if n not in gone}
-    own = [request.model_copy(update={"id": _free(request.id, taken)}) if request.id in kept else request
-           for request in fresh]  # fmt: skip
+    holders: dict[str, list[EditRequest]] = {}
+    for request in (*inactive, *old):
+        holders.setdefault(request.id, []).append(request)
+    taken = holders.keys() | {request.id for request in new}
+    own = [
+        request.model_copy(update={"id": _free(request.id, taken)})
+        if not all(find_superseded([one, request]) for one in holders.get(request.id, ()))
+        else request
+        for request in fresh
+    ]
     return MergedEdits(
         tuple(own),
         tuple((own[n - len(old)], old[m]) for m, n in sorted(gone.items())),

@@ -76,7 +76,7 @@ def start_run(
         # The plan refuses the list with all its errors at once.
         return RunStart(tuple(requests), opened, tuple(findings))
     old = [ledger.entries[n].edit for n in ledger.active]
-    merged = merge_edits(old, requests)
+    merged = merge_edits(old, requests, [one.edit for one in ledger.entries if one.superseded_by is not None])
     replaced = {was.digest for _, was in merged.replaced}
     earlier = [n for n in ledger.active if ledger.entries[n].digest not in replaced]
     notes = merge_findings(merged)
@@ -143,7 +143,7 @@ def merge_findings(merged: MergedEdits) -> list[Finding]:
         ),
         *(now.finding("W201", f"the same subject, prompt and object as at {was.origin}, which is active")
           for now, was in merged.duplicates),
-        *(was.finding("W231", f"an active edit has this id; here it is {shown(now.id)}")
+        *(was.finding("W231", f"an earlier edit has this id; here it is {shown(now.id)}")
           for was, now in merged.renamed),
     ]  # fmt: skip
 

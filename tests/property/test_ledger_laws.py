@@ -39,7 +39,8 @@ def entry(request: EditRequest) -> LedgerEntry:
 def run(ledger: Ledger | None, requests: Sequence[EditRequest]) -> Ledger | None:
     """What a run does to a ledger; each target is a number made of its edit."""
     old = [] if ledger is None else [ledger.entries[n].edit for n in ledger.active]
-    found = merge_edits(old, requests)
+    inactive = [] if ledger is None else [one.edit for one in ledger.entries if one.superseded_by is not None]
+    found = merge_edits(old, requests, inactive)
     gone = {was.digest for _, was in found.replaced}
     stay = [] if ledger is None else [n for n in ledger.active if ledger.entries[n].digest not in gone]
     entries = [*([] if ledger is None else [ledger.entries[n] for n in stay]), *map(entry, found.requests)]
@@ -130,3 +131,23 @@ def test_an_id_in_use_is_told_apart_and_one_given_way_is_free_again() -> None:
     found = merge_edits([edit(0, 0, 1, 0, "a")], [edit(0, 0, 2, 0, "a")])
     assert [one.id for one in found.requests] == ["a"]
     assert not found.renamed
+    # Given way to another edit, now or earlier, it can come back: only an edit that replaces it too may have its id.
+    found = merge_edits([edit(0, 0, 1, 0, "a")], [edit(0, 0, 2, 0, "b"), edit(1, 0, 1, 0, "a")])
+    assert [one.id for one in found.requests] == ["b", "a-2"]
+    for other, name in ((edit(1, 0, 1, 0, "a"), "a-2"), (edit(0, 0, 1, 1, "a"), "a-2"), (edit(0, 0, 3, 0, "a"), "a")):
+        (now,) = merge_edits([edit(0, 0, 2, 0, "b")], [other], [edit(0, 0, 1, 0, "a")]).requests
+        assert now.id == name
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories, st.integers(0, 4))
+def test_whatever_is_forgotten_the_rest_have_ids_of_their_own(
+    given: list[list[tuple[int, int, int, int]]], which: int
+) -> None:
+    ledger = through([[edit(*one, f"{n}" if one[0] else "x") for n, one in enumerate(batch)] for batch in given])
+    if ledger is None:
+        return
+    gone = {one.edit.id for one in ledger.entries[which : which + 2]}
+    entries = [one for one in ledger.entries if one.edit.id not in gone]
+    ids = [entries[n].edit.id for n in range(len(entries)) if n not in find_superseded([one.edit for one in entries])]
+    assert len(ids) == len(set(ids))

@@ -197,6 +197,30 @@ def test_forgetting_leaves_the_others_and_brings_back_what_had_given_way(edited:
     assert caught.value.hint == "did you mean e3?"
 
 
+def test_an_edit_that_can_come_back_keeps_its_id(edited: Path) -> None:
+    """e1 was replaced by e2: a new edit of another fact may not have its id, and one of the same fact may."""
+    found = start(edited, edit(9).model_copy(update={"id": "e1"}))
+    assert [one.id for one in found.requests] == ["e2", "e3", "e1-2"]
+    assert [one.code for one in found.findings] == ["W231"]
+    found = start(edited, edit(1, "Lima"))
+    assert [one.id for one in found.requests] == ["e3", "e1"]
+    assert [one.code for one in found.findings] == ["W230"]
+
+
+def test_an_edit_that_comes_back_to_find_its_id_in_use_gets_another(edited: Path) -> None:
+    """Ledgers of earlier versions gave the id of a replaced edit to one about another fact."""
+    ledger = read_ledger(edited)
+    assert ledger is not None
+    last = ledger.entries[2].model_copy(update={"edit": ledger.entries[2].edit.model_copy(update={"id": "e1"})})
+    for name, data in ledger_files(replace(ledger, entries=(*ledger.entries[:2], last))).items():
+        (edited / name).write_bytes(data)
+    recipe = resolve([("flag", {"model.path": str(edited)})])[0]
+    back = start_forget(["e2"], recipe)
+    assert [(one.id, one.subject) for one in back.requests] == [("e1-2", "S1"), ("e1", "S3")]
+    assert [one.edit for one in back.history.conflicts] == ["e1-2"]
+    assert back.history.ledger is not None and back.history.ledger.entries[0].edit == back.requests[0]
+
+
 def test_layers_are_written_as_they_are_read() -> None:
     layers = [[3], [0, 1, 2], [1, 3]]
     assert [layers_text(one) for one in layers] == ["3", "0-2", "1,3"]
