@@ -6,13 +6,14 @@ The one thing that grows with a tensor is the sketch for the rank of its differe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from memedit.edits.edit import escape_controls
 from memedit.errors import UnsupportedModelError
 from memedit.numerics.lowrank import few_directions, random_probes
 from memedit.progress import Progress
@@ -26,7 +27,8 @@ from memedit.storage.tensorfile import DTYPES, TensorEntry, in_order
 def compare(one: Path, two: Path, a: str, b: str, progress: Progress) -> Comparison:
     """Compare two models' folders. Tensors are matched by name, in whatever shard they lie; other files by path.
 
-    a, b: the names of the two in the result. Raises what Checkpoint.open and files_in raise.
+    a, b: the names of the two in the result. A file's name can be bytes that are no Unicode, or hold control
+    characters: names are escaped, so that any output can hold them. Raises what Checkpoint.open and files_in raise.
     """
     first, second = Checkpoint.open(one), Checkpoint.open(two)
     shared = sorted(first.entries.keys() & second.entries.keys(), key=in_order)
@@ -38,12 +40,16 @@ def compare(one: Path, two: Path, a: str, b: str, progress: Progress) -> Compari
             advance(1)
     here, there = _others(one, first), _others(two, second)
     return Comparison(
-        a=a, b=b, tensors=tuple(found), same_tensors=len(shared) - len(found),
-        only_in_a=tuple(sorted(first.entries.keys() - second.entries.keys(), key=in_order)),
-        only_in_b=tuple(sorted(second.entries.keys() - first.entries.keys(), key=in_order)),
-        files=tuple(name for name in sorted(here & there) if not _same(one / name, two / name)),
-        files_only_in_a=tuple(sorted(here - there)), files_only_in_b=tuple(sorted(there - here)),
+        a=escape_controls(a), b=escape_controls(b), tensors=tuple(found), same_tensors=len(shared) - len(found),
+        only_in_a=_escaped(sorted(first.entries.keys() - second.entries.keys(), key=in_order)),
+        only_in_b=_escaped(sorted(second.entries.keys() - first.entries.keys(), key=in_order)),
+        files=_escaped(name for name in sorted(here & there) if not _same(one / name, two / name)),
+        files_only_in_a=_escaped(sorted(here - there)), files_only_in_b=_escaped(sorted(there - here)),
     )  # fmt: skip
+
+
+def _escaped(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(escape_controls, names))
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,9 @@ def _difference(first: _Numbers, second: _Numbers) -> TensorDifference | None:
     """Compare one tensor; None where dtype, shape and bytes are the same."""
     one, two = first.entry, second.entry
     bare = TensorDifference(
-        name=one.name, file=one.file.name, dtypes=(one.dtype, two.dtype), shapes=(one.shape, two.shape)
-    )
+        name=escape_controls(one.name), file=escape_controls(one.file.name),
+        dtypes=(escape_controls(one.dtype), escape_controls(two.dtype)), shapes=(one.shape, two.shape),
+    )  # fmt: skip
     if one.shape != two.shape:
         return bare
     if one.dtype == two.dtype and all(one.part(*rows) == two.part(*rows) for rows in _blocks(one)):

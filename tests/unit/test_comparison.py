@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,24 @@ def test_numbers_that_stay_infinite_or_nan_are_no_difference(tmp_path: Path) -> 
     after[1, 1] = 2
     (found,) = told(folder(tmp_path / "one", {"w": before}), folder(tmp_path / "two", {"w": after})).tensors
     assert (found.largest, found.norm, found.rank, found.changed) == (1, 1, 1, 1 / 9)
+
+
+def with_name(file: Path, name: str, dtype: str, byte: bytes = b"a") -> None:
+    """A file of one tensor of one byte, with any name and dtype that JSON can hold."""
+    header = json.dumps({name: {"dtype": dtype, "shape": [1], "data_offsets": [0, 1]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + byte)
+
+
+def test_names_that_are_no_unicode_are_escaped(tmp_path: Path) -> None:
+    a, b = folder(tmp_path / "one", tensors()), folder(tmp_path / "two", tensors())
+    for here, byte in ((a, b"a"), (b, b"b")):
+        with_name(here / "model.safetensors", "w\ud800", "X\ud800", byte)
+    (b / os.fsdecode(b"bad\xff.txt")).write_text("x")
+    (a / "sound \N{SNOWMAN}.txt").write_text("x")
+    found = compare(a, b, os.fsdecode(b"one\xff"), "two", NoProgress())
+    assert json.loads(found.model_dump_json())["files_only_in_b"] == ["bad\\udcff.txt"]
+    assert (found.a, found.b, found.files_only_in_a) == ("one\\udcff", "two", ("sound \N{SNOWMAN}.txt",))
+    assert [(one.name, one.dtypes[0]) for one in found.tensors] == [("w\\ud800", "X\\ud800")]
+    with_name(b / "model.safetensors", "\udfff\x1b[2J", "U8")
+    found = told(a, b)
+    assert (found.only_in_a, found.only_in_b) == (("w\\ud800",), ("\\udfff\\x1b[2J",))
