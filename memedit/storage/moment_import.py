@@ -13,6 +13,8 @@ from torch import Tensor
 from memedit.errors import UsageError
 
 ARRAY_NAMES = {"total": "mom2.mom2", "count": "mom2.count"}
+ROWS_COMPARED = 1024
+"""Rows of a sum that are compared at once."""
 UNEVEN = 1e-3
 """How far both halves of a sum may differ, relative to its diagonal: GPUs sum in float32, in any order."""
 
@@ -52,6 +54,8 @@ def _sum(array: NDArray[Any]) -> Tensor:
     if (total.diagonal() < 0).any():
         raise ValueError("its sum has a negative number on the diagonal, where squares are summed")
     size = total.diagonal().sqrt()
-    if ((total - total.T).abs() > UNEVEN * torch.outer(size, size)).any():
-        raise ValueError("its sum is not symmetric")
+    for at in range(0, len(total), ROWS_COMPARED):  # a sum may be as large as half of the memory
+        rows = slice(at, at + ROWS_COMPARED)
+        if ((total[rows] - total.T[rows]).abs() > UNEVEN * torch.outer(size[rows], size)).any():
+            raise ValueError("its sum is not symmetric")
     return total
