@@ -47,6 +47,11 @@ def check_output(
         here, there = source.resolve() if source else None, out.resolve()
         if here and (here == there or here in there.parents or there in here.parents):
             raise UsageError(f"the output {out} and the model {source} overlap", "write to a folder of its own")
+        if own is None and source and (mine := source / "memedit").exists() and not mine.is_dir():
+            raise UsageError(
+                f"the model's {mine} is a file, and an output describes its edit in a folder of that name",
+                "give that file another name, or remove it",
+            )
         if out.exists() and not out.is_dir():
             raise UsageError(f"the output {out} is a file", "give a folder that is new or empty")
         if out.is_dir() and any(out.iterdir()):

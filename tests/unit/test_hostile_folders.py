@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from memedit.config.recipe import ModelKnobs
-from memedit.errors import MemeditError, StorageError, UnsupportedModelError
+from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
 from memedit.model import config as config_module
 from memedit.model.architecture import find_architecture
 from memedit.model.config import auto_config, foreign_errors, read_config
 from memedit.model.digests import feeding
 from memedit.model.load import load, load_tokenizer, meta_model, open_model
 from memedit.model.probe import check_finite_weights
+from memedit.storage.output import MODELS, check_output
 from tests.conftest import ROOT, tiny_model
 from tests.malformed.folders import CONFIGS, TOKENIZERS, FolderCase, config
 from transformers import AutoModelForCausalLM
@@ -219,3 +220,15 @@ def test_a_finite_weight_is_accepted_and_a_model_that_overflows_is_refused(folde
 def test_bounds_hold_for_every_shipped_model() -> None:
     for file in sorted((ROOT / "examples" / "models").glob("*/config.json")):
         config_module._check_values(file, json.loads(file.read_text()))
+
+
+def test_a_file_in_the_place_of_the_folder_of_an_edit_is_named_before_any_work(folder: Path, tmp_path: Path) -> None:
+    file, out = folder / "memedit", tmp_path / "out"
+    file.write_text("x")
+    with pytest.raises(UsageError, match=str(file)) as caught:
+        check_output(folder, out, overwrite=True, force=True)
+    assert caught.value.hint
+    check_output(folder, out, overwrite=False, own=MODELS)  # figures of it, for one, have no such folder
+    file.unlink()
+    file.mkdir()
+    check_output(folder, out, overwrite=False)
