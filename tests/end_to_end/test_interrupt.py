@@ -117,6 +117,8 @@ def test_a_signal_while_an_error_is_told_ends_a_run_as_any_signal(
         raise error
 
     monkeypatch.setattr(app, "_say", say)
+    if number is not None:
+        signal.signal(number, signal.SIG_DFL)  # a shell starts what runs in its background with SIGINT ignored
     with pytest.raises(SystemExit) as ended:
         app._run(fail)
     if number is None:
