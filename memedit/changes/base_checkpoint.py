@@ -15,7 +15,7 @@ from torch import Tensor
 from memedit.changes.delta_file import DeltaFile
 from memedit.changes.stored_names import StoredNames
 from memedit.config.recipe import ModelKnobs
-from memedit.errors import MemeditError, StorageError, UsageError
+from memedit.errors import MemeditError, StorageError, UnsupportedModelError, UsageError
 from memedit.model.architecture import find_architecture
 from memedit.model.load import at_hand, auto_class, locate, meta_model
 from memedit.model.training_names import check_stored_names
@@ -193,12 +193,15 @@ def subtracted(edited: Checkpoint, deltas: Mapping[str, Delta], knobs: ModelKnob
     """Subtract the changes from the edited tensors and round: near the originals, but rarely equal to them.
 
     Raises UsageError for FP8 weights: rounding moves them as far as the change did. Raises StorageError for a change
-    too long to be one.
+    too long to be one, and UnsupportedModelError for a model that cannot be opened, such as one with its own code.
     """
     if any(edited.grid(name).scale is not None for name in deltas):
         said = f"the base of {edited.folder} cannot be read, and subtracting the change from FP8 weights is too coarse"
         raise UsageError(said, "say where the base is: -m MODEL; --keep-originals would have kept its tensors")
-    architecture = find_architecture(meta_model(edited.folder, knobs))
+    try:
+        architecture = find_architecture(meta_model(edited.folder, knobs))
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(str(error), "say where the base is: -m MODEL; then no model is opened") from error
     found: dict[str, Tensor] = {}
     for name, delta in deltas.items():
         weight, change = architecture.turned(edited.tensor(name)), Delta(-delta.dense())

@@ -224,8 +224,10 @@ def test_a_folder_cannot_make_a_revert_run_its_code(tiny_folder: Path, tmp_path:
     assert base_of(out)[0] == ModelKnobs(path="./gone")
     run_revert(out, recipe("", tmp_path / "sound"))
     bring_code(out, mark)
-    with pytest.raises(MemeditError, match="needs Python code"):
+    with pytest.raises(MemeditError, match="needs Python code") as caught:
         run_revert(out, recipe("", tmp_path / "back"))
+    assert "-m MODEL" in caught.value.hint
+    assert run_revert(out, recipe(tiny_folder, tmp_path / "named")).origin == "base"
     assert not mark.exists() and not (tmp_path / "back").exists()
     # It is this code that would run if a person asked for it.
     assert read_config(out, trust_remote_code=True)["auto_map"]
