@@ -151,22 +151,11 @@ def originals(
     change or originals that do not fit the edited tensors.
     """
     names = list(change.deltas)
-    for name, delta in change.deltas.items():
-        size = edited.entries[name].shape if name in edited.entries else None
-        if size not in (delta.shape, delta.shape[::-1]):
-            said = (
-                f"it changes {shown_name(name)}, of the shape {_size(delta.shape)}, which {edited.folder} does not hold"
-            )
-            raise StorageError(f"{change.file} does not fit the model: {said}", "give the folder as apply wrote it")
+    _check_change(edited, change)
     if base is None:
         kept = read_originals(edited.folder / ORIGINALS, change.base, names)
         if kept is not None:
-            for name, tensor in kept.items():
-                if (tensor.shape, tensor.dtype) != (edited.entries[name].shape, edited.tensor(name).dtype):
-                    said = (
-                        f"{edited.folder / ORIGINALS}: {shown_name(name)} has another shape or dtype than the model's"
-                    )
-                    raise StorageError(said, "remove it, and give the base with -m")
+            _check_originals(edited, kept)
             return "originals", kept, None
     folder = locate(ModelKnobs(path=base)) if base else at_hand(recorded)
     if folder is not None:
@@ -187,6 +176,26 @@ def originals(
                 "give the base it was made from, or leave -m out",
             )
     return "subtraction", {}, None
+
+
+def _check_change(edited: Checkpoint, change: DeltaFile) -> None:
+    """Raise StorageError for a change of tensors that the edited model does not hold."""
+    for name, delta in change.deltas.items():
+        shape = edited.entries[name].shape if name in edited.entries else None
+        if shape not in (delta.shape, delta.shape[::-1]):
+            said = (
+                f"{change.file} changes {shown_name(name)}, {_size(delta.shape)}, which {edited.folder} does not hold"
+            )
+            raise StorageError(said, "give the folder as apply wrote it")
+
+
+def _check_originals(edited: Checkpoint, kept: Mapping[str, Tensor]) -> None:
+    """Raise StorageError for originals that cannot stand in the place of the edited tensors."""
+    for name, tensor in kept.items():
+        now = edited.tensor(name)  # as originals are kept: of FP8 weights the numbers, in float32
+        if (tensor.shape, tensor.dtype) != (now.shape, now.dtype):
+            said = f"{edited.folder / ORIGINALS}: {shown_name(name)} has another shape or dtype than the model's"
+            raise StorageError(said, "remove it, and give the base with -m")
 
 
 def subtracted(edited: Checkpoint, deltas: Mapping[str, Delta], knobs: ModelKnobs) -> dict[str, Tensor]:

@@ -21,10 +21,11 @@ from memedit.edits.edit import shown
 from memedit.errors import RecipeError, StorageError
 from memedit.results.units import plain_json
 from memedit.storage.artifacts import digest_of, telling
+from memedit.storage.records import LEDGER
 from memedit.storage.tensorfile import saved
 
 FORMAT, VERSION = "memedit-ledger", "1"
-LINES, TARGETS = "memedit/ledger.jsonl", "memedit/ledger.safetensors"
+LINES, TARGETS = "memedit/ledger.jsonl", LEDGER
 LARGEST_TARGET = 1e8
 """Numbers of targets lie below it: states of real models reach some thousands, a damaged number any size."""
 STEPS_END = 2**31

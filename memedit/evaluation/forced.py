@@ -88,8 +88,8 @@ def score_edits(
     ranks: Ranks = ALONE,
 ) -> list[EditScores]:
     """Score every edit with the model as it is now; `derive` and `plus` as for `list_probes`."""
-    of_edit: list[list[tuple[Probe, Answer]]] = [[] for _ in requests]
     asked = list_probes(requests, derive=derive, plus=plus)
+    of_edit: list[list[tuple[Probe, Answer]]] = [[] for _ in requests]
     for probe, answer in ask(lm, asked, chat=chat, advance=advance, ranks=ranks):
         of_edit[probe.edit].append((probe, answer))
     return [_edit_scores(answered) for answered in of_edit]

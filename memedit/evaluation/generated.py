@@ -73,9 +73,13 @@ def written(
     `bare`: only after the edits' own prompts.
     """
     kinds = OWN_PROBES if bare else WRITTEN_PROBES
-    listed = [probe for probe in list_probes(requests, derive=knobs.derive and not bare) if probe.kind in kinds]
-    fits = lm.architecture.fits
-    asked = [one for one in listed if not one.derived or fits(len(encode_text(lm.tokenizer, one.text, chat=chat)) + 1)]
+    asked = [
+        probe
+        for probe in list_probes(requests, derive=knobs.derive and not bare)
+        # A derived probe that is too long is left out; after one of the list the model writes as far as there is room.
+        if probe.kind in kinds
+        and (not probe.derived or lm.architecture.fits(len(encode_text(lm.tokenizer, probe.text, chat=chat)) + 1))
+    ]
     rooms = [
         answer_room(lm, [behind(probe.text, answer, probe.glue) for answer in probe.right], knobs.tokens)
         for probe in asked

@@ -138,8 +138,9 @@ def owners_of(
     likely = [
         one.model_copy(update={"object": request.object, "glue": request.glue, "aliases": request.aliases})
         for (one, request, ids, token), tail in zip(pairs, tails, strict=True)
+        # One token more than the longest spelling, for a space that may be a token of its own.
         if tail[:1] == (token,)
-        and lm.architecture.fits(len(ids) + answer_room(lm, (request.object, *request.aliases), 2))
+        and lm.architecture.fits(len(ids) + answer_room(lm, (request.object, *request.aliases), 1))
     ]
     owners: dict[tuple[str, str], list[str]] = {}
     for one, is_said in zip(likely, says_object(lm, likely, chat=chat), strict=True):

@@ -50,7 +50,7 @@ class Architecture:
     """The most tokens in one row; None: no limit is known."""
 
     def fits(self, tokens: int) -> bool:
-        """Whether the model can read a row of so many tokens."""
+        """Whether a row of this length is within the model's limit."""
         return self.positions is None or tokens <= self.positions
 
     @property
