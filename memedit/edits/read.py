@@ -120,13 +120,22 @@ def _document(source: str, input_format: str | None, stdin: TextIO | None, name:
 
 
 def detect_syntax(text: str) -> str:
-    """The syntax of a text whose file name does not show it: JSON by its first character, else YAML."""
+    """The syntax of a text whose file name does not show it.
+
+    JSON shows by its first character, a table by two names of fields in its first row; all else is YAML.
+    """
     start = text.lstrip()
     if not start.startswith(("{", "[")):
-        return "yaml"
+        first = start.split("\n", 1)[0]
+        delimiters = {"tsv": "\t", "csv": ","}
+        return next((syntax for syntax, one in delimiters.items() if _names_fields(first.split(one))), "yaml")
     line = start.split("\n", 1)[0].rstrip()
     is_lines = line.startswith("{") and line.endswith("}") and '"edits"' not in line
     return "jsonl" if is_lines else "json"
+
+
+def _names_fields(cells: Sequence[str]) -> bool:
+    return sum(cell.strip().strip('"') in (*FIELDS, *ALIASES) for cell in cells) > 1
 
 
 def standard_input() -> TextIO:

@@ -81,7 +81,7 @@ def test_every_format_gives_the_same_edit(name: str, packed: bool, tmp_path: Pat
 
 
 def test_stdin_is_read_and_its_syntax_detected() -> None:
-    for name in ("a.jsonl", "a.json", "a.yaml"):
+    for name in ("a.jsonl", "a.json", "a.yaml", "a.csv", "a.tsv"):
         requests, findings = read("-", stdin=io.StringIO(FORMATS[name]))
         assert (len(requests), findings) == (1, [])
         assert requests[0].origin.startswith("<stdin>:")
