@@ -125,8 +125,11 @@ class PolishKnobs(_Knobs):
     """Steps of Adam; 0: the closed form alone. Unless given, 0 under the published semantics and presets."""
     step: float = Field(default=0.1, gt=0)
     """Adam's step, in units of the root mean square of what a layer's change adds."""
-    preserve: float = Field(default=1.5, ge=0)
-    """Weight of KL(base || edited) after prompts that must stay, against the loss of the edits."""
+    preserve: float = Field(default=0.75, ge=0)
+    """Weight of KL(base || edited) and of the lost lead after prompts that must stay, against the loss of the edits."""
+    lead: float = Field(default=1.0, ge=0)
+    """Difference of log-probabilities by which what the base says first there must lead all other tokens, or by as much
+    as it did, if that was less; 0: KL alone."""
     siblings: int = Field(default=4, ge=0)
     """Prompts that must stay, at most for each edit: the list's other relations, asked of the edited subjects."""
     others: int = Field(default=4, ge=0)
@@ -137,7 +140,7 @@ class PolishKnobs(_Knobs):
     ratio: float = Field(default=1.5, gt=0)
     """Prompts that must stay in a step, for each edit; as many of each kind, if there are. Where there are fewer in
     all, what stays weighs less by as much."""
-    spoken: float = Field(default=0.25, ge=0, le=1)
+    spoken: float = Field(default=0.5, ge=0, le=1)
     """Share of the edits that a step also asks in chat, where the model has a chat template: the model's own answer
     with the new object in it."""
     own: float = Field(default=0.25, ge=0, le=1)

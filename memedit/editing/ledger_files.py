@@ -37,6 +37,7 @@ UNNAMED: dict[str, Any] = {
     "polish.shorten": 0.0,
     "polish.own": 0.0,
     "polish.spoken": 0.0,
+    "polish.lead": 0.0,
     "polish.keep": [],
 }
 """Settings that earlier ledgers do not name, and what their edits were made with."""

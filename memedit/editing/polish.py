@@ -3,11 +3,12 @@
 The change of a layer is left @ right. The closed form chooses both; here `right`, the directions in which keys are
 answered, stays, and `left`, what is added in each of them, takes steps of Adam on
 
-    mean over edits of -log p(object)  +  preserve * mean over preserved prompts of KL(base || edited)
+    mean over edits of -log p(object)  +  preserve * mean over preserved prompts of (KL(base || edited) + lost lead)
 
 (the second less, where there are few such prompts for each edit), with all edits in place at once, through all layers
 above. The loss of a removal is that of its target search. The closed form sees none of this: it moves every state
-toward its target and weighs that against an average over text.
+toward its target and weighs that against an average over text. The lost lead (`lead_loss` in numerics/objective.py) is
+0 where the base's likeliest token leads as it did: what people see of a fact is whether it is still said.
 
 Prompts that must stay (preserve.py) are no rows of the closed form: as rows without residual they would undo the edits,
 since many are about the edited subjects, and the steps would have to find the edits again from the list's wordings
@@ -44,7 +45,7 @@ from memedit.model.load import LanguageModel
 from memedit.model.memory import send
 from memedit.model.tokens import Prompt
 from memedit.numerics.delta import Delta
-from memedit.numerics.objective import kl_loss
+from memedit.numerics.objective import kl_loss, lead_loss
 from memedit.progress import Advance, ignore_advance
 from memedit.ranks import ALONE, Broadcast, Ranks
 from memedit.results.report import PolishReport
@@ -268,6 +269,8 @@ class _Gradient:
     left: Mapping[int, Tensor]
     at_subject: bool
     """Whether the changes act on an edit's own rows at the subject's last token only."""
+    lead: float
+    """The largest lead that an answer must keep."""
     sent: bool
     """Whether results go to another process: then they lie in main memory."""
 
@@ -288,7 +291,9 @@ class _Gradient:
                     weighed = (losses.clamp_min(ENOUGH) * send(weights, losses.device)).sum()
                 else:
                     then = send(before, log_probs.device).float()
-                    losses = weighed = (then.exp() * (then - log_probs)).sum()
+                    losses = kl_loss(then, log_probs).sum()
+                    lost = lead_loss(log_probs, then, self.lead).sum() if self.lead else 0.0
+                    weighed = losses + lost
                 (launch.weight * weighed).backward()
             sums.append(losses.detach().sum())
         gradients = {n: torch.zeros_like(one) if one.grad is None else one.grad for n, one in leaves.items()}
@@ -372,8 +377,9 @@ class _Steps:
     def _descend(self, launches: Sequence[_Launch]) -> list[float]:
         """One step of the optimizer; returns the sums of the losses, one number a launch."""
         task = _Gradient(
-            self.shared, {n: one.detach() for n, one in self.left.items()}, self.number % 2 == 0, self.ranks.world > 1
-        )
+            self.shared, {n: one.detach() for n, one in self.left.items()}, self.number % 2 == 0, self.knobs.lead,
+            self.ranks.world > 1,
+        )  # fmt: skip
         size = -(-len(launches) // STEP_PARTS)
         parts = [launches[at : at + size] for at in range(0, len(launches), size)]
         total: dict[int, Tensor] = {}

@@ -3,7 +3,8 @@
 Two kinds: the other relations of the list, asked of the edited subjects of which they can be asked (siblings), and all
 of its relations, asked of other subjects of the same kind, which the model names (others). Prompts that the user gives
 (`polish.keep`) are asked of every edited subject. Each relation is asked by its prompts, not by its other wordings:
-more prompts need more steps to serve them all.
+more prompts need more steps to serve them all. So the other wordings score what polish keeps, and where a prompt has
+none, a quarter of what it can ask is left out for that.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ from math import ceil
 
 from memedit.config.recipe import PolishKnobs, Recipe
 from memedit.edits.edit import SLOT, EditRequest
-from memedit.evaluation.made_facts import Asked, Beside, filled, make_facts
+from memedit.evaluation.made_facts import Asked, Beside, filled, make_facts, other_wordings
 from memedit.evaluation.other_subjects import Names
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt, SubjectLost, locate_subject
 
 MOST_OF = 0.75
-"""The share of all that can be asked, at most: the rest is left to score by what polish has not seen."""
+"""The share of what a prompt without other wordings can ask, at most: the rest is left to score by."""
 
 
 def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: PolishKnobs, seed: int) -> Beside:
     """Draw what must stay: at most `knobs.siblings` and `knobs.others` questions for each edit."""
-    draw, beside = random.Random(seed), Beside.of(requests, names, knobs.keep)
+    draw, beside, reworded = random.Random(seed), Beside.of(requests, names, knobs.keep), other_wordings(requests)
 
     def drawn(asked: Sequence[Asked], each: int, rounded: Callable[[float], int] = int) -> list[Asked]:
-        return draw.sample(asked, min(rounded(MOST_OF * len(asked)), each * len(requests)))
+        free = [one for one in asked if one[0] in reworded]
+        rest = [one for one in asked if one[0] not in reworded]
+        free += draw.sample(rest, rounded(MOST_OF * len(rest)))
+        return draw.sample(free, min(len(free), each * len(requests)))
 
     # Rounded up where the user names prompts: a single one must be asked.
     siblings = drawn(beside.siblings, knobs.siblings, ceil if knobs.keep else int)
@@ -40,7 +44,7 @@ def unasked_facts(
 ) -> list[EditRequest]:
     """Facts of the unedited model's own answers, by which to score a run that moves the edits of `moving`.
 
-    Those that polish asks for are left out.
+    What polish asks is left out, or asked in another wording.
     """
     asked = choose_preserved(moving, names, recipe.polish, recipe.seed).all if recipe.polish.steps else []
     unasked = {filled(*one) for one in asked}

@@ -60,7 +60,7 @@ class Beside:
 
         Nothing that an edit is scored by is used: no paraphrase and no neighbor.
         """
-        taken = {filled(template, request.subject) for request in requests for template in request.templates}
+        taken = _edited(requests)
         named = [request for request in requests if request.subject]
         templates: dict[str, dict[str, None]] = {}
         for request in named:
@@ -88,6 +88,19 @@ class Beside:
             if filled(template, name) not in taken
         ]
         return cls(siblings, others)
+
+
+def other_wordings(requests: Sequence[EditRequest]) -> dict[str, tuple[str, ...]]:
+    """For each prompt of the list the other wordings of its relation, where there are any."""
+    found: dict[str, dict[str, None]] = {}
+    for request in requests:
+        found.setdefault(request.prompt, {}).update(dict.fromkeys(request.templates[1:]))
+    return {prompt: tuple(of_one) for prompt, of_one in found.items() if of_one}
+
+
+def _edited(requests: Sequence[EditRequest]) -> set[str]:
+    """Every text by which an edit is made."""
+    return {filled(template, request.subject) for request in requests for template in request.templates}
 
 
 def relations_of_one_kind(edited: Mapping[str, Sequence[str]], names: Names) -> dict[str, set[str]]:
@@ -124,14 +137,17 @@ def make_facts(
 ) -> list[EditRequest]:
     """Make facts of the model's own answers, where it is sure of them, drawn by the seed.
 
-    `keep` are more prompts for the edited subjects. `unasked` are prompts, as text, that are left out: those that the
-    edit itself is made by.
+    A relation is asked in the list's other wordings of it, where there are any: no edit is made by them about these
+    subjects. `keep` are more prompts for the edited subjects. `unasked` are prompts, as text, that are left out: those
+    that the edit itself is made by.
     """
     draw, beside = random.Random(seed), Beside.of(requests, names, keep)
+    reworded, left_out = other_wordings(requests), {*unasked, *_edited(requests)}
     count = min(MOST, max(LEAST, len(requests)))
     facts: list[EditRequest] = []
     for kind, some in (("sibling", beside.siblings), ("other", beside.others)):
-        free = [one for one in some if filled(*one) not in unasked]
+        worded = [(wording, one[1]) for one in some for wording in reworded.get(one[0], one[:1])]
+        free = [one for one in dict.fromkeys(worded) if filled(*one) not in left_out]
         asked: dict[Asked, AnswerIds] = {}
         for one in draw.sample(free, min(ASKED * count, len(free))):
             with suppress(SubjectLost):  # a chat template changes this text

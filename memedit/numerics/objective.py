@@ -26,6 +26,23 @@ def kl_loss(log_probs: Tensor, original: Tensor) -> Tensor:
     return functional.kl_div(original, log_probs, log_target=True, reduction="none").sum(-1)
 
 
+def lead_loss(log_probs: Tensor, original: Tensor, most: float) -> Tensor:
+    """How much less the likeliest token of `original` leads all others than it did; (E, V), (E, V) -> (E,).
+
+    Both are log-probabilities, and a lead is a difference of two. One larger than `most` counts as `most`, so the loss
+    is 0 where the token leads by that, or as it did. KL does not see which token is first: where two are nearly as
+    likely, a small divergence changes it.
+    """
+    first = original.argmax(-1, keepdim=True)
+    return (_lead(original, first).clamp_max(most) - _lead(log_probs, first)).clamp_min(0)
+
+
+def _lead(log_probs: Tensor, token: Tensor) -> Tensor:
+    """The lead (E,) of a token (E, 1) over the likeliest other one."""
+    rest = log_probs.scatter(-1, token, float("-inf")).max(-1).values
+    return log_probs.gather(-1, token)[..., 0] - rest
+
+
 def decay_loss(change: Tensor, start: Tensor) -> Tensor:
     """|change| / |start|^2, as published; (E, D), (E, D) -> (E,)."""
     # The gradient of a norm at zero is NaN; with the smallest number added it is zero.

@@ -20,7 +20,8 @@ ABOUT = Provenance(
     base=BaseIdentity(path="models/base", digest="0" * 64), contexts=("", "I was. "),
     knobs={
         "seed": 0, "method.layers": "1-2", "method.ridge": 1.0, "target.optimizer": "lbfgs", "target.contexts": 0,
-        "polish.steps": 24, "polish.shorten": 0.15, "polish.own": 0.25, "polish.spoken": 0.25, "polish.keep": [],
+        "polish.steps": 24, "polish.shorten": 0.15, "polish.own": 0.25, "polish.spoken": 0.5,
+        "polish.lead": 1.0, "polish.keep": [],
     },
     layers=(1, 2), moments="m",
 )  # fmt: skip

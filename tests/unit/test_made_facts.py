@@ -124,6 +124,20 @@ def say(monkeypatch: pytest.MonkeyPatch, *, unsure: str = "none") -> None:
     monkeypatch.setattr(made_facts, "generate", lambda _lm, prompts, _count: [said for _ in prompts])
 
 
+def test_other_wordings_ask_what_their_prompt_would(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polish asks by prompts alone, and no fact is asked by a text that an edit is made by."""
+    say(monkeypatch)
+    city = LIST[0].model_copy(update={"wordings": ("The home of {} is", "{} dwells in")})
+    asked = {(one.subject, one.prompt) for one in make_facts(lm, [city, *LIST[1:]], NAMES, unasked={"Cy dwells in"})}
+    assert asked == {
+        ("Ada", "The trade of {} is"), ("Di", "The trade of {} is"), ("Cy", "The home of {} is"),
+        ("Di", "The home of {} is"), ("Di", "{} dwells in"),
+    }  # fmt: skip
+    trade = LIST[1].model_copy(update={"wordings": ("{} lives in", "{} works as")})
+    asked = {(one.subject, one.prompt) for one in make_facts(lm, [LIST[0], trade], NAMES)}
+    assert ("Ada", "{} works as") in asked and ("Ada", "{} lives in") not in asked
+
+
 def test_a_guess_is_no_fact(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch, unsure="lives")
     facts = make_facts(lm, LIST, NAMES)

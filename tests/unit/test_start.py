@@ -69,7 +69,8 @@ def start(model: Path, *requests: EditRequest, knobs: dict[str, Any] | None = No
         ("polish.steps", 24, 0),
         ("polish.shorten", 0.15, 0.0),
         ("polish.own", 0.25, 0.0),
-        ("polish.spoken", 0.25, 0.0),
+        ("polish.spoken", 0.5, 0.0),
+        ("polish.lead", 1.0, 0.0),
     ],
 )
 def test_a_ledger_of_an_older_version_keeps_what_it_was_made_with(edited: Path, name: str, now: Any, then: Any) -> None:
