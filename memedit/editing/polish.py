@@ -270,7 +270,7 @@ class _Gradient:
     at_subject: bool
     """Whether the changes act on an edit's own rows at the subject's last token only."""
     lead: float
-    """The largest lead that an answer must keep."""
+    """The largest lead that an answer must keep, a difference of log-probabilities; 0: the divergence alone counts."""
     sent: bool
     """Whether results go to another process: then they lie in main memory."""
 

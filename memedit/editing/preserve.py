@@ -25,14 +25,17 @@ MOST_OF = 0.75
 
 
 def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: PolishKnobs, seed: int) -> Beside:
-    """Draw what must stay: at most `knobs.siblings` and `knobs.others` questions for each edit."""
+    """Draw what must stay: at most `knobs.siblings` and `knobs.others` questions for each edit.
+
+    All that a prompt with other wordings can ask may be drawn, and `MOST_OF` what one without them can.
+    """
     draw, beside, reworded = random.Random(seed), Beside.of(requests, names, knobs.keep), other_wordings(requests)
 
     def drawn(asked: Sequence[Asked], each: int, rounded: Callable[[float], int] = int) -> list[Asked]:
-        free = [one for one in asked if one[0] in reworded]
-        rest = [one for one in asked if one[0] not in reworded]
-        free += draw.sample(rest, rounded(MOST_OF * len(rest)))
-        return draw.sample(free, min(len(free), each * len(requests)))
+        chosen = [one for one in asked if one[0] in reworded]
+        alone = [one for one in asked if one[0] not in reworded]
+        chosen += draw.sample(alone, rounded(MOST_OF * len(alone)))
+        return draw.sample(chosen, min(len(chosen), each * len(requests)))
 
     # Rounded up where the user names prompts: a single one must be asked.
     siblings = drawn(beside.siblings, knobs.siblings, ceil if knobs.keep else int)

@@ -146,7 +146,7 @@ def make_facts(
     count = min(MOST, max(LEAST, len(requests)))
     facts: list[EditRequest] = []
     for kind, some in (("sibling", beside.siblings), ("other", beside.others)):
-        worded = [(wording, one[1]) for one in some for wording in reworded.get(one[0], one[:1])]
+        worded = [(wording, subject) for prompt, subject in some for wording in reworded.get(prompt, (prompt,))]
         free = [one for one in dict.fromkeys(worded) if filled(*one) not in left_out]
         asked: dict[Asked, AnswerIds] = {}
         for one in draw.sample(free, min(ASKED * count, len(free))):

@@ -31,7 +31,7 @@ def lead_loss(log_probs: Tensor, original: Tensor, most: float) -> Tensor:
 
     Both are log-probabilities, and a lead is a difference of two. One larger than `most` counts as `most`, so the loss
     is 0 where the token leads by that, or as it did. KL does not see which token is first: where two are nearly as
-    likely, a small divergence changes it.
+    likely, a small divergence changes it. The published methods have no such term.
     """
     first = original.argmax(-1, keepdim=True)
     return (_lead(original, first).clamp_max(most) - _lead(log_probs, first)).clamp_min(0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from memedit.edits.edit import EditRequest, Finding, Neighbor
 from memedit.edits.lint import check_edit, find_mentions, in_file_order, lint, raise_errors
-from memedit.edits.read import read, write_lines
+from memedit.edits.read import detect_syntax, read, write_lines
 from memedit.edits.readers.parts import FIELDS
 from memedit.edits.readers.table_rows import LISTS
 from memedit.errors import EditListError
@@ -85,6 +85,11 @@ def test_stdin_is_read_and_its_syntax_detected() -> None:
         requests, findings = read("-", stdin=io.StringIO(FORMATS[name]))
         assert (len(requests), findings) == (1, [])
         assert requests[0].origin.startswith("<stdin>:")
+
+
+def test_a_record_with_the_name_of_a_field_is_no_table() -> None:
+    for text in ("- [Ada, prompt, object]\n", "- [subject, relation, object]\n", "subject: Ada, prompt\n"):
+        assert detect_syntax(text) == "yaml"
 
 
 def test_no_stays_no(tmp_path: Path) -> None:

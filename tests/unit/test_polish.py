@@ -407,7 +407,7 @@ def test_more_weight_on_what_must_stay_keeps_more_of_it(lm: LanguageModel) -> No
 def test_the_lead_keeps_more_of_what_is_said_first(lm: LanguageModel) -> None:
     """KL alone leaves many answers that are nearly as likely as they were, but no longer the first."""
     requests = [edit.request for edit in edits_of(lm)]
-    knobs = PolishKnobs(steps=30, siblings=4, others=4)
+    knobs = PolishKnobs(steps=30, siblings=8, keep=("{} eats", "{} likes", "The friends of {} are", "{}", "{} has a"))
     asked = preserved_prompts(lm, choose_preserved(requests, names_beside(lm, requests, 0), knobs, 0).all, chat=False)
 
     def first() -> list[int]:
