@@ -131,7 +131,8 @@ class PolishKnobs(_Knobs):
     """Difference of log-probabilities by which what the base says first there must lead all other tokens, or by as much
     as it did, if that was less; 0: KL alone."""
     siblings: int = Field(default=4, ge=0)
-    """Prompts that must stay, at most for each edit: the list's other relations, asked of the edited subjects."""
+    """Prompts that must stay, at most for each edit, and up to 256 where the edits are few: the list's other relations,
+    asked of the edited subjects. 0: none."""
     others: int = Field(default=4, ge=0)
     """The same: the list's relations, asked of other subjects, whom the model names."""
     keep: tuple[str, ...] = ()

@@ -20,12 +20,14 @@ from memedit.evaluation.other_subjects import Names
 from memedit.model.load import LanguageModel
 from memedit.model.tokens import Prompt, SubjectLost, locate_subject
 
+LEAST_CHOSEN = 256
+"""Questions of each kind that may be drawn however few the edits are."""
 MOST_OF = 0.75
 """The share of what a prompt without other wordings can ask, at most: the rest is left to score by."""
 
 
 def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: PolishKnobs, seed: int) -> Beside:
-    """Draw what must stay: at most `knobs.siblings` and `knobs.others` questions for each edit.
+    """Draw what must stay: at most `knobs.siblings` and `knobs.others` questions for each edit, or `LEAST_CHOSEN`.
 
     All that a prompt with other wordings can ask may be drawn, and `MOST_OF` what one without them can.
     """
@@ -35,7 +37,7 @@ def choose_preserved(requests: Sequence[EditRequest], names: Names, knobs: Polis
         chosen = [one for one in asked if one[0] in reworded]
         alone = [one for one in asked if one[0] not in reworded]
         chosen += draw.sample(alone, rounded(MOST_OF * len(alone)))
-        return draw.sample(chosen, min(len(chosen), each * len(requests)))
+        return draw.sample(chosen, min(len(chosen), max(each * len(requests), LEAST_CHOSEN) if each else 0))
 
     # Rounded up where the user names prompts: a single one must be asked.
     siblings = drawn(beside.siblings, knobs.siblings, ceil if knobs.keep else int)

@@ -69,7 +69,8 @@ def test_an_answer_is_its_first_words(text: str, answer: str) -> None:
 def test_only_what_is_not_edited_is_asked() -> None:
     beside = Beside.of(LIST, NAMES)
     assert beside.siblings == [("The trade of {} is", "Ada")]
-    assert {filled(*one) for one in beside.others} == {"Cy lives in", "Di lives in", "The trade of Di is"}
+    of_cy_and_di = {"Cy lives in", "Di lives in", "The trade of Cy is", "The trade of Di is"}
+    assert {filled(*one) for one in beside.others} == of_cy_and_di
 
 
 def test_prompts_that_the_user_gives_are_asked_of_every_edited_subject_once() -> None:
@@ -91,9 +92,22 @@ def test_prompts_that_the_user_gives_are_asked_of_every_edited_subject_once() ->
         ([], [], True),
     ],
 )
-def test_a_sibling_is_asked_what_can_be_asked_of_its_kind(city: list[str], trade: list[str], asked: bool) -> None:
-    siblings = Beside.of(LIST, {"city": city, "trade": trade}).siblings
-    assert siblings == ([("The trade of {} is", "Ada")] if asked else [])
+def test_who_is_asked_under_another_relation_is_of_its_kind(city: list[str], trade: list[str], asked: bool) -> None:
+    beside = Beside.of(LIST, {"city": city, "trade": trade})
+    assert beside.siblings == ([("The trade of {} is", "Ada")] if asked else [])
+    of_city, of_trade = ({*city, *trade},) * 2 if asked else ({*city}, {*trade})
+    assert len(beside.others) == len({*beside.others})
+    assert {*beside.others} == {
+        *(("{} lives in", name) for name in of_city), *(("The trade of {} is", name) for name in of_trade)
+    }  # fmt: skip
+
+
+def test_a_relation_with_enough_names_is_asked_of_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made_facts, "ENOUGH_NAMES", 4)
+    names = {"city": ["Cy", "Di", "Ed", "Flo", "Gus"], "trade": ["Cy", "Di", "Hal"]}
+    others = Beside.of(LIST, names).others
+    assert [name for prompt, name in others if prompt == "{} lives in"] == names["city"]
+    assert [name for prompt, name in others if prompt == "The trade of {} is"] == ["Cy", "Di", "Hal", "Ed"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +144,7 @@ def test_other_wordings_ask_what_their_prompt_would(lm: LanguageModel, monkeypat
     city = LIST[0].model_copy(update={"wordings": ("The home of {} is", "{} dwells in")})
     asked = {(one.subject, one.prompt) for one in make_facts(lm, [city, *LIST[1:]], NAMES, unasked={"Cy dwells in"})}
     assert asked == {
-        ("Ada", "The trade of {} is"), ("Di", "The trade of {} is"), ("Cy", "The home of {} is"),
+        *((name, "The trade of {} is") for name in ("Ada", "Cy", "Di")), ("Cy", "The home of {} is"),
         ("Di", "The home of {} is"), ("Di", "{} dwells in"),
     }  # fmt: skip
     trade = LIST[1].model_copy(update={"wordings": ("{} lives in", "{} works as")})
@@ -142,8 +156,8 @@ def test_a_guess_is_no_fact(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) 
     say(monkeypatch, unsure="lives")
     facts = make_facts(lm, LIST, NAMES)
     assert {(one.subject, one.prompt) for one in facts} == {
-        ("Ada", "The trade of {} is"), ("Di", "The trade of {} is"),
-    }  # fmt: skip
+        (name, "The trade of {} is") for name in ("Ada", "Cy", "Di")
+    }
 
 
 def test_as_many_facts_are_made_as_there_are_edits(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +175,10 @@ def test_facts_are_made_of_the_answers_to_what_is_not_edited(
     facts = make_facts(lm, LIST, NAMES)
     assert {(one.subject, one.prompt, one.object[0]) for one in facts} == {
         ("Ada", "The trade of {} is", "w"), ("Cy", "{} lives in", "w"), ("Di", "{} lives in", "w"),
-        ("Di", "The trade of {} is", "w"),
+        ("Cy", "The trade of {} is", "w"), ("Di", "The trade of {} is", "w"),
     }  # fmt: skip
     # Left out: what the edit is polished on.
-    left = make_facts(lm, LIST, NAMES, unasked={"Cy lives in", "The trade of Ada is"})
+    left = make_facts(lm, LIST, NAMES, unasked={"Cy lives in", "The trade of Ada is", "The trade of Cy is"})
     assert {(one.subject, one.prompt) for one in left} == {("Di", "{} lives in"), ("Di", "The trade of {} is")}
     # What was said before and is no longer said is not kept; what is edited is no fact beside the edits.
     for still in (True, False):

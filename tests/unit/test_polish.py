@@ -229,6 +229,8 @@ def test_what_must_stay_are_other_relations_and_other_subjects(
             found = set(texts(lm, every, seed))
             assert {"Cy lives in", "Di lives in"} < found < others and len(found) == 3
     few = PolishKnobs(steps=1, siblings=0, others=1)
+    assert set(texts(lm, few)) == others  # a short list has as many others as a long one
+    monkeypatch.setattr(preserve, "LEAST_CHOSEN", 1)
     assert len(texts(lm, few)) == len(LIST)
     assert set(texts(lm, few)) <= others
     assert texts(lm, few) == texts(lm, few)
