@@ -29,7 +29,8 @@ pytestmark = [
     pytest.mark.skipif(FOLDER is None, reason="SmolLM2 is not here: run `make real-model`"),
 ]
 EDITS = 10
-SETTINGS = {"moments.tokens": 3072, "moments.row": 128}
+# Few tokens, and half of the steps of polish: ten edits need no more.
+SETTINGS = {"moments.tokens": 3072, "moments.row": 128, "polish.steps": 12}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edited]:
     facts = memedit.load_edits(ROOT / "requests" / "real-facts.jsonl")[::4]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MEMEDIT_CACHE", str(home / "cache"))
-        report = memedit.apply(edits, FOLDER, home / "out", facts=facts, settings=SETTINGS)
+        report = memedit.apply(edits, FOLDER, home / "out", settings=SETTINGS)
         yield Edited(FOLDER, edits, facts, home / "out", report, home / "cache")
 
 
@@ -69,12 +70,19 @@ def named(edit: EditRequest, text: str) -> bool:
     return any(name in text for name in (edit.object, *edit.aliases))
 
 
-def test_ten_edits_take_generalize_and_leave_other_facts(edited: Edited) -> None:
-    after, kept = edited.report.after, edited.report.kept
-    assert after and after.accuracy and after.paraphrase and kept["others"]
+def test_ten_edits_take_and_generalize(edited: Edited) -> None:
+    after = edited.report.after
+    assert after and after.accuracy and after.paraphrase
     assert after.accuracy.mean >= 0.9
     assert after.paraphrase.mean >= 0.8
-    assert kept["others"].mean >= 0.8
+
+
+def test_known_facts_about_others_stay(edited: Edited) -> None:
+    settings = {"eval.derive": False}
+    report = memedit.evaluate(edited.edits, edited.out, base=edited.model, facts=edited.facts, settings=settings)
+    others = report.kept["others"]
+    assert others and others.n >= LEAST // 2
+    assert others.mean >= 0.8
 
 
 def test_the_residual_falls_at_every_layer(edited: Edited) -> None:
@@ -162,9 +170,8 @@ def test_a_loaded_model_gets_the_same_edit_as_the_folder(notebook: dict[str, Any
 
 
 def test_without_known_facts_most_of_the_models_own_sure_answers_about_others_stay(edited: Edited) -> None:
-    report = memedit.evaluate(edited.edits, edited.out, base=edited.model)
-    others = report.kept["others"]
-    assert report.made_facts and others
+    others = edited.report.kept["others"]
+    assert edited.report.made_facts and others
     assert others.n >= LEAST // 2
     assert others.mean > 0.5  # of those that polish does not ask
 
