@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(FOLDER is None, reason="SmolLM2 is not here: run `make real-model`"),
 ]
 EDITS = 10
-# Few tokens, and half of the steps of polish: ten edits need no more.
+# Few tokens, and half of the steps of polish, to save time: ten edits hold with them too.
 SETTINGS = {"moments.tokens": 3072, "moments.row": 128, "polish.steps": 12}
 
 
