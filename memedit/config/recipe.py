@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from memedit.config.methods import METHODS, Method, Name, method_named
 
+CONTEXTS_BEFORE_POLISH = 3
 LARGEST_SEED = 2**63 - 1  # that torch takes
 LARGEST_COUNT = 2**31 - 1  # more of anything would never end, and a C integer of any platform holds it
 SIZE = r"^\s*\d{1,18}(\.\d{1,18})?\s*[kKMGT]?i?B?\s*$"  # some 400 digits would be no float
@@ -107,9 +108,9 @@ class TargetKnobs(_Knobs):
     """Weight of KL(edited || original) at the subject's last token of the bare subject."""
     stop: float = Field(default=0.05, ge=0)
     """The search of an edit ends when its loss is below this."""
-    contexts: int = Field(default=0, ge=0)
-    """Contexts that an edit is searched under, at most: the bare prompt, and others evenly among them; 0: all. The
-    solve and polish ask under all of them."""
+    contexts: int | None = Field(default=None, ge=0)
+    """Contexts that an edit is searched under, at most: the bare prompt, and others evenly among them; 0: all. None: 3
+    before polish, which asks under all of them, and all without it. The solve always asks under all."""
     retry: int = Field(default=0, ge=0)
     """Retry rounds: the targets of failed edits are found again on the edited weights, and everything is solved again
     from the base. A round after which no more edits succeed is dropped."""
@@ -141,7 +142,7 @@ class PolishKnobs(_Knobs):
     ratio: float = Field(default=1.5, gt=0)
     """Prompts that must stay in a step, for each edit; as many of each kind, if there are. Where there are fewer in
     all, what stays weighs less by as much."""
-    spoken: float = Field(default=0.5, ge=0, le=1)
+    spoken: float = Field(default=1.0, ge=0, le=1)
     """Share of the edits that a step also asks in chat, where the model has a chat template: the model's own answer
     with the new object in it."""
     own: float = Field(default=0.25, ge=0, le=1)
@@ -311,6 +312,12 @@ class Recipe(_Knobs):
     def joint(self) -> bool:
         """Whether edits of one subject share a change; the published code has no such option."""
         return self.target.joint and self.method.semantics == "memedit"
+
+    @property
+    def searched_contexts(self) -> int:
+        """Contexts that an edit is searched under, at most; 0: all."""
+        given = self.target.contexts
+        return given if given is not None else CONTEXTS_BEFORE_POLISH if self.polish.steps else 0
 
     @property
     def memory_limit(self) -> int | None:

@@ -19,7 +19,7 @@ An edit must hold in wordings that the list does not give. So half of its rows l
 subject's last token only: else the steps find ways to say the object that hang on one wording. Its own prompt, with
 nothing before it, is what people ask: it is the row of more steps than any other.
 
-A model that chats is asked half of the edits in chat as well (spoken.py): else many of its answers are about
+A model that chats is asked every edit in chat as well (spoken.py): else many of its answers are about
 another subject, the new object's usual owner.
 """
 

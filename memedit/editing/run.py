@@ -233,7 +233,7 @@ class EditRun:
         work = Work(
             read=read, written=text + (read if plan.own_text else 0),
             scored=answered + 2 * text + round(2 * mean * (len(list_probes(self.requests)) + len(self.facts))),
-            searched=(min(count, recipe.target.contexts or count) + 1)
+            searched=(min(count, recipe.searched_contexts or count) + 1)
             * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
             # In chat a row is the turn behind the subject, and an answer about as long as the prompt.
             polished=round(polish.steps * ((1 + polish.ratio) * (sum(own) - sum(heads)) + 2 * spoken * sum(own))),

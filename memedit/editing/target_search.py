@@ -48,7 +48,7 @@ def searched_prompts(prompts: Sequence[Sequence[Prompt]], recipe: Recipe) -> lis
 
     They lie evenly among all, so that wordings, and contexts of a text and of a chat, are among them.
     """
-    most = recipe.target.contexts
+    most = recipe.searched_contexts
     return [
         [of_one[n * len(of_one) // most] for n in range(most)] if 0 < most < len(of_one) else of_one
         for of_one in prompts

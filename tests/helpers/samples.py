@@ -19,8 +19,8 @@ from memedit.storage.deltas import delta_bytes
 ABOUT = Provenance(
     base=BaseIdentity(path="models/base", digest="0" * 64), contexts=("", "I was. "),
     knobs={
-        "seed": 0, "method.layers": "1-2", "method.ridge": 1.0, "target.optimizer": "lbfgs", "target.contexts": 0,
-        "polish.steps": 24, "polish.shorten": 0.15, "polish.own": 0.25, "polish.spoken": 0.5,
+        "seed": 0, "method.layers": "1-2", "method.ridge": 1.0, "target.optimizer": "lbfgs", "target.contexts": None,
+        "polish.steps": 24, "polish.shorten": 0.15, "polish.own": 0.25, "polish.spoken": 1.0,
         "polish.lead": 1.0, "polish.keep": [],
     },
     layers=(1, 2), moments="m",

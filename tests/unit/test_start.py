@@ -69,7 +69,8 @@ def start(model: Path, *requests: EditRequest, knobs: dict[str, Any] | None = No
         ("polish.steps", 24, 0),
         ("polish.shorten", 0.15, 0.0),
         ("polish.own", 0.25, 0.0),
-        ("polish.spoken", 0.5, 0.0),
+        ("target.contexts", None, 0),
+        ("polish.spoken", 1.0, 0.0),
         ("polish.lead", 1.0, 0.0),
     ],
 )
