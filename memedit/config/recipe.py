@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from memedit.config.methods import METHODS, Method, Name, method_named
 
-CONTEXTS_BEFORE_POLISH = 3
+CONTEXTS_BEFORE_POLISH = 3  # polish asks under the others too; memedit/docs/trials.md has the figures
 LARGEST_SEED = 2**63 - 1  # that torch takes
 LARGEST_COUNT = 2**31 - 1  # more of anything would never end, and a C integer of any platform holds it
 SIZE = r"^\s*\d{1,18}(\.\d{1,18})?\s*[kKMGT]?i?B?\s*$"  # some 400 digits would be no float
@@ -110,7 +110,8 @@ class TargetKnobs(_Knobs):
     """The search of an edit ends when its loss is below this."""
     contexts: int | None = Field(default=None, ge=0)
     """Contexts that an edit is searched under, at most: the bare prompt, and others evenly among them; 0: all. None: 3
-    before polish, which asks under all of them, and all without it. The solve always asks under all."""
+    before polish, which asks under all of them; all without it, and under the published semantics. The solve always
+    asks under all."""
     retry: int = Field(default=0, ge=0)
     """Retry rounds: the targets of failed edits are found again on the edited weights, and everything is solved again
     from the base. A round after which no more edits succeed is dropped."""
@@ -316,8 +317,9 @@ class Recipe(_Knobs):
     @property
     def searched_contexts(self) -> int:
         """Contexts that an edit is searched under, at most; 0: all."""
-        given = self.target.contexts
-        return given if given is not None else CONTEXTS_BEFORE_POLISH if self.polish.steps else 0
+        if self.target.contexts is not None:
+            return self.target.contexts
+        return CONTEXTS_BEFORE_POLISH if self.polish.steps and self.method.semantics == "memedit" else 0
 
     @property
     def memory_limit(self) -> int | None:

@@ -176,6 +176,23 @@ def test_a_search_may_use_some_of_the_contexts(most: int, kept: list[int]) -> No
     assert [[one.ids[0] for one in of_one] for of_one in searched_prompts(prompts, recipe)] == [kept, kept]
 
 
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, 3),
+        ({"polish.steps": 0}, 6),
+        ({"method.semantics": "reference"}, 6),
+        ({"method.semantics": "reference", "polish.steps": 4}, 6),
+        ({"target.contexts": 0}, 6),
+        ({"target.contexts": 2, "polish.steps": 0}, 2),
+    ],
+)
+def test_a_search_uses_three_contexts_only_where_polish_asks_the_others(settings: dict[str, Any], kept: int) -> None:
+    prompts = [[Prompt((n,), 1) for n in range(6)]]
+    recipe = resolve([("flag", settings)])[0]
+    assert len(searched_prompts(prompts, recipe)[0]) == kept
+
+
 @pytest.mark.slow
 def test_lbfgs_finds_what_adam_finds_in_fewer_steps(made_gpt2: Path) -> None:
     found: dict[str, Targets] = {}
