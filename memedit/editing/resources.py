@@ -28,15 +28,15 @@ SHORT = 0.25  # seconds
 MOSTLY_READING = 0.05  # of a forward's time, what its tokens count at least: two forwards differ by noise
 USUAL = 1024
 """Tokens in a launch, about: what reading all blocks once is set against."""
-ROWS_WRITTEN = 32
+ROWS_WRITTEN = 64
 """Rows of text that the model writes together: each pass gives a token to each of them."""
 GRADIENT = 3.0  # forwards that a step of the search costs
 STEPS_TAKEN = {"lbfgs": (0.1, 0.5), "adam": (0.25, 0.75)}
 """The share of `target.steps` that the search takes on average, on models that know the facts: with L-BFGS 0.10 (100
 edits of made-gpt2) and 0.17 (60 edits of SmolLM2), with Adam 0.24 and 0.6; more where edits share a subject."""
-WRITTEN = 3.0
+WRITTEN = 2.2
 """Forwards that a token costs which the model writes itself: rows grow by one token at a time (SmolLM2-135M on two
-cores, 32 rows, 2026-11-28: 15 ms a token, where a token of a long row takes 5)."""
+cores, 60 rows, 2026-12-01: 4.6 ms a token, where a token of a long row takes 2.1; with 32 rows 6.2)."""
 
 
 def weight_bytes(base: Checkpoint, knobs: ModelKnobs) -> int:

@@ -48,7 +48,7 @@ def own_rows(lm: LanguageModel, seed: int) -> list[AnswerIds]:
         return []
     length = min(OWN_LENGTH, lm.architecture.positions or OWN_LENGTH)
     # Not the seeds of the text that second moments are measured on: what the change was fitted to moves least.
-    return write_texts(lm, OWN_ROWS, length, seed=seed * 1_000_003 + 500_009)
+    return write_texts(lm, [(OWN_ROWS, seed * 1_000_003 + 500_009)], length)
 
 
 def given_rows(lm: LanguageModel, documents: Iterable[str], tokens: int) -> list[AnswerIds]:

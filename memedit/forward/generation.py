@@ -254,19 +254,21 @@ class _WriteLaunch:
 
 @torch.no_grad()
 def write_texts(
-    lm: LanguageModel, count: int, length: int, *, seed: int, seen: Callable[[int], object] | None = None
+    lm: LanguageModel, drawn: Sequence[tuple[int, int]], length: int, *, seen: Callable[[int], object] | None = None
 ) -> list[AnswerIds]:
-    """Let the model write `count` texts of `length` tokens from the way a text begins, sampled at temperature 1.
+    """Let the model write texts of `length` tokens from the way a text begins, sampled at temperature 1.
 
-    Where a text ends before `length`, another begins in the same row, as in packed rows. `seen` is called with the
-    number of tokens of each step. Raises UsageError if the tokenizer has no token with which a text begins.
+    `drawn` are pairs of a number of texts and the seed that draws them. Where a text ends before `length`, another
+    begins in the same row, as in packed rows. `seen` is called with the number of tokens of each step. Raises
+    UsageError if the tokenizer has no token with which a text begins.
     """
     opening, stops = text_opening(lm.tokenizer), ends(lm)
     if not opening:
         raise UsageError("the tokenizer has no token with which a text begins", "give a corpus: --corpus FILE")
     shares = proved(lm, [((*opening, *encode_bare(lm.tokenizer, "The")), [encode_bare(lm.tokenizer, " first of the")])])
+    count = sum(texts for texts, _ in drawn)
     cache = copy_cache_rows(None, [0] * count) if shares else None
-    draw = torch.Generator().manual_seed(seed)
+    draws = [(texts, torch.Generator().manual_seed(seed)) for texts, seed in drawn]
     rows = torch.tensor([opening] * count)
     forced: list[list[int]] = [[] for _ in range(count)]
     new = rows
@@ -275,7 +277,7 @@ def write_texts(
             logits = run(lm, rows, logits_to_keep=1).logits[:, -1].float()
         else:
             logits = run_on(lm, new, cache, keep=1)[:, 0]
-        picks = _sampled(logits.cpu(), draw)
+        picks = _sampled(logits.cpu(), draws)
         for row, rest in enumerate(forced):
             if rest:
                 picks[row] = rest.pop(0)
@@ -289,14 +291,16 @@ def write_texts(
     return [tuple(row) for row in rows[:, :length].tolist()]
 
 
-def _sampled(logits: Tensor, draw: torch.Generator) -> list[int]:
+def _sampled(logits: Tensor, draws: Sequence[tuple[int, torch.Generator]]) -> list[int]:
     """A token of each row, logits (B, V) float32 on the CPU, at temperature 1, by one uniform number a row.
 
+    `draws`: how many rows each generator draws for.
     `torch.multinomial` draws a number for each token of the vocabulary, a ninth of the time of a small model's step.
     """
     below = logits.double().softmax(-1).cumsum(-1)
     # In units of the sum, so that rounding leaves no place behind the last token.
-    at = torch.rand(len(logits), 1, generator=draw, dtype=torch.float64) * below[:, -1:]
+    uniform = [torch.rand(rows, 1, generator=draw, dtype=torch.float64) for rows, draw in draws]
+    at = torch.cat(uniform) * below[:, -1:]
     return torch.searchsorted(below, at, right=True)[:, 0].tolist()
 
 

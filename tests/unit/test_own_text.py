@@ -19,6 +19,7 @@ from memedit.forward.generation import ends, write_texts
 from memedit.model.load import LanguageModel, load
 from memedit.model.tokens import chat_openings, text_opening
 from memedit.progress import NoProgress
+from memedit.storage.artifacts import Store
 from tests.conftest import byte_tokenizer
 
 
@@ -68,7 +69,7 @@ def test_what_a_tokenizer_puts_behind_a_text_begins_none() -> None:
 
 
 def test_rows_begin_as_a_text_does_and_are_what_whole_forwards_would_sample(lm: LanguageModel) -> None:
-    rows = write_texts(lm, 3, 24, seed=5)
+    rows = write_texts(lm, [(3, 5)], 24)
     opening = text_opening(lm.tokenizer)
     assert all(len(row) == 24 and row[: len(opening)] == opening for row in rows)
     draw, wanted = torch.Generator().manual_seed(5), torch.tensor([opening] * 3)
@@ -86,7 +87,7 @@ def test_rows_begin_as_a_text_does_and_are_what_whole_forwards_would_sample(lm: 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     shares = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0])
     logits = shares.log().expand(20_000, -1)
-    drawn = torch.tensor(generation._sampled(logits, torch.Generator().manual_seed(0)))
+    drawn = torch.tensor(generation._sampled(logits, [(len(logits), torch.Generator().manual_seed(0))]))
     counts = torch.bincount(drawn, minlength=5) / len(drawn)
     assert counts[1] == counts[4] == 0
     assert (counts - shares).abs().max() < 0.015  # four standard deviations
@@ -95,7 +96,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 def test_after_the_end_of_a_text_another_begins(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "ends", lambda _lm: set(range(2, lm.architecture.vocabulary)))
     opening = text_opening(lm.tokenizer)
-    row = write_texts(lm, 1, 20, seed=0)[0]
+    row = write_texts(lm, [(1, 0)], 20)[0]
     for at, token in enumerate(row[:-1]):
         if at >= len(opening) and token not in (*opening, 0, 1):
             assert row[at + 1] == opening[0]
@@ -132,10 +133,33 @@ def test_the_text_is_kept_part_by_part_and_depends_on_the_seed(
     assert plan.own_text.rows(lm, moment_store(), NoProgress()) == rows
 
 
+def test_how_many_rows_are_written_side_by_side_changes_no_text(
+    lm: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_text, "DRAWN", 4)
+    plan = plan_moments(lm, folder, [1], recipe_for(folder))
+    assert plan.own_text
+    written: list[list[tuple[int, ...]]] = []
+    launches: list[int] = []
+    real = own_text.write_texts
+
+    def seen(lm: LanguageModel, drawn: Any, *args: Any, **more: Any) -> Any:
+        launches.append(len(drawn))
+        return real(lm, drawn, *args, **more)
+
+    monkeypatch.setattr(own_text, "write_texts", seen)
+    for together in (4, 8):
+        monkeypatch.setattr(own_text, "TOGETHER", together)
+        written.append(plan.own_text.rows(lm, Store(folder / str(together), model=""), NoProgress()))
+    assert launches == [1, 1, 1, 2, 1]  # ten rows: 4, 4 and 2, then 8 and 2
+    assert written[0] == written[1]
+    assert len(set(written[0])) == len(written[0])  # each seed draws other texts
+
+
 def test_a_tokenizer_without_a_first_token_is_refused(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "text_opening", lambda _tokenizer: ())
     with pytest.raises(UsageError, match="no token with which a text begins"):
-        write_texts(lm, 1, 8, seed=0)
+        write_texts(lm, [(1, 0)], 8)
 
 
 def test_contexts_are_written_from_the_way_a_text_begins(lm: LanguageModel) -> None:

@@ -109,7 +109,7 @@ def test_time_grows_with_what_is_read_and_searched(lm: LanguageModel) -> None:
     assert least == most > 500
     assert takes((0, 1, 2), searched=1000) == pytest.approx((1000 * 0.5 * 3 * 4, 1000 * 0.5 * 3 * 20))
     assert takes((5,), searched=1000) == (0, 0)  # nothing runs above the last block
-    assert takes((5,), written=100, polished=10, scored=7)[0] == pytest.approx(100 * 3 + 10 * 3 + 7)
+    assert takes((5,), written=100, polished=10, scored=7)[0] == pytest.approx(100 * preflight.WRITTEN + 10 * 3 + 7)
     adam = estimate_seconds(lm, (0, 1, 2), Work(searched=1000), TargetKnobs(steps=40, optimizer="adam"), pace)
     assert adam[1] > takes((0, 1, 2), searched=1000)[1]
 
