@@ -167,7 +167,7 @@ def make_update(
     """
     _check_settings(sources)
     with _inference(model):
-        lm = _open(model, tokenizer)
+        lm = _open(model, tokenizer).with_system_prompt(recipe.chat_system)
         return _make_update(lm, requests, recipe, findings, moments, corpus, progress or NoProgress())
 
 

@@ -34,6 +34,7 @@ from memedit.evaluation.evaluator import Evaluator, ModelAnswers
 from memedit.evaluation.other_subjects import names_beside
 from memedit.evaluation.subject_kept import subject_questions
 from memedit.inspect_model import run_inspect
+from memedit.model.chat_template import with_system_prompt
 from memedit.model.load import ModelSource, at_hand, load, locate, open_tokenizer
 from memedit.model.weights import applied
 from memedit.progress import NoProgress, Progress
@@ -83,6 +84,7 @@ def run_check(inputs: RunInputs) -> list[Finding]:
     if not recipe.model.path:
         return in_file_order([*inputs.findings, *lint(inputs.requests)])
     tokenizer, positions = open_tokenizer(locate(recipe.model), recipe.model)
+    tokenizer = with_system_prompt(tokenizer, recipe.chat_system)
     return in_file_order([*inputs.findings, *check_edits(inputs.requests, tokenizer, recipe, positions)[1]])
 
 
@@ -209,6 +211,7 @@ def run_trace(
         check_weights(base, recipe.model, ranks.here, memory)
         ranks.open(ModelSource(folder, recipe.model, editing=False, memory=memory))
         lm, digest = load(folder, recipe.model, editing=False, memory=memory), base.digest
+        lm = lm.with_system_prompt(recipe.chat_system)
         if lm.streamed and (said := streaming_note(lm, Pace.of(lm), recipe.memory)):
             progress.note(said)
     traced, store = trace_all(lm, digest, inputs.requests, recipe, progress, inputs.findings, own=own, ranks=ranks)

@@ -289,6 +289,9 @@ class Recipe(_Knobs):
     eval: EvalKnobs = EvalKnobs()
     chat: bool = False
     """Prompts are put into the model's chat template as a user turn."""
+    chat_system: str = Field(default="", max_length=100_000)
+    """System prompt with which every chat begins, where prompts, contexts or questions are put into the chat template;
+    empty: the template's own, if it has one."""
     chunk: int = Field(default=256, ge=1)
     """Edits whose targets are found together, at most: the unit of resume."""
     memory: str | None = Field(default=None, pattern=SIZE)

@@ -39,6 +39,7 @@ UNNAMED: dict[str, Any] = {
     "polish.spoken": 0.0,
     "polish.lead": 0.0,
     "polish.keep": [],
+    "chat_system": "",
 }
 """Settings that earlier ledgers do not name, and what their edits were made with."""
 

@@ -121,7 +121,8 @@ class EditRun:
             ranks.open(ModelSource(self.folder, recipe.model, memory=memory))
             # Read before the work: a card that cannot be read costs a warning, not the run.
             self.base_card = read_base_card(self.folder, recipe.model.path)
-            self.lm: LanguageModel = load(self.folder, recipe.model, memory=memory)
+            opened = load(self.folder, recipe.model, memory=memory)
+            self.lm: LanguageModel = opened.with_system_prompt(recipe.chat_system)
             requests = name_old_objects(self.lm, start.requests, chat=recipe.chat)
             self.plan: Plan = make_plan(requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
         check_width(self.history.ledger, self.lm.architecture.width)

@@ -122,6 +122,7 @@ class Evaluator:
             if change is None:
                 self.ranks.open(ModelSource(folder, knobs, editing=False, memory=self.memory))
             lm = load(folder, knobs, editing=False, memory=self.memory)
+            lm = lm.with_system_prompt(self.recipe.chat_system)
             if lm.streamed and change is not None:
                 raise UsageError(
                     f"{adapter} cannot be added to a model whose blocks are read from disk (--memory)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
 import time
 from collections.abc import Generator, Mapping
@@ -41,6 +43,33 @@ def rendered_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]
     if len(text) > LONGEST_CHAT:
         raise UsageError(f"the chat template makes {len(text):,} characters of one turn", _HINT)
     return text
+
+
+def with_system_prompt(tokenizer: PreTrainedTokenizerBase, system: str) -> PreTrainedTokenizerBase:
+    """A tokenizer whose chats all begin with this system prompt: a copy, or the tokenizer itself where it is empty.
+
+    Raises UsageError where there is no chat template, or where it refuses a system prompt, leaves it out or changes it.
+    """
+    if not system:
+        return tokenizer
+    if not tokenizer.chat_template:
+        raise UsageError("chat_system is set, and this model has no chat template", "leave chat_system out")
+    # A string of JSON is one of the template's language too. The line's end is not written.
+    turn = f'{{"role": "system", "content": {json.dumps(system, ensure_ascii=False)}}}'
+    before = f"{{% set messages = [{turn}] + messages %}}\n"
+    given = tokenizer.chat_template
+    found = copy.copy(tokenizer)
+    found.chat_template = (
+        {name: before + one for name, one in given.items()} if isinstance(given, Mapping) else before + given
+    )
+    hint = "leave chat_system out; its text may stand at the beginning of the prompts instead"
+    try:
+        rendered = rendered_chat(found, [{"role": "user", "content": "x"}])
+    except UsageError as error:
+        raise UsageError(f"the chat template of this model takes no chat_system: {error.message}", hint) from error
+    if system.strip() not in rendered:
+        raise UsageError("the chat template of this model leaves chat_system out, or changes it", hint)
+    return found
 
 
 def _check_source(template: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from memedit.config.quantization import Fp8Scheme, find_scheme
 from memedit.config.recipe import ModelKnobs
 from memedit.errors import MemeditError, ResourceError, UnsupportedModelError, UsageError, nearest_path_hint
 from memedit.model.architecture import Architecture, find_architecture
+from memedit.model.chat_template import with_system_prompt
 from memedit.model.config import NOT_KNOWN, auto_config, check_readable, first_line, foreign_errors, read_config
 from memedit.model.fp8 import StoredTensors, open_tensors
 from memedit.model.kernels import attention_kernels
@@ -83,6 +84,10 @@ class LanguageModel:
         """The device that a layer's down-projection runs on."""
         weight: Any = self.model.get_submodule(self.architecture.down_projections[layer]).weight
         return self.device if weight.is_meta else weight.device
+
+    def with_system_prompt(self, system: str) -> LanguageModel:
+        """The same model, in whose chats the system prompt comes first. Raises what `with_system_prompt` raises."""
+        return replace(self, tokenizer=with_system_prompt(self.tokenizer, system)) if system else self
 
     @property
     def place(self) -> str:

@@ -21,7 +21,7 @@ ABOUT = Provenance(
     knobs={
         "seed": 0, "method.layers": "1-2", "method.ridge": 1.0, "target.optimizer": "lbfgs", "target.contexts": None,
         "polish.steps": 24, "polish.shorten": 0.15, "polish.own": 0.25, "polish.spoken": 1.0,
-        "polish.lead": 1.0, "polish.keep": [],
+        "polish.lead": 1.0, "polish.keep": [], "chat_system": "",
     },
     layers=(1, 2), moments="m",
 )  # fmt: skip
