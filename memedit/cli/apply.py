@@ -58,6 +58,15 @@ def apply_command(
             "edited subjects stays; repeatable.",
         ),
     ] = None,
+    level: Annotated[
+        Literal["full", "quick", "none"] | None,
+        typer.Option(
+            "--eval",
+            metavar="LEVEL",
+            help="What is asked before and after the edit: full, quick (only what the list and --facts give) or none "
+            "(only whether each edit is said).  [default: full]",
+        ),
+    ] = None,
     redo: Annotated[int | None, typer.Option("--redo", min=0, metavar="N", hidden=True)] = None,
     device: o.DeviceOption = None,
     device_map: o.DeviceMapOption = None,
@@ -133,7 +142,7 @@ def apply_command(
     flags = {
         "model.path": model, **o.placed(device, device_map, dtype), "method.name": method, "method.layers": layers,
         "moments.corpus": corpus, "target.retry": redo if retry is None else retry, "polish.steps": polish,
-        "polish.keep": keep or None, "memory": memory, "output.dir": output, "output.link": link,
+        "polish.keep": keep or None, "eval.level": level, "memory": memory, "output.dir": output, "output.link": link,
         "output.overwrite": overwrite, "output.force": force, "output.keep_copies": keep_copies,
         "output.keep_originals": keep_originals, "output.rounding": rounding, "output.max_shard_size": max_shard_size,
     }  # fmt: skip
@@ -150,7 +159,7 @@ def apply_command(
         given = {
             "EDITS": edits, "--layers": layers, "--corpus": corpus, "--facts": facts, "--relations": relations,
             "--input-format": input_format, "--limit": limit, "--memory": memory, "--dry-run": dry_run,
-            "--method": method, "--retry": retry, "--redo": redo, "--polish": polish, "--keep": keep,
+            "--method": method, "--retry": retry, "--redo": redo, "--polish": polish, "--keep": keep, "--eval": level,
             "--fail-under": fail_under, "--per-edit": per_edit, "--rounding": rounding, "--re-solve": re_solve,
             "--on-top": re_solve is False, "--base": base, "--html": html,
         }  # fmt: skip

@@ -18,7 +18,7 @@ GROUPS = {
         "--facts", "--relations", "--input-format", "--limit", "--right-after", "--prompt", "--subject", "--answer",
     ),
     "Method": (
-        "--method", "--layers", "--corpus", "--preset", "--set", "--retry", "--polish", "--keep", "--tokens",
+        "--method", "--layers", "--corpus", "--preset", "--set", "--retry", "--polish", "--keep", "--eval", "--tokens",
         "--import", "--noise", "--samples", "--window", "--suggest-layers", "--by", "--generate", "--chat", "--text",
     ),
     "Output": (

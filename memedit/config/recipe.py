@@ -250,6 +250,9 @@ class OutputKnobs(_Knobs):
 class EvalKnobs(_Knobs):
     """Questions to a model, beyond the forced answers to the list's own probes."""
 
+    level: Literal["full", "quick", "none"] = "full"
+    """What apply asks before and after the edit. full: all that it can tell; quick: only the probes and facts that were
+    given; none: only whether each edit is said, which the ledger keeps."""
     derive: bool = True
     """Derive probes from the list where it has none, and facts that must stay from the model's own answers."""
     tokens: int = Field(default=24, ge=1)
@@ -273,6 +276,11 @@ class EvalKnobs(_Knobs):
         if any(count < 0 for count in prefixes):
             raise ValueError("a number of tokens is 0 or more")
         return prefixes
+
+    @property
+    def makes(self) -> bool:
+        """Whether apply makes facts, questions and text, to tell what else an edit moves."""
+        return self.derive and self.level == "full"
 
 
 class Recipe(_Knobs):

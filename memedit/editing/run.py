@@ -224,16 +224,16 @@ class EditRun:
         mean = sum(own) / len(own) + 1
         read = plan.tokens if plan.missing else 0
         # Hundreds of short answers at once: a token costs about what one that is read does.
-        answered = naming_tokens(self.requests) if recipe.eval.derive or polish.steps else 0
-        if recipe.eval.derive:
+        answered = naming_tokens(self.requests) if recipe.eval.makes or polish.steps else 0
+        if recipe.eval.makes:
             answered += 2 * SUBJECT_TOKENS * min(MOST_SUBJECTS, len(self.requests))
             answered += 0 if self.facts else answer_tokens(self.requests)
         spoken = polish.spoken if polish.steps and not recipe.chat and chat_openings(self.lm.tokenizer) else 0.0
         answered += SPOKEN_TOKENS * len(self.requests) if spoken else 0
-        text = OWN_ROWS * OWN_LENGTH if recipe.eval.derive and not self.lm.streamed else 0
+        text = OWN_ROWS * OWN_LENGTH if recipe.eval.makes and not self.lm.streamed else 0
         work = Work(
             read=read, written=text + (read if plan.own_text else 0),
-            scored=answered + 2 * text + round(2 * mean * (len(list_probes(self.requests)) + len(self.facts))),
+            scored=answered + 2 * text + round(2 * mean * (len(list_probes(self.scored_requests)) + len(self.facts))),
             searched=(min(count, recipe.searched_contexts or count) + 1)
             * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
             # In chat a row is the turn behind the subject, and an answer about as long as the prompt.
@@ -293,6 +293,11 @@ class EditRun:
         return sorted(range(len(self.requests)), key=lambda n: self.requests[n].digest)
 
     @cached_property
+    def scored_requests(self) -> list[EditRequest]:
+        """The edits with the probes that they are scored by."""
+        return [one.without_probes() for one in self.requests] if self.recipe.eval.level == "none" else self.requests
+
+    @cached_property
     def other_subjects(self) -> Names:
         """The subjects that the model, unedited, names beside the edited ones."""
         return names_beside(self.lm, [self.requests[n] for n in self.order], self.recipe.seed)
@@ -305,8 +310,10 @@ class EditRun:
         return choose_preserved(requests, self.other_subjects, self.recipe.polish, self.recipe.seed)
 
     def known_facts(self, run: Store) -> list[EditRequest]:
-        """The facts that must stay: those given, or else answers of the unedited model, if the recipe says so."""
-        if self.facts or not self.recipe.eval.derive:
+        """The facts that must stay: those given, or else answers of the unedited model, as the recipe says."""
+        if self.recipe.eval.level == "none":
+            return []
+        if self.facts or not self.recipe.eval.makes:
             return self.facts
 
         def make() -> list[dict[str, Any]]:
@@ -322,7 +329,7 @@ class EditRun:
 
     def subject_questions(self, run: Store) -> list[SubjectQuestion]:
         """The questions that tell whether the edited subjects are still themselves, if the recipe says so."""
-        if not self.recipe.eval.derive:
+        if not self.recipe.eval.makes:
             return []
 
         def make() -> list[dict[str, Any]]:
@@ -338,7 +345,7 @@ class EditRun:
 
     def text_rows(self, run: Store) -> list[AnswerIds]:
         """Text that the unedited model writes, to be read before and after the edit, if the recipe says so."""
-        if not self.recipe.eval.derive:
+        if not self.recipe.eval.makes:
             return []
         with self.timed("text", None):
             made = run.recall_json("text", {"model": self.base.digest}, lambda: own_rows(self.lm, self.recipe.seed))
@@ -361,7 +368,7 @@ class EditRun:
         chat, knobs, ranks = self.recipe.chat, self.recipe.eval, self.ranks.edited(edited or {})
 
         def measure() -> dict[str, Any]:
-            edit_scores = score_edits(self.lm, self.requests, chat=chat, advance=advance, ranks=ranks)
+            edit_scores = score_edits(self.lm, self.scored_requests, chat=chat, advance=advance, ranks=ranks)
             edit_scores = with_free_answers(self.lm, self.requests, edit_scores, knobs, chat=chat, ranks=ranks)
             said = says_object(self.lm, facts, chat=chat, advance=advance, ranks=ranks)
             answers = subject_answers(self.lm, questions, advance=advance, ranks=ranks)
@@ -373,6 +380,7 @@ class EditRun:
             "model": self.base.digest, "facts": digest_of([fact.public() for fact in facts]),
             "subjects": digest_of([one.model_dump(mode="json") for one in questions]), "text": digest_of(rows),
         }  # fmt: skip
+        on |= {"probes": knobs.level} if knobs.level == "none" else {}
         on |= {"tokens": knobs.tokens} if any(map(needs_free_answer, self.requests)) else {}
         if run is not None and run.find_json(name, on) is not None:
             self.progress.detail(f"{name}: found in the run folder")

@@ -117,6 +117,10 @@ class EditRequest(BaseModel):
         old = self.object_old or ""
         return self.object if not self.remove else old if old.strip() else ""
 
+    def without_probes(self) -> EditRequest:
+        """The edit without what it is scored by beside its own prompt."""
+        return self.model_copy(update=dict.fromkeys(("paraphrases", "neighborhood", "portability", "reversal"), ()))
+
     @property
     def text(self) -> str:
         """The prompt with the subject in it."""

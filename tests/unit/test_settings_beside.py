@@ -94,7 +94,7 @@ def test_a_setting_that_opens_writes_or_permits_something_is_refused(edits: Path
 def test_every_other_setting_of_a_ledger_may_stand_there_and_nothing_else(edits: Path) -> None:
     allowed = set(known_keys()) - set(REFUSED)
     assert allowed == {name for name in deciding_names() if name.startswith(("method", "target", "polish", "contexts"))
-                       or name in ("moments.tokens", "moments.row", "chat", "seed")}  # fmt: skip
+                       or name in ("moments.tokens", "moments.row", "chat", "chat_system", "seed")}  # fmt: skip
     for text in ("output: {overwrite: true}", "model:\n  trust_remote_code: true\n", "moments: {corpus: /etc/passwd}"):
         beside(edits, text)
         assert run_main(["apply", str(edits), "--show-config"]).code == 2
