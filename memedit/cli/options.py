@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from memedit.config.methods import Name
-from memedit.config.presets import PRESETS, preset
+from memedit.config.presets import AUTO, PRESETS, preset
 from memedit.config.recipe import Recipe
 from memedit.config.resolve import Source, check_found, flatten, known_keys, resolve
 from memedit.errors import RecipeError, UsageError
@@ -62,8 +62,9 @@ PresetOption = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="Settings published for a model, such as gpt2-xl.",
-        autocompletion=lambda: list(PRESETS),
+        help="Settings published for a model, such as gpt2-xl; auto: only the layers, if some are published for a "
+        "model of this shape.",
+        autocompletion=lambda: [AUTO, *PRESETS],
     ),
 ]
 SetOption = Annotated[

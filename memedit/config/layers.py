@@ -1,10 +1,12 @@
-"""Choose the edited layers by number or by relative depth. Layers count from 0; both ends of a range are included."""
+"""Choose the edited layers by number, by relative depth, or as published. Layers count from 0; both ends of a range are
+included."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+from memedit.config.presets import Shape, published_layers
 from memedit.errors import RecipeError
 
 
@@ -51,14 +53,17 @@ def default_layers(n_layers: int) -> list[int]:
     return list(range(first, first + count))
 
 
-def layers_of(chosen: str, n_layers: int, *, single: bool = False) -> list[int]:
-    """The layers of a recipe: a range, or by relative depth (`single`: the middle one of those).
+def layers_of(chosen: str, shape: Shape, *, single: bool = False) -> list[int]:
+    """The layers of a recipe for a model of this shape: a range, by relative depth (`single`: the middle one of those),
+    or those published for it, by depth where there are none.
 
     Raises RecipeError, also for auto, which needs edits to trace.
     """
+    if chosen == "published":
+        chosen = published_layers(shape, single=single) or "depth"
     if chosen != "depth":
-        return layer_range(chosen, n_layers)
-    layers = default_layers(n_layers)
+        return layer_range(chosen, shape[0])
+    layers = default_layers(shape[0])
     return [middle(layers)] if single else layers
 
 

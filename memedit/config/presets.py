@@ -37,21 +37,35 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-SHAPES: dict[str, tuple[int, int, int]] = {
+AUTO = "auto"
+"""The preset that takes the published layers of a model's shape, and leaves all else relative to the model."""
+
+Shape = tuple[int, int, int]
+"""Blocks, width, MLP width."""
+SHAPES: dict[str, Shape] = {
     "gpt2-xl": (48, 1600, 6400),
     "gpt-j-6b": (28, 4096, 16_384),
     "llama-2-7b": (32, 4096, 11_008),
     "llama-3-8b": (32, 4096, 14_336),
     "mistral-7b": (32, 4096, 14_336),
 }
-"""The models that published settings were chosen on: blocks, width, MLP width."""
+"""The models that published settings were chosen on."""
 ONE_LAYER = {"gpt2-xl": "17", "gpt-j-6b": "5", "llama-2-7b": "5", "llama-3-8b": "5", "mistral-7b": "5"}
 
 
-def foreign_preset(name: str | None, blocks: int, width: int, mlp_width: int) -> str | None:
+def published_layers(shape: Shape, *, single: bool = False) -> str | None:
+    """The layers published for a model of this shape (`single`: the one layer of ROME); None where there are none."""
+    named = next((name for name, one in SHAPES.items() if one == shape), None)
+    return named and (ONE_LAYER[named] if single else str(PRESETS[named]["method.layers"]))
+
+
+def foreign_preset(name: str | None, shape: Shape) -> str | None:
     """A warning where the published settings of this name were chosen on a model of another shape; else None."""
-    if name not in SHAPES or SHAPES[name] == (blocks, width, mlp_width):
+    if name == AUTO and published_layers(shape) is None:
+        return "no layers are published for a model of this shape: they are chosen by depth"
+    if name not in SHAPES or SHAPES[name] == shape:
         return None
+    blocks, width, mlp_width = shape
     theirs = "{} blocks of width {} with MLPs of {}".format(*SHAPES[name])
     return (
         f"the preset {name} holds numbers for {theirs}; this model has {blocks} of {width} with {mlp_width}, and edits "
@@ -61,10 +75,11 @@ def foreign_preset(name: str | None, blocks: int, width: int, mlp_width: int) ->
 
 def preset(name: str, method: object = "memit") -> dict[str, Any]:
     """The settings of a preset by their dotted names. Raises RecipeError for an unknown name."""
+    if name == AUTO:
+        return {"method.layers": "published"}
     if name not in PRESETS:
-        raise RecipeError(
-            f"there is no preset {name!r}", nearest_hint(name, PRESETS, f"there are {', '.join(PRESETS)}")
-        )
+        names = (AUTO, *PRESETS)
+        raise RecipeError(f"there is no preset {name!r}", nearest_hint(name, names, f"there are {', '.join(names)}"))
     knobs, found = dict(PRESETS[name]), method_named(method)
     if method != "memit":
         del knobs["method.ridge"]

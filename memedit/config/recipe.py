@@ -64,8 +64,9 @@ class MethodKnobs(_Knobs):
     eq. 2): the same edit after edit; the consistent form, one averaged key throughout. alphaedit (Fang et al. 2025):
     weighed as in memit, but changes only directions in which old keys hold next to nothing."""
     layers: str = "depth"
-    """`3-8`, `5`, depth: from relative depth, or auto: where tracing the edits finds their recall. From 0, both ends
-    included. Of depth and auto, emmet and rome take the middle layer."""
+    """`3-8`, `5`, depth: from relative depth, published: those published for a model of this shape, else by depth, or
+    auto: where tracing the edits finds their recall. From 0, both ends included. Of depth and auto, emmet and rome take
+    the middle layer."""
     ridge: float = Field(ge=0)
     """lambda / d_mlp: the weight of what the model knew against the edits; k M^-1 k averages d_mlp. 0: edits are met
     exactly. Unless given, the method's own: memit and alphaedit 1 (L2 = ridge null_space trace(C)), else 0."""

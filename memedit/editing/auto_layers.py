@@ -35,7 +35,7 @@ def choose_traced_layers(
     found, why = tracing.average.layers, tracing.average.reason
     if found is None:
         raise GateError(why, "name the layers (--layers 3-8), or use --layers depth")
-    layers = layers_of(found, lm.architecture.n_layers)
+    layers = layers_of(found, lm.architecture.shape)
     if recipe.method.kind.single:
         layers = [middle(layers)]
         found = str(layers[0])

@@ -247,7 +247,7 @@ def run_stats(
     lm = load(folder, recipe.model, memory=memory)
     if lm.streamed and (said := streaming_note(lm, Pace.of(lm), recipe.memory)):
         progress.note(said)
-    layers = layers_of(recipe.method.layers, lm.architecture.n_layers)
+    layers = layers_of(recipe.method.layers, lm.architecture.shape)
     lm.architecture.require(layers)
     if import_file:
         with moment_store().locked(progress.note):

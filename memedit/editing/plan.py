@@ -77,7 +77,7 @@ def make_plan(
     raise_errors("the edit list", everything, empty=not edits)
     # auto traces the edits, so it needs a correct list first; the caller then replaces these layers.
     chosen = "depth" if recipe.method.layers == "auto" else recipe.method.layers
-    layers = layers_of(chosen, architecture.n_layers, single=recipe.method.kind.single)
+    layers = layers_of(chosen, architecture.shape, single=recipe.method.kind.single)
     if recipe.method.layers != "auto":
         architecture.require(layers)
     _check_exact_fit(edits, recipe, min(architecture.mlp_widths[layer] for layer in layers))

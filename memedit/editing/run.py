@@ -127,8 +127,7 @@ class EditRun:
             self.plan: Plan = make_plan(requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
         check_width(self.history.ledger, self.lm.architecture.width)
         self.requests = [edit.request for edit in self.plan.edits]
-        shape = self.lm.architecture
-        foreign = foreign_preset(start.preset, shape.n_layers, shape.width, shape.mlp_width)
+        foreign = foreign_preset(start.preset, self.lm.architecture.shape)
         self.notes: tuple[str, ...] = tuple(note for note in (self.base_card.warning, foreign) if note)
         for note in self.notes:
             self.progress.warn(note)

@@ -167,7 +167,7 @@ def _with_ledger_settings(recipe: Recipe, sources: Mapping[str, str], ledger: Le
 
 def _agrees(name: str, value: Any, ledger: Ledger) -> bool:
     kept = ledger.about.knobs[name]
-    if name == "method.layers" and value not in (kept, "depth", "auto"):
+    if name == "method.layers" and value not in (kept, "depth", "published", "auto"):
         return layer_range(value, max(ledger.about.layers[-1] + 1, 10_000)) == list(ledger.about.layers)
     return value == kept
 

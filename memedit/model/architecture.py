@@ -64,6 +64,11 @@ class Architecture:
         return max(self.mlp_widths)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Blocks, width and MLP width."""
+        return self.n_layers, self.width, self.mlp_width
+
+    @property
     def editable(self) -> list[int]:
         """Layers that can be edited."""
         return [layer for layer, reason in enumerate(self.refusals) if not reason]

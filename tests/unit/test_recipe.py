@@ -86,10 +86,10 @@ def test_a_ridge_not_given_is_the_methods_own() -> None:
 
 def test_methods_of_one_layer_take_the_middle_of_the_default() -> None:
     for n_layers in (1, 6, 28, 48):
-        layers = layers_of("depth", n_layers)
-        (one,) = layers_of("depth", n_layers, single=True)
+        layers = layers_of("depth", (n_layers, 8, 32))
+        (one,) = layers_of("depth", (n_layers, 8, 32), single=True)
         assert abs((one - layers[0]) - (layers[-1] - one)) <= 1
-    assert layers_of("1-3", 6, single=True) == [1, 2, 3]
+    assert layers_of("1-3", (6, 8, 32), single=True) == [1, 2, 3]
 
 
 def test_layers_count_from_zero_and_include_both_ends() -> None:
@@ -199,7 +199,7 @@ def test_a_presets_ridge_is_memits_alone() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_or_those_there_are() -> None:
-    for name, hint in (("gpt2xl", "did you mean gpt2-xl?"), ("x", "gpt-j-6b")):
+    for name, hint in (("gpt2xl", "did you mean gpt2-xl?"), ("x", "auto, gpt2-xl, gpt-j-6b")):
         with pytest.raises(RecipeError) as caught:
             preset(name)
         assert hint in caught.value.hint
@@ -208,10 +208,23 @@ def test_an_unknown_preset_is_refused_with_the_nearest_or_those_there_are() -> N
 def test_a_preset_on_a_model_of_another_shape_is_warned_of() -> None:
     assert set(SHAPES) == set(PRESETS)
     for name, shape in SHAPES.items():
-        assert foreign_preset(name, *shape) is None
-        assert f"the preset {name} holds numbers for" in str(foreign_preset(name, 30, 576, 1536))
-    assert foreign_preset(None, 30, 576, 1536) is None
-    assert foreign_preset(None, 30, 576, 1536) is None
+        assert foreign_preset(name, shape) is None
+        assert f"the preset {name} holds numbers for" in str(foreign_preset(name, (30, 576, 1536)))
+    assert foreign_preset(None, (30, 576, 1536)) is None
+
+
+def test_the_preset_auto_takes_published_layers_and_no_published_number() -> None:
+    assert preset("auto") == {"method.layers": "published"}
+    for name, shape in SHAPES.items():
+        assert layers_text(layers_of("published", shape)) == preset(name)["method.layers"]
+        assert layers_text(layers_of("published", shape, single=True)) == preset(name, "rome")["method.layers"]
+        assert foreign_preset("auto", shape) is None
+    other = (30, 576, 1536)
+    for single in (False, True):
+        assert layers_of("published", other, single=single) == layers_of("depth", other, single=single)
+    assert "chosen by depth" in str(foreign_preset("auto", other))
+    recipe, _ = resolve([("preset", preset("auto"))])
+    assert recipe.model_copy(update={"method": Recipe().method}) == Recipe()
 
 
 def test_how_weights_are_rounded_counts_in_the_digest() -> None:
