@@ -101,8 +101,8 @@ LayersOption = Annotated[
     typer.Option(
         "--layers",
         metavar="RANGE",
-        help="Layers to edit, from 0: 3-8, 5, depth (by relative depth) or auto (by tracing the edits).  [default: "
-        "depth]",
+        help="Layers to edit, from 0: 3-8, 5, depth (by relative depth), published (for a model of this shape) or auto "
+        "(by tracing the edits).  [default: depth]",
     ),
 ]
 CorpusOption = Annotated[

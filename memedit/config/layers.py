@@ -67,6 +67,13 @@ def layers_of(chosen: str, shape: Shape, *, single: bool = False) -> list[int]:
     return [middle(layers)] if single else layers
 
 
+def unpublished(chosen: str, shape: Shape) -> str | None:
+    """A warning where published layers are asked for and none are known for a model of this shape; else None."""
+    if chosen != "published" or published_layers(shape):
+        return None
+    return "no layers are published for a model of this shape: they are chosen by depth"
+
+
 def middle(layers: list[int]) -> int:
     """The middle layer of a range, for methods of one layer.
 

@@ -61,8 +61,6 @@ def published_layers(shape: Shape, *, single: bool = False) -> str | None:
 
 def foreign_preset(name: str | None, shape: Shape) -> str | None:
     """A warning where the published settings of this name were chosen on a model of another shape; else None."""
-    if name == AUTO and published_layers(shape) is None:
-        return "no layers are published for a model of this shape: they are chosen by depth"
     if name not in SHAPES or SHAPES[name] == shape:
         return None
     blocks, width, mlp_width = shape

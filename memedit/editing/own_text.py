@@ -18,7 +18,7 @@ SELF = "self"
 """The value of `moments.corpus` that stands for this text."""
 TOGETHER, LONGEST = 64, 256
 """Texts written side by side, and the most tokens of each: what the keys and values of one launch may hold. A step of
-64 rows takes 1.4 times as long as one of 32 (SmolLM2-135M on two cores)."""
+60 rows takes 1.4 times as long as one of 32 (SmolLM2-135M on two cores)."""
 DRAWN = 32
 """Rows that one seed draws: what they say does not depend on how many are written side by side, up to rounding."""
 OWN_TEXT_CODE = 3  # raise it when the way of writing changes

@@ -34,9 +34,9 @@ GRADIENT = 3.0  # forwards that a step of the search costs
 STEPS_TAKEN = {"lbfgs": (0.1, 0.5), "adam": (0.25, 0.75)}
 """The share of `target.steps` that the search takes on average, on models that know the facts: with L-BFGS 0.10 (100
 edits of made-gpt2) and 0.17 (60 edits of SmolLM2), with Adam 0.24 and 0.6; more where edits share a subject."""
-WRITTEN = 2.2
+WRITTEN = 2.5
 """Forwards that a token costs which the model writes itself: rows grow by one token at a time (SmolLM2-135M on two
-cores, 60 rows, 2026-12-01: 4.6 ms a token, where a token of a long row takes 2.1; with 32 rows 6.2)."""
+cores, 60 rows, 2026-12-01: 4.4 ms a token, where a token of a long row takes 1.8; with 32 rows 6.2)."""
 
 
 def weight_bytes(base: Checkpoint, knobs: ModelKnobs) -> int:
@@ -187,9 +187,9 @@ class Work:
     read: int = 0
     """For second moments."""
     written: int = 0
-    """Of its own text, that the model must write."""
+    """That the model writes: its own text, names of other subjects, and answers."""
     scored: int = 0
-    """Before and after the edit, with what the model writes to make facts and names."""
+    """Before and after the edit, with the questions from which facts and owners are made."""
     searched: int = 0
     """In the rows of one step of the search, over all edits."""
     polished: int = 0

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from memedit.changes.stored_names import StoredNames
-from memedit.config.layers import layers_text
+from memedit.config.layers import layers_text, unpublished
 from memedit.config.presets import foreign_preset
 from memedit.editing.auto_layers import choose_traced_layers
 from memedit.editing.batches import suffix_of
@@ -50,9 +50,9 @@ from memedit.errors import UsageError
 from memedit.evaluation.drift import OWN_LENGTH, OWN_ROWS, after_base, drift_of, own_rows, passages
 from memedit.evaluation.forced import EditScores, facts_kept, says_object, score_changes, score_edits, summarize
 from memedit.evaluation.generated import needs_free_answer, with_free_answers, written
-from memedit.evaluation.made_facts import Beside, answer_tokens
+from memedit.evaluation.made_facts import ANSWER_TOKENS, ASKED, Beside, facts_made
 from memedit.evaluation.old_objects import name_old_objects
-from memedit.evaluation.other_subjects import Names, names_beside, naming_tokens
+from memedit.evaluation.other_subjects import Names, names_begun, names_beside, naming_tokens
 from memedit.evaluation.probes import list_probes
 from memedit.evaluation.subject_kept import (
     MOST_SUBJECTS,
@@ -127,8 +127,11 @@ class EditRun:
             self.plan: Plan = make_plan(requests, self.lm.tokenizer, self.lm.architecture, recipe, start.findings)
         check_width(self.history.ledger, self.lm.architecture.width)
         self.requests = [edit.request for edit in self.plan.edits]
-        foreign = foreign_preset(start.preset, self.lm.architecture.shape)
-        self.notes: tuple[str, ...] = tuple(note for note in (self.base_card.warning, foreign) if note)
+        shape = self.lm.architecture.shape
+        warnings = (
+            self.base_card.warning, foreign_preset(start.preset, shape), unpublished(recipe.method.layers, shape)
+        )  # fmt: skip
+        self.notes: tuple[str, ...] = tuple(note for note in warnings if note)
         for note in self.notes:
             self.progress.warn(note)
         if self.lm.streamed and (said := streaming_note(self.lm, self.pace, recipe.memory)):
@@ -222,17 +225,18 @@ class EditRun:
         own = [len(edit.prompt.ids) + len(edit.target) - 1 for edit in self.plan.edits]
         mean = sum(own) / len(own) + 1
         read = plan.tokens if plan.missing else 0
-        # Hundreds of short answers at once: a token costs about what one that is read does.
         answered = naming_tokens(self.requests) if recipe.eval.makes or polish.steps else 0
+        asked = 2 * (len(list_probes(self.scored_requests)) + len(self.facts))
         if recipe.eval.makes:
             answered += 2 * SUBJECT_TOKENS * min(MOST_SUBJECTS, len(self.requests))
-            answered += 0 if self.facts else answer_tokens(self.requests)
+            asked += names_begun(self.requests)  # which of them own a new object
+            made = 0 if self.facts else facts_made(self.requests)
+            answered, asked = answered + made * ANSWER_TOKENS, asked + (ASKED + 2) * made
         spoken = polish.spoken if polish.steps and not recipe.chat and chat_openings(self.lm.tokenizer) else 0.0
         answered += SPOKEN_TOKENS * len(self.requests) if spoken else 0
         text = OWN_ROWS * OWN_LENGTH if recipe.eval.makes and not self.lm.streamed else 0
         work = Work(
-            read=read, written=text + (read if plan.own_text else 0),
-            scored=answered + 2 * text + round(2 * mean * (len(list_probes(self.scored_requests)) + len(self.facts))),
+            read=read, written=text + answered + (read if plan.own_text else 0), scored=2 * text + round(mean * asked),
             searched=(min(count, recipe.searched_contexts or count) + 1)
             * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
             # In chat a row is the turn behind the subject, and an answer about as long as the prompt.

@@ -155,7 +155,7 @@ def make_facts(
     """
     draw, beside = random.Random(seed), Beside.of(requests, names, keep)
     reworded, left_out = other_wordings(requests), {*unasked, *_edited(requests)}
-    count = min(MOST, max(LEAST, len(requests)))
+    count = facts_made(requests) // 2
     facts: list[EditRequest] = []
     for kind, some in (("sibling", beside.siblings), ("other", beside.others)):
         worded = [(wording, subject) for prompt, subject in some for wording in reworded.get(prompt, (prompt,))]
@@ -194,9 +194,9 @@ def first_words(answer: str) -> str:
     return answer[:end].strip()
 
 
-def answer_tokens(requests: Sequence[EditRequest]) -> int:
-    """How many tokens are written at most to make facts beside these edits."""
-    return 2 * ANSWER_TOKENS * min(MOST, max(LEAST, len(requests)))
+def facts_made(requests: Sequence[EditRequest]) -> int:
+    """How many facts are made at most beside these edits, of both kinds."""
+    return 2 * min(MOST, max(LEAST, len(requests)))
 
 
 def filled(template: str, subject: str) -> str:

@@ -71,10 +71,15 @@ def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) 
     return {relation: sorted(found, key=lambda name: (-found[name], name)) for relation, found in chances.items()}
 
 
+def names_begun(requests: Sequence[EditRequest]) -> int:
+    """How many names are begun at most."""
+    counts = Counter(relation_of(request) for request in requests if request.subject)
+    return sum(min(MOST, max(FEWEST, EACH * count)) for count in counts.values())
+
+
 def naming_tokens(requests: Sequence[EditRequest]) -> int:
     """About how many tokens are written to name them."""
-    counts = Counter(relation_of(request) for request in requests if request.subject)
-    return USUAL * sum(min(MOST, max(FEWEST, EACH * count)) for count in counts.values())
+    return USUAL * names_begun(requests)
 
 
 def _begin(lm: LanguageModel, requests: Sequence[EditRequest], draw: random.Random) -> list[_Begun]:

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 from memedit.cli.options import read_recipe
-from memedit.config.layers import default_layers, layer_range, layers_of, layers_text
+from memedit.config.layers import default_layers, layer_range, layers_of, layers_text, unpublished
 from memedit.config.methods import METHODS, Name
 from memedit.config.presets import PRESETS, SHAPES, foreign_preset, preset
 from memedit.config.recipe import LARGEST_COUNT, LARGEST_SEED, Recipe
@@ -218,11 +218,12 @@ def test_the_preset_auto_takes_published_layers_and_no_published_number() -> Non
     for name, shape in SHAPES.items():
         assert layers_text(layers_of("published", shape)) == preset(name)["method.layers"]
         assert layers_text(layers_of("published", shape, single=True)) == preset(name, "rome")["method.layers"]
-        assert foreign_preset("auto", shape) is None
+        assert unpublished("published", shape) is None
     other = (30, 576, 1536)
     for single in (False, True):
         assert layers_of("published", other, single=single) == layers_of("depth", other, single=single)
-    assert "chosen by depth" in str(foreign_preset("auto", other))
+    assert "chosen by depth" in str(unpublished("published", other))
+    assert unpublished("3-8", other) is unpublished("depth", other) is None
     recipe, _ = resolve([("preset", preset("auto"))])
     assert recipe.model_copy(update={"method": Recipe().method}) == Recipe()
 

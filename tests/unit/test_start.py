@@ -172,6 +172,7 @@ def test_a_list_that_contradicts_itself_is_left_to_be_refused(edited: Path) -> N
         ({"contexts.tokens": 4}, False), ({"chat": True}, False), ({"chat_system": "Be brief."}, False),
         ({"method.layers": "1-3"}, True),
         ({"method.layers": "depth"}, True), ({"method.layers": "1-2"}, False), ({"method.layers": "auto"}, False),
+        ({"method.layers": "published"}, False),
         ({"memory": "1GB"}, True), ({"chunk": 4}, True), ({"output.link": "hard"}, True), ({"eval.tokens": 3}, True),
         ({"moments.corpus": "elsewhere.txt"}, True), ({"moments.tokens": 5}, False),
     ],
