@@ -42,7 +42,7 @@ def test_prompts_contexts_and_questions_in_chat_begin_with_it() -> None:
     tokenizer.chat_template = TEMPLATE.lstrip()
     found = with_system_prompt(tokenizer, "Be brief.")
     system = "<system>Be brief.</system>\n<user>"
-    assert str(found.decode(encode_text(found, "Where is France?", chat=True))).startswith(system)
+    assert str(found.decode(list(encode_text(found, "Where is France?", chat=True)))).startswith(system)
     assert all(opening.startswith(system) for opening in chat_openings(found))
     contexts = chat_contexts(found, ContextKnobs(), chat=False)
     assert contexts and all(one.startswith(system) for one in contexts)
