@@ -92,10 +92,11 @@ def _show(folder: Path, key: str, count: int, output: Path) -> None:
         console.print(f"{edit.object_old} -> {edit.object}", markup=False)
         console.print(table)
         console.print()
-    taken = report.after.accuracy if report.after else None
     kept = {name: figure for name, figure in report.kept.items() if figure is not None}
-    if taken is not None:
-        console.print(f"{taken.mean:.0%} of {taken.n} edits are said after their prompt")
+    # Counted in what is printed: a model that goes on from Malay to Malayalam says another object.
+    console.print(f"the new object is named in {_named(edits, [now[0] for now in after])} after their prompt")
+    if after[0][1]:
+        console.print(f"and in {_named(edits, [now[1] for now in after])} in chat")
     for name, figure in kept.items():
         about = f"{figure.n} {_KEPT.get(name, name)}"
         if figure.n < ENOUGH:
@@ -103,6 +104,17 @@ def _show(folder: Path, key: str, count: int, output: Path) -> None:
         else:
             console.print(f"{figure.mean:.0%} of what it knew about {about} is still said")
     console.print(f"the edited model is in {output}")
+
+
+def _named(edits: Any, answers: list[str]) -> str:
+    """How many answers name the new object, as whole words."""
+    from memedit.evaluation.text_metrics import names_in_text
+
+    named = [
+        any(names_in_text(answer, name) for name in (edit.object, *edit.aliases))
+        for edit, answer in zip(edits, answers, strict=True)
+    ]
+    return f"{sum(named)} of {len(edits)} answers"
 
 
 _KEPT = {"others": "other subjects", "siblings": "edited subjects, beside the edit,"}

@@ -74,12 +74,17 @@ def names_beside(lm: LanguageModel, requests: Sequence[EditRequest], seed: int) 
 def names_begun(requests: Sequence[EditRequest]) -> int:
     """How many names are begun at most."""
     counts = Counter(relation_of(request) for request in requests if request.subject)
-    return sum(min(MOST, max(FEWEST, EACH * count)) for count in counts.values())
+    return sum(map(_most, counts.values()))
 
 
 def naming_tokens(requests: Sequence[EditRequest]) -> int:
     """About how many tokens are written to name them."""
     return USUAL * names_begun(requests)
+
+
+def _most(subjects: int) -> int:
+    """How many names are begun at most for a relation with so many edited subjects."""
+    return min(MOST, max(FEWEST, EACH * subjects))
 
 
 def _begin(lm: LanguageModel, requests: Sequence[EditRequest], draw: random.Random) -> list[_Begun]:
@@ -93,7 +98,7 @@ def _begin(lm: LanguageModel, requests: Sequence[EditRequest], draw: random.Rand
     room = max(1, most - len(begin) - NAME_TOKENS - 1)
     lists: dict[tuple[str, tuple[int, ...]], int] = {}
     for relation, mine in subjects.items():
-        each = min(MOST, max(FEWEST, EACH * len(mine))) // LISTS
+        each = _most(len(mine)) // LISTS
         for opening in OPENINGS[:LISTS]:
             few = draw.sample(mine, min(NAMES_SHOWN, len(mine)))
             text = (opening if len(few) < FEW else "") + ", ".join(few) + ","

@@ -9,7 +9,7 @@ import pytest
 import torch
 from memedit.edits.edit import EditRequest
 from memedit.evaluation import other_subjects
-from memedit.evaluation.other_subjects import names_beside
+from memedit.evaluation.other_subjects import names_begun, names_beside
 from memedit.forward.passes import next_tokens
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel
@@ -118,3 +118,25 @@ def test_a_list_longer_than_the_model_is_cut(lm: LanguageModel) -> None:
 
 def test_a_list_of_no_subjects_names_none(lm: LanguageModel) -> None:
     assert names_beside(lm, [edit(1, "", "home")], 0) == {}
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_as_many_names_are_begun_as_the_time_told_counts(
+    count: int, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    def next_ones(_lm: LanguageModel, prompts: Sequence[tuple[int, ...]], most: int) -> list[list[tuple[int, float]]]:
+        return [[(ord("A"), 0.1)] * most for _ in prompts]  # all may begin a name
+
+    def generate(_lm: LanguageModel, prompts: Sequence[tuple[int, ...]], *_: Any, **__: Any) -> list[tuple[int, ...]]:
+        begun.append(len(prompts))
+        return [() for _ in prompts]
+
+    monkeypatch.setattr(other_subjects, "next_tokens", next_ones)
+    monkeypatch.setattr(other_subjects, "generate", generate)
+    monkeypatch.setattr(other_subjects, "decode_text", lambda *_: "A")
+    requests = [*(edit(n, f"Ada {n}", "city") for n in range(count)), edit(count, "", "home")]
+    names_beside(lm, requests, 0)
+    assert begun == [names_begun(requests)]
+    assert names_begun(requests[-1:]) == 0  # an edit without a subject stands beside nobody
