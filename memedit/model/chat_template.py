@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
@@ -23,11 +24,15 @@ MOST_SECONDS = 5.0
 LONGEST_CHAT = 10_000_000
 """Characters that a template may write."""
 LONGEST_TEMPLATE = 1_000_000
+TODAY = datetime(2024, 7, 26, tzinfo=UTC)
+"""The day that is printed by templates that print one (Llama 3 falls back on it): the same inputs give the same bytes
+on every day, and a run that goes on after midnight asks what it asked before."""
+_CODES = (*(f"%{letter}" for letter in "aAbBcdeFHIjmMpSTuwxXyYzZ"), "%-d", "%-m", "%%")
 _HINT = "correct the template, or leave --chat or chat=true out"
 
 
 def rendered_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
-    """Turns of a chat as the template writes them, up to the model's next turn.
+    """Turns of a chat as the template writes them on the day `TODAY`, up to the model's next turn.
 
     Raises UsageError where there is no template, where it takes no such chat, or where it does not end.
     """
@@ -38,11 +43,22 @@ def rendered_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]
     open_ = turns[-1]["role"] == "user"
     what = "the chat template takes no chat that begins with the user"
     with foreign_errors(what, _HINT, UsageError), _few_steps():
-        found: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_)
+        template = _dated(str(tokenizer.get_chat_template()))
+        found: Any = tokenizer.apply_chat_template(
+            turns, chat_template=template, tokenize=False, add_generation_prompt=open_
+        )
     text = str(found)
     if len(text) > LONGEST_CHAT:
         raise UsageError(f"the chat template makes {len(text):,} characters of one turn", _HINT)
     return text
+
+
+def _dated(template: str) -> str:
+    """A template for which it is always `TODAY`: the function by which it asks for the date is replaced by a macro."""
+    if "strftime_now" not in template:
+        return template
+    days = "".join(f" | replace({code!r}, {TODAY.strftime(code)!r})" for code in _CODES)
+    return f"{{% macro strftime_now(format) %}}{{{{ format{days} }}}}{{% endmacro %}}" + template
 
 
 def with_system_prompt(tokenizer: PreTrainedTokenizerBase, system: str) -> PreTrainedTokenizerBase:

@@ -202,11 +202,10 @@ REQUEST = "Answer in one sentence."
 def chat_openings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """What the chat template writes before the user's words, and before the model's answer to `REQUEST`.
 
-    Empty where there is no template, or one that cannot be used: a run that did not ask for chat does not need it. Also
-    where it prints the date: the same inputs give the same bytes on every day.
+    Empty where there is no template, or one that cannot be used: a run that did not ask for chat does not need it.
     """
     template = str(tokenizer.chat_template or "")
-    return _openings(tokenizer, template) if template and "strftime_now" not in template else ()
+    return _openings(tokenizer, template) if template else ()
 
 
 @lru_cache(maxsize=4)  # a template that does not end is stopped after seconds: once a run

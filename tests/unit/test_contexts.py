@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from memedit.config.recipe import ContextKnobs, ModelKnobs, Recipe
 from memedit.editing.contexts import chat_contexts, context_shape, sample_contexts
 from memedit.editing.plan import check_edits, encode_contexts
 from memedit.edits.edit import EditRequest
+from memedit.model.chat_template import rendered_chat
 from memedit.model.load import load
 from tests.conftest import byte_tokenizer
 
@@ -37,15 +39,34 @@ def test_without_a_template_that_can_be_used_there_are_none(template: str | None
     assert chat_contexts(tokenizer, ContextKnobs(), chat=False) == ()
 
 
-def test_they_do_not_depend_on_the_day_and_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + TEMPLATE
-    assert chat_contexts(tokenizer, ContextKnobs(), chat=False) == ()
     tokenizer.chat_template = TEMPLATE
     found = chat_contexts(tokenizer, ContextKnobs(), chat=False)
     assert len(found) == 2
     monkeypatch.setattr("memedit.model.tokens.in_chat", None)  # a second rendering would fail
     assert chat_contexts(tokenizer, ContextKnobs(), chat=False) == found
+
+
+DATED = [
+    ("{{ strftime_now('%d %b %Y') }} ", "26 Jul 2024 "),
+    ("{%- if strftime_now is defined %}{%- set day = strftime_now('%-d %B, %A') %}{%- endif %}{{ day }}: ",
+     "26 July, Friday: "),
+    ("{% macro day() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}[{{ day() }}]", "[2024-07-26]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "written"), DATED)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_template_that_prints_the_date_prints_the_same_one_on_every_day(
+    named: bool, before: str, written: str
+) -> None:
+    tokenizer = byte_tokenizer()
+    template: Any = {"default": before + TEMPLATE, "tool_use": ""} if named else before + TEMPLATE
+    tokenizer.chat_template = template
+    assert rendered_chat(tokenizer, [{"role": "user", "content": "Hi"}]) == f"{written}<s><user>Hi</user><model>"
+    assert chat_contexts(tokenizer, ContextKnobs(), chat=False)[0] == f"{written}<s><user>"
+    assert tokenizer.chat_template == template  # what the caller holds is as it was
 
 
 def test_a_space_before_the_models_answer_is_part_of_its_turn() -> None:
