@@ -307,7 +307,7 @@ def print_edited(report: Report, *, everything: bool, json: bool, per_edit: bool
         from memedit.show.terminal import layers_line, layers_table, print_line
 
         out = terminal.console()
-        lines = [report.polish.line] if report.polish else []
+        lines = [one.line for one in (report.search, report.polish) if one]
         if report.layers:
             if everything:
                 out.print(layers_table(report))

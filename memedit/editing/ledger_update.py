@@ -23,7 +23,7 @@ from memedit.editing.ledger import (
 )
 from memedit.editing.moment_cache import digest_of_texts
 from memedit.editing.plan import Edit
-from memedit.editing.targets import Targets
+from memedit.editing.targets import UNKNOWN, Targets
 from memedit.edits.edit import EditRequest
 from memedit.errors import StorageError, UsageError
 from memedit.evaluation.figures import share_figure
@@ -82,6 +82,7 @@ def merge_targets(
         torch.full((n_edits, width), torch.nan),
         torch.empty(n_edits),
         torch.empty(n_edits, dtype=torch.long),
+        torch.full((n_edits,), UNKNOWN),
     )
     rest = [n for n in range(n_edits) if n not in kept]
     if found is not None:
@@ -149,9 +150,12 @@ def edit_results(
             said={when: one.said for when, one in (("before", was), ("after", now)) if one.said is not None},
             loss=float(loss),
             steps=int(steps),
+            search=end,
             redone=retried.get(request.id),
         )
-        for request, was, now, loss, steps in zip(requests, before, after, targets.loss, targets.steps, strict=True)
+        for request, was, now, loss, steps, end in zip(
+            requests, before, after, targets.loss, targets.steps, targets.ends(), strict=True
+        )
     ]
     duplicates = (
         EditResult(id=request.id, status="skipped", reason="an exact duplicate", edit=request.public())

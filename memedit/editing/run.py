@@ -42,7 +42,7 @@ from memedit.editing.solve_edits import solve_edits
 from memedit.editing.spoken import SPOKEN_TOKENS
 from memedit.editing.start import RunStart
 from memedit.editing.target_search import Search, SearchEngine, searched_prompts
-from memedit.editing.targets import Targets, not_found
+from memedit.editing.targets import Targets, not_found, search_report
 from memedit.edits.edit import EditRequest, shown
 from memedit.edits.lint import first_of_each
 from memedit.edits.read import write_lines
@@ -70,7 +70,7 @@ from memedit.model.tokens import chat_openings
 from memedit.numerics.delta import Delta
 from memedit.progress import Progress
 from memedit.ranks import ALONE, Ranks
-from memedit.results.report import Report, RetryRound
+from memedit.results.report import Report, RetryRound, SearchReport
 from memedit.results.units import plain_json, range_text
 from memedit.results.versions import versions
 from memedit.show import card
@@ -109,6 +109,8 @@ class EditRun:
         """Marks what this run uses of the cache; closed when the run ends."""
         self.traces: Store | None = None
         """What tracing kept, if it chose the layers."""
+        self.searched: SearchReport | None = None
+        """How the search of the targets ended."""
         # A base that the ledger names was found on this machine; its name is not looked up again.
         self.folder = start.base.folder if start.base else locate(recipe.model)
         self.out = Path(recipe.output.dir).expanduser() if recipe.output.dir else None
@@ -403,9 +405,12 @@ class EditRun:
             self.progress.detail(f"targets: {engine.reason}")
             on = {"contexts": list(contexts.texts), "layer": search.layer, "engine": engine.kind.__name__}
             found = search.run(run, on, engine.kind, advance, rest, self.ranks) if rest else None
-        if found is not None and (note := not_found(found, self.recipe)):
-            self.notes = (*self.notes, note)
-            self.progress.warn(note)
+        if found is not None:
+            self.searched = search_report(found)
+            self.progress.detail(self.searched.line)
+            if note := not_found(self.searched, self.recipe):
+                self.notes = (*self.notes, note)
+                self.progress.warn(note)
         return merge_targets(self.history, self.kept, found, len(plan.edits), self.lm.architecture.width), engine
 
     def update(
@@ -483,8 +488,8 @@ class EditRun:
         return Report(
             command=self.history.command, versions=versions(), arguments=list(arguments), model=self.recipe.model.path,
             output=self.recipe.output.dir, recipe=self.recipe.model_dump(mode="json"), device=str(self.lm.device),
-            engine=engine.reason, edits=len(self.requests), layers=update.layers, polish=update.polish,
-            redo=tuple(rounds),
+            engine=engine.reason, edits=len(self.requests), layers=update.layers, search=self.searched,
+            polish=update.polish, redo=tuple(rounds),
             made_facts=0 if self.facts else len(facts),
             before=summarize(before.edits).with_chat(chat_figure(questions, before.subjects)),
             after=summarize(after.edits, before.edits).with_chat(chat_figure(questions, after.subjects)),

@@ -26,6 +26,7 @@ PROBED = 3
 """Edits on which the engine is proved, at most."""
 PROBE_TOKENS = 512
 """Tokens in the launch whose memory is measured. Fewer would let what does not grow with them weigh too much."""
+SEARCH_CODE = 2  # raise it when the search changes: targets kept by older code are then not reused
 ENOUGH_ON_CPU = 2 << 30
 """Bytes; a CPU gains nothing from more, because its launches are cut to fit its caches."""
 
@@ -205,7 +206,7 @@ class _Kept:
 
     def key(self, batch: Batch) -> dict[str, Any]:
         """The inputs of the targets of one batch."""
-        return {**self.on, "edits": list(batch.edits), "tokens": batch.tokens}
+        return {**self.on, "edits": list(batch.edits), "tokens": batch.tokens, "code": SEARCH_CODE}
 
     def read(self, make: Callable[[Sequence[int]], list[Batch]], everything: Sequence[int]) -> list[Batch]:
         """Read the plan from the store, or make one and write it."""

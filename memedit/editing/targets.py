@@ -14,6 +14,7 @@ w on its tokens.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from memedit.model.weights import applied
 from memedit.numerics.descent import LBFGS, Adam, Descent
 from memedit.numerics.objective import along_ball, decay_loss, into_ball, kl_loss, likelihood_loss
 from memedit.progress import Advance
+from memedit.results.report import SEARCH_ENDS, SearchEnd, SearchReport
 
 LOOK_EVERY = {"cuda": 4}
 """Steps between two checks of which edits are found: a check makes the host wait for the GPU."""
@@ -42,37 +44,59 @@ WORTH_PACKING = 7 / 8
 """Launches are packed again if at most this share of their edits is still searched: a copy costs part of a step."""
 
 
+SURFACE = 0.999
+"""A change of this share of its ball's radius, or more, lies at the ball's surface."""
+UNKNOWN = -1
+"""In place of a number of `SEARCH_ENDS`: the target is a ledger's."""
+
+
 @dataclass(frozen=True)
 class Targets:
     """wanted (E, D): the target state at the block's output; start (E, D): the state that the change was added to; loss
-    (E,): at the end of the search; steps (E,): evaluations after the first. All float32, but steps int64."""
+    (E,): at the end of the search; steps (E,): evaluations after the first; end (E,): how the search ended, a number of
+    `SEARCH_ENDS`. All float32, but steps and end int64."""
 
     wanted: Tensor
     start: Tensor
     loss: Tensor
     steps: Tensor
+    end: Tensor
 
     @classmethod
     def join(cls, parts: Sequence[Targets]) -> Targets:
         """Concatenate the targets of several batches."""
-        fields = ("wanted", "start", "loss", "steps")
+        fields = ("wanted", "start", "loss", "steps", "end")
         return cls(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
 
+    def ends(self) -> list[SearchEnd | None]:
+        """How the search of each edit ended; None of a target that a ledger gave."""
+        return [None if number == UNKNOWN else SEARCH_ENDS[number] for number in self.end.tolist()]
 
-def not_found(targets: Targets, recipe: Recipe) -> str | None:
-    """A warning where more than a tenth of the targets were not found; None where they were.
 
-    A target counts as found if the model says the object under it with more than an even chance; that of a removal by
-    the same bar on its KL.
-    """
-    missed = int((targets.loss > max(math.log(2), recipe.target.stop)).sum())
-    if missed <= len(targets.loss) / 10:
+def search_report(targets: Targets) -> SearchReport:
+    """Count how the searches of these targets ended. None of them may be a ledger's."""
+    counts = Counter(targets.ends())
+    steps = targets.steps.double()
+    return SearchReport(
+        edits=len(targets.steps), found=counts["found"], ball=counts["ball"], stalled=counts["stalled"],
+        spent=counts["spent"], steps_mean=float(steps.mean()), steps_most=int(steps.max()),
+    )  # fmt: skip
+
+
+def not_found(report: SearchReport, recipe: Recipe) -> str | None:
+    """A warning where more than a tenth of the targets were not found; None where they were."""
+    if (missed := report.edits - report.found) <= report.edits / 10:
         return None
     if recipe.target.step_absolute:
         advice = "the step is an absolute one, made for another scale of states: leave the preset out"
+    elif report.ball:
+        advice = "raise target.ball, or choose other layers"
+    elif report.spent:
+        advice = "raise target.steps, or choose other layers"
     else:
-        advice = "raise target.ball or target.steps, or choose other layers"
-    return f"{missed:,} of {len(targets.loss):,} targets were not found: these edits are unlikely to take; {advice}"
+        advice = "choose other layers"
+    said = f"{missed:,} of {report.edits:,} targets were not found ({report.missed})"
+    return f"{said}: these edits are unlikely to take; {advice}"
 
 
 def rows_of(edit: Edit, prompts: Sequence[Prompt]) -> list[ChangedRow]:
@@ -195,7 +219,8 @@ class _Search:
         self.way = changed.way
         self.targets = [edit.target for edit in edits]
         self.longest = max(map(len, self.targets))
-        self.found = Targets(leaves.clone(), start, torch.zeros(len(edits)), torch.zeros(len(edits), dtype=torch.long))
+        numbers = torch.zeros(2, len(edits), dtype=torch.long)
+        self.found = Targets(leaves.clone(), start, torch.zeros(len(edits)), numbers[0], numbers[1])
         self.edits = list(range(len(edits)))
         self.launches = changed.launches
         serving = torch.tensor(changes_of(edits, joint=recipe.joint))
@@ -210,6 +235,7 @@ class _Search:
         self.loss, self.steps = (torch.zeros(len(edits), device=self.device) for _ in range(2))
         self.least, self.best_loss = (torch.full((len(edits),), torch.inf, device=self.device) for _ in range(2))
         self.open = torch.ones(len(edits), dtype=torch.bool, device=self.device)
+        self.stalled = torch.zeros_like(self.open)
         self.seen: list[list[float]] = []
         """Of each edit in the launches, when they were last packed: whether it is searched, and its loss."""
         self.original = torch.zeros(len(edits), lm.architecture.vocabulary, device=self.device)
@@ -281,11 +307,17 @@ class _Search:
         return self.together @ gradient
 
     def step(self, gradient: Tensor) -> None:
-        """One step for every edit not yet found, then back into the ball; an edit that stands still is closed."""
+        """One step for every edit not yet found, then back into the ball.
+
+        An edit that stands still is closed, and one that hardly gains at the surface of its ball.
+        """
         if self.method.standing is not None:
             gradient = along_ball(gradient, self.change, self.radius)
         proposed = self.method.step(self.change, self.together @ self.loss, gradient)
-        if (standing := self.method.standing) is not None:
+        standing, flat = self.method.standing, self.method.flat
+        if standing is not None and flat is not None:
+            standing = standing | (flat & self._at_surface())
+            self.stalled = self.stalled | (self.open & standing)
             self.open = self.open & ~standing
         moved = into_ball(proposed, self.radius)
         self.change = torch.where(self.open[:, None], moved, self.change)
@@ -332,6 +364,7 @@ class _Search:
             "loss",
             "steps",
             "open",
+            "stalled",
             "original",
         ):
             setattr(self, name, getattr(self, name)[index])
@@ -347,3 +380,19 @@ class _Search:
         self.found.wanted[self.edits] = (self.leaves + self.way.moved(self.start, self.change)).cpu()
         self.found.loss[self.edits] = self.loss.cpu()
         self.found.steps[self.edits] = self.steps.long().cpu()
+        self.found.end[self.edits] = self._ends().cpu()
+
+    def _at_surface(self) -> Tensor:
+        """Whether the change of each edit in the batch is as long as its ball allows, (E,) bool."""
+        return self.change.norm(dim=-1) >= SURFACE * self.radius
+
+    def _ends(self) -> Tensor:
+        """How the search of each edit in the batch ends, if it ends now: (E,) numbers of `SEARCH_ENDS`.
+
+        A target counts as found if the model says the object under it with more than an even chance; that of a removal
+        by the same bar on its KL.
+        """
+        found = self.loss <= max(math.log(2), self.knobs.stop)
+        end = torch.where(self.stalled, SEARCH_ENDS.index("stalled"), SEARCH_ENDS.index("spent"))
+        end = torch.where(self._at_surface(), SEARCH_ENDS.index("ball"), end)
+        return torch.where(found, SEARCH_ENDS.index("found"), end)

@@ -22,6 +22,9 @@ ENOUGH, SHRINK = 1e-4, 0.4
 """Armijo's share of the expected decrease; the factor of a step that did not reach it."""
 SHORTEST = 1e-3
 """A step cut to this share of its direction gives up: the problem stands still."""
+PATIENCE, GAIN = 10, 0.02
+"""A problem is flat if its loss fell by less than this share in so many evaluations. Where it begins it may be flat and
+go on to fall: at a softmax that is sure of another token."""
 
 
 class Descent(Protocol):
@@ -38,6 +41,11 @@ class Descent(Protocol):
     @property
     def standing(self) -> Tensor | None:
         """Problems (E,) bool that no step improves; None where the method cannot tell."""
+        ...
+
+    @property
+    def flat(self) -> Tensor | None:
+        """Problems (E,) bool that hardly improved of late; None where the method cannot tell."""
         ...
 
 
@@ -67,6 +75,11 @@ class Adam:
         """None: Adam does not compare losses."""
         return None
 
+    @property
+    def flat(self) -> Tensor | None:
+        """None, for the same reason."""
+        return None
+
 
 class LBFGS:
     """L-BFGS with backtracking (Nocedal and Wright 2006, alg. 7.4 and 3.1); `scale` (E,) is the unit of a step.
@@ -86,6 +99,7 @@ class LBFGS:
         self.moves: list[Tensor] = []
         self.bends: list[Tensor] = []
         self.taken: list[Tensor] = []  # (E,) bool: which problems use the pair
+        self.lately: list[Tensor] = []  # (E,): the least losses after the last evaluations, the newest last
 
     def step(self, point: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         """Propose the next points."""
@@ -101,6 +115,7 @@ class LBFGS:
         self.at = torch.where(accepted[:, None], point, self.at)
         self.gradient = torch.where(accepted[:, None], gradient, self.gradient)
         self.loss = torch.where(accepted, loss, self.loss)
+        self.lately = [*self.lately, self.loss][-PATIENCE - 1 :]
         self.direction = torch.where(accepted[:, None], self._direction(), self.direction)
         self.share = torch.where(accepted, 1.0, self.share * SHRINK)
         # A direction that leads nowhere is given up for steepest descent once, then the problem stands still. This is
@@ -141,11 +156,18 @@ class LBFGS:
         """Keep only some of the problems."""
         for name in ("scale", "at", "gradient", "direction", "loss", "share", "fresh"):
             setattr(self, name, getattr(self, name)[index])
-        self.moves, self.bends, self.taken = (
-            [one[index] for one in pairs] for pairs in (self.moves, self.bends, self.taken)
+        self.moves, self.bends, self.taken, self.lately = (
+            [one[index] for one in kept] for kept in (self.moves, self.bends, self.taken, self.lately)
         )
 
     @property
     def standing(self) -> Tensor | None:
         """Problems whose step was cut so often that it gives up."""
         return self.share < SHORTEST
+
+    @property
+    def flat(self) -> Tensor | None:
+        """Problems whose loss fell by less than `GAIN` in the last `PATIENCE` evaluations."""
+        if len(self.lately) <= PATIENCE:
+            return torch.zeros_like(self.fresh)
+        return self.loss > (1 - GAIN) * self.lately[0]

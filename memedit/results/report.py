@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -138,6 +138,13 @@ class ModelReport(_Value):
         return table_order([*named, *self.scores.names()])
 
 
+SearchEnd = Literal["found", "ball", "stalled", "spent"]
+"""How the search of a target ended. found: the model says the object under it with more than an even chance (of a
+removal: the KL is as small); else ball: at the surface of the ball, so that a larger `target.ball` would allow more;
+stalled: no step lowers the loss any more; spent: all steps were taken."""
+SEARCH_ENDS: tuple[SearchEnd, ...] = get_args(SearchEnd)
+
+
 class EditResult(_Value):
     """The result of one edit: one line of results.jsonl, which can be read as an edit again."""
 
@@ -154,6 +161,9 @@ class EditResult(_Value):
     loss: float | None = None
     """The target's loss when its search ended."""
     steps: int | None = None
+    """Evaluations of the search after the first, steps that were taken back among them."""
+    search: SearchEnd | None = None
+    """How the search ended; None where the target is the ledger's."""
     redone: int | None = None
     """The last round of `--retry` in which its target was found again, on the edited weights, and kept."""
 
@@ -198,6 +208,35 @@ class LayerReport(_Value):
     """tau F / trace(C): what was added to the moment's diagonal, over its mean, to make it positive definite."""
     on_cpu: tuple[Literal["solve", "rounding"], ...] = ()
     """What was done on the CPU because the GPU has too little memory for it."""
+
+
+class SearchReport(_Value):
+    """The search of the targets that the ledger did not have."""
+
+    edits: int
+    found: int
+    ball: int
+    stalled: int
+    spent: int
+    """How many searches ended in each way (`SearchEnd`)."""
+    steps_mean: float
+    """Evaluations after the first, a mean over the edits; steps that were taken back are among them."""
+    steps_most: int
+
+    @property
+    def missed(self) -> str:
+        """Why targets were not found, for people."""
+        told = {
+            "stopped by the ball": self.ball, "without gain any more": self.stalled, "out of steps": self.spent
+        }  # fmt: skip
+        return ", ".join(f"{count:,} {why}" for why, count in told.items() if count)
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        steps = f"{self.steps_mean:.1f} steps on average, {self.steps_most} at most"
+        missed = f" ({self.missed})" if self.missed else ""
+        return f"search: {self.found:,} of {self.edits:,} targets found{missed}, {steps}"
 
 
 class PolishReport(_Value):
@@ -268,6 +307,7 @@ class Report(_Value):
     """How the targets were found: by suffixes, or by whole forwards and why."""
     edits: int = 0
     layers: tuple[LayerReport, ...] = ()
+    search: SearchReport | None = None
     polish: PolishReport | None = None
     redo: tuple[RetryRound, ...] = ()
     before: Scores | None = None

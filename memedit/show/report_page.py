@@ -224,7 +224,8 @@ def _provenance(report: Report) -> list[tuple[str, str]]:
     made: list[tuple[str, str]] = [("output", report.output)] if report.output else []
     if report.layers:
         made.append(("change", layers_line(report)))
-    made += [(name, one.line) for name, one in (("polish", report.polish), ("ledger", report.ledger)) if one]
+    told = (("search", report.search), ("polish", report.polish), ("ledger", report.ledger))
+    made += [(name, one.line) for name, one in told if one]
     settings = ", ".join(f"{name} = {value}" for name, value in changed_settings(report).items())
     return [
         ("model", report.model),

@@ -180,7 +180,7 @@ def test_500_edits_in_10_batches_of_any_order_give_one_delta(made_small: Path, s
             RunStart(tuple(ledger.entries[n].edit for n in ledger.active), recipe, history=history), (), NoProgress()
         )
         assert len(job.kept) == 500
-        targets = Targets(ledger.targets, ledger.targets, torch.zeros(500), torch.zeros(500))
+        targets = Targets(ledger.targets, ledger.targets, *torch.zeros(3, 500).unbind())
         update = job.update(job.encode(contexts), moments, targets, SearchEngine(Suffix, ""))
         found.append(delta_bytes({str(n): delta for n, delta in update.deltas.items()}, job.base.digest, {}))
     assert found[0] == found[1] == found[2]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from memedit.numerics.descent import LBFGS, Adam, Descent
+from memedit.numerics.descent import LBFGS, PATIENCE, Adam, Descent
 from memedit.numerics.objective import along_ball, into_ball
 from torch import Tensor
 
@@ -123,6 +123,19 @@ def test_a_problem_that_no_step_improves_stands_still() -> None:
         point = method.step(point, loss, slope)
     assert method.standing is not None
     assert method.standing.tolist() == [True, False]
+
+
+def test_a_problem_that_hardly_gains_is_flat_and_one_that_gains_is_not() -> None:
+    method, point, slope = LBFGS(torch.Size((3, D)), torch.ones(3)), torch.zeros(3, D), torch.ones(3, D)
+    for number in range(2 * PATIENCE):
+        # Of losses between 1 and 8, the first falls by 0.1 % a step, the others by 3 %.
+        loss = torch.tensor([8 * 0.999**number, 8 * 0.97**number, 2 * 0.97**number])
+        point = method.step(point, loss, 1e-9 * slope)
+        assert method.flat is not None
+        assert method.flat.tolist() == [number >= PATIENCE, False, False]
+    method.keep(torch.tensor([2, 0]))
+    assert method.flat is not None
+    assert method.flat.tolist() == [False, True]
 
 
 def test_at_the_surface_of_the_ball_only_what_pulls_outward_is_taken_away() -> None:

@@ -36,7 +36,7 @@ def said(*accuracies: float) -> list[EditScores]:
 
 def targets(count: int, value: float = 1.0) -> Targets:
     rows = torch.full((count, 2), value)
-    return Targets(rows, rows, torch.arange(count) / 10, torch.arange(count))
+    return Targets(rows, rows, torch.arange(count) / 10, torch.arange(count), torch.zeros(count, dtype=torch.long))
 
 
 def ledger_of(edits: list[Edit], *accuracies: float, on: str = "base", rounds: tuple[RetryRound, ...] = ()) -> Ledger:

@@ -12,13 +12,15 @@ from memedit.config.resolve import resolve
 from memedit.editing import targets as module
 from memedit.editing.plan import Edit, check_edits
 from memedit.editing.target_search import searched_prompts
-from memedit.editing.targets import Targets, find_targets, not_found
+from memedit.editing.targets import Targets, find_targets, not_found, search_report
 from memedit.edits.edit import EditRequest
 from memedit.edits.read import read
 from memedit.forward.perturbed import WholeForward
 from memedit.forward.suffix import Suffix
 from memedit.model.load import LanguageModel, load
 from memedit.model.tokens import Prompt
+from memedit.numerics import descent
+from memedit.results.report import SEARCH_ENDS, SearchEnd
 from tests.conftest import ROOT
 
 SAME = 1e-4  # relative, on targets: float32 sums in another order, carried through the descent
@@ -156,17 +158,55 @@ def test_apart_each_finds_its_own_and_others_find_the_same(lm: LanguageModel, kn
         assert torch.equal(joint.wanted[[1, 2]], apart.wanted[[1, 2]])
 
 
-def test_targets_that_were_not_found_are_reported_with_what_to_change() -> None:
-    def note(missed: int, **knobs: float) -> str | None:
-        loss = torch.tensor([3.0] * missed + [0.04] * (20 - missed))
-        rows = torch.zeros(20, 2)
+def test_targets_that_were_not_found_are_reported_with_why_and_what_to_change() -> None:
+    def note(*missed: SearchEnd, **knobs: float) -> str | None:
+        rest: list[SearchEnd] = ["found"] * (20 - len(missed))
+        ends = [*missed, *rest]
+        rows, end = torch.zeros(20, 2), torch.tensor([SEARCH_ENDS.index(one) for one in ends])
         recipe = resolve([("flag", {f"target.{name}": value for name, value in knobs.items()})])[0]
-        return not_found(Targets(rows, rows, loss, torch.zeros(20, dtype=torch.long)), recipe)
+        targets = Targets(rows, rows, torch.zeros(20), torch.arange(20), end)
+        assert targets.ends() == ends
+        return not_found(search_report(targets), recipe)
 
-    assert note(2) is None
-    assert "3 of 20" in (note(3) or "")
-    assert "target.ball" in (note(3) or "")
-    assert "leave the preset out" in (note(3, step_absolute=0.5) or "")
+    assert note("ball", "spent") is None
+    told = note("ball", "spent", "ball") or ""
+    assert "3 of 20 targets were not found (2 stopped by the ball, 1 out of steps)" in told
+    assert "target.ball" in told and "target.steps" not in told
+    assert "target.steps" in (note("spent", "spent", "stalled") or "")
+    told = note("stalled", "stalled", "stalled") or ""
+    assert told.endswith("(3 without gain any more): these edits are unlikely to take; choose other layers")
+    assert "leave the preset out" in (note("ball", "ball", "ball", step_absolute=0.5) or "")
+
+
+def test_each_search_tells_how_it_ended(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(**knobs: Any) -> Targets:
+        return found(lm, **{f"target.{name}": value for name, value in knobs.items()})
+
+    assert set(ended(stop=100.0).ends()) == {"found"}
+    assert set(ended(steps=2, stop=0).ends()) == {"spent"}
+    small = ended(ball=0.05, stop=0)
+    length = (small.wanted - small.start).norm(dim=-1) / small.start.norm(dim=-1)
+    at_surface = [share > 0.0499 for share in length.tolist()]
+    assert any(at_surface) and [one == "ball" for one in small.ends()] == at_surface
+    # What hardly gains is given up at the surface of the ball, and not inside: a beginning may be flat.
+    monkeypatch.setattr(descent, "PATIENCE", 2)
+    monkeypatch.setattr(descent, "GAIN", 0.9)
+    assert max(ended(ball=0.05, stop=0).steps.tolist()) < 8
+    assert set(ended(ball=100, stop=0).steps.tolist()) == {8}
+    adam = ended(ball=0.05, stop=0, optimizer="adam")
+    assert set(adam.steps.tolist()) == {8}  # Adam does not compare losses
+    # A step that can only be cut is the end, too.
+    monkeypatch.setattr(descent, "SHORTEST", 2.0)
+    assert set(ended(ball=100, stop=0).ends()) == {"stalled"}
+
+
+def test_the_report_counts_the_steps_and_how_searches_ended() -> None:
+    rows, steps = torch.zeros(4, 2), torch.tensor([1, 2, 4, 40])
+    report = search_report(Targets(rows, rows, torch.zeros(4), steps, torch.tensor([0, 0, 1, 3])))
+    assert (report.edits, report.found, report.ball, report.stalled, report.spent) == (4, 2, 1, 0, 1)
+    assert report.line == (
+        "search: 2 of 4 targets found (1 stopped by the ball, 1 out of steps), 11.8 steps on average, 40 at most"
+    )
 
 
 @pytest.mark.parametrize(("most", "kept"), [(0, [0, 1, 2, 3, 4, 5]), (3, [0, 2, 4]), (1, [0]), (9, [0, 1, 2, 3, 4, 5])])
