@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from memedit.editing.batches import Sizes, plan_batches
 from memedit.editing.contexts import context_shape
 from memedit.editing.ledger_update import ledger_report
-from memedit.editing.resources import cache_bytes, moment_bytes
+from memedit.editing.resources import TimeLeft, cache_bytes, moment_bytes
 from memedit.editing.run import EditRun
 from memedit.editing.target_search import memory_for
 from memedit.results.report import LedgerReport
@@ -64,7 +64,7 @@ def plan_dry_run(job: EditRun) -> DryRun:
     """Make the preview of a run; the only forwards are those that are timed, and those that name old objects."""
     lm, moments = job.lm, job.moment_plan
     widths = [lm.architecture.mlp_widths[layer] for layer in job.plan.layers]
-    seconds, most = job.takes()
+    seconds, most = TimeLeft(job.takes()).seconds
     return DryRun(
         edits=len(job.requests),
         skipped=len(job.plan.skipped) + len(job.history.duplicates),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -16,7 +17,7 @@ from memedit.model.architecture import Architecture
 from memedit.model.load import LanguageModel, forward_dtype, pick_device
 from memedit.model.memory import free_on
 from memedit.model.streamed import fit_in
-from memedit.results.units import bytes_text
+from memedit.results.units import bytes_text, range_text
 from memedit.storage.cache import cache_dir, cache_limit
 from memedit.storage.checkpoint import Checkpoint
 from memedit.storage.machine import free_disk, free_memory
@@ -37,6 +38,17 @@ edits of made-gpt2) and 0.17 (60 edits of SmolLM2), with Adam 0.24 and 0.6; more
 WRITTEN = 2.5
 """Forwards that a token costs which the model writes itself: rows grow by one token at a time (SmolLM2-135M on two
 cores, 60 rows, 2026-12-01: 4.4 ms a token, where a token of a long row takes 1.8; with 32 rows 6.2)."""
+
+SLOWER = 1.2
+"""Long runs take up to this much longer than the short forwards that are timed before them say (60 edits of SmolLM2:
+8 min 52 s, where 7 to 8 min were estimated)."""
+FOUND_SHARE = 0.1
+"""A phase that ends in less than this share of its estimate found its results in the cache: it says nothing of the
+speed."""
+CORRECTED = (0.5, 4.0)
+"""How far phases that ended may correct those that are left."""
+WORTH_TELLING = 60.0
+"""Seconds that must be left, or they are not told."""
 
 
 def weight_bytes(base: Checkpoint, knobs: ModelKnobs) -> int:
@@ -182,14 +194,14 @@ def streaming_note(lm: LanguageModel, pace: Pace, memory: str | None) -> str | N
 
 @dataclass(frozen=True)
 class Work:
-    """The tokens that a run passes through the model, by what is done with them."""
+    """The tokens that a phase passes through the model, by what is done with them."""
 
     read: int = 0
     """For second moments."""
     written: int = 0
     """That the model writes: its own text, names of other subjects, and answers."""
     scored: int = 0
-    """Before and after the edit, with the questions from which facts and owners are made."""
+    """In questions: probes, facts, and those from which facts and owners are made."""
     searched: int = 0
     """In the rows of one step of the search, over all edits."""
     polished: int = 0
@@ -201,7 +213,7 @@ class Work:
 def estimate_seconds(
     lm: LanguageModel, layers: Sequence[int], work: Work, target: TargetKnobs, pace: Pace
 ) -> tuple[float, float]:
-    """Estimate the seconds of a run that edits `layers`: if the search ends early, and if it takes long.
+    """Estimate the seconds of a phase of a run that edits `layers`: at least and at most, by when the search ends.
 
     The search runs the blocks above the last edited layer, forward and backward. The products of a moment are counted
     in units of those of a forward. Opening the model and writing it are not counted.
@@ -220,4 +232,30 @@ def estimate_seconds(
         pace.token * (fixed + step * steps) + pace.reading * (passes + step_reads * steps)
         for steps in (share * target.steps for share in STEPS_TAKEN[target.optimizer])
     )
-    return few, many
+    return few, many * SLOWER
+
+
+@dataclass
+class TimeLeft:
+    """The seconds that the phases of a run take, at least and at most, corrected by those that ended."""
+
+    phases: dict[str, tuple[float, float]]
+    """What is left, by phase."""
+    estimated: float = 0.0
+    spent: float = 0.0
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """What is left, at least and at most."""
+        least, most = CORRECTED
+        slower = min(max(self.spent / self.estimated, least), most) if self.estimated else 1.0
+        few, many = (sum(one[n] for one in self.phases.values()) for n in (0, 1))
+        return slower * few, slower * many
+
+    def end(self, phase: str, seconds: float) -> str | None:
+        """Take a phase as ended after `seconds`. Returns what to tell, where enough is left; None of another phase."""
+        if (took := self.phases.pop(phase, None)) is None:
+            return None
+        if seconds > FOUND_SHARE * fmean(took):
+            self.estimated, self.spent = self.estimated + fmean(took), self.spent + seconds
+        return f"about {range_text(*self.seconds)} left" if fmean(self.seconds) >= WORTH_TELLING else None

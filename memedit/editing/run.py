@@ -35,7 +35,7 @@ from memedit.editing.ledger_update import (
 from memedit.editing.moment_cache import MomentPlan, factor_of, measure_missing, moment_of, plan_moments
 from memedit.editing.plan import Contexts, Plan, encode_contexts, make_plan
 from memedit.editing.preserve import choose_preserved, unasked_facts
-from memedit.editing.resources import Pace, Work, check_room, check_weights, estimate_seconds, streaming_note
+from memedit.editing.resources import Pace, TimeLeft, Work, check_room, check_weights, estimate_seconds, streaming_note
 from memedit.editing.rounding import Rounding
 from memedit.editing.solve import Update
 from memedit.editing.solve_edits import solve_edits
@@ -105,6 +105,8 @@ class EditRun:
         self.recipe, self.history, self.facts, self.progress = start.recipe, start.history, list(facts), progress
         self.ranks, recipe = ranks, start.recipe
         self.timings: dict[str, float] = {}
+        self.left: TimeLeft | None = None
+        """The time that the run still takes; None before it begins."""
         self.used = ExitStack()
         """Marks what this run uses of the cache; closed when the run ends."""
         self.traces: Store | None = None
@@ -166,11 +168,14 @@ class EditRun:
 
     @contextmanager
     def timed(self, name: str, total: int | None, unit: str = "") -> Any:
-        """Show a phase to the user, and keep its seconds for the report."""
+        """Show a phase to the user, and keep its seconds for the report; after a long one tell what is left."""
         start = time.monotonic()
         with self.progress.phase(name, total, unit) as advance:
             yield advance
-        self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - start
+        seconds = time.monotonic() - start
+        self.timings[name] = self.timings.get(name, 0.0) + seconds
+        if self.left is not None and (told := self.left.end(name, seconds)):
+            self.progress.note(told)
 
     @contextmanager
     def run_folder(self) -> Any:
@@ -210,7 +215,8 @@ class EditRun:
         plan, architecture = self.moment_plan, self.lm.architecture
         written = self.base.output_size(keep_copies=self.recipe.output.keep_copies)
         resources = check_room(written, self.out, self.recipe.output.link, architecture, self.plan.layers, plan.missing)
-        self.progress.note(f"takes about {range_text(*self.takes())}, {resources}")
+        self.left = TimeLeft(self.takes())
+        self.progress.note(f"takes about {range_text(*self.left.seconds)}, {resources}")
         recipe, edits = self.recipe, len(self.requests)
         self.progress.detail(
             f"plan: {edits:,} edits, {len(self.kept):,} targets from the ledger; {recipe.method.name} at layers "
@@ -218,8 +224,8 @@ class EditRun:
         )
         self.progress.detail(f"moments: {len(plan.cached)} of {len(plan.on)} layers are in the cache")
 
-    def takes(self) -> tuple[float, float]:
-        """Estimate the seconds that the run takes, at least and at most."""
+    def takes(self) -> dict[str, tuple[float, float]]:
+        """Estimate the seconds that each phase takes, at least and at most."""
         plan, recipe, polish = self.moment_plan, self.recipe, self.recipe.polish
         count, _ = context_shape(self.lm.tokenizer, recipe.contexts, chat=recipe.chat)
         suffixes = [suffix_of(edit) for edit in self.plan.edits]
@@ -227,27 +233,37 @@ class EditRun:
         own = [len(edit.prompt.ids) + len(edit.target) - 1 for edit in self.plan.edits]
         mean = sum(own) / len(own) + 1
         read = plan.tokens if plan.missing else 0
-        answered = naming_tokens(self.requests) if recipe.eval.makes or polish.steps else 0
-        asked = 2 * (len(list_probes(self.scored_requests)) + len(self.facts))
-        if recipe.eval.makes:
-            answered += 2 * SUBJECT_TOKENS * min(MOST_SUBJECTS, len(self.requests))
-            asked += names_begun(self.requests)  # which of them own a new object
-            made = 0 if self.facts else facts_made(self.requests)
-            answered, asked = answered + made * ANSWER_TOKENS, asked + (ASKED + 2) * made
-        spoken = polish.spoken if polish.steps and not recipe.chat and chat_openings(self.lm.tokenizer) else 0.0
-        answered += SPOKEN_TOKENS * len(self.requests) if spoken else 0
-        text = OWN_ROWS * OWN_LENGTH if recipe.eval.makes and not self.lm.streamed else 0
-        work = Work(
-            read=read, written=text + answered + (read if plan.own_text else 0), scored=2 * text + round(mean * asked),
-            searched=(min(count, recipe.searched_contexts or count) + 1)
-            * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept),
-            # In chat a row is the turn behind the subject, and an answer about as long as the prompt.
-            polished=round(polish.steps * ((1 + polish.ratio) * (sum(own) - sum(heads)) + 2 * spoken * sum(own))),
-            before_subjects=round(
-                polish.steps * ((1 + polish.ratio) * sum(heads) + recipe.contexts.tokens * len(heads))
+        makes, names = recipe.eval.makes, naming_tokens(self.requests)
+        made = facts_made(self.requests) if makes and not self.facts else 0
+        text = OWN_ROWS * OWN_LENGTH if makes and not self.lm.streamed else 0
+        scores = Work(
+            written=SUBJECT_TOKENS * min(MOST_SUBJECTS, len(self.requests)) if makes else 0,
+            scored=text + round(mean * (len(list_probes(self.scored_requests)) + len(self.facts) + made)),
+        )
+        works = {
+            "moments": Work(read=read, written=read if plan.own_text else 0), "before": scores, "after": scores,
+            "targets": Work(
+                searched=(min(count, recipe.searched_contexts or count) + 1)
+                * sum(tokens for n, tokens in enumerate(suffixes) if n not in self.kept)
             ),
-        )  # fmt: skip
-        return estimate_seconds(self.lm, self.plan.layers, work, recipe.target, self.pace)
+        }  # fmt: skip
+        if makes:
+            asked = names_begun(self.requests) + ASKED * made  # which names own a new object, and what is known
+            works["facts"] = Work(written=names + made * ANSWER_TOKENS, scored=round(mean * asked))
+            works["text"] = Work(written=text)
+        if polish.steps:
+            spoken = 0.0 if recipe.chat or not chat_openings(self.lm.tokenizer) else polish.spoken
+            each = 1 + polish.ratio
+            works["polish"] = Work(
+                written=(0 if makes else names) + (SPOKEN_TOKENS * len(self.requests) if spoken else 0),
+                # In chat a row is the turn behind the subject, and an answer about as long as the prompt.
+                polished=round(polish.steps * (each * (sum(own) - sum(heads)) + 2 * spoken * sum(own))),
+                before_subjects=round(polish.steps * (each * sum(heads) + recipe.contexts.tokens * len(heads))),
+            )
+        return {
+            name: estimate_seconds(self.lm, self.plan.layers, work, recipe.target, self.pace)
+            for name, work in works.items()
+        }
 
     @cached_property
     def pace(self) -> Pace:

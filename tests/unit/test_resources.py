@@ -10,6 +10,7 @@ from memedit.config.recipe import ModelKnobs, TargetKnobs
 from memedit.editing import resources as preflight
 from memedit.editing.resources import (
     Pace,
+    TimeLeft,
     Work,
     bytes_text,
     check_room,
@@ -106,12 +107,27 @@ def test_time_grows_with_what_is_read_and_searched(lm: LanguageModel) -> None:
 
     assert takes((0, 1, 2)) == (0, 0)
     least, most = takes((0, 1, 2), read=1000)
-    assert least == most > 500
-    assert takes((0, 1, 2), searched=1000) == pytest.approx((1000 * 0.5 * 3 * 4, 1000 * 0.5 * 3 * 20))
+    assert preflight.SLOWER * least == most > 500
+    searched = 1000 * 0.5 * 3
+    assert takes((0, 1, 2), searched=1000) == pytest.approx((searched * 4, searched * 20 * preflight.SLOWER))
     assert takes((5,), searched=1000) == (0, 0)  # nothing runs above the last block
     assert takes((5,), written=100, polished=10, scored=7)[0] == pytest.approx(100 * preflight.WRITTEN + 10 * 3 + 7)
     adam = estimate_seconds(lm, (0, 1, 2), Work(searched=1000), TargetKnobs(steps=40, optimizer="adam"), pace)
     assert adam[1] > takes((0, 1, 2), searched=1000)[1]
+
+
+def test_what_is_left_is_corrected_by_the_phases_that_ended() -> None:
+    left = TimeLeft({"moments": (100, 120), "targets": (40, 100), "polish": (300, 360), "after": (20, 24)})
+    assert left.seconds == (460, 604)
+    assert left.end("load", 30) is None and left.seconds == (460, 604)  # not among what was estimated
+    assert left.end("moments", 0.1) == "about 6 to 8 min left"  # found in the cache: it says nothing of the speed
+    assert left.end("targets", 140) == "about 11 to 13 min left"  # it took twice as long as it was to take
+    assert left.seconds == (640, 768)
+    assert left.end("targets", 140) is None  # a phase that comes again
+    assert left.end("polish", 165) is None and left.seconds == pytest.approx((15.25, 18.3))  # little is left
+    slow = TimeLeft({"targets": (1, 1), "polish": (300, 300)})
+    slow.end("targets", 1000)
+    assert slow.seconds == (1200, 1200)  # a single phase does not correct by more than four times
 
 
 @pytest.mark.parametrize(("spent", "said"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
