@@ -16,6 +16,7 @@ countries. The scores, in per cent; of several `--draws` together:
     reworded    others, and siblings, in the held-out wordings in which the model knew them
     chat        questions in chat that the model answered with the old object, and now answers with the new one
     itself      of these questions, those whose answer names no other subject of the same kind
+    both        of these questions, those that count in chat and in itself
     subjects    `kept.subjects` of memedit: asked by the edit's own prompt, answers are still about the subject
     ppl         perplexity of a text, as a ratio to the model before the edit
 """
@@ -164,8 +165,8 @@ def kind_of(relation: str | None) -> tuple[str, ...]:
 
 def chat_scores(
     edits: Sequence[EditRequest], before: Sequence[str], after: Sequence[str], known: Sequence[EditRequest]
-) -> tuple[list[float], list[float]]:
-    """Of the questions answered with the old object before: answered with the new one, and about no other subject."""
+) -> dict[str, list[float]]:
+    """The columns chat, itself and both, of the questions that were answered with the old object before."""
     asked = [
         (edit, now) for edit, was, now in zip(edits, before, after, strict=True) if names(was, str(edit.object_old))
     ]
@@ -173,13 +174,12 @@ def chat_scores(
         {fact.subject for fact in known if fact.relation in kind_of(edit.relation)} - {edit.subject}
         for edit, _ in asked
     ]
-    return (
-        [float(names(now, edit.object)) for edit, now in asked],
-        [
-            float(not any(names(now.replace(edit.object, ""), one) for one in some))
-            for (edit, now), some in zip(asked, others, strict=True)
-        ],
-    )
+    chat = [float(names(now, edit.object)) for edit, now in asked]
+    itself = [
+        float(not any(names(now.replace(edit.object, ""), one) for one in some))
+        for (edit, now), some in zip(asked, others, strict=True)
+    ]
+    return {"chat": chat, "itself": itself, "both": [min(pair) for pair in zip(chat, itself, strict=True)]}
 
 
 def answered(lm: LanguageModel, asked: Sequence[SubjectQuestion]) -> list[tuple[SubjectQuestion, str]]:
@@ -227,14 +227,13 @@ class Draw:
         """The values of every column, on the model as it is now."""
         lists = self.lists
         success, held_out = under_held_out(lm, lists.edits, relations)
-        chat, itself = (
-            chat_scores(lists.edits, self.answers, in_chat(lm, lists.edits), known) if self.answers else ([], [])
-        )
+        # A model without a chat template is asked nothing.
+        edits, answers = (lists.edits, in_chat(lm, lists.edits)) if self.answers else ([], [])
         return {
             "exact": said(lm, lists.edits), "success": success, "held out": held_out,
             "others": said(lm, lists.others), "siblings": said(lm, lists.siblings), "far": said(lm, lists.far),
             "others, reworded": said_again(lm, self.others), "siblings, reworded": said_again(lm, self.siblings),
-            "chat": chat, "itself": itself,
+            **chat_scores(edits, self.answers, answers, known),
             "subjects": [float(one.kept_in(now)) for one, now in answered(lm, self.questions)],
         }  # fmt: skip
 

@@ -48,7 +48,10 @@ def test_chat_counts_the_questions_that_were_answered_with_the_old_object() -> N
     known = [*edits, fact("Norway", "x", "Oslo"), fact("Italy", "x", "Rome")]
     before = ["It is Lima.", "I do not know.", "Suva is the capital of Fiji."]
     after = ["Oslo, the capital of Norway.", "Rome", "The capital of Fiji is Cairo."]
-    assert chat_scores(edits, before, after, known) == ([1.0, 1.0], [0.0, 1.0])
+    assert chat_scores(edits, before, after, known) == {"chat": [1, 1], "itself": [0, 1], "both": [0, 1]}
+    after[2] = "The capital of Fiji is Suva."
+    assert chat_scores(edits, before, after, known) == {"chat": [1, 0], "itself": [0, 1], "both": [0, 0]}
+    assert chat_scores([], [], [], known) == {"chat": [], "itself": [], "both": []}
 
 
 def test_the_drawing_has_a_letter_for_each_row_at_its_place() -> None:
