@@ -234,9 +234,8 @@ class SearchReport(_Value):
     @property
     def line(self) -> str:
         """For people."""
-        steps = f"{self.steps_mean:.1f} steps on average, {self.steps_most} at most"
         missed = f" ({self.missed})" if self.missed else ""
-        return f"search: {self.found:,} of {self.edits:,} targets found{missed}, {steps}"
+        return f"search, {self.steps_mean:.1f} steps an edit: {self.found:,} of {self.edits:,} targets found{missed}"
 
 
 class PolishReport(_Value):
