@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from queue import Full, Queue
 from threading import Event, Thread
+from time import monotonic
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,10 @@ from memedit.progress import Advance, ignore_advance
 from memedit.ranks import ALONE, Ranks
 from memedit.storage.machine import free_memory
 
-KEEP_EVERY = 64  # launches that are summed by themselves, and between two calls of `keep`
+LAUNCHES_SUMMED = 64  # launches that are summed by themselves; what is kept ends with such a sum
+KEEP_SECONDS = 120.0
+"""At least this long after one call of `keep`, the next: each writes F x F float64 a layer, which is 8 GB for five
+layers of an MLP of width 14,336. A killed run loses at most this time and that of one chunk."""
 TOKENS_ON_GPU = CHUNK  # in a launch: as many as enter one product, so that half as many products are added
 LONGER_ON_GPU = 8
 """Times as many launches are summed by themselves on a GPU: by the number of operations, 64 are done there before
@@ -50,10 +54,11 @@ def measure(
     """Measure the moments of `layers` over the first `tokens` tokens of `rows`, which all begin as the first row does.
 
     One forward serves all layers and stops at the highest. `begun` is what `keep` got in an earlier call with the same
-    arguments: the rows that it covers are skipped. The last row is cut when the count is reached.
+    arguments: the rows that it covers are skipped. The last row is cut when the count is reached. `keep` is called
+    in this process only, between two chunks, when `KEEP_SECONDS` have passed.
 
-    Chunks of `KEEP_EVERY` launches are summed by themselves, and their sums are added in the order of the text. So the
-    bits do not depend on how many `ranks` share the chunks.
+    Chunks of `LAUNCHES_SUMMED` launches are summed by themselves, and their sums are added in the order of the text. So
+    the bits do not depend on how many `ranks` share the chunks, or on when the sums are kept.
     """
     ranks, advance = ranks if _worth_sharing(lm, layers, ranks) else ALONE, advance or ignore_advance
     widths, task = lm.architecture.mlp_widths, _SumLaunches(tuple(layers))
@@ -61,10 +66,12 @@ def measure(
     total = dict(begun or {})
     if done := total[layers[0]].count if total else 0:
         advance(done)
+    kept_at = monotonic()
     launched = ahead(_launches(rows, tokens, size, skip=done), AHEAD if ranks.world == 1 else chunk * ranks.world)
     for first in launched:
-        if keep and total and total[layers[0]].count > done:
+        if keep and total and total[layers[0]].count > done and monotonic() - kept_at >= KEEP_SECONDS:
             keep(dict(total))
+            kept_at = monotonic()
         if ranks.world == 1:
             # Not as a list: the text of a chunk is tokenized while the model runs.
             parts = [task(lm, chain([first], islice(launched, chunk - 1)), advance)]
@@ -83,11 +90,11 @@ def _sizes(lm: LanguageModel) -> tuple[int, int]:
     """The tokens of a launch, and the launches that are summed by themselves."""
     free = free_on(lm.device)
     if free is None:
-        return TOKENS_PER_LAUNCH, KEEP_EVERY
+        return TOKENS_PER_LAUNCH, LAUNCHES_SUMMED
     shape = lm.architecture
     needed = TOKENS_ON_GPU * (8 * shape.width + 4 * max(shape.mlp_widths)) * lm.dtype.itemsize
     size = TOKENS_ON_GPU if PART_OF_FREE * needed <= free else TOKENS_PER_LAUNCH
-    return size, LONGER_ON_GPU * KEEP_EVERY
+    return size, LONGER_ON_GPU * LAUNCHES_SUMMED
 
 
 def _worth_sharing(lm: LanguageModel, layers: Sequence[int], ranks: Ranks) -> bool:

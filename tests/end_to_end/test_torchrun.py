@@ -180,7 +180,7 @@ def in_ranks(world: int, function: Callable[[Ranks, Path], None], folder: Path) 
 def as_rank(rank: int, world: int, port: int, function: Callable[[Ranks, Path], None], folder: Path) -> None:
     os.environ.update(rank_environment(rank, world, port))
     torch.set_num_threads(1)
-    moments.TOKENS_PER_LAUNCH, moments.KEEP_EVERY = 128, 3
+    moments.TOKENS_PER_LAUNCH, moments.LAUNCHES_SUMMED = 128, 3
     ranks = joined()
     if rank:
         ranks.serve()

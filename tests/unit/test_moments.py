@@ -63,7 +63,8 @@ def test_the_moment_is_that_of_every_token(lm: LanguageModel) -> None:
 
 def test_a_measurement_gone_on_with_has_the_same_bits(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "TOKENS_PER_LAUNCH", 128)
-    monkeypatch.setattr(statistics, "KEEP_EVERY", 3)
+    monkeypatch.setattr(statistics, "LAUNCHES_SUMMED", 3)
+    monkeypatch.setattr(statistics, "KEEP_SECONDS", 0)
     kept: list[Moments] = []
     rows = list(packed(TEXTS, lm.tokenizer, 32))
     whole = measure(lm, rows, [1], 1500, keep=kept.append)
@@ -72,6 +73,29 @@ def test_a_measurement_gone_on_with_has_the_same_bits(lm: LanguageModel, monkeyp
         again = measure(lm, rows, [1], 1500, begun=begun)
         assert again[1].count == whole[1].count == 1500
         assert torch.equal(again[1].total, whole[1].total)
+
+
+@pytest.mark.parametrize(("launch_takes", "kept_at"), [(1, []), (20, [768]), (40, [384, 768, 1152])])
+def test_sums_are_kept_by_time_and_not_by_launches(
+    launch_takes: float, kept_at: list[int], lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "TOKENS_PER_LAUNCH", 128)
+    monkeypatch.setattr(statistics, "LAUNCHES_SUMMED", 3)
+    now = 1000.0
+    monkeypatch.setattr(statistics, "monotonic", lambda: now)
+    kept: list[int] = []
+
+    def advance(*_: Any, **__: Any) -> None:
+        nonlocal now
+        now += launch_takes
+
+    def keep(moments: Moments) -> None:
+        nonlocal now
+        kept.append(moments[1].count)
+        now += 1000  # a slow disk does not make the next call come sooner
+
+    measure(lm, packed(TEXTS, lm.tokenizer, 32), [1], 1408, keep=keep, advance=advance)
+    assert kept == kept_at
 
 
 def test_the_cache_is_by_what_feeds_the_layer(lm: LanguageModel, tiny_folder: Path) -> None:
