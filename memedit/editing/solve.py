@@ -27,6 +27,9 @@ from memedit.numerics.solvers import Factor, gains, leverage
 from memedit.progress import Advance
 from memedit.results.report import LayerReport, PolishReport
 
+ROWS = 1024
+"""Edits whose missing states are in float64 together: those of a million edits of width 4,096 take 33 GB."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -83,16 +86,16 @@ def solve(
         if held is not None:
             wanted = torch.where(held[:, None], ends.to(wanted.dtype), wanted)
         moving = slice(None) if held is None or bool(held.all()) else ~held
-        missing = wanted.double() - ends.double()
+        missing = _missing_lengths(wanted, ends)
         for done, layer in enumerate(layers):
-            residual = _residual_at_projection(lm, sweep, layer, missing / (len(layers) - done))
+            residuals = _Residuals.at(lm, sweep, layer, wanted, ends, len(layers) - done)
             factor = factor_of(layer)
             narrow = rounding.grid(layer, stored[layer]).narrow
-            few = narrow and len(residual) * len(weights) <= lm.architecture.mlp_widths[layer]
+            few = narrow and len(wanted) * len(weights) <= lm.architecture.mlp_widths[layer]
             rows: list[Tensor] | None = [] if few else None
-            solved = _solve_layer(factor, _averaged(sweep.keys(layer), weights, rows), residual, place)
+            solved = _solve_layer(factor, _averaged(sweep.keys(layer), weights, rows), residuals, place)
             if rows is not None:
-                own = EditedKeys(len(residual), torch.cat(rows).to(solved.keys.device))
+                own = EditedKeys(len(wanted), torch.cat(rows).to(solved.keys.device))
                 solved = replace(solved, keys=own)
             entered = round_delta(layer, stored[layer], solved.delta, solved.keys, rounding)
             deltas[layer], edited[layer] = entered.delta, entered.weight
@@ -101,7 +104,8 @@ def solve(
             before = lm.weight(layer).clone()
             put_(lm, layer, entered.weight.to(lm.device, lm.dtype), kept)
             sweep.enter(lm.weight(layer).float() - before.float())
-            was, missing = missing, wanted.double() - sweep.ends(top).double()
+            ends = sweep.ends(top)
+            was, missing = missing, _missing_lengths(wanted, ends)
             reports.append(_report(lm, layer, solved, entered, factor, stored[layer], was[moving], missing[moving]))
             if advance:
                 advance(1)
@@ -118,12 +122,13 @@ def _report(
     before: Tensor,
     after: Tensor,
 ) -> LayerReport:
-    """The report of one layer; before, after: the residuals (E, D) at the last edited layer around its change."""
+    """The report of one layer; before, after: how long the residuals at the last edited layer are around its change,
+    (E,)."""
     return LayerReport(
         layer=layer,
         parameter=lm.architecture.parameter(layer),
-        residual_before=float(before.norm(dim=-1).mean()),
-        residual_after=float(after.norm(dim=-1).mean()),
+        residual_before=float(before.mean()),
+        residual_after=float(after.mean()),
         leverage=solved.leverage / lm.architecture.mlp_widths[layer],
         fitted=solved.fitted,
         delta_norm=entered.norm / float(stored.double().norm()),
@@ -139,16 +144,49 @@ def _report(
     )
 
 
-def _residual_at_projection(lm: LanguageModel, sweep: Sweep | WholeSweep, layer: int, residual: Tensor) -> Tensor:
-    """The change of the down-projection's output, (E, D) float64, that adds `residual` to the block's output.
+def _missing_lengths(wanted: Tensor, ends: Tensor) -> Tensor:
+    """The length of what each edit's state lacks: wanted (E, D), ends (E, D) float32 -> (E,) float64."""
+    rows = zip(wanted.split(ROWS), ends.split(ROWS), strict=True)
+    return torch.cat([(some.double() - there.double()).norm(dim=-1) for some, there in rows])
 
-    If a family scales what its MLPs add to the stream, the residual is divided by that gain; if it has a norm there,
-    the residual goes back through the norm.
+
+@dataclass(frozen=True)
+class _Residuals:
+    """The change of the down-projection's output that each of E edits asks of a layer, computed for some at a time.
+
+    It adds the layer's share of the missing state to the block's output. If a family scales what its MLPs add to the
+    stream, that is divided by the gain; if it has a norm there, it goes back through the norm. Of all edits only
+    float32 states are held.
     """
-    if not lm.architecture.norms[layer]:
-        return residual / lm.architecture.gains[layer]
-    output = sweep.ends(Site(layer, "mlp.out"))
-    return before_norm(output.double(), added(lm, layer, output).double(), residual, norm_gain(lm, layer).double())
+
+    lm: LanguageModel
+    layer: int
+    wanted: Tensor  # (E, D) float32
+    ends: Tensor  # (E, D) float32: the states now
+    left: int  # layers that share what is missing: this one and those above
+    output: Tensor | None = None  # (E, D) float32, of the down-projection, where a norm follows
+
+    @classmethod
+    def at(
+        cls, lm: LanguageModel, sweep: Sweep | WholeSweep, layer: int, wanted: Tensor, ends: Tensor, left: int
+    ) -> _Residuals:
+        """The residuals of a layer; where a norm follows its down-projection, its output is read now."""
+        output = sweep.ends(Site(layer, "mlp.out")) if lm.architecture.norms[layer] else None
+        return cls(lm, layer, wanted, ends, left, output)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(E, D)."""
+        return self.wanted.shape[0], self.wanted.shape[1]
+
+    def of(self, edits: slice | Sequence[int]) -> Tensor:
+        """The residuals of some edits, (e, D) float64, on the CPU."""
+        residual = (self.wanted[edits].double() - self.ends[edits].double()) / self.left
+        if self.output is None:
+            return residual / self.lm.architecture.gains[self.layer]
+        output = self.output[edits]
+        normed, gain = added(self.lm, self.layer, output), norm_gain(self.lm, self.layer)
+        return before_norm(output.double(), normed.double(), residual, gain.double())
 
 
 @dataclass(frozen=True)
@@ -164,15 +202,18 @@ KeyParts = Iterator[tuple[list[int], Tensor]]
 """Some edits at a time: their numbers, and their averaged keys (e, F) float64."""
 
 
-def _solve_layer(factor: Factor, parts: KeyParts, residual: Tensor, place: AlgebraPlace) -> _Solved:
-    """The change of one layer: residual (E, D) float64.
+def _solve_layer(factor: Factor, parts: KeyParts, residuals: _Residuals, place: AlgebraPlace) -> _Solved:
+    """The change of one layer.
 
     Of two systems the cheaper one is solved: edits by edits, or inner by inner from sums whose size does not depend on
     the number of edits. The keys are read once, before what may be done twice.
     """
-    (n_edits, width), inner = residual.shape, len(factor.lower if factor.basis is None else factor.basis)
+    (n_edits, width), inner = residuals.shape, len(factor.lower if factor.basis is None else factor.basis)
     if factor.summable and by_sums(n_edits, inner, width):
-        return _solve_by_sums(factor, parts, residual, place, sums_bytes(inner, width))
+        return _solve_by_sums(factor, parts, residuals, place, sums_bytes(inner, width))
+    # Every edit's residual at once, as one product takes them: here edits are few beside `inner`, or the method has no
+    # sums, and the keys and the edits x edits matrix are as large.
+    residual = residuals.of(slice(None))
     needed = edits_bytes(n_edits, inner)
     keys = torch.empty(n_edits, inner, dtype=torch.float64, device=place.home(needed))
     for edits, part in parts:
@@ -188,15 +229,15 @@ def _solve_layer(factor: Factor, parts: KeyParts, residual: Tensor, place: Algeb
     return replace(solved, on_cpu=on_cpu)
 
 
-def _solve_by_sums(factor: Factor, parts: KeyParts, residual: Tensor, place: AlgebraPlace, needed: int) -> _Solved:
+def _solve_by_sums(factor: Factor, parts: KeyParts, residuals: _Residuals, place: AlgebraPlace, needed: int) -> _Solved:
     """The change of one layer from sums over its keys, in `needed` bytes."""
-    n_edits, width = residual.shape
+    n_edits, width = residuals.shape
     home = place.home(needed)
-    there, missing, spreads = factor.to(home), residual.to(home), list[Tensor]()
+    there, spreads = factor.to(home), list[Tensor]()
     sums = Sums.empty(len(factor.lower if factor.basis is None else factor.basis), width, home)
     for edits, part in parts:
         keys = part.to(home)
-        sums.add_(keys, missing[send(torch.tensor(edits), home)])
+        sums.add_(keys, send(residuals.of(edits), home))
         spreads.append(leverage(there, keys))
     spread = float(torch.cat(spreads).median())
     del there  # `work` has its own

@@ -12,7 +12,8 @@ import torch
 from memedit.config.methods import METHODS
 from memedit.config.recipe import ModelKnobs, Recipe
 from memedit.editing import solve as module
-from memedit.editing.solve import Update, _residual_at_projection, solve
+from memedit.editing.solve import Update, _Residuals, solve
+from memedit.forward import keys as keys_module
 from memedit.forward.residual import residual_change
 from memedit.model.architecture import find_architecture
 from memedit.model.load import LanguageModel, load
@@ -22,6 +23,8 @@ from memedit.numerics.moments import Moment
 from memedit.numerics.solvers import Factor, prepare
 from tests.conftest import byte_tokenizer
 from tests.families import SCALED, family_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 SAME = 1e-4  # relative: key noise of 1e-7 through a metric of condition 1e3
 
@@ -67,6 +70,37 @@ def test_sums_and_edits_give_one_change(lm: LanguageModel, monkeypatch: pytest.M
         assert one.residual_after == pytest.approx(other.residual_after, rel=1e-4)
 
 
+class LargestDouble(TorchDispatchMode):
+    """Sees the longest float64 tensor of some width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.rows = width, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, torch.Tensor) and one.dtype == torch.float64 and one.shape[-1:] == (self.width,):
+                self.rows = max(self.rows, one.numel() // self.width)
+        return made
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma4_text"])
+def test_by_sums_no_float64_has_a_row_for_every_edit(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = family_model(family)
+    lm = LanguageModel(model, byte_tokenizer(), prove(model, find_architecture(model)))
+    monkeypatch.setattr(module, "by_sums", lambda *_: True)
+    at_once = solved(lm, n_edits=300)
+    monkeypatch.setattr(module, "ROWS", 16)
+    monkeypatch.setattr(keys_module, "EDITS_TOGETHER", 16)
+    with LargestDouble(lm.architecture.width) as seen:
+        in_parts = solved(lm, n_edits=300)
+    assert 16 <= seen.rows <= lm.architecture.mlp_width < 300  # (F, D) are the sums and the change
+    assert gap(in_parts, at_once) < SAME
+    for one, other in zip(in_parts.layers, at_once.layers, strict=True):
+        assert one.residual_before == pytest.approx(other.residual_before, rel=1e-6)
+
+
 def test_the_sweep_and_whole_forwards_give_one_change(lm: LanguageModel) -> None:
     before = {layer: lm.weight(layer).clone() for layer in (1, 2)}
     swept, whole = solved(lm), solved(lm, whole=True)
@@ -94,10 +128,10 @@ def test_what_a_norm_and_a_scale_behind_it_do_is_undone_on_the_way_back() -> Non
     proved, unaware = (LanguageModel(model, byte_tokenizer(), one) for one in (prove(model, plain), plain))
     generator = torch.Generator().manual_seed(2)
     made, change = (torch.randn(3, plain.width, generator=generator) for _ in range(2))
-    wanted = residual_change(proved, 1, made, 0.05 * change).double()
+    wanted = residual_change(proved, 1, made, 0.05 * change)
     sweep: Any = SimpleNamespace(ends=lambda _site: made)
     told, blind = (
-        residual_change(proved, 1, made, _residual_at_projection(lm, sweep, 1, wanted).float())
+        residual_change(proved, 1, made, _Residuals.at(lm, sweep, 1, wanted, 0 * wanted, 1).of([0, 1, 2]).float())
         for lm in (proved, unaware)
     )
     # To first order, and damped where the norm's gain is small.
