@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from memedit.edits.edit import shown
 from memedit.errors import RecipeError, StorageError
 from memedit.results.units import plain_json
 from memedit.storage.artifacts import digest_of, telling
+from memedit.storage.header import encode
 from memedit.storage.records import LEDGER
-from memedit.storage.tensorfile import saved
 
 FORMAT, VERSION = "memedit-ledger", "1"
 LINES, TARGETS = "memedit/ledger.jsonl", LEDGER
@@ -44,18 +45,24 @@ UNNAMED: dict[str, Any] = {
 """Settings that earlier ledgers do not name, and what their edits were made with."""
 
 
-def ledger_files(ledger: Ledger) -> dict[str, bytes]:
-    """Encode a ledger: {path in the folder: bytes}, the same bytes in every process."""
-    lines = "".join(plain_json(json.dumps(_record(entry), ensure_ascii=False)) + "\n" for entry in ledger.entries)
+def ledger_files(ledger: Ledger) -> dict[str, Iterable[bytes | memoryview]]:
+    """Encode a ledger: {path in the folder: its bytes in parts, to be read once}, the same bytes in every process."""
+    lines = (f"{plain_json(json.dumps(_record(entry), ensure_ascii=False))}\n".encode() for entry in ledger.entries)
     about = json.dumps(ledger.about.model_dump(mode="json"), sort_keys=True)
     metadata = {"format": FORMAT, "version": VERSION, "about": about}
     targets = ledger.targets.float().contiguous()
-    return {LINES: lines.encode(), TARGETS: saved({"targets": targets}, metadata)}
+    return {LINES: lines, TARGETS: encode({"targets": targets}, metadata)}
 
 
 def digest_of_ledger(ledger: Ledger) -> str:
     """Digest of the whole ledger."""
-    return digest_of({name: hashlib.sha256(data).hexdigest() for name, data in ledger_files(ledger).items()})
+    found: dict[str, str] = {}
+    for name, parts in ledger_files(ledger).items():
+        running = hashlib.sha256()
+        for part in parts:
+            running.update(part)
+        found[name] = running.hexdigest()
+    return digest_of(found)
 
 
 def read_ledger(folder: Path) -> Ledger | None:

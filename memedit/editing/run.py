@@ -78,8 +78,8 @@ from memedit.storage.artifacts import Store, digest_of
 from memedit.storage.base_card import read_base_card
 from memedit.storage.cache import cache_dir
 from memedit.storage.checkpoint import Checkpoint
-from memedit.storage.deltas import delta_bytes, originals_bytes
-from memedit.storage.writer import check_output, write_checkpoint
+from memedit.storage.deltas import delta_parts, originals_bytes
+from memedit.storage.writer import FileData, check_output, write_checkpoint
 
 ANSWERS_SHOWN = 20
 """Failed edits whose answers are shown, in the terminal, on the page and in the card: they are generated
@@ -526,13 +526,13 @@ class EditRun:
         deltas: dict[str, Delta] = {self.names[layer]: delta for layer, delta in update.deltas.items()}
         architecture = self.lm.architecture
         weights = {self.names[n]: architecture.turned(one).contiguous() for n, one in update.weights.items()}
-        results = "".join(plain_json(one.model_dump_json()) + "\n" for one in report.per_edit)
-        extra = {
+        # What grows with the number of edits is encoded part by part while it is written.
+        extra: dict[str, FileData | None] = {
             "README.md": card.edited_model_card(report, self.base_card).encode(),
             "memedit/run.json": plain_json(report.model_dump_json(indent=2, exclude={"per_edit"})).encode(),
-            "memedit/edits.jsonl": write_lines(self.requests).encode(),
-            "memedit/results.jsonl": results.encode(),
-            "memedit/delta.safetensors": delta_bytes(deltas, self.base.digest, {"method": self.recipe.method.name}),
+            "memedit/edits.jsonl": (write_lines([one]).encode() for one in self.requests),
+            "memedit/results.jsonl": (f"{plain_json(one.model_dump_json())}\n".encode() for one in report.per_edit),
+            "memedit/delta.safetensors": delta_parts(deltas, self.base.digest, {"method": self.recipe.method.name}),
             **ledger_files(ledger),
         }
         knobs = self.recipe.output

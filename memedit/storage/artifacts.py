@@ -11,12 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from memedit.errors import file_error
-from memedit.storage.header import encode
+from memedit.storage.header import encode, tensor_bytes
 from memedit.storage.locks import exclusive, in_use, lock_of, note_use, remove_folder, remove_stale_files, temporary
 
 READ_BLOCK = 4 << 20
@@ -174,10 +173,9 @@ class Store:
         """Keep tensors under `name` for the inputs `on`."""
         whole, text = {key: part.contiguous() for key, part in tensors.items()}, json.dumps(_plain(on))
         about = {"model": self.model} if self.model else {}
-        header, data = encode(whole, {"on": text, "sha256": _checksum(whole, text), **about})
+        parts = encode(whole, {"on": text, "sha256": _checksum(whole, text), **about})
         with writing(self.file(name, on, "safetensors")) as stream:
-            stream.write(header)
-            stream.write(data)
+            stream.writelines(parts)
 
     @contextmanager
     def using(self, name: str, on: Mapping[str, Any]) -> Generator[None]:
@@ -244,8 +242,7 @@ def _checksum(tensors: Mapping[str, Tensor], on: str) -> str:
     running = hashlib.sha256(on.encode())
     for name, tensor in sorted(tensors.items()):
         running.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        if tensor.numel():  # numpy has no view of zero bytes as another dtype
-            running.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        running.update(tensor_bytes(tensor))
     return running.hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from memedit.errors import StorageError
 from memedit.numerics.delta import Delta
-from memedit.storage.tensorfile import saved, shown_name
+from memedit.storage.header import encode, saved
+from memedit.storage.tensorfile import shown_name
 
 FORMAT, VERSION = "memedit-delta", "1"
 LARGEST_NDIM = 16  # torch computes with at most 64
 
 
-def delta_bytes(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]) -> bytes:
-    """Return the file's bytes: `<tensor>.left` and `<tensor>.right`, or `<tensor>.dense`, oriented (D, F).
+def delta_parts(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
+    """Yield the file in parts: its header, then `<tensor>.left` and `<tensor>.right`, or `<tensor>.dense`, (D, F).
 
     Where the edited weight is not the nearest one, `<tensor>.steps`: a zlib stream of one int8 an element, (D, F).
     """
@@ -35,7 +36,12 @@ def delta_bytes(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]
         if delta.steps is not None:
             tensors[f"{name}.steps"] = _packed(delta.steps)
     metadata = {"format": FORMAT, "version": VERSION, "base": base, "about": json.dumps(dict(about), sort_keys=True)}
-    return saved(tensors, metadata)
+    return encode(tensors, metadata)
+
+
+def delta_bytes(deltas: Mapping[str, Delta], base: str, about: Mapping[str, Any]) -> bytes:
+    """Return the file's bytes; see `delta_parts`."""
+    return b"".join(delta_parts(deltas, base, about))
 
 
 def read_delta(file: Path) -> tuple[dict[str, Delta], str]:

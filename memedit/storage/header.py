@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -28,18 +29,25 @@ def encode_header(places: Iterable[Place], metadata: Mapping[str, str]) -> bytes
     return len(text).to_bytes(8, "little") + text
 
 
-def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, memoryview]:
-    """Return a file's header and its data. The tensors must be contiguous; the library chooses their order."""
-    data = save(dict(tensors))
-    start = 8 + int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(data[8:start])
-    header.pop("__metadata__", None)
-    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    places = [
-        (name, one["dtype"], tuple(one["shape"]), one["data_offsets"][1] - one["data_offsets"][0])
-        for name, one in ordered
-    ]
-    return encode_header(places, metadata), memoryview(data)[start:]
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """Yield a file in parts: its header, then the bytes of each tensor, in the order that safetensors chooses."""
+    # It orders by dtype and name: one number of each tensor's dtype shows the order, without a copy of the tensors.
+    ones = save({name: torch.zeros(1, dtype=tensor.dtype) for name, tensor in tensors.items()})
+    found: dict[str, Any] = json.loads(ones[8 : 8 + int.from_bytes(ones[:8], "little")])
+    order = sorted(found, key=lambda name: found[name]["data_offsets"])
+    places = ((name, found[name]["dtype"], tuple(tensors[name].shape), tensors[name].nbytes) for name in order)
+    yield encode_header(places, metadata)
+    for name in order:
+        yield tensor_bytes(tensors[name])
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return a tensor's bytes, row by row; they are not copied if it is contiguous and on the CPU."""
+    whole = tensor.detach().cpu().contiguous()
+    if not whole.numel():  # numpy has no view of zero bytes as another dtype
+        return memoryview(b"")
+    # Of a tensor with one row the stride can be any number, and torch takes only 1 for a view as bytes.
+    return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def saved(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -22,11 +22,13 @@ from memedit.storage.output import Replaceable, check_output, folder_aside
 from memedit.storage.shards import verify_shards, write_shards
 from memedit.storage.tensorfile import TensorEntry
 
-__all__ = ["BASE_CARD", "check_output", "verify", "write_checkpoint", "write_files"]
+__all__ = ["BASE_CARD", "FileData", "check_output", "verify", "write_checkpoint", "write_files"]
 
 BASE_CARD = "memedit/base_README.md"
 FICLONE = 0x40049409  # linux/fs.h: share a file's blocks until one of the two is written
 Link = Literal["auto", "hard", "copy"]
+FileData = bytes | Iterable[bytes | memoryview]
+"""A file's bytes, whole or in parts; the parts are made while they are written."""
 
 
 def _silent(_text: str) -> None:
@@ -37,7 +39,7 @@ def write_checkpoint(
     source: Checkpoint,
     out: Path,
     weights: Mapping[str, Tensor],
-    extra: Mapping[str, bytes | None],
+    extra: Mapping[str, FileData | None],
     *,
     link: Link = "auto",
     max_shard: int | None = None,
@@ -49,10 +51,10 @@ def write_checkpoint(
     """Write the output folder and verify it; `out` is absent or whole at any moment.
 
     weights: stored name -> tensor in the file's own dtype and orientation; for FP8 weights the numbers, float32, whose
-    codes are written. extra: relative path -> bytes, written over
-    the source's file, or None to leave that file out. max_shard: write the tensors into new files of at most this many
-    bytes. keep_copies: also copy the files that hold the weights a second time, as they are. overwrite, force: see
-    check_output. note: called where such files are left out, and where the output is in use and the process waits.
+    codes are written. extra: relative path -> the file's bytes, written over the source's file, or None to leave that
+    file out. max_shard: write the tensors into new files of at most this many bytes. keep_copies: also copy the files
+    that hold the weights a second time, as they are. overwrite, force: see check_output. note: called where such files
+    are left out, and where the output is in use and the process waits.
 
     Raises UsageError (check_output), ResourceError (disk full), or StorageError, also where the source changes
     meanwhile.
@@ -86,7 +88,7 @@ def write_checkpoint(
 
 def write_files(
     out: Path,
-    files: Mapping[str, bytes],
+    files: Mapping[str, FileData],
     *,
     overwrite: bool = False,
     force: bool = False,
@@ -118,11 +120,12 @@ def verify(out: Path, weights: Mapping[str, Tensor], source: Checkpoint) -> None
             )
 
 
-def _write_all(folder: Path, files: Mapping[str, bytes | None]) -> None:
+def _write_all(folder: Path, files: Mapping[str, FileData | None]) -> None:
     for name, data in files.items():
         if data is not None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
+            with (folder / name).open("wb") as stream:
+                stream.writelines([data] if isinstance(data, bytes) else data)
 
 
 def _copy_files(source: Checkpoint, aside: Path, left_out: set[str], edited: set[Path], link: Link) -> None:

@@ -26,8 +26,9 @@ from memedit.storage.artifacts import (
     writing,
 )
 from memedit.storage.cache import cache_dir
+from memedit.storage.header import encode, saved
 from memedit.storage.locks import temporary
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 HOLDS = """
 import sys, time
@@ -116,6 +117,22 @@ def test_a_plain_value_is_kept_like_a_tensor(tmp_path: Path) -> None:
     file = store.file("contexts", {"seed": 1}, "json")
     file.write_bytes(file.read_bytes()[:-3])
     assert store.recall_json("contexts", {"seed": 1}, lambda: next(values)) == ["third"]
+
+
+KINDS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.int64,
+    torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.bool, torch.complex64,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1, 5), (5, 1), (3, 4)])
+def test_a_file_made_in_parts_is_the_one_that_safetensors_makes(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(len(shape))
+    draw = lambda kind: torch.randint(0, 2, shape, generator=generator).to(kind)  # noqa: E731
+    tensors = {f"{'cab'[n % 3]}.{n}": draw(kind) for n, kind in enumerate((*KINDS, *KINDS[::-1]))}
+    tensors["turned"] = torch.arange(5.0)[None].T.contiguous()  # one column, whose strides torch leaves as they are
+    assert saved(tensors, {}) == save(tensors)
+    assert len(list(encode(tensors, {}))) == 1 + len(tensors)
 
 
 def test_the_same_tensors_are_the_same_bytes(tmp_path: Path) -> None:

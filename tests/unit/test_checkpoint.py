@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -259,19 +260,42 @@ def test_files_are_left_out_where_asked(tmp_path: Path) -> None:
     assert (out / "chat_template.jinja").is_file()
 
 
-def test_a_folder_of_files_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_parts_is_made_while_it_is_written(tmp_path: Path) -> None:
+    base, out = Checkpoint.open(folder(tmp_path / "base")), tmp_path / "out"
+    asked: list[int] = []
+
+    def parts(stop: int) -> Iterator[bytes | memoryview]:
+        for number in range(stop):
+            assert list(tmp_path.glob("*/memedit/rows.jsonl"))
+            asked.append(number)
+            yield memoryview(b"%d\n" % number)
+        if stop < 5:
+            raise ValueError("row 3")
+
+    files = {"memedit/rows.jsonl": parts(5)}
+    assert not asked
+    write_checkpoint(base, out, {}, files)
+    assert (out / "memedit" / "rows.jsonl").read_bytes() == b"0\n1\n2\n3\n4\n"
+    # A part that cannot be made leaves the output as it was.
+    with pytest.raises(ValueError, match="row 3"):
+        write_checkpoint(base, out, {}, {"memedit/rows.jsonl": parts(3)}, overwrite=True)
+    assert (out / "memedit" / "rows.jsonl").read_bytes() == b"0\n1\n2\n3\n4\n"
+    assert sorted(one.name for one in tmp_path.iterdir() if one.is_dir()) == ["base", "out"]
+
+
+def test_a_folder_of_files_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     out, files = tmp_path / "out", {"a.json": b"{}", "deep/b.bin": b"1"}
     write_files(out, files)
     assert {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()} == files
     with pytest.raises(UsageError, match="not empty"):
         write_files(out, {"a.json": b"[]"})
 
-    def full(self: Path, data: bytes) -> int:
+    def full() -> Iterator[bytes]:
+        yield b"["
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(MemeditError, match="no space"):
-        write_files(out, {"a.json": b"[]"}, force=True)
+        write_files(out, {"a.json": full()}, force=True)
     assert (out / "a.json").read_bytes() == b"{}"
     assert [file.name for file in tmp_path.iterdir() if file.name != "cache"] == ["out"]
 

@@ -296,7 +296,7 @@ def test_a_ledger_keeps_the_glue_and_so_the_ids_of_the_object(glue: Any, tmp_pat
     entries = tuple(one.model_copy(update={"edit": request, "digest": request.digest}) for one in ENTRIES[:1])
     for name, data in ledger_files(replace(LEDGER, entries=entries, targets=LEDGER.targets[:1])).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(data)
+        (tmp_path / name).write_bytes(b"".join(data))
     ledger = read_ledger(tmp_path)
     assert ledger is not None and ledger.entries[0].edit == request
     tokenizer = byte_tokenizer()

@@ -18,7 +18,7 @@ from tests.helpers.samples import ABOUT, ENTRIES, LEDGER, digests_elsewhere
 def written(folder: Path) -> Path:
     (folder / "memedit").mkdir(parents=True)
     for name, data in ledger_files(LEDGER).items():
-        (folder / name).write_bytes(data)
+        (folder / name).write_bytes(b"".join(data))
     return folder
 
 
@@ -27,8 +27,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert found is not None
     assert (found.about, found.entries) == (LEDGER.about, LEDGER.entries)
     assert torch.equal(found.targets, LEDGER.targets)
-    assert ledger_files(found) == ledger_files(LEDGER)
+    assert digest_of_ledger(found) == digest_of_ledger(LEDGER)
     assert found.active == [1]
+
+
+def test_a_ledger_is_written_edit_by_edit_and_its_targets_from_where_they_are() -> None:
+    files = {name: list(parts) for name, parts in ledger_files(LEDGER).items()}
+    assert [bytes(part).count(b"\n") for part in files[LINES]] == [1, 1]
+    _, rows = files[TARGETS]
+    assert torch.frombuffer(rows, dtype=torch.float32).data_ptr() == LEDGER.targets.data_ptr()
 
 
 def test_a_folder_without_one_has_none(tmp_path: Path) -> None:

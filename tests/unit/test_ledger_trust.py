@@ -35,7 +35,7 @@ def write_ledger(folder: Path, first: Path, width: int, **changes: Any) -> Path:
     ledger = Ledger(provenance.model_copy(update=changes), (entry,), torch.ones(1, width))
     (folder / "memedit").mkdir(exist_ok=True)
     for name, data in ledger_files(ledger).items():
-        (folder / name).write_bytes(data)
+        (folder / name).write_bytes(b"".join(data))
     return folder
 
 
@@ -96,7 +96,7 @@ def test_a_ledger_without_layers_is_refused(edited: Path) -> None:
     assert ledger is not None
     knobs = {name: value for name, value in ledger.about.knobs.items() if name != "method.layers"}
     for name, data in ledger_files(replace(ledger, about=ledger.about.model_copy(update={"knobs": knobs}))).items():
-        (edited / name).write_bytes(data)
+        (edited / name).write_bytes(b"".join(data))
     with pytest.raises(StorageError, match=r"lacks the setting method\.layers"):
         read_ledger(edited)
 
@@ -185,7 +185,7 @@ def test_rows_that_are_not_finite_or_absurd_are_refused_when_read(
     ledger = read_ledger(edited)
     assert ledger is not None
     for name, data in ledger_files(replace(ledger, targets=targets)).items():
-        (edited / name).write_bytes(data)
+        (edited / name).write_bytes(b"".join(data))
     with pytest.raises(StorageError, match=says):
         read_ledger(edited)
 

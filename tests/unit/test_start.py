@@ -53,7 +53,7 @@ def edited(base: Path, tmp_path: Path) -> Path:
         for one, line in zip(requests, (2, None, None), strict=True)
     )
     for name, data in ledger_files(Ledger(about, entries, torch.ones(3, 2))).items():
-        (folder / name).write_bytes(data)
+        (folder / name).write_bytes(b"".join(data))
     return folder
 
 
@@ -80,7 +80,7 @@ def test_a_ledger_of_an_older_version_keeps_what_it_was_made_with(edited: Path, 
     older = {one: value for one, value in ledger.about.knobs.items() if one != name}
     about = ledger.about.model_copy(update={"knobs": older})
     for file, data in ledger_files(replace(ledger, about=about)).items():
-        (edited / file).write_bytes(data)
+        (edited / file).write_bytes(b"".join(data))
     assert flatten(start(edited, edit(4)).recipe.model_dump())[name] == then
     with pytest.raises(RecipeError, match=f"{name} = {now!r}"):
         start(edited, edit(4), knobs={name: now})
@@ -91,7 +91,7 @@ def test_a_ledger_that_names_no_prompts_to_keep_was_made_with_none(edited: Path)
     assert ledger is not None
     older = {one: value for one, value in ledger.about.knobs.items() if one != "polish.keep"}
     for file, data in ledger_files(replace(ledger, about=ledger.about.model_copy(update={"knobs": older}))).items():
-        (edited / file).write_bytes(data)
+        (edited / file).write_bytes(b"".join(data))
     assert start(edited, edit(4)).recipe.polish.keep == ()
     assert start(edited, edit(4), knobs={"polish.keep": []}).recipe.polish.keep == ()
     with pytest.raises(RecipeError, match=r"polish\.keep = \['{} eats'\]"):
@@ -132,7 +132,7 @@ def test_a_lost_base_is_an_error_that_names_both_ways(edited: Path, part: str, o
     assert ledger is not None
     about = ledger.about.model_copy(update={"base": ledger.about.base.model_copy(update={part: other})})
     for name, data in ledger_files(replace(ledger, about=about)).items():
-        (edited / name).write_bytes(data)
+        (edited / name).write_bytes(b"".join(data))
     with pytest.raises(UsageError, match=says) as caught:
         start(edited, edit(4))
     assert "--base" in caught.value.hint and "--on-top" in caught.value.hint
@@ -217,7 +217,7 @@ def test_an_edit_that_comes_back_to_find_its_id_in_use_gets_another(edited: Path
     assert ledger is not None
     last = ledger.entries[2].model_copy(update={"edit": ledger.entries[2].edit.model_copy(update={"id": "e1"})})
     for name, data in ledger_files(replace(ledger, entries=(*ledger.entries[:2], last))).items():
-        (edited / name).write_bytes(data)
+        (edited / name).write_bytes(b"".join(data))
     recipe = resolve([("flag", {"model.path": str(edited)})])[0]
     back = start_forget(["e2"], recipe)
     assert [(one.id, one.subject) for one in back.requests] == [("e1-2", "S1"), ("e1", "S3")]
