@@ -27,10 +27,11 @@ TOKENS, PUSHED = 5, [2, 4]
 def prove(model: nn.Module, architecture: Architecture) -> Architecture:
     """Measure every block's gain, and refuse the blocks whose down-projection does not add to the residual stream.
 
-    Two forwards: one unchanged, and one in which row n has a vector added to the n-th down-projection's output, at two
-    tokens. At these tokens the block's output must move by the same multiple of either vector (its gain), and at the
-    others not at all. So a gate that differs from token to token is refused, and a gain of zero. Where a norm was found
-    behind the down-projection, the output must move as a multiple of the norm's does, and the norm must be an RMS norm.
+    Two forwards: one of one row, unchanged, and one of a row for each layer and an unchanged row. In the second, row n
+    has a vector added to the n-th down-projection's output, at two tokens. At these tokens the block's output must move
+    by the same multiple of either vector (its gain), and at the others not at all. So a gate that differs from token to
+    token is refused, and a gain of zero. Where a norm was found behind the down-projection, the output must move as a
+    multiple of the norm's does, and the norm must be an RMS norm.
 
     Raises UnsupportedModelError where no block is left, the logits are not finite, or a forward of text alone fails.
     """
@@ -39,13 +40,14 @@ def prove(model: nn.Module, architecture: Architecture) -> Architecture:
         raise _refused(architecture.refusals[0])
     pushes = torch.randn(len(layers), len(PUSHED), architecture.width, generator=torch.Generator().manual_seed(0))
     with foreign_errors(FAILED, FAILED_HINT):
-        clean, made = _outputs(model, architecture, layers, None)
+        clean, _ = _outputs(model, architecture, layers, None)
         # In the stream's own scale, so that its rounding is small beside the push.
-        pushes = torch.stack([push * states[PUSHED].std() for push, states in zip(pushes, clean, strict=True)])
-        moved, _ = _outputs(model, architecture, layers, pushes)
+        pushes = torch.stack([push * rows[-1, PUSHED].std() for push, rows in zip(pushes, clean, strict=True)])
+        # Compared within one batch: batches of two sizes round otherwise, which is much in half precision.
+        seen, made = _outputs(model, architecture, layers, pushes)
     half = next(model.parameters()).dtype != torch.float32
     gains, refusals = list(architecture.gains), list(architecture.refusals)
-    for layer, push, was, now, given in zip(layers, pushes, clean, moved, made, strict=True):
+    for layer, push, (now, was), given in zip(layers, pushes, seen, made, strict=True):
         if architecture.norms[layer]:
             norm = model.get_submodule(architecture.norms[layer])
             rounding = torch.finfo(next(model.parameters()).dtype).eps * float(was[PUSHED].norm())
@@ -60,16 +62,19 @@ def prove(model: nn.Module, architecture: Architecture) -> Architecture:
 def _outputs(
     model: nn.Module, architecture: Architecture, layers: Sequence[int], pushes: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Per layer, the outputs of its block and of its down-projection: each (TOKENS, D) float32 on the CPU.
+    """Per layer, the outputs of its block, (2, TOKENS, D), and of its down-projection, (TOKENS, D): float32 on the CPU.
 
-    Row n of the batch serves layers[n]; pushes[n] (tokens pushed, D) is added to its down-projection's output. Raises
-    UnsupportedModelError for a block or a down-projection that does not give one vector for each token.
+    With pushes, row n of the batch serves layers[n]: pushes[n] (tokens pushed, D) is added to its down-projection's
+    output. One more row is unchanged. A block's outputs are those of its pushed row and of the unchanged one, or the
+    unchanged one twice without pushes; a down-projection's are those of the unchanged row. Raises UnsupportedModelError
+    for a block or a down-projection that does not give one vector for each token.
     """
+    pushed_rows = 0 if pushes is None else len(layers)
     seen: list[Tensor] = [torch.empty(0)] * len(layers)
     made: list[Tensor] = [torch.empty(0)] * len(layers)
 
     def by_token(states: Tensor, what: str, row: int) -> Tensor:
-        wanted = (len(layers), TOKENS, architecture.width)
+        wanted = (pushed_rows + 1, TOKENS, architecture.width)
         if states.numel() != math.prod(wanted):
             shapes = f"{tuple(states.shape)} instead of one vector for each token, {wanted}"
             raise _refused(f"the {what} of layer {layers[row]} gives {shapes}")
@@ -78,8 +83,8 @@ def _outputs(
     def read(row: int) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             states = by_token(output if isinstance(output, Tensor) else output[0], "block", row)
-            # A copy: a view of its row would keep the states of all rows.
-            seen[row] = states[row].float().cpu().clone()
+            # An index of two rows makes a copy: a view would keep the states of all rows.
+            seen[row] = states[[row if pushed_rows else 0, pushed_rows]].float().cpu()
 
         return hook
 
@@ -93,7 +98,7 @@ def _outputs(
 
     def note(row: int) -> Hook:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            made[row] = by_token(output, "down-projection", row)[row].float().cpu().clone()
+            made[row] = by_token(output, "down-projection", row)[-1].float().cpu().clone()
 
         return hook
 
@@ -107,7 +112,7 @@ def _outputs(
         if pushes is not None:
             hooks.append((down, push(row, pushes[row])))
     with hooked(hooks):
-        logits = model(input_ids=ids.expand(len(layers), -1), use_cache=False, logits_to_keep=1).logits
+        logits = model(input_ids=ids.expand(pushed_rows + 1, -1), use_cache=False, logits_to_keep=1).logits
     # Not with pushes: those may overflow in float16, where the model itself does not.
     if pushes is None and not bool(logits.isfinite().all()):
         raise _not_finite(model)

@@ -25,11 +25,11 @@ from torch import nn
 
 GAINS = {"granite_scaled": 0.5, "granitemoeshared": 0.22, "gemma4": SCALED, "gemma4_text": SCALED}
 REASONS = {
-    "gemma3n_text": r"the block of layer 0 gives \(4, 4, 5, 32\) instead of one vector for each token",
+    "gemma3n_text": r"the block of layer 0 gives \(4, 1, 5, 32\) instead of one vector for each token",
     "gemma4_per_layer": "the MLP of block 2 does not add to the residual stream through its norm",
     "gemma4_experts": "the MLP of block 2 does not add to the residual stream through its norm",
     # transformers 5.24 runs these layers for the last token alone, 5.17 for all.
-    "gemma4_shared_keys": r"the down-projection of layer 2 gives \(4, 1, 32\) instead of one vector for each token|"
+    "gemma4_shared_keys": r"the down-projection of layer 2 gives \(1, 1, 32\) instead of one vector for each token|"
     "the MLP of block 2 does not add to the residual stream through its norm",
 }
 EDITABLE = {"qwen3_moe": [0, 1], "qwen2_moe": [0], "mixtral": [], "gpt_oss": []}
