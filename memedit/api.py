@@ -26,7 +26,8 @@ from memedit.errors import MemeditError, UsageError, file_error, is_file_error
 from memedit.in_memory import InMemoryUpdate, LayerMoments, make_update
 from memedit.pipeline import RunInputs
 from memedit.progress import Progress
-from memedit.results.cache import CacheCleaning, CacheEntry, CacheKind
+from memedit.results.cache import CacheCleaning, CacheEntry
+from memedit.results.cache_kinds import CacheKind
 from memedit.results.changes import Comparison, ExportKind, Outcome
 from memedit.results.history import EditLog
 from memedit.results.hub import Upload

@@ -12,10 +12,10 @@ import typer
 from memedit.cli import gates, report_files
 from memedit.cli import options as o
 from memedit.cli.terminal import Terminal, with_terminal
-from memedit.config.recipe import Recipe
 from memedit.errors import UsageError
 
 if TYPE_CHECKING:
+    from memedit.config.recipe import Recipe
     from memedit.editing.ledger import Mode
 
 

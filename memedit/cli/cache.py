@@ -10,7 +10,7 @@ from memedit.cli import options as o
 from memedit.cli.layout import HelpGroup
 from memedit.cli.terminal import Terminal
 from memedit.errors import UsageError
-from memedit.results.cache import CACHE_KINDS
+from memedit.results.cache_kinds import CACHE_KINDS
 
 cache_app = typer.Typer(
     cls=HelpGroup,

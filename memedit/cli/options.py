@@ -12,16 +12,24 @@ import typer
 
 from memedit.config.methods import Name
 from memedit.config.presets import AUTO, PRESETS, preset
-from memedit.config.recipe import Recipe
-from memedit.config.resolve import Source, check_found, flatten, known_keys, resolve
 from memedit.errors import RecipeError, UsageError
 from memedit.results.units import plain_json
 
 if TYPE_CHECKING:
     from memedit.cli.terminal import Terminal
+    from memedit.config.recipe import Recipe
+    from memedit.config.resolve import Source
     from memedit.edits.edit import EditRequest, Finding
     from memedit.results.changes import Outcome
     from memedit.results.report import Report
+
+
+def _assignments() -> list[str]:
+    """The settings as --set begins them, for the completion of a shell."""
+    from memedit.config.resolve import known_keys
+
+    return [f"{key}=" for key in known_keys()]
+
 
 EditsArgument = Annotated[str, typer.Argument(metavar="EDITS", help="Edit list (a file); - reads stdin.")]
 ModelOption = Annotated[
@@ -73,7 +81,7 @@ SetOption = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Change one setting, such as method.ridge=2; repeatable.",
-        autocompletion=lambda: [f"{key}=" for key in known_keys()],
+        autocompletion=_assignments,
     ),
 ]
 DeviceOption = Annotated[
@@ -178,6 +186,7 @@ def find_recipe(edits: str | None, config: str | None, terminal: Terminal) -> di
     """
     if config is not None or edits is None or edits == "-":
         return {}
+    from memedit.config.resolve import check_found
     from memedit.edits.read import named_file
 
     source = named_file(edits)
@@ -206,6 +215,8 @@ def read_recipe(
 
     found: the settings of `find_recipe`, which are used where no file was named.
     """
+    from memedit.config.resolve import resolve
+
     named = {name: value for name, value in flags.items() if value is not None}
     environment = {key: os.environ[name] for name, key in ENVIRONMENT.items() if os.environ.get(name)}
     layers: list[tuple[Source, Mapping[str, Any]]] = [
@@ -336,6 +347,8 @@ def _named(config: str) -> dict[str, Any]:
 
 def _file(path: Path, hint: str) -> dict[str, Any]:
     """Read a recipe file; `hint`: what to do if it cannot be read."""
+    from memedit.config.resolve import flatten
+
     try:
         if not path.is_file():  # a FIFO or a device could block, or never end
             reason = "it is not a regular file" if path.exists() else "no such file or directory"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-CacheKind = Literal["moment", "factor", "text", "partial", "run", "trace", "damaged", "temporary"]
-CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
+from memedit.results.cache_kinds import CacheKind
 
 
 class CacheEntry(BaseModel):

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from memedit.config.recipe import SIZE, bytes_of
 from memedit.errors import UsageError
-from memedit.results.cache import CACHE_KINDS, CacheCleaning, CacheEntry, CacheKind
+from memedit.results.cache import CacheCleaning, CacheEntry
+from memedit.results.cache_kinds import CACHE_KINDS, CacheKind
 from memedit.results.units import bytes_text, printable
 from memedit.storage.locks import is_stale, lock_of, locked_if_free, unused, used_time
 

@@ -31,19 +31,30 @@ def ids(words: list[str]) -> str:
     return " ".join(words)
 
 
-@pytest.mark.process
-def test_help_imports_neither_torch_nor_transformers() -> None:
+def said_without(heavy: set[str], *words: str) -> str:
+    """What a command prints on stdout, in a process of its own that imports none of these packages."""
     code = (
         "import sys\n"
-        "sys.argv = ['memedit', 'apply', '--help']\n"
+        f"sys.argv = ['memedit', *{words}]\n"
         "from memedit.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code\n"
-        "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        f"heavy = {heavy} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "--model" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.process
+def test_help_imports_neither_torch_nor_transformers() -> None:
+    assert "--model" in said_without({"torch", "transformers", "numpy"}, "apply", "--help")
+
+
+@pytest.mark.process
+def test_the_help_of_the_program_imports_no_pydantic() -> None:
+    """Its models took half of the time; typer imports it as well, but only for the options of a command."""
+    assert "inspect" in said_without({"torch", "transformers", "numpy", "pydantic"}, "--help")
 
 
 @pytest.mark.parametrize("words", NAMES, ids=ids)
