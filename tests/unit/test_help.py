@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,13 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
 def test_the_help_of_the_program_imports_no_pydantic() -> None:
     """Its models took half of the time; typer imports it as well, but only for the options of a command."""
     assert "inspect" in said_without({"torch", "transformers", "numpy", "pydantic"}, "--help")
+
+
+@pytest.mark.process
+def test_a_check_without_a_model_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text('{"subject": "France", "prompt": "The capital of {} is", "object": "Rome"}\n', encoding="utf-8")
+    assert "0 errors" in said_without({"torch", "transformers", "numpy"}, "check", str(edits))
 
 
 @pytest.mark.parametrize("words", NAMES, ids=ids)
