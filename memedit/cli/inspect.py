@@ -36,7 +36,7 @@ def inspect_command(
     o.one_output(json, False, terminal.quiet)
     recipe, _ = o.read_recipe(config, sets, {"model.path": model, **o.placed(device, device_map, dtype)})
     terminal.loading(model)
-    from memedit.pipeline import run_inspect
+    from memedit.inspect_model import run_inspect
     from memedit.show.inspection import inspection_lines
 
     found = run_inspect(recipe, weights=not config_only, progress=terminal.progress())

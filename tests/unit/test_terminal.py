@@ -170,6 +170,27 @@ def test_the_first_word_comes_before_torch(words: list[str], said: str) -> None:
     assert done.stderr == f"{said} made-gpt2 ...[]"
 
 
+@pytest.mark.process
+def test_what_is_imported_is_left_out_of_garbage_collection_and_later_objects_are_not() -> None:
+    code = (
+        "import gc, sys, weakref\n"
+        "from memedit.cli.terminal import Terminal\n"
+        "assert gc.get_freeze_count() == 0\n"
+        "Terminal().loading('made-gpt2')\n"
+        "frozen = gc.get_freeze_count()\n"
+        "assert 'transformers' in sys.modules and gc.isenabled() and frozen > 100_000, frozen\n"
+        "class Ring: pass\n"
+        "ring = Ring()\n"
+        "ring.self, seen = ring, weakref.ref(ring)\n"
+        "Terminal().loading('made-gpt2')\n"
+        "del ring\n"
+        "gc.collect()\n"
+        "assert seen() is None\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
