@@ -27,7 +27,7 @@ from memedit.numerics.solvers import Factor, gains, leverage
 from memedit.progress import Advance
 from memedit.results.report import LayerReport, PolishReport
 
-ROWS = 1024
+EDITS_AT_ONCE = 1024
 """Edits whose missing states are in float64 together: those of a million edits of width 4,096 take 33 GB."""
 
 
@@ -146,7 +146,7 @@ def _report(
 
 def _missing_lengths(wanted: Tensor, ends: Tensor) -> Tensor:
     """The length of what each edit's state lacks: wanted (E, D), ends (E, D) float32 -> (E,) float64."""
-    rows = zip(wanted.split(ROWS), ends.split(ROWS), strict=True)
+    rows = zip(wanted.split(EDITS_AT_ONCE), ends.split(EDITS_AT_ONCE), strict=True)
     return torch.cat([(some.double() - there.double()).norm(dim=-1) for some, there in rows])
 
 

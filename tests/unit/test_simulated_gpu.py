@@ -568,7 +568,8 @@ def more(gpus: SimulatedGpus, work: Callable[[int], Any], few: int, many: int) -
 
 def of_search(optimizer: Any) -> Callable[[LanguageModel, int], Any]:
     def work(lm: LanguageModel, steps: int) -> Any:
-        return by(lm, Recipe(target=TargetKnobs(steps=steps, stop=0.0, optimizer=optimizer)))
+        # No edit leaves: none is found, and none reaches the surface of its ball.
+        return by(lm, Recipe(target=TargetKnobs(steps=steps, stop=0.0, ball=1e6, optimizer=optimizer)))
 
     return work
 

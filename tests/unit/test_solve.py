@@ -91,7 +91,7 @@ def test_by_sums_no_float64_has_a_row_for_every_edit(family: str, monkeypatch: p
     lm = LanguageModel(model, byte_tokenizer(), prove(model, find_architecture(model)))
     monkeypatch.setattr(module, "by_sums", lambda *_: True)
     at_once = solved(lm, n_edits=300)
-    monkeypatch.setattr(module, "ROWS", 16)
+    monkeypatch.setattr(module, "EDITS_AT_ONCE", 16)
     monkeypatch.setattr(keys_module, "EDITS_TOGETHER", 16)
     with LargestDouble(lm.architecture.width) as seen:
         in_parts = solved(lm, n_edits=300)
