@@ -47,7 +47,7 @@ FOUND_SHARE = 0.1
 speed."""
 CORRECTED = (0.5, 4.0)
 """How far phases that ended may correct those that are left."""
-WORTH_TELLING = 60.0
+WORTH_TELLING = 180.0
 """Seconds that must be left, or they are not told."""
 
 
