@@ -25,8 +25,8 @@ from memedit.storage.machine import free_memory
 
 LAUNCHES_SUMMED = 64  # launches that are summed by themselves; what is kept ends with such a sum
 KEEP_SECONDS = 120.0
-"""At least this long after one call of `keep`, the next: each writes F x F float64 a layer, which is 8 GB for five
-layers of an MLP of width 14,336. A killed run loses at most this time and that of one chunk."""
+"""The time between two calls of `keep`, at least: each call writes F x F float64 a layer, which is 8 GB for five layers
+of an MLP of width 14,336. A killed run loses at most this time and that of one chunk."""
 TOKENS_ON_GPU = CHUNK  # in a launch: as many as enter one product, so that half as many products are added
 LONGER_ON_GPU = 8
 """Times as many launches are summed by themselves on a GPU: by the number of operations, 64 are done there before

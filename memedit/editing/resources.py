@@ -213,7 +213,9 @@ class Work:
 def estimate_seconds(
     lm: LanguageModel, layers: Sequence[int], work: Work, target: TargetKnobs, pace: Pace
 ) -> tuple[float, float]:
-    """Estimate the seconds of a phase of a run that edits `layers`: at least and at most, by when the search ends.
+    """Estimate the seconds of a phase of a run that edits `layers`, at least and at most.
+
+    At least: if the search ends early; at most: if it takes long, and everything `SLOWER` times as long.
 
     The search runs the blocks above the last edited layer, forward and backward. The products of a moment are counted
     in units of those of a forward. Opening the model and writing it are not counted.

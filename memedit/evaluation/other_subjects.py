@@ -83,7 +83,7 @@ def naming_tokens(requests: Sequence[EditRequest]) -> int:
 
 
 def _most(subjects: int) -> int:
-    """How many names are begun at most for a relation with so many edited subjects."""
+    """How many names are begun at most for a relation with this number of edited subjects."""
     return min(MOST, max(FEWEST, EACH * subjects))
 
 

@@ -24,7 +24,7 @@ MOST_SECONDS = 5.0
 LONGEST_CHAT = 10_000_000
 """Characters that a template may write."""
 LONGEST_TEMPLATE = 1_000_000
-TODAY = datetime(2024, 7, 26, tzinfo=UTC)
+PRINTED_DAY = datetime(2024, 7, 26, tzinfo=UTC)
 """The day that is printed by templates that print one (Llama 3 falls back on it): the same inputs give the same bytes
 on every day, and a run that goes on after midnight asks what it asked before."""
 _CODES = (*(f"%{letter}" for letter in "aAbBcdeFHIjmMpSTuwxXyYzZ"), "%-d", "%-m", "%%")
@@ -32,7 +32,7 @@ _HINT = "correct the template, or leave --chat or chat=true out"
 
 
 def rendered_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
-    """Turns of a chat as the template writes them on the day `TODAY`, up to the model's next turn.
+    """Turns of a chat as the template writes them on the day `PRINTED_DAY`, up to the model's next turn.
 
     Raises UsageError where there is no template, where it takes no such chat, or where it does not end.
     """
@@ -54,10 +54,10 @@ def rendered_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]
 
 
 def _dated(template: str) -> str:
-    """A template for which it is always `TODAY`: the function by which it asks for the date is replaced by a macro."""
+    """The template with a macro in place of the function that tells it the date: it is always `PRINTED_DAY`."""
     if "strftime_now" not in template:
         return template
-    days = "".join(f" | replace({code!r}, {TODAY.strftime(code)!r})" for code in _CODES)
+    days = "".join(f" | replace({code!r}, {PRINTED_DAY.strftime(code)!r})" for code in _CODES)
     return f"{{% macro strftime_now(format) %}}{{{{ format{days} }}}}{{% endmacro %}}" + template
 
 

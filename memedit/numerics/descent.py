@@ -23,8 +23,8 @@ ENOUGH, SHRINK = 1e-4, 0.4
 SHORTEST = 1e-3
 """A step cut to this share of its direction gives up: the problem stands still."""
 PATIENCE, GAIN = 10, 0.02
-"""A problem is flat if its loss fell by less than this share in so many evaluations. Where it begins it may be flat and
-go on to fall: at a softmax that is sure of another token."""
+"""A problem is flat if its loss fell by less than the share `GAIN` in the last `PATIENCE` evaluations. It may be flat
+at its beginning and fall later, where the softmax is sure of another token."""
 
 
 class Descent(Protocol):
